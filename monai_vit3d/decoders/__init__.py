@@ -1,0 +1,51 @@
+"""Dense decoders: patch grids in, a dense map out. One decoder a file, all with one signature, found by name.
+
+A decoder is an ``nn.Module`` built as ``Decoder(in_chans, embed_dim, patch_size, num_classes, **options)`` and
+called as ``decoder(image, maps)``: the image ``(B, C, H, W, D)`` and a list of patch grids
+``(B, E, H', W', D')``, the last one the backbone's final tokens. It returns ``(B, num_classes, H, W, D)``. Its
+static method ``num_maps(patch_size)`` says how many grids it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from .unetr import UNETRDecoder
+
+DECODERS: dict[str, type[nn.Module]] = {"unetr": UNETRDecoder}
+
+
+def decoder_class(name: str) -> type[nn.Module]:
+    """The decoder registered under ``name``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in DECODERS:
+        raise ValueError(f"decoder={name!r} is unknown; one of {', '.join(sorted(DECODERS))} is needed.")
+    return DECODERS[name]
+
+
+def create_decoder(
+    name: str, in_chans: int, embed_dim: int, patch_size: int | Sequence[int], num_classes: int, **options: Any
+) -> nn.Module:
+    """Build a decoder by name.
+
+    Args:
+        name: a key of ``DECODERS``.
+        in_chans: channels of the image.
+        embed_dim: channels of a patch grid.
+        patch_size: voxels per token along each axis.
+        num_classes: channels of the dense map.
+        options: the decoder's own keywords.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return decoder_class(name)(in_chans, embed_dim, patch_size, num_classes, **options)
+
+
+__all__ = ["DECODERS", "UNETRDecoder", "create_decoder", "decoder_class"]

@@ -1,0 +1,153 @@
+"""UNETR's decoder: Hatamizadeh et al. 2022, "UNETR: Transformers for 3D Medical Image Segmentation" (arXiv:2103.10504)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
+from torch import Tensor, nn
+
+from ..layers import to_3tuple
+from ..layers.pos_embed import Grid
+
+
+def up_strides(patch_size: Grid) -> list[Grid]:
+    """Up-sampling factors from the patch grid to (about) one voxel, coarsest stage first.
+
+    Each axis takes as many doublings as bring it nearest to its patch size. Axes with few of them take theirs
+    at the coarse stages, so that fine stages work in-plane when slices are thick.
+
+    Args:
+        patch_size: voxels per token.
+
+    Returns:
+        One factor per axis for every stage: ``(16, 16, 4)`` gives (2, 2, 2), (2, 2, 2), (2, 2, 1), (2, 2, 1).
+    """
+    doublings = [round(math.log2(p)) for p in patch_size]
+    return [tuple(2 if stage < n else 1 for n in doublings) for stage in range(max(doublings))]  # type: ignore[misc]
+
+
+class UNETRDecoder(nn.Module):
+    """Convolutional decoder over intermediate tokens, with MONAI's UNETR blocks.
+
+    A patch of 16 makes the four stages of the paper; a patch of 8 makes three, and so on. Where the patch is no
+    power of two, the decoder works on the nearest grid that is, and a last interpolation brings it to voxels.
+
+    Args:
+        in_chans: channels of the image.
+        embed_dim: channels of a patch grid.
+        patch_size: voxels per token along each axis; axes may differ.
+        num_classes: channels of the dense map.
+        feature_size: channels at full resolution; they double with each coarser stage.
+        norm_name: MONAI's name of the norm.
+        conv_block: convolutions between the up-samplings of a tap.
+        res_block: residual blocks instead of plain ones.
+        deep_supervision: in training, also return the maps of the coarser stages, interpolated to full size, as
+            MONAI's DynUNet does: ``(B, stages, num_classes, H, W, D)``, the finest first.
+
+    Raises:
+        ValueError: a patch of 1 voxel, which leaves nothing to up-sample.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        embed_dim: int,
+        patch_size: int | Sequence[int],
+        num_classes: int,
+        feature_size: int = 16,
+        norm_name: str | tuple = "instance",
+        conv_block: bool = True,
+        res_block: bool = True,
+        deep_supervision: bool = False,
+    ) -> None:
+        super().__init__()
+        self.patch_size = to_3tuple(patch_size, "patch_size")
+        strides = up_strides(self.patch_size)
+        if not strides:
+            raise ValueError(f"patch_size={self.patch_size}: the decoder needs 2 voxels or more on at least one axis.")
+        self.scale = tuple(math.prod(s[axis] for s in strides) for axis in range(3))
+        widths = [feature_size * 2**level for level in reversed(range(len(strides)))]  # coarsest stage first
+        blocks = {"spatial_dims": 3, "kernel_size": 3, "norm_name": norm_name, "res_block": res_block}
+        self.image_branch = UnetrBasicBlock(in_channels=in_chans, out_channels=feature_size, stride=1, **blocks)
+        self.tap_branches = nn.ModuleList(
+            _tap_branch(embed_dim, width, strides[: i + 1], {**blocks, "conv_block": conv_block})
+            for i, width in enumerate(widths[:-1])
+        )
+        self.up_blocks = nn.ModuleList(
+            UnetrUpBlock(in_channels=before, out_channels=width, upsample_kernel_size=stride, **blocks)
+            for before, width, stride in zip([embed_dim, *widths], widths, strides)
+        )
+        self.head = UnetOutBlock(spatial_dims=3, in_channels=feature_size, out_channels=num_classes)
+        coarse = widths[:-1][::-1] if deep_supervision else []
+        self.coarse_heads = nn.ModuleList(UnetOutBlock(3, width, num_classes) for width in coarse)
+
+    @staticmethod
+    def num_maps(patch_size: int | Sequence[int]) -> int:
+        """How many patch grids the decoder reads, the final one counted: one a stage."""
+        return len(up_strides(to_3tuple(patch_size, "patch_size")))
+
+    def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
+        """Decode.
+
+        Args:
+            image: ``(B, C, H, W, D)``.
+            maps: ``num_maps`` patch grids ``(B, E, H', W', D')`` in block order, the last one the final tokens.
+
+        Returns:
+            ``(B, num_classes, H, W, D)``; with ``deep_supervision`` in training
+            ``(B, stages, num_classes, H, W, D)``.
+
+        Raises:
+            ValueError: another number of maps.
+        """
+        if len(maps) != len(self.up_blocks):
+            raise ValueError(f"{len(maps)} patch grids came; patch_size={self.patch_size} needs {len(self.up_blocks)}.")
+        size = [image.shape[2], image.shape[3], image.shape[4]]
+        grid = maps[-1].shape
+        work = [grid[2] * self.scale[0], grid[3] * self.scale[1], grid[4] * self.scale[2]]
+        skips = [self.image_branch(_resize(image, work))]
+        # the earliest tap is the finest skip; the branches stand coarsest first
+        for i, branch in enumerate(self.tap_branches):
+            skips.append(branch(maps[len(self.tap_branches) - 1 - i]))
+        x = maps[-1]
+        outputs: list[Tensor] = []
+        for i, up in enumerate(self.up_blocks):
+            last = i == len(self.up_blocks) - 1
+            x = up(x, skips[0] if last else skips[i + 1])
+            outputs.append(x)
+        out = _resize(self.head(x), size)
+        if not self.training or len(self.coarse_heads) == 0:
+            return out
+        stack = [out]
+        for i, head in enumerate(self.coarse_heads):
+            stack.append(_resize(head(outputs[len(outputs) - 2 - i]), size))
+        return torch.stack(stack, dim=1)
+
+
+def _resize(x: Tensor, size: list[int]) -> Tensor:
+    """Trilinear, and nothing at all where the size is right already."""
+    if x.shape[2] == size[0] and x.shape[3] == size[1] and x.shape[4] == size[2]:
+        return x
+    return F.interpolate(x, size=size, mode="trilinear", align_corners=False)
+
+
+def _tap_branch(embed_dim: int, width: int, strides: list[Grid], blocks: dict) -> nn.Module:
+    """From a patch grid up to the level behind ``strides``: one MONAI block for each run of equal factors."""
+    runs = [(stride, len(list(same))) for stride, same in groupby(strides)]
+    parts = [
+        UnetrPrUpBlock(
+            in_channels=width if i else embed_dim,
+            out_channels=width,
+            num_layer=count - 1,
+            stride=1,
+            upsample_kernel_size=stride,
+            **blocks,
+        )
+        for i, (stride, count) in enumerate(runs)
+    ]
+    return parts[0] if len(parts) == 1 else nn.Sequential(*parts)

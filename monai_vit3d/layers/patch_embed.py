@@ -1,0 +1,235 @@
+"""Volume to patch tokens: Dosovitskiy et al. 2021 (arXiv:2010.11929), equation 1, on three axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .pos_embed import Grid
+
+
+def to_3tuple(value: int | Sequence[int], name: str = "value") -> Grid:
+    """One positive integer per axis ``(H, W, D)``.
+
+    Args:
+        value: one integer for all three axes, or three integers.
+        name: the argument's name, for the message.
+
+    Raises:
+        ValueError: not one or three positive integers.
+    """
+    items = (value,) * 3 if isinstance(value, int) else tuple(value)
+    if len(items) != 3 or any(int(v) != v or v < 1 for v in items):
+        raise ValueError(f"{name}={value!r}: one positive integer or three, in (H, W, D), are needed.")
+    return int(items[0]), int(items[1]), int(items[2])
+
+
+def _check_divisible(img_size: Grid, patch_size: Grid) -> None:
+    if any(i % p for i, p in zip(img_size, patch_size)):
+        need = tuple(-(-i // p) * p for i, p in zip(img_size, patch_size))
+        raise ValueError(
+            f"img_size={img_size} is not divisible by patch_size={patch_size}; the next size that is: {need}."
+        )
+
+
+def check_volume(
+    x: Tensor, in_chans: int, img_size: tuple[int, int, int], patch_size: tuple[int, int, int], strict: bool, pad: bool
+) -> Tensor:
+    """Refuse a batch that the embedding cannot take; pad it where padding was asked for.
+
+    Args:
+        x: ``(B, C, H, W, D)``.
+        in_chans: the C that is needed.
+        img_size: the size that the network was built for.
+        patch_size: the patch, in voxels.
+        strict: only ``img_size`` passes (with ``pad``: any size up to it).
+        pad: pad with zeros, at the end of each axis, to the next multiple of the patch.
+
+    Raises:
+        ValueError: wrong rank, channels or size.
+    """
+    if x.dim() != 5:
+        raise ValueError(f"input of shape {list(x.shape)}; a batch of volumes (B, C, H, W, D) is needed.")
+    if x.shape[1] != in_chans:
+        raise ValueError(f"input of shape {list(x.shape)} has {x.shape[1]} channels; in_chans={in_chans} are needed.")
+    size = [x.shape[2], x.shape[3], x.shape[4]]
+    want = [img_size[0], img_size[1], img_size[2]]
+    short = [-size[0] % patch_size[0], -size[1] % patch_size[1], -size[2] % patch_size[2]]
+    if strict and not pad and size != want:
+        raise ValueError(
+            f"input of size {size}, but the network was built for img_size={want}: pad or crop the input to {want}, "
+            "or build with dynamic_img_size=True, or call set_input_size."
+        )
+    if strict and pad and (size[0] > want[0] or size[1] > want[1] or size[2] > want[2]):
+        raise ValueError(
+            f"input of size {size} is larger than img_size={want}, up to which dynamic_img_pad=True pads: crop the "
+            "input, or add dynamic_img_size=True for any size."
+        )
+    if not pad and (short[0] > 0 or short[1] > 0 or short[2] > 0):
+        need = [size[0] + short[0], size[1] + short[1], size[2] + short[2]]
+        raise ValueError(
+            f"input of size {size} is not divisible by patch_size={list(patch_size)}: pad it to {need}, "
+            "or build with dynamic_img_pad=True."
+        )
+    if pad:
+        x = F.pad(x, [0, short[2], 0, short[1], 0, short[0]])
+    return x
+
+
+def embed_patches(x: Tensor, weight: Tensor, bias: Tensor | None, patch_size: tuple[int, int, int]) -> Tensor:
+    """The strided convolution of a patch embedding, as one matrix product over non-overlapping patches.
+
+    Args:
+        x: ``(B, C, H, W, D)``, divisible by ``patch_size``.
+        weight: ``(E, C, h, w, d)``, as an ``nn.Conv3d`` holds it.
+        bias: ``(E,)`` or None.
+        patch_size: the patch ``(h, w, d)``, in voxels.
+
+    Returns:
+        ``(B, H', W', D', E)``, the tokens on their grid.
+    """
+    # bf16 Conv3d with kernel == stride has no fast kernel on CPUs, nor a good one on GPUs; the product has both.
+    B, C = x.shape[0], x.shape[1]
+    h, w, d = patch_size
+    gh, gw, gd = x.shape[2] // h, x.shape[3] // w, x.shape[4] // d
+    x = x.reshape(B, C, gh, h, gw, w, gd, d).permute(0, 2, 4, 6, 1, 3, 5, 7)
+    return F.linear(x.reshape(B, gh, gw, gd, C * h * w * d), weight.flatten(1), bias)
+
+
+# Leaves for torch.fx: their branches depend on the input's shape, which a symbolic trace does not know.
+torch.fx.wrap("check_volume")
+torch.fx.wrap("embed_patches")
+
+
+def resample_patch_kernel(weight: Tensor, patch_size: int | Sequence[int]) -> Tensor:
+    """Patch kernel for another patch size: the tokens of a resized patch stay as near as they can.
+
+    Pseudo-inverse resize of FlexiViT (Beyer et al. 2023, arXiv:2212.08013, equation 3). Linear resizing is
+    separable, and the pseudo-inverse of a Kronecker product is the product of the pseudo-inverses, so each
+    axis is solved by itself.
+
+    Args:
+        weight: ``(E, C, h, w, d)``.
+        patch_size: the new ``(h, w, d)``.
+
+    Returns:
+        ``(E, C, h', w', d')`` in the dtype of ``weight``.
+    """
+    kernel = weight.detach().double()
+    for axis, new in enumerate(to_3tuple(patch_size, "patch_size"), start=2):
+        old = kernel.shape[axis]
+        if old == new:
+            continue
+        basis = torch.eye(old, dtype=torch.float64, device=kernel.device)[:, None]
+        resize = F.interpolate(basis, size=new, mode="linear", align_corners=False)[:, 0]  # (old, new)
+        kernel = (kernel.movedim(axis, -1) @ torch.linalg.pinv(resize).T).movedim(-1, axis)
+    return kernel.to(weight.dtype)
+
+
+class PatchEmbed3D(nn.Module):
+    """Patch embedding of a volume, with an ``nn.Conv3d``-shaped weight computed as a matrix product.
+
+    Args:
+        img_size: input size in ``(H, W, D)``, divisible by ``patch_size``.
+        patch_size: patch size in ``(H, W, D)``; any axes may differ.
+        in_chans: number of input channels.
+        embed_dim: width of a token.
+        bias: whether the projection has a bias.
+        strict_img_size: whether only ``img_size`` is accepted.
+        flatten: tokens ``(B, N, C)`` if True, a map ``(B, C, H', W', D')`` if False.
+        output_fmt: ``"NLC"``, the only format when ``flatten`` is True.
+        dynamic_img_pad: pad inputs with zeros, at each axis' end, to the next multiple of the patch.
+        device: where to create the parameters.
+        dtype: in which type to create them.
+
+    Raises:
+        ValueError: ``img_size`` not divisible by ``patch_size``, or an unknown format.
+    """
+
+    def __init__(
+        self,
+        img_size: int | Sequence[int],
+        patch_size: int | Sequence[int],
+        in_chans: int = 1,
+        embed_dim: int = 768,
+        bias: bool = True,
+        strict_img_size: bool = True,
+        flatten: bool = True,
+        output_fmt: str = "NLC",
+        *,
+        dynamic_img_pad: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if flatten and output_fmt != "NLC":
+            raise ValueError(f"output_fmt={output_fmt!r}: tokens are 'NLC'; for a map pass flatten=False.")
+        self.img_size = to_3tuple(img_size, "img_size")
+        self.patch_size = to_3tuple(patch_size, "patch_size")
+        _check_divisible(self.img_size, self.patch_size)
+        self.in_chans = in_chans
+        self.strict_img_size = strict_img_size
+        self.flatten = flatten
+        self.output_fmt = output_fmt
+        self.dynamic_img_pad = dynamic_img_pad
+        self._set_grid()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.proj = nn.Conv3d(in_chans, embed_dim, self.patch_size, stride=self.patch_size, bias=bias, **factory)
+
+    def _set_grid(self) -> None:
+        self.grid_size = self.dynamic_feat_size(self.img_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1] * self.grid_size[2]
+
+    def feat_ratio(self) -> Grid:
+        """Voxels per token along each axis."""
+        return self.patch_size
+
+    def dynamic_feat_size(self, img_size: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Patch grid ``(H', W', D')`` of an input of size ``(H, W, D)``, padding counted."""
+        h, w, d = self.patch_size
+        return -(-img_size[0] // h), -(-img_size[1] // w), -(-img_size[2] // d)
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def set_input_size(
+        self, img_size: int | Sequence[int] | None = None, patch_size: int | Sequence[int] | None = None
+    ) -> None:
+        """Change the input size and, by :func:`resample_patch_kernel`, the patch size.
+
+        Args:
+            img_size: new ``(H, W, D)``; None keeps it.
+            patch_size: new patch ``(h, w, d)``; None keeps it.
+
+        Raises:
+            ValueError: the new sizes do not divide; nothing was changed then.
+        """
+        img = self.img_size if img_size is None else to_3tuple(img_size, "img_size")
+        patch = self.patch_size if patch_size is None else to_3tuple(patch_size, "patch_size")
+        _check_divisible(img, patch)
+        if patch != self.patch_size:
+            weight = resample_patch_kernel(self.proj.weight, patch)
+            self.proj.weight = nn.Parameter(weight, requires_grad=self.proj.weight.requires_grad)
+            self.proj.kernel_size = self.proj.stride = patch
+        self.img_size, self.patch_size = img, patch
+        self._set_grid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed a batch of volumes.
+
+        Args:
+            x: ``(B, C, H, W, D)``.
+
+        Returns:
+            ``(B, N, C)``, or ``(B, C, H', W', D')`` if ``flatten`` is False.
+
+        Raises:
+            ValueError: wrong rank, channels or size.
+        """
+        x = check_volume(x, self.in_chans, self.img_size, self.patch_size, self.strict_img_size, self.dynamic_img_pad)
+        x = embed_patches(x, self.proj.weight, self.proj.bias, self.patch_size)
+        if self.flatten:
+            return x.flatten(1, 3)
+        return x.permute(0, 4, 1, 2, 3)

@@ -1,0 +1,159 @@
+"""The part of timm's model contract that changes or describes a network: heads, sizes, groups, init."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import AttentionPoolLatent, trunc_normal_
+from timm.models import named_apply
+from timm.models.vision_transformer import get_init_weights_vit
+from torch import nn
+
+from ..layers import resample_pos_embed, sincos_pos_embed
+from .options import resolve_pool
+
+
+class TimmContract(nn.Module):
+    """timm's methods around the forward pass, spelled as timm spells them."""
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def init_weights(self, mode: str | None = None) -> None:
+        """Initialize all weights with timm's scheme; a module's own ``init_weights`` is respected.
+
+        Args:
+            mode: ``""`` (timm's default), ``"jax"``, ``"jax_nlhb"``, ``"moco"`` or ``"reset"``; None takes the
+                constructor's ``weight_init``.
+        """
+        self._init_weights(self.weight_init if mode is None else mode, needs_reset=True)
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def _init_weights(self, mode: str, needs_reset: bool) -> None:
+        if isinstance(self.pos_embed, nn.Parameter):
+            trunc_normal_(self.pos_embed, std=0.02)
+        elif self.pos_embed is not None:
+            # refilled here, so that a network built on the meta device gets its table with its weights
+            table = sincos_pos_embed(self.grid_size, self.embed_dim, device=self.pos_embed.device)
+            self.pos_embed.copy_(table)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
+        head_bias = -math.log(self.num_classes) if mode == "jax_nlhb" and self.num_classes > 0 else 0.0
+        init = get_init_weights_vit("reset" if mode == "skip" else mode, head_bias, needs_reset=needs_reset)
+        for name, child in self.named_children():
+            named_apply(init, child, name=name, include_root=True)
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone."""
+        names = ("pos_embed", "cls_token", "reg_token")
+        return {n for n in names if isinstance(getattr(self, n), nn.Parameter)}
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that sort parameters into stem, blocks and head, for layer-wise learning rates.
+
+        Args:
+            coarse: one group for all blocks.
+        """
+        blocks = r"^blocks" if coarse else r"^blocks\.(\d+)"
+        return {
+            "stem": r"^cls_token|reg_token|pos_embed|patch_embed|norm_pre",
+            "blocks": [(blocks, None), (r"^norm", (99999,))],
+        }
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def get_classifier(self) -> nn.Module:
+        """The classifier head."""
+        return self.head
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Give the network another head and, if wanted, another pooling.
+
+        Where ``fc_norm`` was left to the pooling (None), the final norm moves, weights and all, to the side of
+        the pooling where the new mode wants it.
+
+        Args:
+            num_classes: outputs of the new head; 0 for none.
+            global_pool: new pooling mode; None keeps it.
+
+        Raises:
+            ValueError: unknown mode, or a class-token pool without a class token; nothing was changed then.
+        """
+        if global_pool is not None:
+            self.global_pool = resolve_pool(global_pool, self.has_class_token)
+            if self.fc_norm_arg is None:
+                self._place_norms()
+            self._build_attn_pool()
+        self.num_classes = int(num_classes)
+        self._build_head()
+
+    def _factory(self) -> dict[str, Any]:
+        weight = self.patch_embed.proj.weight
+        return {"device": weight.device, "dtype": weight.dtype}
+
+    def _build_head(self) -> None:
+        head = nn.Linear(self.embed_dim, self.num_classes, **self._factory()) if self.num_classes > 0 else nn.Identity()
+        if isinstance(head, nn.Linear):
+            trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+        self.head = head.train(self.training)
+
+    def _place_norms(self) -> None:
+        after = self.global_pool == "avg"
+        here, there = (self.norm, self.fc_norm) if after else (self.fc_norm, self.norm)
+        if isinstance(there, nn.Identity):
+            if isinstance(here, nn.Identity) and (after or self.final_norm):
+                here = self.norm_layer(self.embed_dim, **self._factory())
+            here = here if after or self.final_norm else nn.Identity()
+            self.norm, self.fc_norm = (nn.Identity(), here) if after else (here, nn.Identity())
+
+    def _build_attn_pool(self) -> None:
+        if self.global_pool != "map":
+            self.attn_pool = None
+        elif self.attn_pool is None:
+            pool = AttentionPoolLatent(
+                self.embed_dim,
+                num_heads=self.num_heads,
+                mlp_ratio=self.mlp_ratio,
+                norm_layer=self.norm_layer,
+                act_layer=self.act_layer,
+                **self._factory(),
+            )
+            self.attn_pool = pool.train(self.training)
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def set_input_size(
+        self, img_size: int | Sequence[int] | None = None, patch_size: int | Sequence[int] | None = None
+    ) -> None:
+        """Change the input size, the patch size or both; positions and patch kernel are resampled.
+
+        Args:
+            img_size: new ``(H, W, D)``; None keeps it.
+            patch_size: new patch ``(h, w, d)``; None keeps it.
+
+        Raises:
+            ValueError: the sizes do not divide; nothing was changed then.
+        """
+        old = self.grid_size
+        self.patch_embed.set_input_size(img_size, patch_size)
+        self.grid_size, self.num_patches = self.patch_embed.grid_size, self.patch_embed.num_patches
+        for info in self.feature_info:
+            info["reduction"] = self.patch_embed.feat_ratio()
+        if self.pos_embed is None or self.grid_size == old:
+            return
+        if isinstance(self.pos_embed, nn.Parameter):
+            pos = resample_pos_embed(self.pos_embed.detach(), old, self.grid_size, self._pos_prefix)
+            self.pos_embed = nn.Parameter(pos, requires_grad=self.pos_embed.requires_grad)
+        else:
+            self.pos_embed = sincos_pos_embed(self.grid_size, self.embed_dim, device=self.pos_embed.device).to(
+                self.pos_embed.dtype
+            )

@@ -1,0 +1,101 @@
+"""What the arguments of VisionTransformer3D may be, and what they stand for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from timm.layers import GatedMlp, GluMlp, Mlp, SwiGLU, get_act_layer, get_norm_layer
+from torch import nn
+
+POOLS = ("cls_token", "avg", "max", "avgmax", "map", "")
+MLPS = {"mlp": Mlp, "glumlp": GluMlp, "swiglu": SwiGLU, "gatedmlp": GatedMlp}
+
+
+def resolve_pool(global_pool: str, class_token: bool) -> str:
+    """The pooling mode under its own name; timm's ``"token"`` means ``"cls_token"``.
+
+    Raises:
+        ValueError: unknown mode, or a class-token pool where there is no class token.
+    """
+    pool = "cls_token" if global_pool == "token" else global_pool
+    if pool not in POOLS:
+        raise ValueError(f"global_pool={global_pool!r}; one of {', '.join(map(repr, POOLS))} is needed.")
+    if pool == "cls_token" and not class_token:
+        raise ValueError(
+            f"global_pool={global_pool!r} needs a class token, but class_token=False: choose 'avg', 'max', 'avgmax', "
+            "'map' or '', or class_token=True."
+        )
+    return pool
+
+
+def resolve_norm(norm_layer: Callable[..., nn.Module] | str | None) -> Callable[..., nn.Module]:
+    """A norm constructor from itself, timm's name for it (``"layernorm"``, ``"rmsnorm"``), or None (the default).
+
+    Raises:
+        ValueError: a name that timm does not know.
+    """
+    if norm_layer is None:
+        return nn.LayerNorm
+    try:
+        return get_norm_layer(norm_layer)
+    except (AssertionError, KeyError):
+        raise ValueError(f"norm_layer={norm_layer!r} is none of timm's norms; try 'layernorm' or 'rmsnorm'.") from None
+
+
+def resolve_act(act_layer: Callable[..., nn.Module] | str | None) -> Callable[..., nn.Module]:
+    """An activation constructor from itself, timm's name for it (``"gelu"``, ``"silu"``), or None (the default).
+
+    Raises:
+        ValueError: a name that timm does not know.
+    """
+    if act_layer is None:
+        return nn.GELU
+    try:
+        return get_act_layer(act_layer)
+    except (AssertionError, KeyError):
+        raise ValueError(f"act_layer={act_layer!r} is none of timm's activations; try 'gelu' or 'silu'.") from None
+
+
+def resolve_mlp(mlp_layer: Callable[..., nn.Module] | str | None) -> Callable[..., nn.Module]:
+    """An MLP constructor from itself, its name (a key of ``MLPS``), or None (the default).
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if mlp_layer is None:
+        return Mlp
+    if not isinstance(mlp_layer, str):
+        return mlp_layer
+    if mlp_layer not in MLPS:
+        raise ValueError(f"mlp_layer={mlp_layer!r}; one of {', '.join(MLPS)} or a class is needed.")
+    return MLPS[mlp_layer]
+
+
+def build(constructor: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:
+    """Call ``constructor`` with those keywords that its signature knows."""
+    known = inspect.signature(constructor).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+        return constructor(**kwargs)
+    return constructor(**{k: v for k, v in kwargs.items() if k in known})
+
+
+def resolve_indices(indices: int | list[int] | tuple[int, ...] | None, depth: int) -> list[int]:
+    """Block numbers in block order, counted from 0.
+
+    Args:
+        indices: one block, several, or None for all; negative ones count from the end.
+        depth: number of blocks.
+
+    Raises:
+        ValueError: an index out of range, or two that name the same block.
+    """
+    wanted = range(depth) if indices is None else (indices,) if isinstance(indices, int) else tuple(indices)
+    for i in wanted:
+        if not -depth <= i < depth:
+            raise ValueError(f"block index {i} is out of range: the network has {depth} blocks, {-depth} to {depth - 1}.")
+    take = [i % depth for i in wanted]
+    if len(set(take)) < len(take):
+        raise ValueError(f"indices={tuple(wanted)} name a block twice (of {depth} blocks): name each once.")
+    return sorted(take)

@@ -1,0 +1,97 @@
+"""TokenSegmenter: a token backbone with a dense decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..decoders import create_decoder
+from .options import resolve_indices
+
+
+class TokenSegmenter(nn.Module):
+    """A token backbone and a dense decoder over its intermediate tokens.
+
+    The decoder gets the patch grids of the tapped blocks as they are and, last, the final tokens after the
+    backbone's own norm, as UNETR does.
+
+    Args:
+        backbone: a network that keeps the contract of :class:`VisionTransformer3D`.
+        decoder: a dense decoder, or the name of one (see :mod:`monai_vit3d.decoders`), built to fit.
+        num_classes: channels of the dense map; needed with a name.
+        taps: block numbers that the decoder reads besides the final tokens; negative ones count from the end.
+            None spreads them evenly over the depth (quarters for a patch of 16: blocks 2, 5, 8 of 12).
+        options: keywords of the decoder; with a name only.
+
+    Raises:
+        ValueError: a wrong number of taps, a tap out of range, a name without ``num_classes``, options for a
+            decoder that is built already.
+
+    Example:
+        >>> backbone = VisionTransformer3D((96, 96, 96), 16, embed_dim=384, num_heads=6, class_token=False)
+        >>> net = TokenSegmenter(backbone, "unetr", num_classes=14)
+        >>> net(torch.zeros(1, 1, 96, 96, 96)).shape
+        torch.Size([1, 14, 96, 96, 96])
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        decoder: nn.Module | str,
+        num_classes: int | None = None,
+        taps: Sequence[int] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        patch_size = backbone.patch_embed.patch_size
+        if isinstance(decoder, str):
+            if num_classes is None:
+                raise ValueError(f"decoder={decoder!r} is a name: num_classes is needed to build it.")
+            decoder = create_decoder(
+                decoder, backbone.in_chans, backbone.embed_dim, patch_size, num_classes, **options
+            )
+        elif options or num_classes is not None:
+            raise ValueError("the decoder is built already: give its options and num_classes to its own constructor.")
+        depth, needed = len(backbone.blocks), decoder.num_maps(patch_size) - 1
+        if taps is None:
+            # needed + 1 equal parts of the depth; the last part ends in the final tokens
+            taps = [(i + 1) * depth // (needed + 1) - 1 for i in range(needed)]
+        self.taps = resolve_indices(tuple(taps), depth)
+        if len(self.taps) != needed:
+            raise ValueError(
+                f"taps={tuple(taps)}: {type(decoder).__name__} with patch_size={tuple(patch_size)} reads {needed} "
+                "blocks besides the final tokens; give as many."
+            )
+        self.backbone, self.decoder = backbone, decoder
+        backbone.reset_classifier(0, "")  # a head would be a parameter without a gradient
+        if isinstance(backbone.norm, nn.Identity) and not isinstance(backbone.fc_norm, nn.Identity):
+            raise ValueError("fc_norm=True puts the final norm behind a pooling that a segmenter has not: use None.")
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Segment.
+
+        Args:
+            image: ``(B, C, H, W, D)``.
+
+        Returns:
+            Logits ``(B, num_classes, H, W, D)``, with the metadata of ``image`` if it is a MetaTensor.
+
+        Raises:
+            ValueError: wrong rank, channels or size.
+        """
+        if torch.jit.is_scripting():
+            final, maps = self.backbone.token_maps(image, self.taps)
+        else:
+            final, maps = self._read(image)
+        return self.decoder(image, maps + [final])
+
+    @torch.jit.unused  # type: ignore[untyped-decorator]
+    def _read(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Final grid and tapped grids, through the public contract that every backbone keeps."""
+        final, maps = self.backbone.forward_intermediates(image, self.taps, output_fmt="NCHWD")
+        grid = self.backbone.patch_embed.dynamic_feat_size(tuple(image.shape[2:]))
+        tokens = final[:, self.backbone.num_prefix_tokens :].transpose(1, 2)
+        return tokens.reshape(*tokens.shape[:2], *grid), maps

@@ -1,0 +1,363 @@
+"""VisionTransformer3D: timm's Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) for volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from monai.data import MetaTensor
+from timm.layers import Attention, Mlp, PatchDropout, calculate_drop_path_rates
+from timm.models.vision_transformer import Block, global_pool_nlc
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..layers import PatchEmbed3D, fit_pos_embed
+from .contract import TimmContract
+from .features import TokenFeatures
+from .options import build, resolve_act, resolve_mlp, resolve_norm, resolve_pool
+
+# A leaf for torch.fx: its branches depend on the input's shape, which a symbolic trace does not know.
+torch.fx.wrap("fit_pos_embed")
+
+
+class VisionTransformer3D(TokenFeatures, TimmContract):
+    """3D Vision Transformer with a timm-like interface.
+
+    timm's Block is reused as it is; only the patch embedding and the positions are 3D.
+
+    Args:
+        img_size: input size in ``(H, W, D)`` voxels, one number for a cube.
+        patch_size: patch size in ``(H, W, D)`` voxels; axes may differ.
+        in_chans: number of input channels.
+        num_classes: number of output classes; the head is an identity if not positive.
+        global_pool: ``"cls_token"`` (timm's ``"token"`` is understood), ``"avg"``, ``"max"``, ``"avgmax"``,
+            ``"map"`` (attentive pooling), or ``""`` for the full token sequence.
+        embed_dim: width of a token.
+        depth: number of transformer blocks.
+        num_heads: number of attention heads.
+        mlp_ratio: hidden width of the MLP over ``embed_dim``.
+        qkv_bias: whether queries, keys and values have a bias.
+        qk_norm: whether queries and keys are normed.
+        scale_attn_norm: whether the attention's output is normed before its projection.
+        scale_mlp_norm: whether the MLP's hidden layer is normed.
+        proj_bias: whether the projections of attention and MLP have a bias.
+        class_token: whether to prepend a class token.
+        reg_tokens: number of register tokens (Darcet et al. 2024, arXiv:2309.16588).
+        no_embed_class: positions are defined on patch tokens only.
+        pre_norm: norm before the blocks; the patch embedding then has no bias.
+        final_norm: norm after the blocks.
+        fc_norm: norm after pooling instead; None means ``global_pool == "avg"``.
+        dynamic_img_size: take any size that the patch divides; positions follow (learned ones trilinearly).
+        pos_embed: ``"learned"``, ``"sincos"`` or ``"none"``.
+        drop_rate: dropout before the head.
+        pos_drop_rate: dropout after the positions.
+        proj_drop_rate: dropout after the projections in each block.
+        attn_drop_rate: dropout of attention weights in each block.
+        drop_path_rate: largest stochastic-depth rate; it grows linearly over the blocks.
+        embed_layer: constructor of the patch embedding.
+        norm_layer: constructor of the norms, timm's name for one, or None for the default.
+        act_layer: constructor of the activation, timm's name for one, or None for the default.
+        block_fn: constructor of a block; it gets those keywords that it knows.
+        mlp_layer: constructor of the MLP, its name, or None for the default.
+        attn_layer: constructor of the attention, or timm's name for it (``"attn"``, ``"diff"``).
+        init_values: start of timm's LayerScale; passed on to the blocks only when set.
+        patch_drop_rate: share of patch tokens left out in training.
+        dynamic_img_pad: pad inputs with zeros at each axis' end to the next multiple of the patch; tokens that
+            would hold nothing but padding are never made. Any size up to ``img_size``, and with
+            ``dynamic_img_size`` any size at all.
+        weight_init: timm's scheme, ``""``, ``"jax"``, ``"jax_nlhb"``, ``"moco"``, ``"reset"`` or ``"skip"``.
+        pool_include_prefix: let ``"avg"``, ``"max"``, ``"avgmax"`` and ``"map"`` see the prefix tokens.
+        device: where to create the parameters.
+        dtype: in which type to create them.
+
+    Raises:
+        ValueError: an option out of its range; the message says what is needed.
+
+    Example:
+        >>> net = VisionTransformer3D(img_size=(96, 80, 48), patch_size=(16, 16, 4), num_classes=3)
+        >>> net(torch.zeros(1, 1, 96, 80, 48)).shape
+        torch.Size([1, 3])
+    """
+
+    def __init__(
+        self,
+        img_size: int | Sequence[int],
+        patch_size: int | Sequence[int],
+        in_chans: int = 1,
+        num_classes: int = 0,
+        global_pool: str = "cls_token",
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        scale_attn_norm: bool = False,
+        scale_mlp_norm: bool = False,
+        proj_bias: bool = True,
+        class_token: bool = True,
+        reg_tokens: int = 0,
+        no_embed_class: bool = False,
+        pre_norm: bool = False,
+        final_norm: bool = True,
+        fc_norm: bool | None = None,
+        dynamic_img_size: bool = False,
+        pos_embed: str = "learned",
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        embed_layer: Callable[..., nn.Module] = PatchEmbed3D,
+        norm_layer: Callable[..., nn.Module] | str | None = nn.LayerNorm,
+        act_layer: Callable[..., nn.Module] | str | None = nn.GELU,
+        block_fn: Callable[..., nn.Module] = Block,
+        mlp_layer: Callable[..., nn.Module] | str | None = Mlp,
+        attn_layer: Callable[..., nn.Module] | str = Attention,
+        *,
+        init_values: float | None = None,
+        patch_drop_rate: float = 0.0,
+        dynamic_img_pad: bool = False,
+        weight_init: str = "",
+        pool_include_prefix: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_shape(embed_dim, depth, num_heads, reg_tokens, pos_embed, weight_init)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.global_pool = resolve_pool(global_pool, class_token)
+        self.norm_layer, self.act_layer = resolve_norm(norm_layer), resolve_act(act_layer)
+        self.in_chans, self.num_classes = in_chans, int(num_classes)
+        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.num_heads, self.mlp_ratio = num_heads, mlp_ratio
+        self.has_class_token, self.num_reg_tokens = bool(class_token), int(reg_tokens)
+        self.num_prefix_tokens = int(class_token) + int(reg_tokens)
+        self.no_embed_class, self.final_norm, self.fc_norm_arg = bool(no_embed_class), bool(final_norm), fc_norm
+        self.pool_include_prefix, self.weight_init = bool(pool_include_prefix), weight_init
+        self.dynamic_img_size, self.dynamic_img_pad = bool(dynamic_img_size), bool(dynamic_img_pad)
+        self.grad_checkpointing = False
+        self.pos_embed_type = pos_embed
+        self._pos_cache: tuple[Any, Tensor] | None = None
+
+        self.patch_embed = build(
+            embed_layer,
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            bias=not pre_norm,
+            strict_img_size=not dynamic_img_size,
+            dynamic_img_pad=dynamic_img_pad,
+            **factory,
+        )
+        self.grid_size, self.num_patches = self.patch_embed.grid_size, self.patch_embed.num_patches
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim, **factory)) if class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, embed_dim, **factory)) if reg_tokens else None
+        # how many of the positions belong to prefix tokens
+        self._pos_prefix = 0 if no_embed_class or pos_embed != "learned" else self.num_prefix_tokens
+        table = torch.zeros(1, self._pos_prefix + self.num_patches, embed_dim, **factory)
+        if pos_embed == "learned":
+            self.pos_embed = nn.Parameter(table)
+        else:
+            self.register_buffer("pos_embed", table if pos_embed == "sincos" else None, persistent=False)
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+        self.patch_drop = PatchDropout(patch_drop_rate, self.num_prefix_tokens) if patch_drop_rate else nn.Identity()
+        self.norm_pre = self.norm_layer(embed_dim, **factory) if pre_norm else nn.Identity()
+
+        layer_scale = {} if init_values is None else {"init_values": init_values}
+        self.blocks = nn.Sequential(
+            *[
+                build(
+                    block_fn,
+                    dim=embed_dim,
+                    num_heads=num_heads,
+                    mlp_ratio=mlp_ratio,
+                    qkv_bias=qkv_bias,
+                    qk_norm=qk_norm,
+                    scale_attn_norm=scale_attn_norm,
+                    scale_mlp_norm=scale_mlp_norm,
+                    proj_bias=proj_bias,
+                    proj_drop=proj_drop_rate,
+                    attn_drop=attn_drop_rate,
+                    drop_path=rate,
+                    norm_layer=self.norm_layer,
+                    act_layer=self.act_layer,
+                    mlp_layer=resolve_mlp(mlp_layer),
+                    attn_layer=attn_layer,
+                    depth=i,
+                    **layer_scale,
+                    **factory,
+                )
+                for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth))
+            ]
+        )
+        ratio = self.patch_embed.feat_ratio()
+        self.feature_info = [{"module": f"blocks.{i}", "num_chs": embed_dim, "reduction": ratio} for i in range(depth)]
+
+        norm_after_pool = self.global_pool == "avg" if fc_norm is None else bool(fc_norm)
+        norm_before_pool = final_norm and not norm_after_pool
+        self.norm = self.norm_layer(embed_dim, **factory) if norm_before_pool else nn.Identity()
+        self.fc_norm = self.norm_layer(embed_dim, **factory) if norm_after_pool else nn.Identity()
+        self.attn_pool: nn.Module | None = None
+        self._build_attn_pool()
+        self.head_drop = nn.Dropout(drop_rate)
+        self._build_head()
+        self._init_weights(weight_init, needs_reset=False)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """Volumes ``(B, C, H, W, D)`` to the token sequence ``(B, P + N, E)`` that enters the first block."""
+        if not torch.jit.is_scripting():
+            if isinstance(x, MetaTensor):
+                x = x.as_tensor()  # tokens have no affine; decoders take the metadata from the image
+        tokens = self.patch_embed(x)
+        prefix: list[Tensor] = []
+        if self.cls_token is not None:
+            prefix.append(self.cls_token.expand(x.shape[0], -1, -1))
+        if self.reg_token is not None:
+            prefix.append(self.reg_token.expand(x.shape[0], -1, -1))
+        pos = self._positions(x)
+        if pos is not None and self._pos_prefix == 0:
+            tokens = tokens + pos
+        tokens = torch.cat(prefix + [tokens], dim=1)
+        if pos is not None and self._pos_prefix > 0:
+            tokens = tokens + pos
+        return self.norm_pre(self.patch_drop(self.pos_drop(tokens)))
+
+    def _positions(self, x: Tensor) -> Tensor | None:
+        """The positions for the grid of ``x``: as they are, resampled, or the corner of them."""
+        pos = self.pos_embed
+        if pos is None or not (self.dynamic_img_size or self.dynamic_img_pad):
+            return pos
+        grid = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3], x.shape[4]))
+        if not torch.jit.is_scripting():
+            if _is_plain(x) and not (pos.requires_grad and torch.is_grad_enabled()):
+                return self._cached_positions(pos, grid)
+        return fit_pos_embed(
+            pos, self.grid_size, grid, self._pos_prefix, self.pos_embed_type == "learned", self.dynamic_img_size
+        )
+
+    @torch.jit.unused  # type: ignore[untyped-decorator]
+    def _cached_positions(self, pos: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """The positions of the last grid are kept: a cohort or a sliding window asks for one grid many times."""
+        key = (grid, pos.device, pos.dtype, pos.data_ptr(), pos._version)
+        if self._pos_cache is None or self._pos_cache[0] != key:
+            learned = self.pos_embed_type == "learned"
+            fitted = fit_pos_embed(pos, self.grid_size, grid, self._pos_prefix, learned, self.dynamic_img_size)
+            self._pos_cache = (key, fitted)
+        return self._pos_cache[1]
+
+    def train(self, mode: bool = True) -> VisionTransformer3D:
+        """As ``nn.Module.train``; also forgets the resampled positions."""
+        self._pos_cache = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pos_cache": None}
+
+    def _run_blocks(
+        self, x: Tensor, take: list[int], attn_mask: Tensor | None = None, last: int = -1
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run the blocks (up to ``last``, if not negative); also return the outputs of those in ``take``."""
+        taken: list[Tensor] = []
+        for i, block in enumerate(self.blocks):
+            if last < 0 or i <= last:
+                if attn_mask is not None:
+                    x = block(x, attn_mask=attn_mask)
+                elif self.grad_checkpointing and not torch.jit.is_scripting():
+                    x = checkpoint(block, x, use_reentrant=False)
+                else:
+                    x = block(x)
+                if i in take:
+                    taken.append(x)
+        return x, taken
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Compute token features.
+
+        Args:
+            x: ``(B, C, H, W, D)``.
+            attn_mask: passed on to every block, as timm's attention takes it.
+
+        Returns:
+            ``(B, P + N, E)``: prefix tokens, then patch tokens with D fastest.
+
+        Raises:
+            ValueError: wrong rank, channels or size.
+        """
+        x, _ = self._run_blocks(self._embed(x), [], attn_mask)
+        return self.norm(x)
+
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        """Pool token features.
+
+        Args:
+            x: ``(B, P + N, E)``.
+            pool_type: pooling mode; None takes the network's own.
+
+        Returns:
+            ``(B, E)``, or the full sequence if the mode is ``""``.
+
+        Raises:
+            ValueError: unknown mode, a class-token pool without a class token, or ``"map"`` on a network that
+                was built without it.
+        """
+        mode = self.global_pool if pool_type is None else pool_type
+        if not torch.jit.is_scripting():
+            mode = resolve_pool(mode, self.has_class_token)
+        if mode == "map":
+            if self.attn_pool is None:
+                raise ValueError("pool_type='map' needs a network built with global_pool='map'.")
+            return self.attn_pool(x if self.pool_include_prefix else x[:, self.num_prefix_tokens :])
+        mode = "token" if mode == "cls_token" else mode
+        return global_pool_nlc(x, mode, self.num_prefix_tokens, self.pool_include_prefix)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Apply pooling and the classification head.
+
+        Args:
+            x: ``(B, P + N, E)``.
+            pre_logits: return the pooled features before the classifier.
+
+        Returns:
+            ``(B, num_classes)`` or ``(B, E)``; with ``global_pool=""`` the same for every token.
+        """
+        x = self.head_drop(self.fc_norm(self.pool(x)))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, or pooled features where there is no head.
+
+        Args:
+            x: ``(B, C, H, W, D)``.
+
+        Returns:
+            ``(B, num_classes)``, ``(B, E)``, or with ``global_pool=""`` one such row per token.
+        """
+        return self.forward_head(self.forward_features(x))
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether ``x`` is a tensor with values, not a stand-in of a tracer."""
+    return not (isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+def check_shape(embed_dim: int, depth: int, num_heads: int, reg_tokens: int, pos_embed: str, weight_init: str) -> None:
+    """Refuse what cannot be built, before anything is.
+
+    Raises:
+        ValueError: which argument, what came, what is needed.
+    """
+    if depth < 1 or num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
+        raise ValueError(
+            f"embed_dim={embed_dim}, depth={depth}, num_heads={num_heads}: positive numbers are needed, and "
+            "embed_dim divisible by num_heads."
+        )
+    if reg_tokens < 0:
+        raise ValueError(f"reg_tokens={reg_tokens}; 0 or more are needed.")
+    if pos_embed not in ("learned", "sincos", "none"):
+        raise ValueError(f"pos_embed={pos_embed!r}; one of 'learned', 'sincos', 'none' is needed.")
+    if weight_init not in ("", "jax", "jax_nlhb", "moco", "reset", "skip"):
+        raise ValueError(f"weight_init={weight_init!r}; one of '', 'jax', 'jax_nlhb', 'moco', 'reset', 'skip'.")
