@@ -12,7 +12,10 @@ _HOMES = {
     "TokenSegmenter": "networks",
     "UNETRDecoder": "decoders",
     "VisionTransformer3D": "networks",
+    "create_model": "networks",
+    "load_weights": "weights",
 }
+_ROOMS = ("data", "decoders", "handlers", "inferers", "layers", "networks", "pipeline", "weights")
 __all__ = [*sorted(_HOMES), "__version__"]
 
 
@@ -20,8 +23,10 @@ def __getattr__(name: str) -> Any:
     # PEP 562: torch, timm and monai take seconds to import, so a public name loads on its first use
     if name in _HOMES:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, *_ROOMS])

@@ -96,6 +96,12 @@ class TimmContract(nn.Module):
         self.num_classes = int(num_classes)
         self._build_head()
 
+    def _describe_features(self) -> None:
+        ratio = self.patch_embed.feat_ratio()
+        # timm's FeatureInfo compares reductions as numbers: the largest axis, and the whole patch beside it
+        info = {"num_chs": self.embed_dim, "reduction": max(ratio), "patch_size": ratio}
+        self.feature_info = [{"module": f"blocks.{i}", **info} for i in range(len(self.blocks))]
+
     def _factory(self) -> dict[str, Any]:
         weight = self.patch_embed.proj.weight
         return {"device": weight.device, "dtype": weight.dtype}
@@ -146,8 +152,7 @@ class TimmContract(nn.Module):
         old = self.grid_size
         self.patch_embed.set_input_size(img_size, patch_size)
         self.grid_size, self.num_patches = self.patch_embed.grid_size, self.patch_embed.num_patches
-        for info in self.feature_info:
-            info["reduction"] = self.patch_embed.feat_ratio()
+        self._describe_features()
         if self.pos_embed is None or self.grid_size == old:
             return
         if isinstance(self.pos_embed, nn.Parameter):

@@ -31,7 +31,7 @@ class TokenSegmenter(nn.Module):
             decoder that is built already.
 
     Example:
-        >>> backbone = VisionTransformer3D((96, 96, 96), 16, embed_dim=384, num_heads=6, class_token=False)
+        >>> backbone = VisionTransformer3D((96, 96, 96), 16, embed_dim=384, num_heads=6)
         >>> net = TokenSegmenter(backbone, "unetr", num_classes=14)
         >>> net(torch.zeros(1, 1, 96, 96, 96)).shape
         torch.Size([1, 14, 96, 96, 96])

@@ -194,8 +194,7 @@ class VisionTransformer3D(TokenFeatures, TimmContract):
                 for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth))
             ]
         )
-        ratio = self.patch_embed.feat_ratio()
-        self.feature_info = [{"module": f"blocks.{i}", "num_chs": embed_dim, "reduction": ratio} for i in range(depth)]
+        self._describe_features()
 
         norm_after_pool = self.global_pool == "avg" if fc_norm is None else bool(fc_norm)
         norm_before_pool = final_norm and not norm_after_pool

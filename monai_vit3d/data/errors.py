@@ -1,0 +1,17 @@
+"""The errors of this package that speak of files; every message says what came, what is needed, what to do."""
+
+
+class Vit3dError(Exception):
+    """Root of the package's own errors."""
+
+
+class DatasetError(Vit3dError, FileNotFoundError):
+    """A data set or some of its cases are not where they should be."""
+
+
+class WeightsError(Vit3dError, ValueError):
+    """A checkpoint is missing, damaged or of another architecture."""
+
+
+class ImageError(Vit3dError, ValueError):
+    """An image cannot be used as it is."""

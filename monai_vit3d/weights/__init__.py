@@ -1,0 +1,5 @@
+"""Weights: reading them safely, and mapping those of other projects."""
+
+from .files import load_weights
+
+__all__ = ["load_weights"]

@@ -1,0 +1,147 @@
+"""MONAI's UNETR (monai.networks.nets.UNETR) to TokenSegmenter and back."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from monai.networks.blocks import UnetResBlock
+from monai.networks.nets import UNETR
+from torch import nn
+
+from ...data.errors import WeightsError
+from ...decoders import UNETRDecoder
+from ...networks import TokenSegmenter, VisionTransformer3D
+
+MONAI_TAPS = (3, 6, 9)  # what MONAI's UNETR reads: the outputs of its blocks 4, 7 and 10
+
+# MONAI's key, ours; both ways
+_RENAMES = [
+    (r"vit.patch_embedding.patch_embeddings.", "backbone.patch_embed.proj."),
+    (r"vit.patch_embedding.position_embeddings", "backbone.pos_embed"),
+    (r"vit.norm.", "backbone.norm."),
+    *[(f"encoder{n}.", f"decoder.tap_branches.{4 - n}.") for n in (2, 3, 4)],
+    *[(f"decoder{n}.", f"decoder.up_blocks.{5 - n}.") for n in (5, 4, 3, 2)],
+    ("encoder1.", "decoder.image_branch."),
+    ("out.", "decoder.head."),
+    ("vit.blocks.", "backbone.blocks."),
+]
+_IN_BLOCK = [("attn.out_proj.", "attn.proj."), ("mlp.linear1.", "mlp.fc1."), ("mlp.linear2.", "mlp.fc2.")]
+# made by older MONAI in every block and never used without cross-attention
+_STALE = re.compile(r"vit\.blocks\.\d+\.(cross_attn|norm_cross_attn)\.")
+
+
+def _rename(key: str, forward: bool) -> str:
+    for monai, ours in _RENAMES:
+        old, new = (monai, ours) if forward else (ours, monai)
+        if not key.startswith(old):
+            continue
+        key = new + key[len(old) :]
+        for monai_part, our_part in _IN_BLOCK if "blocks." in key[:20] else []:
+            key = key.replace(monai_part, our_part) if forward else key.replace(our_part, monai_part)
+        return key
+    raise WeightsError(f"key {key!r} is none of {'a MONAI UNETR' if forward else 'a TokenSegmenter with UNETRDecoder'}.")
+
+
+def from_monai_unetr(unetr: UNETR) -> TokenSegmenter:
+    """The TokenSegmenter that computes what a MONAI UNETR computes, with its weights.
+
+    Args:
+        unetr: a 3D UNETR with the patch embedding ``proj_type="conv"``.
+
+    Returns:
+        A segmenter on the same device, in the same dtype and mode.
+
+    Raises:
+        WeightsError: a UNETR in 2D, or with another patch embedding.
+    """
+    embedding = unetr.vit.patch_embedding
+    if not isinstance(embedding.patch_embeddings, nn.Conv3d):
+        raise WeightsError("a 3D UNETR with proj_type='conv' is needed.")
+    block, state = unetr.vit.blocks[0], unetr.state_dict()
+    weight = embedding.patch_embeddings.weight
+    dropout = block.mlp.drop1.p
+    backbone = VisionTransformer3D(
+        img_size=tuple(g * p for g, p in zip(unetr.feat_size, unetr.patch_size)),
+        patch_size=tuple(unetr.patch_size),
+        in_chans=weight.shape[1],
+        embed_dim=unetr.hidden_size,
+        depth=len(unetr.vit.blocks),
+        num_heads=block.attn.num_heads,
+        mlp_ratio=block.mlp.linear1.out_features / unetr.hidden_size,
+        qkv_bias=block.attn.qkv.bias is not None,
+        class_token=False,
+        global_pool="",
+        pos_drop_rate=dropout,
+        proj_drop_rate=dropout,
+        attn_drop_rate=dropout,
+    )
+    decoder = UNETRDecoder(
+        in_chans=weight.shape[1],
+        embed_dim=unetr.hidden_size,
+        patch_size=tuple(unetr.patch_size),
+        num_classes=unetr.out.conv.conv.out_channels,
+        feature_size=unetr.encoder1.layer.conv1.conv.out_channels,
+        **_decoder_options(unetr.encoder1, unetr.encoder2),
+    )
+    net = TokenSegmenter(backbone, decoder, taps=MONAI_TAPS).to(weight.device, weight.dtype)
+    net.load_state_dict({_rename(k, True): v for k, v in state.items() if not _STALE.match(k)})
+    return net.train(unetr.training)
+
+
+def _decoder_options(image_branch: nn.Module, finest_tap: nn.Module) -> dict[str, Any]:
+    """The options that both projects name alike, read off MONAI's blocks, which both are made of."""
+    norm = image_branch.layer.norm1
+    names = {nn.InstanceNorm3d: "instance", nn.BatchNorm3d: "batch"}
+    if type(norm) not in names:
+        raise WeightsError(f"norm_name 'instance' or 'batch' is needed; this network has {norm}.")
+    affine = isinstance(norm, nn.InstanceNorm3d) and norm.affine
+    return {
+        "norm_name": ("instance", {"affine": True}) if affine else names[type(norm)],
+        "res_block": isinstance(image_branch.layer, UnetResBlock),
+        "conv_block": type(finest_tap.blocks[0]) is nn.Sequential,
+    }
+
+
+def to_monai_unetr(segmenter: TokenSegmenter) -> UNETR:
+    """The MONAI UNETR that computes what ``segmenter`` computes, with its weights.
+
+    Args:
+        segmenter: a patch of 16, 12 blocks, taps 3, 6, 9, no prefix tokens, learned positions, UNETRDecoder.
+
+    Returns:
+        A UNETR on the same device, in the same dtype and mode.
+
+    Raises:
+        WeightsError: MONAI's UNETR cannot express the segmenter; the message says why.
+    """
+    backbone, decoder = segmenter.backbone, segmenter.decoder
+    reasons = {
+        "the decoder is not a UNETRDecoder": not isinstance(decoder, UNETRDecoder),
+        "the decoder has heads for deep supervision": len(getattr(decoder, "coarse_heads", [])) > 0,
+        f"patch_size={backbone.patch_embed.patch_size}, 16 is needed": backbone.patch_embed.patch_size != (16,) * 3,
+        f"taps={tuple(segmenter.taps)}, {MONAI_TAPS} are needed": tuple(segmenter.taps) != MONAI_TAPS,
+        f"{len(backbone.blocks)} blocks, 12 are needed": len(backbone.blocks) != 12,
+        "it has prefix tokens": backbone.num_prefix_tokens > 0,
+        "its positions are not learned": not isinstance(backbone.pos_embed, nn.Parameter),
+    }
+    why = [reason for reason, holds in reasons.items() if holds]
+    if why:
+        raise WeightsError(f"MONAI's UNETR cannot express this segmenter: {'; '.join(why)}.")
+    weight = backbone.patch_embed.proj.weight
+    unetr = UNETR(
+        in_channels=backbone.in_chans,
+        out_channels=decoder.head.conv.conv.out_channels,
+        img_size=backbone.patch_embed.img_size,
+        feature_size=decoder.head.conv.conv.in_channels,
+        hidden_size=backbone.embed_dim,
+        mlp_dim=backbone.blocks[0].mlp.fc1.out_features,
+        num_heads=backbone.num_heads,
+        dropout_rate=backbone.pos_drop.p,
+        qkv_bias=backbone.blocks[0].attn.qkv.bias is not None,
+        **_decoder_options(decoder.image_branch, decoder.tap_branches[-1]),
+    ).to(weight.device, weight.dtype)
+    state = {_rename(key, False): value for key, value in segmenter.state_dict().items()}
+    unused = {k: v for k, v in unetr.state_dict().items() if _STALE.match(k)}
+    unetr.load_state_dict({**unused, **state})
+    return unetr.train(segmenter.training)

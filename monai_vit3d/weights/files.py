@@ -1,0 +1,59 @@
+"""Reading checkpoints, never anything but tensors."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..data.errors import WeightsError
+
+
+def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
+    """Load a state dict into a network, all of it or nothing.
+
+    Args:
+        network: the network that the weights were made with; it keeps its device and dtype.
+        path: a file that ``torch.save(network.state_dict(), path)`` wrote.
+
+    Returns:
+        ``network``.
+
+    Raises:
+        WeightsError: the file is missing, damaged, holds more than tensors, or fits another architecture; the
+            message names keys and shapes that differ. The network is unchanged then.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file. Train a model into it, or name another file.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"{path}: not a readable state dict ({type(error).__name__}). It may be cut off, or hold more than "
+            "tensors, which is never loaded. Save network.state_dict() alone, or fetch the file again."
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise WeightsError(f"{path}: not a state dict of tensors. Save network.state_dict() alone.")
+    differences = _differences(network.state_dict(), state)
+    if differences:
+        shown = "; ".join(differences[:5])
+        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise WeightsError(
+            f"{path}: weights of another architecture than {type(network).__name__}: {shown}{more}. Build the "
+            "network with the options that the weights were trained with."
+        )
+    network.load_state_dict(state)
+    return network
+
+
+def _differences(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:
+    shapes = [
+        f"{key} is {tuple(found[key].shape)}, {tuple(value.shape)} is needed"
+        for key, value in wanted.items()
+        if key in found and found[key].shape != value.shape
+    ]
+    missing = [f"{key} is missing" for key in wanted if key not in found]
+    return shapes + missing + [f"{key} is not known" for key in found if key not in wanted]
