@@ -1,0 +1,28 @@
+# `make demo` and `make test` work on a fresh machine: they install into .venv what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .[dev]
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/vit3d demo --bundle bundles/hippocampus_segmentation --output demo_output
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 tutorials
+
+clean:
+	rm -rf $(VENV) demo_output runs
