@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,9 @@ class AtomicCheckpoint:
         rank: int = 0,
     ) -> None:
         self.last = Path(folder) / "last.pt"
-        self.objects, self.best, self.best_path, self.validator = objects, best, best_path, validator
+        # a run saved by several processes resumes in one, and the other way round
+        self.objects = {k: v.module if isinstance(v, DistributedDataParallel) else v for k, v in objects.items()}
+        self.best, self.best_path, self.validator = best, best_path, validator
         self.resume, self.rank = resume, rank
         self.best_metric = float("-inf")
 

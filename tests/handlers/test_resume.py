@@ -1,0 +1,103 @@
+"""A run that stops and resumes ends with the weights of one that never stopped; files are whole or not there."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import CacheDataset, DataLoader
+from monai.engines import SupervisedTrainer
+from monai.handlers import LrScheduleHandler
+from monai.optimizers import WarmupCosineSchedule
+from monai.transforms import Compose, RandGaussianNoised, RandSpatialCropd
+from torch import nn
+
+from monai_vit3d.handlers import AtomicCheckpoint, EMAHandler, EpochSeed, moving_average, save_atomic
+
+
+def make_trainer(folder, epochs, seed=0):
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.GELU(), nn.Dropout(0.3), nn.Conv3d(4, 1, 1))
+    generator = torch.Generator().manual_seed(7)
+    volumes = [torch.randn(1, 8, 8, 8, generator=generator) for _ in range(5)]
+    transform = Compose(
+        [RandSpatialCropd(["image", "label"], (4, 4, 4), random_size=False), RandGaussianNoised("image", prob=0.7)]
+    )
+    dataset = CacheDataset([{"image": v, "label": v.abs()} for v in volumes], transform, progress=False)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
+    schedule = WarmupCosineSchedule(optimizer, 2, 8)
+    average = moving_average(network, 0.9)
+    objects = {"network": network, "optimizer": optimizer, "schedule": schedule, "average": average}
+    handlers = [
+        EpochSeed(3, dataset),
+        LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
+        EMAHandler(average, network),
+        AtomicCheckpoint(folder, objects),
+    ]
+    trainer = SupervisedTrainer(
+        torch.device("cpu"),
+        epochs,
+        DataLoader(dataset, batch_size=2, shuffle=True, drop_last=True),
+        network,
+        optimizer,
+        nn.MSELoss(),
+        train_handlers=handlers,
+    )
+    return trainer, objects
+
+
+def test_resume_is_exact(tmp_path):
+    whole, expected = make_trainer(tmp_path / "whole", epochs=4)
+    whole.run()
+    make_trainer(tmp_path / "parts", epochs=2)[0].run()
+    rest, found = make_trainer(tmp_path / "parts", epochs=4, seed=99)  # other initial weights: all must come back
+    torch.rand(17)  # and another place in the random stream
+    rest.run()
+    assert rest.state.iteration == whole.state.iteration == 8
+    for name in ("network", "average"):
+        for key, value in expected[name].state_dict().items():
+            assert torch.equal(value, found[name].state_dict()[key]), (name, key)
+    assert expected["optimizer"].param_groups[0]["lr"] == found["optimizer"].param_groups[0]["lr"]
+
+
+def test_epoch_seed_depends_on_seed_epoch_and_rank():
+    def draw(seed, epoch, rank):
+        engine = Engine(lambda *_: None)
+        engine.state.epoch = epoch
+        EpochSeed(seed, [], rank=rank)(engine)
+        return torch.rand(1).item(), np.random.rand()
+
+    draws = [draw(0, 1, 0), draw(1, 1, 0), draw(0, 2, 0), draw(0, 1, 1)]
+    assert draw(0, 1, 0) == draws[0]
+    assert len(set(draws)) == 4
+
+
+def test_moving_average_is_the_formula():
+    network = nn.Linear(3, 1)
+    average = moving_average(network, decay=0.75)
+    handler = EMAHandler(average, network)
+    first = network.weight.detach().clone()
+    handler(None)  # the first update copies
+    with torch.no_grad():
+        network.weight.add_(1.0)
+    handler(None)
+    torch.testing.assert_close(average.module.weight, 0.75 * first + 0.25 * (first + 1))
+    with pytest.raises(ValueError, match="decay=1"):
+        moving_average(network, decay=1.0)
+
+
+def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "model.pt"
+    save_atomic({"a": torch.ones(2)}, path)
+    with pytest.raises(Exception, match="pickle"):
+        save_atomic({"a": lambda: None}, path)
+    assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(2))
+    assert os.listdir(tmp_path) == ["model.pt"]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
