@@ -81,7 +81,10 @@ def check_volume(
 
 
 def embed_patches(x: Tensor, weight: Tensor, bias: Tensor | None, patch_size: tuple[int, int, int]) -> Tensor:
-    """The strided convolution of a patch embedding, as one matrix product over non-overlapping patches.
+    """The strided convolution of a patch embedding, computed the faster of two ways.
+
+    One matrix product over non-overlapping patches, except in float32 on a CPU, where the convolution itself is
+    faster (benchmarks/patch_embed.py measures both).
 
     Args:
         x: ``(B, C, H, W, D)``, divisible by ``patch_size``.
@@ -92,7 +95,12 @@ def embed_patches(x: Tensor, weight: Tensor, bias: Tensor | None, patch_size: tu
     Returns:
         ``(B, H', W', D', E)``, the tokens on their grid.
     """
-    # bf16 Conv3d with kernel == stride has no fast kernel on CPUs, nor a good one on GPUs; the product has both.
+    reduced = False
+    if not torch.jit.is_scripting():
+        reduced = torch.is_autocast_enabled(x.device.type)
+    if x.device.type == "cpu" and x.dtype == torch.float32 and not reduced:
+        return F.conv3d(x, weight, bias, stride=list(patch_size)).permute(0, 2, 3, 4, 1)
+    # a bf16 Conv3d with kernel == stride has no fast kernel on CPUs, nor a good one on GPUs; the product has both
     B, C = x.shape[0], x.shape[1]
     h, w, d = patch_size
     gh, gw, gd = x.shape[2] // h, x.shape[3] // w, x.shape[4] // d
@@ -131,7 +139,7 @@ def resample_patch_kernel(weight: Tensor, patch_size: int | Sequence[int]) -> Te
 
 
 class PatchEmbed3D(nn.Module):
-    """Patch embedding of a volume, with an ``nn.Conv3d``-shaped weight computed as a matrix product.
+    """Patch embedding of a volume, with an ``nn.Conv3d``-shaped weight computed by :func:`embed_patches`.
 
     Args:
         img_size: input size in ``(H, W, D)``, divisible by ``patch_size``.

@@ -1,0 +1,74 @@
+"""Patch embedding as a matrix product against the same Conv3d, forward, in turn.
+
+    python benchmarks/patch_embed.py --rounds 9
+
+The limit is the bare product on patches that were cut out beforehand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+from torch import nn
+
+from monai_vit3d.layers import embed_patches
+
+CASES = [  # size, patch, channels, width
+    ((48, 48, 48), (8, 8, 8), 1, 192),
+    ((96, 96, 96), (16, 16, 16), 1, 768),
+    ((96, 96, 48), (16, 16, 4), 1, 768),
+    ((128, 128, 128), (16, 16, 16), 1, 768),
+]
+
+
+def seconds(call, device: str) -> float:
+    """One call, timed."""
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"torch {torch.__version__}, {device}, {args.threads} threads, median of {args.rounds} rounds, ms")
+    print(f"{'volume':>15s} {'patch':>10s} {'dtype':>9s} {'ours':>8s} {'Conv3d':>8s} {'ratio':>6s} {'limit':>8s}")
+    with torch.no_grad():
+        for size, patch, channels, width in CASES:
+            for dtype in (torch.float32, torch.bfloat16):
+                conv = nn.Conv3d(channels, width, patch, stride=patch, device=device, dtype=dtype)
+                x = torch.randn(1, channels, *size, device=device, dtype=dtype)
+                tokens = x.unfold(2, patch[0], patch[0]).unfold(3, patch[1], patch[1]).unfold(4, patch[2], patch[2])
+                tokens = tokens.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4).flatten(1, 3).contiguous()
+                weight = conv.weight.flatten(1)
+                calls = {
+                    "ours": lambda: embed_patches(x, conv.weight, conv.bias, patch),
+                    "peer": lambda: conv(x),
+                    "limit": lambda: nn.functional.linear(tokens, weight, conv.bias),
+                }
+                times: dict[str, list[float]] = {name: [] for name in calls}
+                for round_ in range(args.rounds + 2):
+                    for name, call in calls.items():
+                        spent = seconds(call, device)
+                        if round_ >= 2:
+                            times[name].append(spent)
+                ours, peer, limit = (statistics.median(t) * 1000 for t in times.values())
+                ratio = statistics.median(p / o for p, o in zip(times["peer"], times["ours"]))
+                print(
+                    f"{'x'.join(map(str, size)):>15s} {'x'.join(map(str, patch)):>10s} {str(dtype)[6:]:>9s} "
+                    f"{ours:8.2f} {peer:8.2f} {ratio:6.1f} {limit:8.2f}"
+                )
+
+
+if __name__ == "__main__":
+    main()
