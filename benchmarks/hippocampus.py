@@ -82,12 +82,12 @@ def seconds_per_epoch(rounds: int) -> dict[str, float]:
     for round_ in range(rounds + 1):
         for name, (network, optimizer, loss, inferer, loader) in steps.items():
             start = time.perf_counter()
-            for count, batch in enumerate(loader, 1):
+            for batch in loader:
                 optimizer.zero_grad()
                 loss(inferer(batch["image"], network), batch["label"]).backward()
                 optimizer.step()
             if round_:  # the first round warms up
-                seconds[name].append((time.perf_counter() - start) / count)
+                seconds[name].append((time.perf_counter() - start) / len(loader))
     cases = json.loads((BUNDLE / "configs" / "split.json").read_text())["training"]
     steps_per_epoch = len(cases) // parsers["ours"]["batch_size"]
     return {name: statistics.median(times) * steps_per_epoch for name, times in seconds.items()}
@@ -123,7 +123,9 @@ def train_and_score(name: str, epochs: int, threads: int, folder: Path) -> dict:
 def main() -> None:
     """Measure, train, score, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=25, help="training time of each network, validation not counted")
+    parser.add_argument(
+        "--minutes", type=float, default=25, help="training time of each network, validation not counted"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=5)
@@ -144,7 +146,7 @@ def main() -> None:
         results = json.loads(results_file.read_text()) if results_file.is_file() else {}
         results_file.write_text(json.dumps({**results, name: result}, indent=1))
     results = json.loads(results_file.read_text())
-    print(f"{'network':8s} {'M param':>8s} {'epochs':>6s} {'anterior':>9s} {'posterior':>9s} {'mean':>7s} {'ours - it':>9s}")
+    print("network   M param epochs  anterior posterior    mean ours - it")
     for name, r in results.items():
         gap = f"{results['ours']['mean'] - r['mean']:+.4f}" if "ours" in results else ""
         print(

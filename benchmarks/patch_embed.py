@@ -44,30 +44,36 @@ def main() -> None:
     print(f"torch {torch.__version__}, {device}, {args.threads} threads, median of {args.rounds} rounds, ms")
     print(f"{'volume':>15s} {'patch':>10s} {'dtype':>9s} {'ours':>8s} {'Conv3d':>8s} {'ratio':>6s} {'limit':>8s}")
     with torch.no_grad():
-        for size, patch, channels, width in CASES:
+        for case in CASES:
             for dtype in (torch.float32, torch.bfloat16):
-                conv = nn.Conv3d(channels, width, patch, stride=patch, device=device, dtype=dtype)
-                x = torch.randn(1, channels, *size, device=device, dtype=dtype)
-                tokens = x.unfold(2, patch[0], patch[0]).unfold(3, patch[1], patch[1]).unfold(4, patch[2], patch[2])
-                tokens = tokens.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4).flatten(1, 3).contiguous()
-                weight = conv.weight.flatten(1)
-                calls = {
-                    "ours": lambda: embed_patches(x, conv.weight, conv.bias, patch),
-                    "peer": lambda: conv(x),
-                    "limit": lambda: nn.functional.linear(tokens, weight, conv.bias),
-                }
-                times: dict[str, list[float]] = {name: [] for name in calls}
-                for round_ in range(args.rounds + 2):
-                    for name, call in calls.items():
-                        spent = seconds(call, device)
-                        if round_ >= 2:
-                            times[name].append(spent)
-                ours, peer, limit = (statistics.median(t) * 1000 for t in times.values())
-                ratio = statistics.median(p / o for p, o in zip(times["peer"], times["ours"]))
-                print(
-                    f"{'x'.join(map(str, size)):>15s} {'x'.join(map(str, patch)):>10s} {str(dtype)[6:]:>9s} "
-                    f"{ours:8.2f} {peer:8.2f} {ratio:6.1f} {limit:8.2f}"
-                )
+                measure(case, dtype, device, args.rounds)
+
+
+def measure(case: tuple, dtype: torch.dtype, device: str, rounds: int) -> None:
+    """One line of the table."""
+    size, patch, channels, width = case
+    conv = nn.Conv3d(channels, width, patch, stride=patch, device=device, dtype=dtype)
+    x = torch.randn(1, channels, *size, device=device, dtype=dtype)
+    tokens = x.unfold(2, patch[0], patch[0]).unfold(3, patch[1], patch[1]).unfold(4, patch[2], patch[2])
+    tokens = tokens.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4).flatten(1, 3).contiguous()
+    weight = conv.weight.flatten(1)
+    calls = {
+        "ours": lambda: embed_patches(x, conv.weight, conv.bias, patch),
+        "peer": lambda: conv(x),
+        "limit": lambda: nn.functional.linear(tokens, weight, conv.bias),
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(rounds + 2):
+        for name, call in calls.items():
+            spent = seconds(call, device)
+            if round_ >= 2:  # the first two warm up
+                times[name].append(spent)
+    ours, peer, limit = (statistics.median(t) * 1000 for t in times.values())
+    ratio = statistics.median(p / o for p, o in zip(times["peer"], times["ours"]))
+    print(
+        f"{'x'.join(map(str, size)):>15s} {'x'.join(map(str, patch)):>10s} {str(dtype)[6:]:>9s} "
+        f"{ours:8.2f} {peer:8.2f} {ratio:6.1f} {limit:8.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vit3d", description="3D Vision Transformers for NIfTI volumes.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     demo = verbs.add_parser("demo", help="segment both hippocampi of nilearn's MNI152 template")
-    demo.add_argument("--bundle", type=Path, default=Path("bundles/hippocampus_segmentation"), help="the bundle's folder")
+    demo.add_argument(
+        "--bundle", type=Path, default=Path("bundles/hippocampus_segmentation"), help="the bundle's folder"
+    )
     demo.add_argument("-o", "--output", type=Path, default=Path("demo_output"), help="the folder to write to")
     demo.set_defaults(run=_demo)
     return parser

@@ -1,4 +1,4 @@
-"""UNETR's decoder: Hatamizadeh et al. 2022, "UNETR: Transformers for 3D Medical Image Segmentation" (arXiv:2103.10504)."""
+"""UNETR's: Hatamizadeh et al. 2022, "UNETR: Transformers for 3D Medical Image Segmentation", arXiv:2103.10504."""
 
 from __future__ import annotations
 

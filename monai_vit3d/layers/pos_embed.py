@@ -103,9 +103,7 @@ def fit_pos_embed(
     return crop_pos_embed(pos, old, new, num_prefix_tokens)
 
 
-def crop_pos_embed(
-    pos: Tensor, old: tuple[int, int, int], new: tuple[int, int, int], num_prefix_tokens: int
-) -> Tensor:
+def crop_pos_embed(pos: Tensor, old: tuple[int, int, int], new: tuple[int, int, int], num_prefix_tokens: int) -> Tensor:
     """The positions of the first ``new`` patches of each axis of the grid ``old``; prefix tokens stay.
 
     Args:

@@ -106,6 +106,9 @@ class TimmContract(nn.Module):
         weight = self.patch_embed.proj.weight
         return {"device": weight.device, "dtype": weight.dtype}
 
+    def _new_norm(self, wanted: bool) -> nn.Module:
+        return self.norm_layer(self.embed_dim, **self._factory()) if wanted else nn.Identity()
+
     def _build_head(self) -> None:
         head = nn.Linear(self.embed_dim, self.num_classes, **self._factory()) if self.num_classes > 0 else nn.Identity()
         if isinstance(head, nn.Linear):
@@ -114,13 +117,13 @@ class TimmContract(nn.Module):
         self.head = head.train(self.training)
 
     def _place_norms(self) -> None:
+        """Move the final norm to the side of the pooling where it belongs; make it where there is none yet."""
         after = self.global_pool == "avg"
-        here, there = (self.norm, self.fc_norm) if after else (self.fc_norm, self.norm)
-        if isinstance(there, nn.Identity):
-            if isinstance(here, nn.Identity) and (after or self.final_norm):
-                here = self.norm_layer(self.embed_dim, **self._factory())
-            here = here if after or self.final_norm else nn.Identity()
-            self.norm, self.fc_norm = (nn.Identity(), here) if after else (here, nn.Identity())
+        have = self.norm if isinstance(self.fc_norm, nn.Identity) else self.fc_norm
+        wanted = after or self.final_norm
+        norm = self._new_norm(wanted) if isinstance(have, nn.Identity) or not wanted else have
+        self.norm = nn.Identity() if after else norm
+        self.fc_norm = norm if after else nn.Identity()
 
     def _build_attn_pool(self) -> None:
         if self.global_pool != "map":

@@ -94,8 +94,31 @@ def resolve_indices(indices: int | list[int] | tuple[int, ...] | None, depth: in
     wanted = range(depth) if indices is None else (indices,) if isinstance(indices, int) else tuple(indices)
     for i in wanted:
         if not -depth <= i < depth:
-            raise ValueError(f"block index {i} is out of range: the network has {depth} blocks, {-depth} to {depth - 1}.")
+            raise ValueError(
+                f"block index {i} is out of range: the network has {depth} blocks, {-depth} to {depth - 1}."
+            )
     take = [i % depth for i in wanted]
     if len(set(take)) < len(take):
         raise ValueError(f"indices={tuple(wanted)} name a block twice (of {depth} blocks): name each once.")
     return sorted(take)
+
+
+def check_numbers(
+    embed_dim: int, depth: int, num_heads: int, reg_tokens: int, pos_embed: str, weight_init: str
+) -> None:
+    """Refuse what cannot be built, before anything is.
+
+    Raises:
+        ValueError: which argument, what came, what is needed.
+    """
+    if depth < 1 or num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
+        raise ValueError(
+            f"embed_dim={embed_dim}, depth={depth}, num_heads={num_heads}: positive numbers are needed, and "
+            "embed_dim divisible by num_heads."
+        )
+    if reg_tokens < 0:
+        raise ValueError(f"reg_tokens={reg_tokens}; 0 or more are needed.")
+    if pos_embed not in ("learned", "sincos", "none"):
+        raise ValueError(f"pos_embed={pos_embed!r}; one of 'learned', 'sincos', 'none' is needed.")
+    if weight_init not in ("", "jax", "jax_nlhb", "moco", "reset", "skip"):
+        raise ValueError(f"weight_init={weight_init!r}; one of '', 'jax', 'jax_nlhb', 'moco', 'reset', 'skip'.")

@@ -62,13 +62,13 @@ def _timm_entry(name: str) -> Callable[..., nn.Module]:
         out_indices: Any = 4,
         **options: Any,
     ) -> nn.Module:
+        """One of monai_vit3d's presets; takes any keyword of VisionTransformer3D."""
         if pretrained:
             raise ValueError(f"{name}: no pretrained weights are published under this name; use pretrained=False.")
         model = create_model(name, **options)
         return FeatureGetterNet(model, out_indices) if features_only else model
 
     entry.__name__ = entry.__qualname__ = name
-    entry.__doc__ = f"{name} of monai_vit3d, any keyword of VisionTransformer3D."
     return entry
 
 

@@ -50,9 +50,7 @@ class TokenSegmenter(nn.Module):
         if isinstance(decoder, str):
             if num_classes is None:
                 raise ValueError(f"decoder={decoder!r} is a name: num_classes is needed to build it.")
-            decoder = create_decoder(
-                decoder, backbone.in_chans, backbone.embed_dim, patch_size, num_classes, **options
-            )
+            decoder = create_decoder(decoder, backbone.in_chans, backbone.embed_dim, patch_size, num_classes, **options)
         elif options or num_classes is not None:
             raise ValueError("the decoder is built already: give its options and num_classes to its own constructor.")
         depth, needed = len(backbone.blocks), decoder.num_maps(patch_size) - 1

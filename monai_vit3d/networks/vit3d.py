@@ -6,23 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.fx
-from monai.data import MetaTensor
 from timm.layers import Attention, Mlp, PatchDropout, calculate_drop_path_rates
 from timm.models.vision_transformer import Block, global_pool_nlc
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers import PatchEmbed3D, fit_pos_embed
+from ..layers import PatchEmbed3D
 from .contract import TimmContract
+from .embedding import TokenEmbedding
 from .features import TokenFeatures
-from .options import build, resolve_act, resolve_mlp, resolve_norm, resolve_pool
-
-# A leaf for torch.fx: its branches depend on the input's shape, which a symbolic trace does not know.
-torch.fx.wrap("fit_pos_embed")
+from .options import build, check_numbers, resolve_act, resolve_mlp, resolve_norm, resolve_pool
 
 
-class VisionTransformer3D(TokenFeatures, TimmContract):
+class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract):
     """3D Vision Transformer with a timm-like interface.
 
     timm's Block is reused as it is; only the patch embedding and the positions are 3D.
@@ -126,135 +122,53 @@ class VisionTransformer3D(TokenFeatures, TimmContract):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_shape(embed_dim, depth, num_heads, reg_tokens, pos_embed, weight_init)
+        check_numbers(embed_dim, depth, num_heads, reg_tokens, pos_embed, weight_init)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.global_pool = resolve_pool(global_pool, class_token)
         self.norm_layer, self.act_layer = resolve_norm(norm_layer), resolve_act(act_layer)
         self.in_chans, self.num_classes = in_chans, int(num_classes)
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
-        self.num_heads, self.mlp_ratio = num_heads, mlp_ratio
+        self.num_heads, self.mlp_ratio, self.grad_checkpointing = num_heads, mlp_ratio, False
         self.has_class_token, self.num_reg_tokens = bool(class_token), int(reg_tokens)
         self.num_prefix_tokens = int(class_token) + int(reg_tokens)
         self.no_embed_class, self.final_norm, self.fc_norm_arg = bool(no_embed_class), bool(final_norm), fc_norm
         self.pool_include_prefix, self.weight_init = bool(pool_include_prefix), weight_init
         self.dynamic_img_size, self.dynamic_img_pad = bool(dynamic_img_size), bool(dynamic_img_pad)
-        self.grad_checkpointing = False
-        self.pos_embed_type = pos_embed
-        self._pos_cache: tuple[Any, Tensor] | None = None
-
         self.patch_embed = build(
             embed_layer,
-            img_size=img_size,
-            patch_size=patch_size,
-            in_chans=in_chans,
-            embed_dim=embed_dim,
-            bias=not pre_norm,
-            strict_img_size=not dynamic_img_size,
-            dynamic_img_pad=dynamic_img_pad,
+            **{"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans, "embed_dim": embed_dim},
+            **{"bias": not pre_norm, "strict_img_size": not dynamic_img_size, "dynamic_img_pad": dynamic_img_pad},
             **factory,
         )
         self.grid_size, self.num_patches = self.patch_embed.grid_size, self.patch_embed.num_patches
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim, **factory)) if class_token else None
-        self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, embed_dim, **factory)) if reg_tokens else None
-        # how many of the positions belong to prefix tokens
-        self._pos_prefix = 0 if no_embed_class or pos_embed != "learned" else self.num_prefix_tokens
-        table = torch.zeros(1, self._pos_prefix + self.num_patches, embed_dim, **factory)
-        if pos_embed == "learned":
-            self.pos_embed = nn.Parameter(table)
-        else:
-            self.register_buffer("pos_embed", table if pos_embed == "sincos" else None, persistent=False)
+        self._build_tokens(class_token, reg_tokens, pos_embed, factory)
         self.pos_drop = nn.Dropout(pos_drop_rate)
         self.patch_drop = PatchDropout(patch_drop_rate, self.num_prefix_tokens) if patch_drop_rate else nn.Identity()
-        self.norm_pre = self.norm_layer(embed_dim, **factory) if pre_norm else nn.Identity()
-
+        self.norm_pre = self._new_norm(pre_norm)
+        layers = {"norm_layer": self.norm_layer, "act_layer": self.act_layer, "mlp_layer": resolve_mlp(mlp_layer)}
+        norms = {"qk_norm": qk_norm, "scale_attn_norm": scale_attn_norm, "scale_mlp_norm": scale_mlp_norm}
+        drops = {"proj_drop": proj_drop_rate, "attn_drop": attn_drop_rate}
         layer_scale = {} if init_values is None else {"init_values": init_values}
         self.blocks = nn.Sequential(
             *[
                 build(
                     block_fn,
-                    dim=embed_dim,
-                    num_heads=num_heads,
-                    mlp_ratio=mlp_ratio,
-                    qkv_bias=qkv_bias,
-                    qk_norm=qk_norm,
-                    scale_attn_norm=scale_attn_norm,
-                    scale_mlp_norm=scale_mlp_norm,
-                    proj_bias=proj_bias,
-                    proj_drop=proj_drop_rate,
-                    attn_drop=attn_drop_rate,
-                    drop_path=rate,
-                    norm_layer=self.norm_layer,
-                    act_layer=self.act_layer,
-                    mlp_layer=resolve_mlp(mlp_layer),
-                    attn_layer=attn_layer,
-                    depth=i,
-                    **layer_scale,
-                    **factory,
+                    **{"dim": embed_dim, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "attn_layer": attn_layer},
+                    **{"qkv_bias": qkv_bias, "proj_bias": proj_bias, "drop_path": rate, "depth": i},
+                    **{**layers, **norms, **drops, **layer_scale, **factory},
                 )
                 for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth))
             ]
         )
         self._describe_features()
-
         norm_after_pool = self.global_pool == "avg" if fc_norm is None else bool(fc_norm)
-        norm_before_pool = final_norm and not norm_after_pool
-        self.norm = self.norm_layer(embed_dim, **factory) if norm_before_pool else nn.Identity()
-        self.fc_norm = self.norm_layer(embed_dim, **factory) if norm_after_pool else nn.Identity()
+        self.norm = self._new_norm(final_norm and not norm_after_pool)
+        self.fc_norm = self._new_norm(norm_after_pool)
         self.attn_pool: nn.Module | None = None
         self._build_attn_pool()
         self.head_drop = nn.Dropout(drop_rate)
         self._build_head()
         self._init_weights(weight_init, needs_reset=False)
-
-    def _embed(self, x: Tensor) -> Tensor:
-        """Volumes ``(B, C, H, W, D)`` to the token sequence ``(B, P + N, E)`` that enters the first block."""
-        if not torch.jit.is_scripting():
-            if isinstance(x, MetaTensor):
-                x = x.as_tensor()  # tokens have no affine; decoders take the metadata from the image
-        tokens = self.patch_embed(x)
-        prefix: list[Tensor] = []
-        if self.cls_token is not None:
-            prefix.append(self.cls_token.expand(x.shape[0], -1, -1))
-        if self.reg_token is not None:
-            prefix.append(self.reg_token.expand(x.shape[0], -1, -1))
-        pos = self._positions(x)
-        if pos is not None and self._pos_prefix == 0:
-            tokens = tokens + pos
-        tokens = torch.cat(prefix + [tokens], dim=1)
-        if pos is not None and self._pos_prefix > 0:
-            tokens = tokens + pos
-        return self.norm_pre(self.patch_drop(self.pos_drop(tokens)))
-
-    def _positions(self, x: Tensor) -> Tensor | None:
-        """The positions for the grid of ``x``: as they are, resampled, or the corner of them."""
-        pos = self.pos_embed
-        if pos is None or not (self.dynamic_img_size or self.dynamic_img_pad):
-            return pos
-        grid = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3], x.shape[4]))
-        if not torch.jit.is_scripting():
-            if _is_plain(x) and not (pos.requires_grad and torch.is_grad_enabled()):
-                return self._cached_positions(pos, grid)
-        return fit_pos_embed(
-            pos, self.grid_size, grid, self._pos_prefix, self.pos_embed_type == "learned", self.dynamic_img_size
-        )
-
-    @torch.jit.unused  # type: ignore[untyped-decorator]
-    def _cached_positions(self, pos: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """The positions of the last grid are kept: a cohort or a sliding window asks for one grid many times."""
-        key = (grid, pos.device, pos.dtype, pos.data_ptr(), pos._version)
-        if self._pos_cache is None or self._pos_cache[0] != key:
-            learned = self.pos_embed_type == "learned"
-            fitted = fit_pos_embed(pos, self.grid_size, grid, self._pos_prefix, learned, self.dynamic_img_size)
-            self._pos_cache = (key, fitted)
-        return self._pos_cache[1]
-
-    def train(self, mode: bool = True) -> VisionTransformer3D:
-        """As ``nn.Module.train``; also forgets the resampled positions."""
-        self._pos_cache = None
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pos_cache": None}
 
     def _run_blocks(
         self, x: Tensor, take: list[int], attn_mask: Tensor | None = None, last: int = -1
@@ -336,27 +250,3 @@ class VisionTransformer3D(TokenFeatures, TimmContract):
             ``(B, num_classes)``, ``(B, E)``, or with ``global_pool=""`` one such row per token.
         """
         return self.forward_head(self.forward_features(x))
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Whether ``x`` is a tensor with values, not a stand-in of a tracer."""
-    return not (isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling() or torch.jit.is_tracing())
-
-
-def check_shape(embed_dim: int, depth: int, num_heads: int, reg_tokens: int, pos_embed: str, weight_init: str) -> None:
-    """Refuse what cannot be built, before anything is.
-
-    Raises:
-        ValueError: which argument, what came, what is needed.
-    """
-    if depth < 1 or num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
-        raise ValueError(
-            f"embed_dim={embed_dim}, depth={depth}, num_heads={num_heads}: positive numbers are needed, and "
-            "embed_dim divisible by num_heads."
-        )
-    if reg_tokens < 0:
-        raise ValueError(f"reg_tokens={reg_tokens}; 0 or more are needed.")
-    if pos_embed not in ("learned", "sincos", "none"):
-        raise ValueError(f"pos_embed={pos_embed!r}; one of 'learned', 'sincos', 'none' is needed.")
-    if weight_init not in ("", "jax", "jax_nlhb", "moco", "reset", "skip"):
-        raise ValueError(f"weight_init={weight_init!r}; one of '', 'jax', 'jax_nlhb', 'moco', 'reset', 'skip'.")

@@ -85,7 +85,9 @@ def test_evaluate_scores_the_test_section_by_a_reference(trained, phantom_task, 
         truth = np.asarray(nib.load(data / "labelsTr" / Path(name).name).dataobj)
         found = np.asarray(nib.load(tmp_path / Path(name).name.replace(".nii", "_seg.nii")).dataobj)
         for label, score in zip((1, 2), scores):
-            overlap = 2 * ((truth == label) & (found == label)).sum() / ((truth == label).sum() + (found == label).sum())
+            overlap = (
+                2 * ((truth == label) & (found == label)).sum() / ((truth == label).sum() + (found == label).sum())
+            )
             assert float(score) == pytest.approx(overlap, abs=1e-4)
 
 
@@ -116,7 +118,8 @@ def test_two_processes_train_and_evaluate(phantom_task, tmp_path):
 )
 def test_what_is_missing_is_said(options, message, phantom_task, tmp_path):
     words = command(
-        "run", **{"config_file": "configs/inference.yaml", "output_dir": tmp_path, "dataset_dir": phantom_task[0], **options}
+        "run",
+        **{"config_file": "configs/inference.yaml", "output_dir": tmp_path, "dataset_dir": phantom_task[0], **options},
     )
     result = subprocess.run(words, capture_output=True, text=True, cwd=BUNDLE)
     assert result.returncode != 0

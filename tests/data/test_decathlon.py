@@ -34,7 +34,7 @@ def test_what_is_missing_is_named(task, section, message):
 
 
 def test_no_task_says_how_to_fetch_it(tmp_path):
-    with pytest.raises(DatasetError, match="DecathlonDataset.*MONAI_DATA_DIRECTORY"):
+    with pytest.raises(DatasetError, match=r"DecathlonDataset.*MONAI_DATA_DIRECTORY"):
         decathlon_split(tmp_path, tmp_path / "split.json", "training")
 
 

@@ -122,7 +122,9 @@ def test_classifier_becomes_a_segmenter_with_its_own_norm(pool):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("options", [{}, {"reg_tokens": 3}, {"class_token": False, "global_pool": "", "pos_embed": "sincos"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"reg_tokens": 3}, {"class_token": False, "global_pool": "", "pos_embed": "sincos"}]
+)
 def test_equals_the_explicit_computation(name, options):
     net = segmenter(decoder=name, **options)
     seen, x = [], volume(2, 1, 16, 24, 8)

@@ -40,7 +40,9 @@ def _rename(key: str, forward: bool) -> str:
         for monai_part, our_part in _IN_BLOCK if "blocks." in key[:20] else []:
             key = key.replace(monai_part, our_part) if forward else key.replace(our_part, monai_part)
         return key
-    raise WeightsError(f"key {key!r} is none of {'a MONAI UNETR' if forward else 'a TokenSegmenter with UNETRDecoder'}.")
+    raise WeightsError(
+        f"key {key!r} is none of {'a MONAI UNETR' if forward else 'a TokenSegmenter with UNETRDecoder'}."
+    )
 
 
 def from_monai_unetr(unetr: UNETR) -> TokenSegmenter:

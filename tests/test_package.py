@@ -1,0 +1,111 @@
+"""The package: light to import, its names found, its rooms importing only what they may."""
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import monai_vit3d
+
+ROOT = Path(monai_vit3d.__file__).parent
+HEAVY = ["torch", "monai", "timm", "nibabel", "ignite", "numpy"]
+
+
+def modules_after(code):
+    """Names of the modules that a fresh interpreter holds after running ``code``."""
+    command = [sys.executable, "-c", f"{code}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"]
+    return set(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+
+def imports(path):
+    """Absolute names of the modules that a source file imports, anywhere in it."""
+    package = ["monai_vit3d", *path.relative_to(ROOT).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def test_import_is_light():
+    loaded = modules_after("import monai_vit3d; dir(monai_vit3d); monai_vit3d.__version__")
+    assert "monai_vit3d" in loaded
+    assert loaded.isdisjoint(HEAVY)
+    assert not {name for name in loaded if name.startswith("monai_vit3d.")}
+
+
+def test_import_of_data_is_light():
+    loaded = modules_after("from monai_vit3d.data import WeightsError, decathlon_split")
+    assert loaded.isdisjoint(["torch", "monai", "timm", "nibabel", "ignite"])
+
+
+@pytest.mark.parametrize("name", monai_vit3d.__all__)
+def test_public_names_resolve(name):
+    value = getattr(monai_vit3d, name)
+    assert name in dir(monai_vit3d)
+    if name != "__version__":
+        assert value.__name__ == name
+        assert value.__module__.startswith("monai_vit3d.")
+
+
+def test_star_import():
+    space = {}
+    exec("from monai_vit3d import *", space)
+    assert set(monai_vit3d.__all__) <= set(space)
+
+
+def rooms():
+    return sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_rooms_resolve_with_their_names(room):
+    module = importlib.import_module(f"monai_vit3d.{room}")
+    assert getattr(monai_vit3d, room) is module
+    assert room in dir(monai_vit3d)
+    for name in getattr(module, "__all__", []):
+        assert getattr(module, name) is not None
+
+
+@pytest.mark.parametrize("module", ["monai_vit3d", "monai_vit3d.data"])
+def test_unknown_name(module):
+    with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'ViT'"):
+        importlib.import_module(module).ViT  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for room in ("layers", "decoders", "networks", "inferers", "pretraining") for p in ROOT.glob(f"{room}/**/*.py")],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_networks_know_no_files_engines_or_bundles(path):
+    for name in imports(path):
+        for forbidden in ("nibabel", "ignite", "monai.bundle", "monai_vit3d.cli", "monai_vit3d.pipeline"):
+            assert f"{name}.".startswith(f"{forbidden}.") is False, name
+
+
+def test_only_one_file_opens_nifti():
+    users = {
+        p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py") if "nibabel" in {n.split(".")[0] for n in imports(p)}
+    }
+    assert users <= {"data/nifti.py"}
+
+
+def test_nobody_imports_the_command_line():
+    users = {p.name for p in ROOT.rglob("*.py") if "monai_vit3d.cli" in set(imports(p))}
+    assert users <= {"cli.py", "__main__.py"}
+
+
+def test_imports_are_read_right(tmp_path):
+    """The reader above sees absolute, relative and hidden imports."""
+    assert {"monai_vit3d.layers", "monai_vit3d.layers.to_3tuple", "torch", "monai_vit3d.layers.pos_embed"} <= set(
+        imports(ROOT / "decoders" / "unetr.py")
+    )
+    assert "monai_vit3d.data.nifti" in set(imports(ROOT / "data" / "__init__.py"))

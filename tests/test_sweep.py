@@ -1,0 +1,131 @@
+"""Every preset with every decoder, in every form that users run: each gives what eager PyTorch gives."""
+
+import copy
+import io
+
+import pytest
+import torch
+from monai.networks.utils import convert_to_torchscript
+from torch.export import Dim
+
+from monai_vit3d.decoders import DECODERS
+from monai_vit3d.networks import PRESETS, TokenSegmenter, create_model
+
+SIZE, PATCH, CLASSES = (32, 16, 16), (16, 8, 4), 3
+
+
+def volumes(batch, seed):
+    return torch.randn(batch, 1, *SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module", params=[(p, d) for p in PRESETS for d in DECODERS], ids="-".join)
+def segmenter(request):
+    """A segmenter as wide as its preset, only as deep as its decoder needs, and what it says of two volumes."""
+    preset, decoder = request.param
+    torch.manual_seed(0)
+    backbone = create_model(preset, SIZE, PATCH, depth=max(2, DECODERS[decoder].num_maps(PATCH)))
+    net = TokenSegmenter(backbone, decoder, CLASSES, feature_size=4).eval()
+    with torch.no_grad():
+        yield net, volumes(2, seed=1), net(volumes(2, seed=1))
+
+
+@pytest.fixture(scope="module", params=PRESETS)
+def classifier(request):
+    torch.manual_seed(0)
+    net = create_model(request.param, SIZE, PATCH, depth=2, num_classes=CLASSES).eval()
+    with torch.no_grad():
+        yield net, volumes(2, seed=1), net(volumes(2, seed=1))
+
+
+def aot_eager(net, example, folder):
+    torch._dynamo.reset()
+    return torch.compile(net, backend="aot_eager", fullgraph=True)
+
+
+def exported(net, example, folder):
+    shapes = {next(iter(net.forward.__code__.co_varnames[1:])): {0: Dim("batch")}}
+    torch.export.save(torch.export.export(net, (example,), dynamic_shapes=shapes), folder / "net.pt2")
+    return torch.export.load(folder / "net.pt2").module()
+
+
+def scripted(net, example, folder):
+    torch.jit.save(torch.jit.script(net), folder / "net.ts")
+    return torch.jit.load(folder / "net.ts")
+
+
+def traced(net, example, folder):
+    return torch.jit.trace(net, example)
+
+
+def onnx(net, example, folder):
+    runtime = pytest.importorskip("onnxruntime")
+    names = ["volume"]
+    program = torch.onnx.export(
+        net, (example,), dynamo=True, verbose=False, input_names=names, dynamic_shapes=({0: Dim("batch")},)
+    )
+    program.save(folder / "net.onnx")
+    session = runtime.InferenceSession(folder / "net.onnx", providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"volume": x.numpy()})[0])
+
+
+def symbolic(net, example, folder):
+    return torch.fx.symbolic_trace(net)
+
+
+FORMS = [aot_eager, exported, scripted, traced, onnx]
+
+
+def check(form, net, image, expected, folder):
+    """Exported with one example, run on other volumes: nothing of the example may be baked in."""
+    out = form(net, volumes(3, seed=2), folder)(image)
+    assert out.dtype is torch.float32
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_dense_map(segmenter):
+    net, image, expected = segmenter
+    assert expected.shape == (2, CLASSES, *SIZE)
+    assert expected.isfinite().all()
+    assert expected.std() > 0.05
+    # a volume's map does not depend on its neighbours in the batch
+    torch.testing.assert_close(net(image[1:]), expected[1:], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_segmenter_in_every_form(segmenter, form, tmp_path):
+    check(form, *segmenter, tmp_path)
+
+
+@pytest.mark.parametrize("form", [*FORMS, symbolic])
+def test_classifier_in_every_form(classifier, form, tmp_path):
+    check(form, *classifier, tmp_path)
+
+
+def test_monai_converts_to_torchscript(segmenter):
+    net, image, expected = segmenter
+    buffer = io.BytesIO()
+    torch.jit.save(convert_to_torchscript(net, verify=True, inputs=[image], rtol=1e-4, atol=1e-4), buffer)
+    buffer.seek(0)
+    torch.testing.assert_close(torch.jit.load(buffer)(image), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_bfloat16_and_autocast_stay_near(segmenter):
+    net, image, expected = segmenter
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = net(image)
+    whole = copy.deepcopy(net).bfloat16()(image.bfloat16())
+    assert whole.dtype is torch.bfloat16
+    for out in (mixed, whole):
+        # bf16 keeps 8 bits; the root mean square error of a few layers stays within some of their last places
+        error = (out.float() - expected).square().mean().sqrt() / expected.std()
+        assert 0 < error < 0.05
+
+
+@pytest.mark.slow
+def test_inductor(tmp_path):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    net = TokenSegmenter(create_model("vit3d_tiny", SIZE, PATCH, depth=4), "unetr", CLASSES, feature_size=4).eval()
+    with torch.no_grad():
+        image = volumes(2, seed=1)
+        torch.testing.assert_close(torch.compile(net)(image), net(image), atol=1e-4, rtol=1e-4)
