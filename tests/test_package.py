@@ -103,7 +103,7 @@ def test_nobody_imports_the_command_line():
     assert users <= {"cli.py", "__main__.py"}
 
 
-def test_imports_are_read_right(tmp_path):
+def test_imports_are_read_right():
     """The reader above sees absolute, relative and hidden imports."""
     assert {"monai_vit3d.layers", "monai_vit3d.layers.to_3tuple", "torch", "monai_vit3d.layers.pos_embed"} <= set(
         imports(ROOT / "decoders" / "unetr.py")

@@ -36,7 +36,9 @@ class AutocastInferer(Inferer):
         self.dtype, self.enabled = kind, enabled
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Run ``network`` over ``inputs`` ``(B, C, H, W, D)``; returns its output in float32."""
-        with torch.autocast(inputs.device.type, dtype=self.dtype, enabled=self.enabled):
+        """Run ``network`` over ``inputs`` ``(B, C, H, W, D)``; returns its output, in float32 if enabled."""
+        if not self.enabled:
+            return self.inferer(inputs, network, *args, **kwargs)
+        with torch.autocast(inputs.device.type, dtype=self.dtype):
             output = self.inferer(inputs, network, *args, **kwargs)
         return output.float()

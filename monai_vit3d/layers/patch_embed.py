@@ -36,6 +36,12 @@ def _check_divisible(img_size: Grid, patch_size: Grid) -> None:
         )
 
 
+def pad_to_patch(x: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
+    """Pad ``(B, C, H, W, D)`` with zeros, at the end of each axis, to the next multiple of the patch."""
+    h, w, d = patch_size
+    return F.pad(x, [0, -x.shape[4] % d, 0, -x.shape[3] % w, 0, -x.shape[2] % h])
+
+
 def check_volume(
     x: Tensor, in_chans: int, img_size: tuple[int, int, int], patch_size: tuple[int, int, int], strict: bool, pad: bool
 ) -> Tensor:
@@ -75,9 +81,7 @@ def check_volume(
             f"input of size {size} is not divisible by patch_size={list(patch_size)}: pad it to {need}, "
             "or build with dynamic_img_pad=True."
         )
-    if pad:
-        x = F.pad(x, [0, short[2], 0, short[1], 0, short[0]])
-    return x
+    return pad_to_patch(x, patch_size) if pad else x
 
 
 def embed_patches(x: Tensor, weight: Tensor, bias: Tensor | None, patch_size: tuple[int, int, int]) -> Tensor:

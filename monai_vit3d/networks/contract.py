@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import AttentionPoolLatent, trunc_normal_
+from timm.layers import AttentionPoolLatent, lecun_normal_, trunc_normal_
 from timm.models import named_apply
 from timm.models.vision_transformer import get_init_weights_vit
 from torch import nn
 
 from ..layers import resample_pos_embed, sincos_pos_embed
-from .options import resolve_pool
+from .options import check_weight_init, resolve_pool
 
 
 class TimmContract(nn.Module):
@@ -26,11 +26,15 @@ class TimmContract(nn.Module):
         Args:
             mode: ``""`` (timm's default), ``"jax"``, ``"jax_nlhb"``, ``"moco"`` or ``"reset"``; None takes the
                 constructor's ``weight_init``.
+
+        Raises:
+            ValueError: an unknown scheme.
         """
         self._init_weights(self.weight_init if mode is None else mode, needs_reset=True)
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
     def _init_weights(self, mode: str, needs_reset: bool) -> None:
+        check_weight_init(mode)
         if isinstance(self.pos_embed, nn.Parameter):
             trunc_normal_(self.pos_embed, std=0.02)
         elif self.pos_embed is not None:
@@ -44,6 +48,10 @@ class TimmContract(nn.Module):
         init = get_init_weights_vit("reset" if mode == "skip" else mode, head_bias, needs_reset=needs_reset)
         for name, child in self.named_children():
             named_apply(init, child, name=name, include_root=True)
+        if mode.startswith("jax"):  # timm knows the 2D convolution only
+            lecun_normal_(self.patch_embed.proj.weight)
+            if self.patch_embed.proj.bias is not None:
+                nn.init.zeros_(self.patch_embed.proj.bias)
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
     def no_weight_decay(self) -> set[str]:
@@ -107,13 +115,11 @@ class TimmContract(nn.Module):
         return {"device": weight.device, "dtype": weight.dtype}
 
     def _new_norm(self, wanted: bool) -> nn.Module:
-        return self.norm_layer(self.embed_dim, **self._factory()) if wanted else nn.Identity()
+        norm = self.norm_layer(self.embed_dim, **self._factory()) if wanted else nn.Identity()
+        return norm.train(self.training)
 
     def _build_head(self) -> None:
         head = nn.Linear(self.embed_dim, self.num_classes, **self._factory()) if self.num_classes > 0 else nn.Identity()
-        if isinstance(head, nn.Linear):
-            trunc_normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)
         self.head = head.train(self.training)
 
     def _place_norms(self) -> None:
@@ -122,8 +128,8 @@ class TimmContract(nn.Module):
         have = self.norm if isinstance(self.fc_norm, nn.Identity) else self.fc_norm
         wanted = after or self.final_norm
         norm = self._new_norm(wanted) if isinstance(have, nn.Identity) or not wanted else have
-        self.norm = nn.Identity() if after else norm
-        self.fc_norm = norm if after else nn.Identity()
+        self.norm = self._new_norm(False) if after else norm
+        self.fc_norm = norm if after else self._new_norm(False)
 
     def _build_attn_pool(self) -> None:
         if self.global_pool != "map":

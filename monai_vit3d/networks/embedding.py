@@ -30,7 +30,7 @@ class TokenEmbedding(nn.Module):
             self.pos_embed = nn.Parameter(table)
         else:
             self.register_buffer("pos_embed", table if pos_embed == "sincos" else None, persistent=False)
-        self._pos_cache: tuple[Any, Tensor] | None = None
+        self._pos_cache: tuple[Any, Tensor, Tensor] | None = None
 
     def _embed(self, x: Tensor) -> Tensor:
         """Volumes ``(B, C, H, W, D)`` to the token sequence ``(B, P + N, E)`` that enters the first block."""
@@ -57,27 +57,24 @@ class TokenEmbedding(nn.Module):
         if pos is None or not (self.dynamic_img_size or self.dynamic_img_pad):
             return pos
         grid = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3], x.shape[4]))
+        learned = self.pos_embed_type == "learned"
+        # looking whether learned positions changed is cheaper than resampling them on a CPU only
+        cheap = pos.device.type == "cpu" or not learned
         if not torch.jit.is_scripting():  # noqa: SIM102
-            if _is_plain(x) and not (pos.requires_grad and torch.is_grad_enabled()):
-                return self._cached_positions(pos, grid)
-        return fit_pos_embed(
-            pos, self.grid_size, grid, self._pos_prefix, self.pos_embed_type == "learned", self.dynamic_img_size
-        )
+            if cheap and _is_plain(x) and not (pos.requires_grad and torch.is_grad_enabled()):
+                return self._kept_positions(pos, grid)
+        return fit_pos_embed(pos, self.grid_size, grid, self._pos_prefix, learned, self.dynamic_img_size)
 
     @torch.jit.unused  # type: ignore[untyped-decorator]
-    def _cached_positions(self, pos: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    def _kept_positions(self, pos: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """The positions of the last grid are kept: a cohort or a sliding window asks for one grid many times."""
-        key = (grid, pos.device, pos.dtype, pos.data_ptr(), pos._version)
-        if self._pos_cache is None or self._pos_cache[0] != key:
-            learned = self.pos_embed_type == "learned"
+        learned = self.pos_embed_type == "learned"
+        key = (self.grid_size, grid, pos.device, pos.dtype)
+        kept = self._pos_cache
+        if kept is None or kept[0] != key or (learned and not torch.equal(kept[1], pos)):
             fitted = fit_pos_embed(pos, self.grid_size, grid, self._pos_prefix, learned, self.dynamic_img_size)
-            self._pos_cache = (key, fitted)
-        return self._pos_cache[1]
-
-    def train(self, mode: bool = True) -> TokenEmbedding:
-        """As ``nn.Module.train``; also forgets the resampled positions."""
-        self._pos_cache = None
-        return super().train(mode)
+            kept = self._pos_cache = (key, pos.detach().clone(), fitted)
+        return kept[2]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pos_cache": None}

@@ -6,10 +6,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from timm.layers import GatedMlp, GluMlp, Mlp, SwiGLU, get_act_layer, get_norm_layer
+from timm.layers import Attention, GatedMlp, GluMlp, Mlp, SwiGLU, get_act_layer, get_norm_layer
+from timm.models.vision_transformer import ATTN_LAYERS
 from torch import nn
 
 POOLS = ("cls_token", "avg", "max", "avgmax", "map", "")
+WEIGHT_INITS = ("", "jax", "jax_nlhb", "moco", "reset", "skip")
 MLPS = {"mlp": Mlp, "glumlp": GluMlp, "swiglu": SwiGLU, "gatedmlp": GatedMlp}
 
 
@@ -73,6 +75,21 @@ def resolve_mlp(mlp_layer: Callable[..., nn.Module] | str | None) -> Callable[..
     return MLPS[mlp_layer]
 
 
+def resolve_attn(attn_layer: Callable[..., nn.Module] | str | None) -> Callable[..., nn.Module]:
+    """An attention constructor from itself, timm's name for it (``"attn"``, ``"diff"``), or None (the default).
+
+    Raises:
+        ValueError: a name that timm does not know.
+    """
+    if attn_layer is None:
+        return Attention
+    if not isinstance(attn_layer, str):
+        return attn_layer
+    if attn_layer not in ATTN_LAYERS:
+        raise ValueError(f"attn_layer={attn_layer!r}; one of {', '.join(map(repr, ATTN_LAYERS))} or a class is needed.")
+    return ATTN_LAYERS[attn_layer]
+
+
 def build(constructor: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:
     """Call ``constructor`` with those keywords that its signature knows."""
     known = inspect.signature(constructor).parameters
@@ -103,9 +120,7 @@ def resolve_indices(indices: int | list[int] | tuple[int, ...] | None, depth: in
     return sorted(take)
 
 
-def check_numbers(
-    embed_dim: int, depth: int, num_heads: int, reg_tokens: int, pos_embed: str, weight_init: str
-) -> None:
+def check_numbers(embed_dim: int, depth: int, num_heads: int, reg_tokens: int, pos_embed: str) -> None:
     """Refuse what cannot be built, before anything is.
 
     Raises:
@@ -120,5 +135,13 @@ def check_numbers(
         raise ValueError(f"reg_tokens={reg_tokens}; 0 or more are needed.")
     if pos_embed not in ("learned", "sincos", "none"):
         raise ValueError(f"pos_embed={pos_embed!r}; one of 'learned', 'sincos', 'none' is needed.")
-    if weight_init not in ("", "jax", "jax_nlhb", "moco", "reset", "skip"):
-        raise ValueError(f"weight_init={weight_init!r}; one of '', 'jax', 'jax_nlhb', 'moco', 'reset', 'skip'.")
+
+
+def check_weight_init(mode: str) -> None:
+    """Refuse an unknown scheme.
+
+    Raises:
+        ValueError: not one of timm's.
+    """
+    if mode not in WEIGHT_INITS:
+        raise ValueError(f"weight_init={mode!r}; one of {', '.join(map(repr, WEIGHT_INITS))} is needed.")

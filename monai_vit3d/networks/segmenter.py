@@ -1,6 +1,6 @@
 """TokenSegmenter: a token backbone with a dense decoder."""
 
-from __future__ import annotations
+# annotations are left alive here: TorchScript reads that of ``taps``, which may be empty
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..decoders import create_decoder
+from ..layers import pad_to_patch
 from .options import resolve_indices
 
 
@@ -37,6 +38,8 @@ class TokenSegmenter(nn.Module):
         torch.Size([1, 14, 96, 96, 96])
     """
 
+    taps: list[int]
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -64,6 +67,8 @@ class TokenSegmenter(nn.Module):
                 "blocks besides the final tokens; give as many."
             )
         self.backbone, self.decoder = backbone, decoder
+        self.patch_size = (int(patch_size[0]), int(patch_size[1]), int(patch_size[2]))
+        self.pad = bool(getattr(backbone.patch_embed, "dynamic_img_pad", False))
         backbone.reset_classifier(0, "")  # a head would be a parameter without a gradient
         if isinstance(backbone.norm, nn.Identity) and not isinstance(backbone.fc_norm, nn.Identity):
             raise ValueError("fc_norm=True puts the final norm behind a pooling that a segmenter has not: use None.")
@@ -80,11 +85,15 @@ class TokenSegmenter(nn.Module):
         Raises:
             ValueError: wrong rank, channels or size.
         """
+        size = image.shape
+        if self.pad:  # image and patch grids must cover the same field
+            image = pad_to_patch(image, self.patch_size)
         if torch.jit.is_scripting():
             final, maps = self.backbone.token_maps(image, self.taps)
         else:
             final, maps = self._read(image)
-        return self.decoder(image, maps + [final])
+        logits = self.decoder(image, maps + [final])
+        return logits[..., : size[2], : size[3], : size[4]] if self.pad else logits
 
     @torch.jit.unused  # type: ignore[untyped-decorator]
     def _read(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -15,7 +15,7 @@ from ..layers import PatchEmbed3D
 from .contract import TimmContract
 from .embedding import TokenEmbedding
 from .features import TokenFeatures
-from .options import build, check_numbers, resolve_act, resolve_mlp, resolve_norm, resolve_pool
+from .options import build, check_numbers, resolve_act, resolve_attn, resolve_mlp, resolve_norm, resolve_pool
 
 
 class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract):
@@ -57,7 +57,7 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract):
         act_layer: constructor of the activation, timm's name for one, or None for the default.
         block_fn: constructor of a block; it gets those keywords that it knows.
         mlp_layer: constructor of the MLP, its name, or None for the default.
-        attn_layer: constructor of the attention, or timm's name for it (``"attn"``, ``"diff"``).
+        attn_layer: constructor of the attention, timm's name for it (``"attn"``, ``"diff"``), or None for the default.
         init_values: start of timm's LayerScale; passed on to the blocks only when set.
         patch_drop_rate: share of patch tokens left out in training.
         dynamic_img_pad: pad inputs with zeros at each axis' end to the next multiple of the patch; tokens that
@@ -111,7 +111,7 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract):
         act_layer: Callable[..., nn.Module] | str | None = nn.GELU,
         block_fn: Callable[..., nn.Module] = Block,
         mlp_layer: Callable[..., nn.Module] | str | None = Mlp,
-        attn_layer: Callable[..., nn.Module] | str = Attention,
+        attn_layer: Callable[..., nn.Module] | str | None = Attention,
         *,
         init_values: float | None = None,
         patch_drop_rate: float = 0.0,
@@ -122,7 +122,7 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_numbers(embed_dim, depth, num_heads, reg_tokens, pos_embed, weight_init)
+        check_numbers(embed_dim, depth, num_heads, reg_tokens, pos_embed)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.global_pool = resolve_pool(global_pool, class_token)
         self.norm_layer, self.act_layer = resolve_norm(norm_layer), resolve_act(act_layer)
@@ -148,12 +148,13 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract):
         layers = {"norm_layer": self.norm_layer, "act_layer": self.act_layer, "mlp_layer": resolve_mlp(mlp_layer)}
         norms = {"qk_norm": qk_norm, "scale_attn_norm": scale_attn_norm, "scale_mlp_norm": scale_mlp_norm}
         drops = {"proj_drop": proj_drop_rate, "attn_drop": attn_drop_rate}
+        attention = resolve_attn(attn_layer)
         layer_scale = {} if init_values is None else {"init_values": init_values}
         self.blocks = nn.Sequential(
             *[
                 build(
                     block_fn,
-                    **{"dim": embed_dim, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "attn_layer": attn_layer},
+                    **{"dim": embed_dim, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "attn_layer": attention},
                     **{"qkv_bias": qkv_bias, "proj_bias": proj_bias, "drop_path": rate, "depth": i},
                     **{**layers, **norms, **drops, **layer_scale, **factory},
                 )

@@ -526,7 +526,7 @@ def test_weight_init_has_timms_statistics(mode, when):
             assert (p == want.flatten()[0]).all(), name
         else:
             assert p.std().item() == pytest.approx(want.std().item(), rel=0.25), name
-            assert p.mean().item() == pytest.approx(want.mean().item(), abs=0.3 * want.std().item()), name
+            assert p.mean().item() == pytest.approx(want.mean().item(), abs=0.5 * want.std().item()), name
 
 
 def test_init_weights_refuses_an_unknown_mode():

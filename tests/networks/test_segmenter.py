@@ -188,12 +188,37 @@ def test_fixed_size_refuses_another():
         segmenter()(volume(1, 1, 16, 16, 8))
 
 
-@pytest.mark.parametrize("patch", [(8, 8, 4), 4, 2], ids=str)
-def test_torchscript(patch):
-    net = segmenter(patch=patch)  # a patch of 2 has no taps
-    x = volume(1, 1, 16, 24, 8)
+@pytest.mark.parametrize(
+    ("size", "patch", "options"),
+    [
+        ((16, 24, 8), 4, {"reg_tokens": 1}),
+        ((16, 24, 8), 2, {}),  # no taps
+        ((12, 18, 10), (6, 6, 5), {}),
+        ((13, 17, 5), (8, 8, 4), {"dynamic_img_size": True, "dynamic_img_pad": True}),
+    ],
+)
+def test_torchscript(size, patch, options):
+    built = size if not options.get("dynamic_img_size") else (16, 24, 8)
+    net, x = segmenter(built, patch, **options), volume(2, 1, *size)
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.script(net)(x), net(x), atol=1e-5, rtol=1e-5)
+
+
+def test_torchscript_trains_with_deep_supervision():
+    net = TokenSegmenter(backbone(), "unetr", 2, feature_size=4, deep_supervision=True).train()
+    scripted, x = torch.jit.script(net), volume(2, 1, 16, 24, 8)
+    out = scripted(x)
+    assert out.shape == (2, 3, 2, 16, 24, 8)
+    torch.testing.assert_close(out, net(x), atol=1e-5, rtol=1e-5)
+    out.square().mean().backward()
+    assert all(p.grad is not None for p in scripted.parameters())
+
+
+def test_patch_dropout_refused_in_training():
+    net = segmenter(patch_drop_rate=0.5)
+    assert net(volume(1, 1, 16, 24, 8)).shape == (1, 2, 16, 24, 8)
+    with pytest.raises(ValueError, match="patch_drop_rate"):
+        net.train()(volume(1, 1, 16, 24, 8))
 
 
 # MONAI
