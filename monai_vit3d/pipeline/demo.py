@@ -52,7 +52,7 @@ def run_demo(bundle: str | Path, output: str | Path) -> Demo:
     channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
     names = {int(value): name for value, name in channels.items() if int(value) > 0}
     volumes = {side: label_volumes_ml(path, names) for side, path in labels.items()}
-    picture = draw(images, labels, output / "hippocampi.png")
+    picture = draw(images, labels, names, output / "hippocampi.png")
     return Demo(images, labels, picture, volumes)
 
 
@@ -90,27 +90,24 @@ def run_bundle(bundle: Path, dataset_dir: Path, output_dir: Path) -> None:
         raise RuntimeError(f"{' '.join(command)} failed:\n{(result.stdout + result.stderr)[-2000:]}")
 
 
-def draw(images: dict[str, Path], labels: dict[str, Path], picture: Path) -> Path:
+def draw(images: dict[str, Path], labels: dict[str, Path], names: dict[int, str], picture: Path) -> Path:
     """Three planes through each structure's middle, labels over the image."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
     from nilearn.plotting import find_parcellation_cut_coords, plot_roi
 
-    figure, rows = plt.subplots(len(images), 1, figsize=(9, 3.2 * len(images)), facecolor="black")
+    colours = plt.get_cmap("Set1").colors[: len(names)]
+    figure, rows = plt.subplots(len(images), 1, figsize=(9, 3.4 * len(images)), facecolor="black")
     for row, (side, image) in zip(rows, images.items()):
-        cut = find_parcellation_cut_coords(str(labels[side])).mean(axis=0)
-        plot_roi(
-            str(labels[side]),
-            bg_img=str(image),
-            cut_coords=tuple(cut),
-            cmap="autumn",
-            alpha=0.45,
-            black_bg=True,
-            axes=row,
-            title=side,
-        )
-    figure.savefig(picture, dpi=120, facecolor="black")
+        cut = tuple(find_parcellation_cut_coords(str(labels[side])).mean(axis=0))
+        style = {"cmap": ListedColormap(colours), "alpha": 0.5, "black_bg": True, "colorbar": False}
+        plot_roi(str(labels[side]), bg_img=str(image), cut_coords=cut, axes=row, title=side, **style)
+    legend = [Patch(color=colour, label=name) for colour, name in zip(colours, names.values())]
+    figure.legend(handles=legend, loc="lower center", ncols=len(names), facecolor="black", labelcolor="white")
+    figure.savefig(picture, dpi=110, facecolor="black", bbox_inches="tight")
     plt.close(figure)
     return picture
