@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from torch.nn.parallel import DistributedDataParallel
+
+from ..data.errors import WeightsError
 
 logger = logging.getLogger(__name__)
 
@@ -79,14 +82,24 @@ class AtomicCheckpoint:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def restore(self, engine: Engine) -> None:
-        """Continue from ``last.pt`` if it is there."""
+        """Continue from ``last.pt`` if it is there.
+
+        Raises:
+            WeightsError: the file is damaged, or another run's.
+        """
         if not self.resume or not self.last.is_file():
             return
-        state = torch.load(self.last, map_location="cpu", weights_only=True)
-        for name, obj in self.objects.items():
-            obj.load_state_dict(state[name])
-        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
-        self.best_metric = state["best_metric"]
+        try:
+            state = torch.load(self.last, map_location="cpu", weights_only=True)
+            for name, obj in self.objects.items():
+                obj.load_state_dict(state[name])
+            engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+            self.best_metric = state["best_metric"]
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+            raise WeightsError(
+                f"{self.last}: not a checkpoint of this run ({error}). To start anew, move the file away, choose "
+                "another output folder, or set resume to false."
+            ) from error
         logger.info("resumed from %s after epoch %d", self.last, state["epoch"])
 
     def __call__(self, engine: Engine) -> None:

@@ -103,7 +103,6 @@ def test_unknown_decoder():
         ((8, 8, 8), (24, 24, 24)),
         ((16, 8, 4), (48, 24, 12)),
         ((6, 6, 6), (18, 18, 18)),  # no power of two: interpolated
-        ((8, 8, 8), (18, 20, 24)),  # padded by dynamic_img_pad: the last tokens stand half outside
     ],
 )
 def test_token_acts_where_its_voxels_are(patch, size):

@@ -13,6 +13,7 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandGaussianNoised, RandSpatialCropd
 from torch import nn
 
+from monai_vit3d.data import WeightsError
 from monai_vit3d.handlers import AtomicCheckpoint, EMAHandler, EpochSeed, moving_average, save_atomic
 
 
@@ -59,6 +60,22 @@ def test_resume_is_exact(tmp_path):
         for key, value in expected[name].state_dict().items():
             assert torch.equal(value, found[name].state_dict()[key]), (name, key)
     assert expected["optimizer"].param_groups[0]["lr"] == found["optimizer"].param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "another network"])
+def test_foreign_checkpoint_is_refused(damage, tmp_path):
+    make_trainer(tmp_path, epochs=1)[0].run()
+    last = tmp_path / "last.pt"
+    if damage == "cut":
+        last.write_bytes(last.read_bytes()[:1000])
+    else:
+        state = torch.load(last, weights_only=True)
+        state["network"]["0.weight"] = torch.zeros(3)
+        torch.save(state, last)
+    before = last.read_bytes()
+    with pytest.raises(WeightsError, match=r"last\.pt: not a checkpoint of this run"):
+        make_trainer(tmp_path, epochs=2)[0].run()
+    assert last.read_bytes() == before
 
 
 def test_epoch_seed_depends_on_seed_epoch_and_rank():

@@ -223,14 +223,12 @@ def test_set_input_size_resamples_trilinearly(options, size):
         new(volume())
 
 
-def test_set_input_size_keeps_the_parameters_kind():
-    net = tiny(dtype=torch.bfloat16)
-    net.pos_embed.requires_grad_(False)
+@pytest.mark.parametrize("trained", [True, False])
+def test_set_input_size_keeps_the_parameters_kind(trained):
+    net = tiny(dtype=torch.bfloat16).requires_grad_(trained)
     net.set_input_size((8, 8, 8), (2, 4, 2))
-    assert net.pos_embed.dtype == net.patch_embed.proj.weight.dtype == torch.bfloat16
-    assert isinstance(net.pos_embed, nn.Parameter)
-    assert not net.pos_embed.requires_grad
-    assert net.patch_embed.proj.weight.requires_grad
+    for p in (net.pos_embed, net.patch_embed.proj.weight):
+        assert (type(p), p.dtype, p.requires_grad) == (nn.Parameter, torch.bfloat16, trained)
 
 
 @pytest.mark.parametrize("pos_embed", ["sincos", "none"])
