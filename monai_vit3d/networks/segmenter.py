@@ -58,6 +58,11 @@ class TokenSegmenter(nn.Module):
             raise ValueError("the decoder is built already: give its options and num_classes to its own constructor.")
         depth, needed = len(backbone.blocks), decoder.num_maps(patch_size) - 1
         if taps is None:
+            if depth <= needed:
+                raise ValueError(
+                    f"the backbone has {depth} blocks; {type(decoder).__name__} with patch_size={tuple(patch_size)} "
+                    f"reads {needed} and the final one: build the backbone with depth={needed + 1} or more."
+                )
             # needed + 1 equal parts of the depth; the last part ends in the final tokens
             taps = [(i + 1) * depth // (needed + 1) - 1 for i in range(needed)]
         self.taps = resolve_indices(tuple(taps), depth)
@@ -66,12 +71,12 @@ class TokenSegmenter(nn.Module):
                 f"taps={tuple(taps)}: {type(decoder).__name__} with patch_size={tuple(patch_size)} reads {needed} "
                 "blocks besides the final tokens; give as many."
             )
+        if getattr(backbone, "fc_norm_arg", None):
+            raise ValueError("fc_norm=True puts the final norm behind a pooling that a segmenter has not: use None.")
         self.backbone, self.decoder = backbone, decoder
         self.patch_size = (int(patch_size[0]), int(patch_size[1]), int(patch_size[2]))
         self.pad = bool(getattr(backbone.patch_embed, "dynamic_img_pad", False))
         backbone.reset_classifier(0, "")  # a head would be a parameter without a gradient
-        if isinstance(backbone.norm, nn.Identity) and not isinstance(backbone.fc_norm, nn.Identity):
-            raise ValueError("fc_norm=True puts the final norm behind a pooling that a segmenter has not: use None.")
 
     def forward(self, image: Tensor) -> Tensor:
         """Segment.
@@ -98,7 +103,13 @@ class TokenSegmenter(nn.Module):
     @torch.jit.unused  # type: ignore[untyped-decorator]
     def _read(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Final grid and tapped grids, through the public contract that every backbone keeps."""
+        now = tuple(self.backbone.patch_embed.patch_size)
+        if now != self.patch_size:
+            raise ValueError(
+                f"the backbone's patch_size is {now} now, the decoder was built for {self.patch_size}: build a new "
+                "TokenSegmenter after set_input_size."
+            )
         final, maps = self.backbone.forward_intermediates(image, self.taps, output_fmt="NCHWD")
-        grid = self.backbone.patch_embed.dynamic_feat_size(tuple(image.shape[2:]))
+        grid = self.backbone.patch_embed.dynamic_feat_size((image.shape[2], image.shape[3], image.shape[4]))
         tokens = final[:, self.backbone.num_prefix_tokens :].transpose(1, 2)
-        return tokens.reshape(*tokens.shape[:2], *grid), maps
+        return tokens.reshape(tokens.shape[0], tokens.shape[1], grid[0], grid[1], grid[2]), maps

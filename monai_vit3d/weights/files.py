@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -29,12 +29,16 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file. Train a model into it, or name another file.")
     try:
+        # torch does not check the archive's checksums: a flipped bit would load as another weight
+        damaged = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file makes torch's reader raise almost anything
         raise WeightsError(
             f"{path}: not a readable state dict ({type(error).__name__}). It may be cut off, or hold more than "
             "tensors, which is never loaded. Save network.state_dict() alone, or fetch the file again."
         ) from error
+    if damaged is not None:
+        raise WeightsError(f"{path}: damaged, the checksum of {damaged} is wrong. Fetch the file again.")
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise WeightsError(f"{path}: not a state dict of tensors. Save network.state_dict() alone.")
     differences = _differences(network.state_dict(), state)

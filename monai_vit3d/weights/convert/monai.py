@@ -91,15 +91,18 @@ def from_monai_unetr(unetr: UNETR) -> TokenSegmenter:
     return net.train(unetr.training)
 
 
+def _norm_options(norm: nn.Module) -> tuple[str, dict[str, Any]]:
+    if isinstance(norm, nn.InstanceNorm3d):
+        return "instance", {"eps": norm.eps, "affine": norm.affine}
+    if isinstance(norm, nn.BatchNorm3d):
+        return "batch", {"eps": norm.eps, "momentum": norm.momentum, "affine": norm.affine}
+    raise WeightsError(f"norm_name 'instance' or 'batch' is needed; this network has {norm}.")
+
+
 def _decoder_options(image_branch: nn.Module, finest_tap: nn.Module) -> dict[str, Any]:
     """The options that both projects name alike, read off MONAI's blocks, which both are made of."""
-    norm = image_branch.layer.norm1
-    names = {nn.InstanceNorm3d: "instance", nn.BatchNorm3d: "batch"}
-    if type(norm) not in names:
-        raise WeightsError(f"norm_name 'instance' or 'batch' is needed; this network has {norm}.")
-    affine = isinstance(norm, nn.InstanceNorm3d) and norm.affine
     return {
-        "norm_name": ("instance", {"affine": True}) if affine else names[type(norm)],
+        "norm_name": _norm_options(image_branch.layer.norm1),
         "res_block": isinstance(image_branch.layer, UnetResBlock),
         "conv_block": type(finest_tap.blocks[0]) is nn.Sequential,
     }
@@ -130,6 +133,25 @@ def to_monai_unetr(segmenter: TokenSegmenter) -> UNETR:
     why = [reason for reason, holds in reasons.items() if holds]
     if why:
         raise WeightsError(f"MONAI's UNETR cannot express this segmenter: {'; '.join(why)}.")
+    try:
+        unetr = _build_unetr(segmenter)
+        back = from_monai_unetr(unetr)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise WeightsError(f"MONAI's UNETR cannot express this segmenter: {error}") from error
+    # the way back must give the same layers, dropout, norms and activations and all
+    lines = zip(repr(segmenter).splitlines(), repr(back).splitlines())
+    different = [
+        f"{ours.strip()} where MONAI has {theirs.strip()}"
+        for ours, theirs in lines
+        if ours != theirs and "(head_drop)" not in ours
+    ]
+    if different:
+        raise WeightsError(f"MONAI's UNETR cannot express this segmenter: it has {different[0]}.")
+    return unetr.train(segmenter.training)
+
+
+def _build_unetr(segmenter: TokenSegmenter) -> UNETR:
+    backbone, decoder = segmenter.backbone, segmenter.decoder
     weight = backbone.patch_embed.proj.weight
     unetr = UNETR(
         in_channels=backbone.in_chans,
@@ -146,4 +168,4 @@ def to_monai_unetr(segmenter: TokenSegmenter) -> UNETR:
     state = {_rename(key, False): value for key, value in segmenter.state_dict().items()}
     unused = {k: v for k, v in unetr.state_dict().items() if _STALE.match(k)}
     unetr.load_state_dict({**unused, **state})
-    return unetr.train(segmenter.training)
+    return unetr
