@@ -1,9 +1,11 @@
 """nn.Modules and functions that know no task: patch embedding, position embedding."""
 
+from .conv_stem import ConvStem3D
 from .patch_embed import PatchEmbed3D, embed_patches, pad_to_patch, resample_patch_kernel, to_3tuple
 from .pos_embed import fit_pos_embed, resample_pos_embed, sincos_pos_embed
 
 __all__ = [
+    "ConvStem3D",
     "PatchEmbed3D",
     "embed_patches",
     "fit_pos_embed",
