@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ def to_3tuple(value: int | Sequence[int], name: str = "value") -> Grid:
     Raises:
         ValueError: not one or three positive integers.
     """
-    items = (value,) * 3 if isinstance(value, int) else tuple(value)
-    if len(items) != 3 or any(int(v) != v or v < 1 for v in items):
+    items = tuple(value) if isinstance(value, Iterable) else (value,) * 3
+    if len(items) != 3 or any(not isinstance(v, Integral) or v < 1 for v in items):
         raise ValueError(f"{name}={value!r}: one positive integer or three, in (H, W, D), are needed.")
     return int(items[0]), int(items[1]), int(items[2])
 

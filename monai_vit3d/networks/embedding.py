@@ -81,5 +81,5 @@ class TokenEmbedding(nn.Module):
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether ``x`` is a tensor with values, not a stand-in of a tracer."""
-    return not (isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling() or torch.jit.is_tracing())
+    """Whether ``x`` is a tensor with values, not a stand-in of a tracer (a proxy, a fake tensor)."""
+    return type(x) is Tensor and not (torch.compiler.is_compiling() or torch.jit.is_tracing())

@@ -143,6 +143,7 @@ def test_input_is_refused(shape, options, match):
         ({"img_size": (9, 12, 7)}, r"\(9, 12, 7\).*\(4, 4, 2\).*\(12, 12, 8\)"),
         ({"img_size": (8, 12)}, r"img_size=\(8, 12\).*\(H, W, D\)"),
         ({"img_size": 0}, "img_size=0.*positive"),
+        ({"img_size": 8.0}, r"img_size=8.0.*integer"),
         ({"patch_size": (4, 4, 2.5)}, r"patch_size=\(4, 4, 2.5\).*integer"),
         ({"global_pool": "mean"}, "'mean'.*'cls_token', 'avg', 'max', 'avgmax', 'map', ''"),
         ({"class_token": False}, "class_token=False.*'avg'"),
