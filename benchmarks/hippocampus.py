@@ -107,9 +107,7 @@ def train_and_score(name: str, epochs: int, threads: int, folder: Path) -> dict:
     lines = (folder / "test" / "val_dice_raw.csv").read_text().splitlines()
     rows = [[float(v) for v in line.split(",")[1:3]] for line in lines[1:]]
     anterior, posterior = (statistics.mean(column) for column in zip(*rows))
-    import torch
-
-    parameters = sum(v.numel() for v in torch.load(folder / "model.pt", weights_only=True).values())
+    parameters = sum(p.numel() for p in parser_for(NETWORKS[name]).get_parsed_content("network_def").parameters())
     return {
         "epochs": epochs,
         "wall_minutes": round(minutes, 1),

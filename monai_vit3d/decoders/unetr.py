@@ -46,11 +46,14 @@ class UNETRDecoder(nn.Module):
         norm_name: MONAI's name of the norm.
         conv_block: convolutions between the up-samplings of a tap.
         res_block: residual blocks instead of plain ones.
+        image_levels: how many of the finest levels get features straight from the image. 1, the full resolution, is
+            the paper; each further one adds a strided convolution block whose output joins the tap's, which makes
+            a convolutional U-Net with the transformer in its middle.
         deep_supervision: in training, also return the maps of the coarser stages, interpolated to full size, as
             MONAI's DynUNet does: ``(B, stages, num_classes, H, W, D)``, the finest first.
 
     Raises:
-        ValueError: a patch of 1 voxel, which leaves nothing to up-sample.
+        ValueError: a patch of 1 voxel, which leaves nothing to up-sample, or more image levels than stages.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class UNETRDecoder(nn.Module):
         norm_name: str | tuple = "instance",
         conv_block: bool = True,
         res_block: bool = True,
+        image_levels: int = 1,
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
@@ -70,10 +74,21 @@ class UNETRDecoder(nn.Module):
         strides = up_strides(self.patch_size)
         if not strides:
             raise ValueError(f"patch_size={self.patch_size}: the decoder needs 2 voxels or more on at least one axis.")
+        if not 1 <= image_levels <= len(strides):
+            raise ValueError(
+                f"image_levels={image_levels}; patch_size={self.patch_size} makes {len(strides)} stages: 1 to "
+                f"{len(strides)} are needed."
+            )
         self.scale = tuple(math.prod(s[axis] for s in strides) for axis in range(3))
         widths = [feature_size * 2**level for level in reversed(range(len(strides)))]  # coarsest stage first
         blocks = {"spatial_dims": 3, "kernel_size": 3, "norm_name": norm_name, "res_block": res_block}
         self.image_branch = UnetrBasicBlock(in_channels=in_chans, out_channels=feature_size, stride=1, **blocks)
+        self.image_downs = nn.ModuleList(
+            UnetrBasicBlock(
+                in_channels=widths[-level], out_channels=widths[-level - 1], stride=strides[-level], **blocks
+            )
+            for level in range(1, image_levels)
+        )
         self.tap_branches = nn.ModuleList(
             _tap_branch(embed_dim, width, strides[: i + 1], {**blocks, "conv_block": conv_block})
             for i, width in enumerate(widths[:-1])
@@ -110,15 +125,19 @@ class UNETRDecoder(nn.Module):
         size = [image.shape[2], image.shape[3], image.shape[4]]
         grid = maps[-1].shape
         work = [grid[2] * self.scale[0], grid[3] * self.scale[1], grid[4] * self.scale[2]]
-        skips = [self.image_branch(_resize(image, work))]
-        # the earliest tap is the finest skip; the branches stand coarsest first
+        levels = [self.image_branch(_resize(image, work))]  # finest first
+        for down in self.image_downs:
+            levels.append(down(levels[-1]))
+        skips: list[Tensor] = []  # coarsest first, as the branches and the stages stand; the earliest tap is the finest
         for i, branch in enumerate(self.tap_branches):
-            skips.append(branch(maps[len(self.tap_branches) - 1 - i]))
+            skip = branch(maps[len(self.tap_branches) - 1 - i])
+            level = len(self.tap_branches) - i
+            skips.append(skip + levels[level] if level < len(levels) else skip)
+        skips.append(levels[0])
         x = maps[-1]
         outputs: list[Tensor] = []
         for i, up in enumerate(self.up_blocks):
-            last = i == len(self.up_blocks) - 1
-            x = up(x, skips[0] if last else skips[i + 1])
+            x = up(x, skips[i])
             outputs.append(x)
         out = _resize(self.head(x), size)
         if not self.training or len(self.coarse_heads) == 0:

@@ -123,6 +123,7 @@ def to_monai_unetr(segmenter: TokenSegmenter) -> UNETR:
     backbone, decoder = segmenter.backbone, segmenter.decoder
     reasons = {
         "the decoder is not a UNETRDecoder": not isinstance(decoder, UNETRDecoder),
+        "the decoder has image_levels > 1": len(getattr(decoder, "image_downs", [])) > 0,
         "the decoder has heads for deep supervision": len(getattr(decoder, "coarse_heads", [])) > 0,
         f"patch_size={backbone.patch_embed.patch_size}, 16 is needed": backbone.patch_embed.patch_size != (16,) * 3,
         f"taps={tuple(segmenter.taps)}, {MONAI_TAPS} are needed": tuple(segmenter.taps) != MONAI_TAPS,
