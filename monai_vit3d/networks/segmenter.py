@@ -20,7 +20,7 @@ class TokenSegmenter(nn.Module):
     backbone's own norm, as UNETR does.
 
     Args:
-        backbone: a network that keeps the contract of :class:`VisionTransformer3D`.
+        backbone: a network that keeps the contract of :class:`VisionTransformer3D`; its head and pooling are removed.
         decoder: a dense decoder, or the name of one (see :mod:`monai_vit3d.decoders`), built to fit.
         num_classes: channels of the dense map; needed with a name.
         taps: block numbers that the decoder reads besides the final tokens; negative ones count from the end.
@@ -91,7 +91,7 @@ class TokenSegmenter(nn.Module):
             ValueError: wrong rank, channels or size.
         """
         size = image.shape
-        if self.pad:  # image and patch grids must cover the same field
+        if self.pad and image.dim() == 5:  # image and patch grids must cover the same field
             image = pad_to_patch(image, self.patch_size)
         if torch.jit.is_scripting():
             final, maps = self.backbone.token_maps(image, self.taps)
