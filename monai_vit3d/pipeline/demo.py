@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ def run_demo(bundle: str | Path, output: str | Path) -> Demo:
     Raises:
         DatasetError: ``bundle`` is no bundle.
         WeightsError: the bundle has no trained weights.
-        RuntimeError: ``monai.bundle run`` failed; the message ends with what it printed last.
+        RuntimeError: ``monai.bundle run`` failed; the message ends with the error it gave first.
     """
     bundle, output = Path(bundle).resolve(), Path(output).resolve()
     if not (bundle / "configs" / "inference.yaml").is_file():
@@ -87,7 +88,9 @@ def run_bundle(bundle: Path, dataset_dir: Path, output_dir: Path) -> None:
         command += [f"--{key}", str(value)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{(result.stdout + result.stderr)[-2000:]}")
+        # the first error of a chain is the cause, the last ones only say where it was raised
+        causes = [line for line in result.stderr.splitlines() if re.match(r"\S*Error: ", line)] or [result.stderr]
+        raise RuntimeError(f"{' '.join(command)}\nfailed with {causes[0]}")
 
 
 def draw(images: dict[str, Path], labels: dict[str, Path], names: dict[int, str], picture: Path) -> Path:
