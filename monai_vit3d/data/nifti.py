@@ -53,7 +53,11 @@ def cut_box(
             f"{image.get_filename() or 'image'}: voxels {low.tolist()} to {high.tolist()} are needed, the image has "
             f"{list(image.shape)}. Choose a box inside the image."
         )
-    return image.slicer[tuple(slice(a, b) for a, b in zip(low, high))]
+    box = image.slicer[tuple(slice(a, b) for a, b in zip(low, high))]
+    voxels = np.asanyarray(box.dataobj)
+    # scaled integers come as floats: stored as such they stay as they are, as integers they would be rounded anew
+    box.set_data_dtype(np.float32 if voxels.dtype.kind == "f" else voxels.dtype)
+    return box
 
 
 def label_volumes_ml(path: str | Path, names: dict[int, str]) -> dict[str, float]:

@@ -29,6 +29,16 @@ def test_box_keeps_every_voxel_in_its_place(spacing, signs, shift):
         assert box.dataobj[corner] == data[voxel]
 
 
+def test_box_of_scaled_integers_is_not_rounded_anew(tmp_path):
+    image = nib.Nifti1Image(np.linspace(0, 1, 1000).reshape(10, 10, 10), np.eye(4))
+    image.set_data_dtype(np.uint8)
+    image.to_filename(tmp_path / "scaled.nii.gz")
+    scaled = nib.load(tmp_path / "scaled.nii.gz")
+    cut_box(scaled, (4, 4, 4), (6, 6, 6)).to_filename(tmp_path / "box.nii.gz")
+    found = nib.load(tmp_path / "box.nii.gz").get_fdata()
+    np.testing.assert_allclose(found, scaled.get_fdata()[1:7, 1:7, 1:7], rtol=1e-6)
+
+
 def test_box_outside_is_refused():
     image = nib.Nifti1Image(np.zeros((10, 10, 10), np.int16), np.eye(4))
     with pytest.raises(ImageError, match=r"\[10, 10, 10\]"):
