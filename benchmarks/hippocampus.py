@@ -5,7 +5,7 @@ split, window and seed. The time of a step is measured for the three in turn, se
 the epochs that fit into ``--minutes``, so that other load on the machine favours none. The test section, which
 nothing was chosen on, is scored by the bundle's evaluate.yaml, on each case's own grid.
 
-    python benchmarks/hippocampus.py --minutes 25 --threads 1
+    python benchmarks/hippocampus.py --minutes 20 --threads 1
     python benchmarks/hippocampus.py --networks dynunet unetr      # some of them; the table shows all that are there
 
 The limit: nnU-Net's published level on Task04 is about 0.90 anterior and 0.89 posterior (Isensee et al. 2021,
@@ -122,7 +122,7 @@ def main() -> None:
     """Measure, train, score, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--minutes", type=float, default=25, help="training time of each network, validation not counted"
+        "--minutes", type=float, default=20, help="training time of each network, validation not counted"
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))

@@ -75,19 +75,15 @@ class UNETRDecoder(nn.Module):
         if not strides:
             raise ValueError(f"patch_size={self.patch_size}: the decoder needs 2 voxels or more on at least one axis.")
         if not 1 <= image_levels <= len(strides):
-            raise ValueError(
-                f"image_levels={image_levels}; patch_size={self.patch_size} makes {len(strides)} stages: 1 to "
-                f"{len(strides)} are needed."
-            )
+            stages = f"patch_size={self.patch_size} makes {len(strides)} stages"
+            raise ValueError(f"image_levels={image_levels}; {stages}: 1 to {len(strides)} are needed.")
         self.scale = tuple(math.prod(s[axis] for s in strides) for axis in range(3))
         widths = [feature_size * 2**level for level in reversed(range(len(strides)))]  # coarsest stage first
         blocks = {"spatial_dims": 3, "kernel_size": 3, "norm_name": norm_name, "res_block": res_block}
         self.image_branch = UnetrBasicBlock(in_channels=in_chans, out_channels=feature_size, stride=1, **blocks)
         self.image_downs = nn.ModuleList(
-            UnetrBasicBlock(
-                in_channels=widths[-level], out_channels=widths[-level - 1], stride=strides[-level], **blocks
-            )
-            for level in range(1, image_levels)
+            UnetrBasicBlock(in_channels=widths[-i], out_channels=widths[-i - 1], stride=strides[-i], **blocks)
+            for i in range(1, image_levels)
         )
         self.tap_branches = nn.ModuleList(
             _tap_branch(embed_dim, width, strides[: i + 1], {**blocks, "conv_block": conv_block})

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .patch_embed import PatchEmbed3D, check_volume, to_3tuple
+from .patch_embed import PatchEmbed3D, to_3tuple
 from .pos_embed import Grid
 
 
@@ -82,18 +82,5 @@ class ConvStem3D(PatchEmbed3D):
             raise ValueError(f"patch_size={patch_size}: a convolutional stem keeps the {self.patch_size} it has.")
         super().set_input_size(img_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Embed a batch of volumes.
-
-        Args:
-            x: ``(B, C, H, W, D)``.
-
-        Returns:
-            ``(B, N, C)``, or ``(B, C, H', W', D')`` if ``flatten`` is False.
-
-        Raises:
-            ValueError: wrong rank, channels or size.
-        """
-        x = check_volume(x, self.in_chans, self.img_size, self.patch_size, self.strict_img_size, self.dynamic_img_pad)
-        x = self.proj(self.stem(x))
-        return x.flatten(2).transpose(1, 2) if self.flatten else x
+    def _project(self, x: Tensor) -> Tensor:
+        return self.proj(self.stem(x)).permute(0, 2, 3, 4, 1)

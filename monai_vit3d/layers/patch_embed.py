@@ -242,7 +242,11 @@ class PatchEmbed3D(nn.Module):
             ValueError: wrong rank, channels or size.
         """
         x = check_volume(x, self.in_chans, self.img_size, self.patch_size, self.strict_img_size, self.dynamic_img_pad)
-        x = embed_patches(x, self.proj.weight, self.proj.bias, self.patch_size)
+        x = self._project(x)
         if self.flatten:
             return x.flatten(1, 3)
         return x.permute(0, 4, 1, 2, 3)
+
+    def _project(self, x: Tensor) -> Tensor:
+        """Checked volumes to tokens on their grid, ``(B, H', W', D', E)``."""
+        return embed_patches(x, self.proj.weight, self.proj.bias, self.patch_size)

@@ -10,6 +10,7 @@ from timm.layers import Attention, GatedMlp, GluMlp, Mlp, SwiGLU, get_act_layer,
 from timm.models.vision_transformer import ATTN_LAYERS
 from torch import nn
 
+Layer = Callable[..., nn.Module] | str | None
 POOLS = ("cls_token", "avg", "max", "avgmax", "map", "")
 WEIGHT_INITS = ("", "jax", "jax_nlhb", "moco", "reset", "skip")
 MLPS = {"mlp": Mlp, "glumlp": GluMlp, "swiglu": SwiGLU, "gatedmlp": GatedMlp}
@@ -32,62 +33,59 @@ def resolve_pool(global_pool: str, class_token: bool) -> str:
     return pool
 
 
-def resolve_norm(norm_layer: Callable[..., nn.Module] | str | None) -> Callable[..., nn.Module]:
+def resolve_norm(norm_layer: Layer) -> Callable[..., nn.Module]:
     """A norm constructor from itself, timm's name for it (``"layernorm"``, ``"rmsnorm"``), or None (the default).
 
     Raises:
         ValueError: a name that timm does not know.
     """
-    if norm_layer is None:
-        return nn.LayerNorm
-    try:
-        return get_norm_layer(norm_layer)
-    except (AssertionError, KeyError):
-        raise ValueError(f"norm_layer={norm_layer!r} is none of timm's norms; try 'layernorm' or 'rmsnorm'.") from None
+    return _by_timm("norm_layer", norm_layer, nn.LayerNorm, get_norm_layer, "'layernorm' or 'rmsnorm'")
 
 
-def resolve_act(act_layer: Callable[..., nn.Module] | str | None) -> Callable[..., nn.Module]:
+def resolve_act(act_layer: Layer) -> Callable[..., nn.Module]:
     """An activation constructor from itself, timm's name for it (``"gelu"``, ``"silu"``), or None (the default).
 
     Raises:
         ValueError: a name that timm does not know.
     """
-    if act_layer is None:
-        return nn.GELU
-    try:
-        return get_act_layer(act_layer)
-    except (AssertionError, KeyError):
-        raise ValueError(f"act_layer={act_layer!r} is none of timm's activations; try 'gelu' or 'silu'.") from None
+    return _by_timm("act_layer", act_layer, nn.GELU, get_act_layer, "'gelu' or 'silu'")
 
 
-def resolve_mlp(mlp_layer: Callable[..., nn.Module] | str | None) -> Callable[..., nn.Module]:
+def resolve_mlp(mlp_layer: Layer) -> Callable[..., nn.Module]:
     """An MLP constructor from itself, its name (a key of ``MLPS``), or None (the default).
 
     Raises:
         ValueError: an unknown name.
     """
-    if mlp_layer is None:
-        return Mlp
-    if not isinstance(mlp_layer, str):
-        return mlp_layer
-    if mlp_layer not in MLPS:
-        raise ValueError(f"mlp_layer={mlp_layer!r}; one of {', '.join(MLPS)} or a class is needed.")
-    return MLPS[mlp_layer]
+    return _by_table("mlp_layer", mlp_layer, Mlp, MLPS)
 
 
-def resolve_attn(attn_layer: Callable[..., nn.Module] | str | None) -> Callable[..., nn.Module]:
+def resolve_attn(attn_layer: Layer) -> Callable[..., nn.Module]:
     """An attention constructor from itself, timm's name for it (``"attn"``, ``"diff"``), or None (the default).
 
     Raises:
         ValueError: a name that timm does not know.
     """
-    if attn_layer is None:
-        return Attention
-    if not isinstance(attn_layer, str):
-        return attn_layer
-    if attn_layer not in ATTN_LAYERS:
-        raise ValueError(f"attn_layer={attn_layer!r}; one of {', '.join(map(repr, ATTN_LAYERS))} or a class is needed.")
-    return ATTN_LAYERS[attn_layer]
+    return _by_table("attn_layer", attn_layer, Attention, ATTN_LAYERS)
+
+
+def _by_timm(
+    argument: str, layer: Layer, default: type[nn.Module], find: Callable[..., Any], examples: str
+) -> Callable[..., nn.Module]:
+    try:
+        return default if layer is None else find(layer)
+    except (AssertionError, KeyError):
+        raise ValueError(f"{argument}={layer!r} is not known to timm; try {examples}.") from None
+
+
+def _by_table(
+    argument: str, layer: Layer, default: type[nn.Module], table: dict[str, type[nn.Module]]
+) -> Callable[..., nn.Module]:
+    if not isinstance(layer, str):
+        return default if layer is None else layer
+    if layer not in table:
+        raise ValueError(f"{argument}={layer!r}; one of {', '.join(map(repr, table))} or a class is needed.")
+    return table[layer]
 
 
 def build(constructor: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:
