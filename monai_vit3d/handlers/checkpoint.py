@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ignite.engine import Engine, Events
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.errors import WeightsError
+from ..weights.files import read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -85,21 +85,22 @@ class AtomicCheckpoint:
         """Continue from ``last.pt`` if it is there.
 
         Raises:
-            WeightsError: the file is damaged, or another run's.
+            WeightsError: the file is damaged, or another run's: other networks, epochs or steps.
         """
         if not self.resume or not self.last.is_file():
             return
+        state = read_checkpoint(self.last)
+        anew = "To start anew, move the file away, choose another output folder, or set resume to false."
         try:
-            state = torch.load(self.last, map_location="cpu", weights_only=True)
+            length, wanted = state["length"], [engine.state.max_epochs, engine.state.epoch_length]
+            if length != wanted:  # the schedules in it would end elsewhere
+                raise ValueError(f"it has {length} epochs and steps, this run has {wanted}")
             for name, obj in self.objects.items():
                 obj.load_state_dict(state[name])
             engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
             self.best_metric = state["best_metric"]
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            raise WeightsError(
-                f"{self.last}: not a checkpoint of this run ({error}). To start anew, move the file away, choose "
-                "another output folder, or set resume to false."
-            ) from error
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise WeightsError(f"{self.last}: not a checkpoint of this run ({error}). {anew}") from error
         logger.info("resumed from %s after epoch %d", self.last, state["epoch"])
 
     def __call__(self, engine: Engine) -> None:
@@ -113,6 +114,7 @@ class AtomicCheckpoint:
         position = {
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
+            "length": [engine.state.max_epochs, engine.state.epoch_length],
             "best_metric": self.best_metric,
         }
         if improved and self.best is not None and self.best_path is not None:

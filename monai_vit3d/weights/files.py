@@ -4,11 +4,38 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..data.errors import WeightsError
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """What ``torch.save`` wrote, as long as it is tensors and plain containers.
+
+    Args:
+        path: the file.
+
+    Raises:
+        WeightsError: the file is missing, damaged (checksums are verified), or holds more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file. Train a model into it, or name another file.")
+    try:
+        # torch does not check the archive's checksums: a flipped bit would load as another weight
+        damaged = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes torch's reader raise almost anything
+        raise WeightsError(
+            f"{path}: not a readable state dict ({type(error).__name__}). It may be cut off, or hold more than "
+            "tensors, which is never loaded. Save network.state_dict() alone, or fetch the file again."
+        ) from error
+    if damaged is not None:
+        raise WeightsError(f"{path}: damaged, the checksum of {damaged} is wrong. Fetch the file again.")
+    return state
 
 
 def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
@@ -25,20 +52,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         WeightsError: the file is missing, damaged, holds more than tensors, or fits another architecture; the
             message names keys and shapes that differ. The network is unchanged then.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file. Train a model into it, or name another file.")
-    try:
-        # torch does not check the archive's checksums: a flipped bit would load as another weight
-        damaged = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes torch's reader raise almost anything
-        raise WeightsError(
-            f"{path}: not a readable state dict ({type(error).__name__}). It may be cut off, or hold more than "
-            "tensors, which is never loaded. Save network.state_dict() alone, or fetch the file again."
-        ) from error
-    if damaged is not None:
-        raise WeightsError(f"{path}: damaged, the checksum of {damaged} is wrong. Fetch the file again.")
+    state = read_checkpoint(path)
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise WeightsError(f"{path}: not a state dict of tensors. Save network.state_dict() alone.")
     differences = _differences(network.state_dict(), state)
