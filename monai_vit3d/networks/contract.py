@@ -12,7 +12,7 @@ from timm.models import named_apply
 from timm.models.vision_transformer import get_init_weights_vit
 from torch import nn
 
-from ..layers import resample_pos_embed, sincos_pos_embed
+from ..layers import fit_pos_embed, sincos_pos_embed
 from .options import check_weight_init, resolve_pool
 
 
@@ -164,10 +164,6 @@ class TimmContract(nn.Module):
         self._describe_features()
         if self.pos_embed is None or self.grid_size == old:
             return
-        if isinstance(self.pos_embed, nn.Parameter):
-            pos = resample_pos_embed(self.pos_embed.detach(), old, self.grid_size, self._pos_prefix)
-            self.pos_embed = nn.Parameter(pos, requires_grad=self.pos_embed.requires_grad)
-        else:
-            self.pos_embed = sincos_pos_embed(self.grid_size, self.embed_dim, device=self.pos_embed.device).to(
-                self.pos_embed.dtype
-            )
+        learned = isinstance(self.pos_embed, nn.Parameter)
+        pos = fit_pos_embed(self.pos_embed.detach(), old, self.grid_size, self._pos_prefix, learned, True)
+        self.pos_embed = nn.Parameter(pos, requires_grad=self.pos_embed.requires_grad) if learned else pos

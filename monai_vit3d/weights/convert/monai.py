@@ -17,9 +17,9 @@ MONAI_TAPS = (3, 6, 9)  # what MONAI's UNETR reads: the outputs of its blocks 4,
 
 # MONAI's key, ours; both ways
 _RENAMES = [
-    (r"vit.patch_embedding.patch_embeddings.", "backbone.patch_embed.proj."),
-    (r"vit.patch_embedding.position_embeddings", "backbone.pos_embed"),
-    (r"vit.norm.", "backbone.norm."),
+    ("vit.patch_embedding.patch_embeddings.", "backbone.patch_embed.proj."),
+    ("vit.patch_embedding.position_embeddings", "backbone.pos_embed"),
+    ("vit.norm.", "backbone.norm."),
     *[(f"encoder{n}.", f"decoder.tap_branches.{4 - n}.") for n in (2, 3, 4)],
     *[(f"decoder{n}.", f"decoder.up_blocks.{5 - n}.") for n in (5, 4, 3, 2)],
     ("encoder1.", "decoder.image_branch."),
