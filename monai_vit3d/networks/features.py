@@ -30,6 +30,19 @@ class TokenFeatures(nn.Module):
         x, taken = self._run_blocks(tokens, indices)
         return self._as_map(self.norm(x), grid), [self._as_map(y, grid) for y in taken]
 
+    def token_levels(self, x: Tensor, indices: list[int]) -> list[Tensor]:
+        """Normed outputs of some blocks, prefix tokens first; the core that TorchScript can compile.
+
+        Args:
+            x: ``(B, C, H, W, D)``.
+            indices: block numbers from 0, in block order.
+
+        Returns:
+            One ``(B, P + N, E)`` a block.
+        """
+        _, taken = self._run_blocks(self._embed(x), indices)
+        return [self.norm(y) for y in taken]
+
     def _as_map(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
         tokens = tokens[:, self.num_prefix_tokens :].transpose(1, 2)
         return tokens.reshape(tokens.shape[0], tokens.shape[1], grid[0], grid[1], grid[2])

@@ -118,6 +118,21 @@ def resolve_indices(indices: int | list[int] | tuple[int, ...] | None, depth: in
     return sorted(take)
 
 
+def spread_blocks(depth: int, parts: int) -> list[int]:
+    """The last block of each of ``parts`` equal parts of the depth."""
+    return [(i + 1) * depth // parts - 1 for i in range(parts)]
+
+
+def require_final_norm(backbone: nn.Module, who: str) -> None:
+    """Refuse a backbone whose final norm stands behind a pooling that ``who`` does not have.
+
+    Raises:
+        ValueError: it was built with ``fc_norm=True``.
+    """
+    if getattr(backbone, "fc_norm_arg", None):
+        raise ValueError(f"fc_norm=True puts the final norm behind a pooling that a {who} has not: use None.")
+
+
 def check_numbers(embed_dim: int, depth: int, num_heads: int, reg_tokens: int, pos_embed: str) -> None:
     """Refuse what cannot be built, before anything is.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..decoders import create_decoder
 from ..layers import pad_to_patch
-from .options import resolve_indices
+from .options import require_final_norm, resolve_indices, spread_blocks
 
 
 class TokenSegmenter(nn.Module):
@@ -63,16 +63,14 @@ class TokenSegmenter(nn.Module):
                     f"the backbone has {depth} blocks; {type(decoder).__name__} with patch_size={tuple(patch_size)} "
                     f"reads {needed} and the final one: build the backbone with depth={needed + 1} or more."
                 )
-            # needed + 1 equal parts of the depth; the last part ends in the final tokens
-            taps = [(i + 1) * depth // (needed + 1) - 1 for i in range(needed)]
+            taps = spread_blocks(depth, needed + 1)[:-1]  # the last part ends in the final tokens
         self.taps = resolve_indices(tuple(taps), depth)
         if len(self.taps) != needed:
             raise ValueError(
                 f"taps={tuple(taps)}: {type(decoder).__name__} with patch_size={tuple(patch_size)} reads {needed} "
                 "blocks besides the final tokens; give as many."
             )
-        if getattr(backbone, "fc_norm_arg", None):
-            raise ValueError("fc_norm=True puts the final norm behind a pooling that a segmenter has not: use None.")
+        require_final_norm(backbone, "segmenter")
         self.backbone, self.decoder = backbone, decoder
         self.patch_size = (int(patch_size[0]), int(patch_size[1]), int(patch_size[2]))
         self.pad = bool(getattr(backbone.patch_embed, "dynamic_img_pad", False))

@@ -1,0 +1,167 @@
+"""TokenClassifier: a token backbone with a head that reads the tokens of several blocks."""
+
+# annotations are left alive here: TorchScript reads that of ``taps``
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .heads import Tokens, create_head
+from .options import require_final_norm, resolve_indices, spread_blocks
+
+
+class TokenClassifier(nn.Module):
+    """A token backbone and a head over the tokens of some of its blocks.
+
+    Args:
+        backbone: a network that keeps the contract of :class:`VisionTransformer3D`; its own head, its pooling and
+            the blocks after the last tap are removed.
+        head: ``"linear"``, ``"attentive"`` or ``"mlp"`` (see :mod:`monai_vit3d.networks.heads`), built to fit; or a
+            head that is built already, called with the list of tapped tokens.
+        num_classes: classes (multi-class, ordinal), labels or values; needed with a name.
+        task: ``"multi-class"``, ``"multi-label"``, ``"ordinal"`` or ``"regression"``; MedMNIST's names are understood.
+        taps: block numbers that the head reads, after the final norm; negative ones count from the end. None takes
+            the ends of the depth's four quarters.
+        freeze: ``"backbone"`` trains the head alone, a number n leaves out the embedding and the first n blocks,
+            None trains everything. Frozen parts stay in evaluation mode.
+        options: keywords of the head; with a name only.
+
+    Raises:
+        ValueError: a tap out of range, an unknown head, task or freeze, a name without ``num_classes``, options for a
+            head that is built already.
+
+    Example:
+        >>> backbone = VisionTransformer3D((64, 64, 64), 8, embed_dim=384, num_heads=6)
+        >>> net = TokenClassifier(backbone, "attentive", num_classes=11, freeze="backbone")
+        >>> net(torch.zeros(2, 1, 64, 64, 64)).shape
+        torch.Size([2, 11])
+    """
+
+    taps: list[int]
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module | str = "linear",
+        num_classes: int | None = None,
+        task: str = "multi-class",
+        taps: Sequence[int] | None = None,
+        freeze: str | int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        require_final_norm(backbone, "classifier")
+        depth = len(backbone.blocks)
+        self.taps = resolve_indices(spread_blocks(depth, min(4, depth)) if taps is None else tuple(taps), depth)
+        if not self.taps:
+            raise ValueError("taps=(): one block or more is needed; None takes the ends of the depth's quarters.")
+        if isinstance(head, str):
+            if num_classes is None:
+                raise ValueError(f"head={head!r} is a name: num_classes is needed to build it.")
+            prefix, class_token = backbone.num_prefix_tokens, backbone.has_class_token
+            tokens = Tokens(backbone.embed_dim, backbone.num_heads, len(self.taps), prefix, class_token)
+            head = create_head(head, tokens, num_classes, task, **options)
+        elif options or num_classes is not None:
+            raise ValueError("the head is built already: give its options and num_classes to its own constructor.")
+        frozen = _frozen_blocks(freeze, depth)
+        self.backbone, self.head = backbone, head
+        backbone.reset_classifier(0, "")  # a head would be a parameter without a gradient, and so would
+        backbone.prune_intermediate_layers(self.taps)  # the blocks that nobody reads
+        self._freeze(freeze, frozen)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Classify.
+
+        Args:
+            image: ``(B, C, H, W, D)``.
+
+        Returns:
+            Plain logits: ``(B, num_classes)``, for an ordinal task ``(B, num_classes - 1)`` of "above class k".
+
+        Raises:
+            ValueError: wrong rank, channels or size.
+        """
+        if torch.jit.is_scripting():
+            levels = self.backbone.token_levels(image, self.taps)
+        else:
+            levels = self._read(image)
+        return self.head(levels)
+
+    @torch.jit.unused  # type: ignore[untyped-decorator]
+    def _read(self, image: Tensor) -> list[Tensor]:
+        """Tapped tokens, through the public contract that every backbone keeps."""
+        return self.backbone.forward_intermediates(image, self.taps, norm=True, intermediates_only=True)
+
+    def train(self, mode: bool = True) -> "TokenClassifier":
+        """Training or evaluation mode; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def scale_logits(self, factor: float) -> None:
+        """Multiply all logits by ``factor``, in the weights of the last layer: temperature scaling with 1 / T.
+
+        Args:
+            factor: a positive number.
+
+        Raises:
+            ValueError: not positive, or a head without a last layer ``output``.
+        """
+        layer = getattr(self.head, "output", None)
+        if not factor > 0 or getattr(layer, "weight", None) is None:
+            raise ValueError(f"factor={factor}: a positive number and a head with a last layer 'output' are needed.")
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.mul_(factor)
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone."""
+        own = {"head.level_embed", "head.pool.latent"} & {name for name, _ in self.named_parameters()}
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()} | own
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that sort parameters into stem, blocks and head, for layer-wise learning rates.
+
+        Args:
+            coarse: one group for all blocks.
+        """
+        blocks = r"^backbone\.blocks" if coarse else r"^backbone\.blocks\.(\d+)"
+        return {
+            "stem": r"^backbone\.(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)",
+            "blocks": [(blocks, None), (r"^backbone\.norm", (99999,))],
+        }
+
+    def _freeze(self, freeze: str | int | None, blocks: int) -> None:
+        whole = freeze == "backbone"
+        # the embedding is what is neither a block nor the final norm
+        kept = ("blocks", "norm")
+        parts = [part for name, part in self.backbone.named_children() if name not in kept]
+        self._frozen: list[nn.Module] = [self.backbone] if whole else [*parts, *self.backbone.blocks[:blocks]]
+        if freeze is None:
+            self._frozen = []
+            return
+        for part in self._frozen:
+            part.requires_grad_(False)
+        for parameter in self.backbone.parameters(recurse=False):
+            parameter.requires_grad_(False)
+
+
+def _frozen_blocks(freeze: str | int | None, depth: int) -> int:
+    """How many first blocks are frozen.
+
+    Raises:
+        ValueError: neither "backbone" nor a number of blocks nor None.
+    """
+    if freeze is None:
+        return 0
+    if freeze == "backbone":
+        return depth
+    if isinstance(freeze, bool) or not isinstance(freeze, int) or not 0 <= freeze <= depth:
+        raise ValueError(f"freeze={freeze!r}; 'backbone', a number of blocks from 0 to {depth}, or None is needed.")
+    return freeze

@@ -1,0 +1,36 @@
+"""Layer-wise learning-rate decay for torch's optimizers, by timm's own grouping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.optim import param_groups_layer_decay
+from torch import nn
+
+
+def layer_decay_groups(
+    network: nn.Module, learning_rate: float, weight_decay: float = 0.05, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Parameter groups whose learning rate falls from the head to the stem (Clark et al. 2020, arXiv:2003.10555).
+
+    timm's groups carry ``lr_scale``, which torch's optimizers ignore; here each has its own ``lr``. Biases, norms and
+    what ``network.no_weight_decay()`` names get no weight decay. Frozen parameters are left out.
+
+    Args:
+        network: a network with timm's ``group_matcher`` and ``no_weight_decay``.
+        learning_rate: of the head.
+        weight_decay: of the weights that decay.
+        layer_decay: learning rate of a layer over that of the one after it; 1 gives all the same.
+
+    Returns:
+        Groups for any ``torch.optim`` optimizer.
+
+    Raises:
+        ValueError: a layer decay outside (0, 1].
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay={layer_decay}; a number above 0 and up to 1 is needed.")
+    groups = param_groups_layer_decay(
+        network, weight_decay, no_weight_decay_list=network.no_weight_decay(), layer_decay=layer_decay
+    )
+    return [{k: g[k] for k in ("params", "weight_decay")} | {"lr": learning_rate * g["lr_scale"]} for g in groups]
