@@ -5,16 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 from .decathlon import decathlon_split
-from .errors import DatasetError, ImageError, Vit3dError, WeightsError
+from .errors import DatasetError, ImageError, ScoreError, Vit3dError, WeightsError
+from .tasks import resolve_task
 
 _NIFTI = ("cut_box", "label_volumes_ml", "nifti_files")
-__all__ = ["DatasetError", "ImageError", "Vit3dError", "WeightsError", "decathlon_split", *_NIFTI]
+_MEDMNIST3D = ("MedMNIST3DDataset", "class_names", "medmnist3d_info")
+_TABLES = ("check_classes", "class_balanced_weights", "labelled_volumes")
+__all__ = ["DatasetError", "ImageError", "ScoreError", "Vit3dError", "WeightsError", "decathlon_split", "resolve_task"]
+__all__ += [*_NIFTI, *_MEDMNIST3D, *_TABLES]
 
 
 def __getattr__(name: str) -> Any:
-    # nibabel loads when a NIfTI function is first used
+    # nibabel, monai and numpy load when a function that needs them is first used
     if name in _NIFTI:
         from . import nifti
 
         return getattr(nifti, name)
+    if name in _MEDMNIST3D:
+        from . import medmnist3d
+
+        return getattr(medmnist3d, name)
+    if name in _TABLES:
+        from . import tables
+
+        return getattr(tables, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,3 +15,7 @@ class WeightsError(Vit3dError, ValueError):
 
 class ImageError(Vit3dError, ValueError):
     """An image cannot be used as it is."""
+
+
+class ScoreError(Vit3dError, ValueError):
+    """Scores or labels from which no metric can be computed."""

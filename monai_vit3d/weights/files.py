@@ -52,9 +52,39 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         WeightsError: the file is missing, damaged, holds more than tensors, or fits another architecture; the
             message names keys and shapes that differ. The network is unchanged then.
     """
+    return _load(network, _read_state_dict(path), path)
+
+
+def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
+    """Load the backbone of another network's weights into ``network.backbone``, all of it or nothing.
+
+    Args:
+        network: a :class:`TokenSegmenter` or :class:`TokenClassifier`; its decoder or head stays as it is.
+        path: the state dict of any network that has a ``backbone`` of the same options.
+
+    Returns:
+        ``network``.
+
+    Raises:
+        WeightsError: as :func:`load_weights`, or the file holds no backbone.
+    """
+    prefix = "backbone."
+    state = _read_state_dict(path)
+    part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not part:
+        raise WeightsError(f"{path}: no entry begins with {prefix!r}. Weights of a network with a backbone are needed.")
+    _load(network.backbone, part, path)
+    return network
+
+
+def _read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     state = read_checkpoint(path)
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise WeightsError(f"{path}: not a state dict of tensors. Save network.state_dict() alone.")
+    return state
+
+
+def _load(network: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> nn.Module:
     differences = _differences(network.state_dict(), state)
     if differences:
         shown = "; ".join(differences[:5])

@@ -1,0 +1,96 @@
+"""Make ``hippovolume3d_48.npz``: real MRIs in MedMNIST3D's format, to be classified by the hippocampus' volume.
+
+MSD Task04's crops around one hippocampus, with the split of bundles/hippocampus_segmentation (its training part only
+has trained that bundle's encoder). The class is the tertile of the experts' volume (anterior + posterior), with
+limits from the training part. Each image is what the classification bundle makes of the file (the ``geometry`` of
+its inference.yaml): the same 31 x 40 x 26 mm from the middle of every crop, which is the largest box that all of them
+have, so that nothing of the crop's own size, drawn around the hippocampus, can be read; its border is replicated to
+48 cubed, equally in every case.
+
+    python benchmarks/make_hippocampus_volume.py OUTPUT_DIR      # reads Task04_Hippocampus under MONAI_DATA_DIRECTORY
+
+Also prints what a logistic regression reads from the crop's size alone: the baseline to beat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
+
+from monai_vit3d.data import decathlon_split, label_volumes_ml
+from monai_vit3d.metrics import accuracy, auc
+
+BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
+SECTIONS = {"train": "training", "val": "validation", "test": "test"}
+
+
+def geometry() -> Compose:
+    """The bundle's own way from a file to its volume."""
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLES / "medmnist3d_classification" / "configs" / "inference.yaml"))
+    parser["bundle_root"] = str(BUNDLES / "medmnist3d_classification")
+    return Compose(parser.get_parsed_content("geometry"))
+
+
+def read(section: str, dataset_dir: Path) -> tuple[list[dict[str, str]], np.ndarray, np.ndarray]:
+    """Files, crop sizes ``(N, 3)`` in voxels and hippocampal volumes ``(N,)`` in ml of a section."""
+    import nibabel as nib
+
+    files = decathlon_split(dataset_dir, BUNDLES / "hippocampus_segmentation" / "configs" / "split.json", section)
+    volumes = [sum(label_volumes_ml(pair["label"], {1: "anterior", 2: "posterior"}).values()) for pair in files]
+    return files, np.array([nib.load(pair["image"]).shape for pair in files]), np.array(volumes)
+
+
+def make(dataset_dir: Path, output: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Write the npz; returns crop sizes and labels ``(N,)`` of each section."""
+    to_volume, arrays, sizes = geometry(), {}, {}
+    read_sections = {name: read(section, dataset_dir) for name, section in SECTIONS.items()}
+    limits = np.quantile(read_sections["train"][2], [1 / 3, 2 / 3])
+    print(f"limits of the classes, in ml: {limits[0]:.3f} and {limits[1]:.3f}")
+    for name, (files, shapes, volumes) in read_sections.items():
+        labels = (volumes[:, None] > limits).sum(1)
+        images = [np.asarray(to_volume({"image": pair["image"]})["image"])[0] for pair in files]
+        arrays[f"{name}_images"] = np.stack(images).astype(np.uint8)
+        arrays[f"{name}_labels"] = labels[:, None].astype(np.uint8)
+        sizes[name] = (shapes, labels)
+        print(f"{name:5s} {len(labels)} cases, {np.bincount(labels, minlength=3).tolist()} small, medium, large")
+    output.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(output / "hippovolume3d_48.npz", **arrays)
+    return sizes
+
+
+def size_baseline(sizes: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, float]]:
+    """AUC and ACC of a logistic regression on the logarithm of the crop's three sides."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=100.0))
+    model.fit(np.log(sizes["train"][0]), sizes["train"][1])
+    scores = {}
+    for name, (shapes, labels) in sizes.items():
+        found = model.predict_proba(np.log(shapes))
+        scores[name] = {f.__name__: f(found, labels, "multi-class") for f in (auc, accuracy)}
+    return scores
+
+
+def main() -> None:
+    """Make the file, print the baseline."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="the folder to write hippovolume3d_48.npz to")
+    data = Path(os.environ.get("MONAI_DATA_DIRECTORY", ".")) / "Task04_Hippocampus"
+    parser.add_argument("--dataset_dir", type=Path, default=data)
+    args = parser.parse_args()
+    baseline = size_baseline(make(args.dataset_dir, args.output))
+    print("crop size alone:", json.dumps(baseline))
+    print(args.output / "hippovolume3d_48.npz")
+
+
+if __name__ == "__main__":
+    main()

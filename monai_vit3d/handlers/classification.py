@@ -1,0 +1,168 @@
+"""Scores and predictions of a classifier, for MONAI's evaluators."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.handlers import IgniteMetricHandler, from_engine
+from torch import Tensor
+
+from ..data.errors import ScoreError
+from ..data.tasks import resolve_task
+from ..metrics import ClassificationScore, decode
+from .files import write_text_atomic
+
+logger = logging.getLogger(__name__)
+
+
+class ClassificationMetric(IgniteMetricHandler):
+    """:class:`ClassificationScore` as the ``key_val_metric`` or an ``additional_metrics`` of a MONAI evaluator.
+
+    Args:
+        score: ``"auc"``, ``"accuracy"``, ``"ece"``, ``"nll"``; for regression ``"mae"``, ``"r2"``.
+        task: ``"multi-class"``, ``"multi-label"``, ``"ordinal"``, ``"regression"``, or MedMNIST's name for one.
+        output_transform: from the engine's output to probabilities and target vectors; None takes ``pred`` and
+            ``label``.
+
+    Raises:
+        ValueError: an unknown score or task, or a score that is not for the task.
+    """
+
+    def __init__(
+        self, score: str, task: str = "multi-class", output_transform: Callable[[Any], Any] | None = None
+    ) -> None:
+        transform = from_engine(["pred", "label"]) if output_transform is None else output_transform
+        # details would be every case's row, which MetricsSaver cannot write
+        super().__init__(ClassificationScore(score, task), output_transform=transform, save_details=False)
+
+
+class PredictionsCSV:
+    """Write every case's probabilities and answer to a CSV when the evaluator has seen them all.
+
+    The columns are ``filename``, ``probability_NAME`` of each class and ``prediction``: the name of the most probable
+    class; multi-label: the names of all above 0.5, joined by ``|``. Regression has ``prediction`` alone or, of several
+    values, ``prediction_NAME``. Rows are in the order of processing; those of several processes take turns, which is
+    the data set's order again where a sampler dealt the cases out.
+
+    Args:
+        path: the file, whole or not there.
+        class_names: of the classes, labels or values, in the network's order.
+        task: ``"multi-class"``, ``"multi-label"``, ``"ordinal"``, ``"regression"``, or MedMNIST's name for one.
+        with_label: whether to add the same columns for the true label.
+        data_root_dir: file names below this folder are written relative to it; None writes them as they are.
+
+    Raises:
+        ValueError: an unknown task, or class names that cannot be told apart.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        class_names: Sequence[str],
+        task: str = "multi-class",
+        with_label: bool = False,
+        data_root_dir: str | Path | None = None,
+    ) -> None:
+        self.path, self.class_names, self.task = Path(path), [str(name) for name in class_names], resolve_task(task)
+        if not self.class_names or len(set(self.class_names)) < len(self.class_names):
+            raise ValueError(f"class_names={class_names}; one or more, each of them once, are needed.")
+        if self.task == "multi-label" and any("|" in name for name in self.class_names):
+            raise ValueError(f"class_names={class_names}; '|' joins the labels of a case, none may hold it.")
+        self.with_label = with_label
+        self.root = None if data_root_dir is None else Path(os.path.abspath(data_root_dir))
+        self.rows: list[list[str]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        # not COMPLETED: that also comes when a run was terminated half-way
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+
+    def reset(self, engine: Engine) -> None:
+        """Forget the cases of an earlier run."""
+        self.rows = []
+
+    def __call__(self, engine: Engine) -> None:
+        """Take in the cases of the iteration that ended.
+
+        Raises:
+            ScoreError: a case without a name, with NaN or infinite probabilities, or not one for each class.
+        """
+        output, batch = engine.state.output, engine.state.batch
+        if not isinstance(output, list):
+            raise ScoreError("PredictionsCSV reads one item a case: give the evaluator decollate=True.")
+        for i, item in enumerate(output):
+            name = self._filename(item, batch[i] if isinstance(batch, list) else {})
+            self.rows.append([name, *self._cells(name, item)])
+
+    def write(self, engine: Engine) -> None:
+        """Gather the rows of all processes; the first process writes them."""
+        parts = idist.all_gather(self.rows)
+        if idist.get_rank() != 0:
+            return
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.header())
+        turns = itertools.zip_longest(*parts)
+        writer.writerows(row for turn in turns for row in turn if row is not None)
+        write_text_atomic(text.getvalue(), self.path)
+        logger.info("%d predictions in %s", sum(map(len, parts)), self.path)
+
+    def header(self) -> list[str]:
+        """Names of the columns."""
+        names, regression = self.class_names, self.task == "regression"
+        probabilities = [] if regression else [f"probability_{name}" for name in names]
+        answers = ["prediction", "label"] if self.with_label else ["prediction"]
+        if regression and len(names) > 1:
+            answers = [f"{answer}_{name}" for answer in answers for name in names]
+        return ["filename", *probabilities, *answers]
+
+    def _cells(self, name: str, item: dict[str, Any]) -> list[str]:
+        """What stands behind the file name."""
+        pred = item["pred"].detach().flatten().cpu().float()
+        if len(pred) != len(self.class_names):
+            raise ScoreError(f"{name}: {len(pred)} probabilities for {len(self.class_names)} class names.")
+        if not torch.isfinite(pred).all():
+            raise ScoreError(f"{name}: NaN or infinite probabilities. Look at the image, and at the weights.")
+        best = pred.argmax() if self.task in ("multi-class", "ordinal") else pred
+        numbers = [] if self.task == "regression" else [f"{p:.6g}" for p in pred.tolist()]
+        return numbers + self._answer(best) + (self._label(name, item) if self.with_label else [])
+
+    def _label(self, name: str, item: dict[str, Any]) -> list[str]:
+        label = item.get("label")
+        wanted = len(self.class_names) - (self.task == "ordinal")
+        if not isinstance(label, Tensor) or label.numel() != wanted:
+            shape = f"a label of shape {tuple(label.shape)}" if isinstance(label, Tensor) else "no label"
+            raise ScoreError(f"{name}: {shape}; a target vector of {wanted} is needed, or with_label=False.")
+        return self._answer(decode(label.detach().flatten().cpu(), self.task))
+
+    def _answer(self, value: Tensor) -> list[str]:
+        """A class number, labels or values, as they are written."""
+        if self.task == "regression":
+            return [f"{v:.6g}" for v in value.tolist()]
+        if self.task == "multi-label":
+            return ["|".join(name for name, v in zip(self.class_names, value.tolist()) if v > 0.5)]
+        return [self.class_names[int(value)]]
+
+    def _filename(self, item: dict[str, Any], batch: dict[str, Any]) -> str:
+        image = item.get("image")
+        meta = image.meta if isinstance(image, MetaTensor) else {}
+        name = meta.get("filename_or_obj") or item.get("name") or batch.get("name")
+        if not name:
+            raise ScoreError(f"case {len(self.rows)} has no file name: load it with metadata, or give it a 'name'.")
+        absolute = Path(os.path.abspath(str(name)))
+        if self.root is not None and absolute.is_relative_to(self.root):
+            return absolute.relative_to(self.root).as_posix()
+        return str(name)

@@ -1,0 +1,44 @@
+"""Mixup (Zhang et al. 2018, arXiv:1710.09412) of a batch's volumes and targets, by MONAI's MixUp."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.engines import PrepareBatch, default_prepare_batch
+from monai.transforms import MixUp
+from torch import Tensor
+
+
+class MixUpBatch(PrepareBatch):
+    """What a trainer's ``prepare_batch`` may be: image and target, mixed with those of other cases of the batch.
+
+    Args:
+        alpha: of the Beta(alpha, alpha) that the weights come from; 0 leaves the batch as it is.
+
+    Raises:
+        ValueError: a negative alpha.
+    """
+
+    def __init__(self, alpha: float) -> None:
+        if alpha < 0:
+            raise ValueError(f"alpha={alpha}; 0 (no mixup) or a positive number is needed.")
+        self.alpha = alpha
+
+    def __call__(
+        self,
+        batchdata: dict[str, Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Images ``(B, C, H, W, D)`` and targets ``(B, K)`` on the device, mixed."""
+        image, target = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
+        if self.alpha == 0:
+            return image, target
+        mixup = MixUp(len(image), self.alpha)
+        # torch's stream is seeded anew each epoch: a resumed run mixes as an uninterrupted one
+        mixup.set_random_state(seed=int(torch.randint(2**31, ())))
+        # MONAI's MixUp wants three axes behind the batch's
+        image, target = mixup(image, target[:, :, None, None])
+        return image, target[:, :, 0, 0]

@@ -1,0 +1,19 @@
+"""Scores of classifiers, as MedMNIST defines them and as MONAI's engines gather them; calibration."""
+
+from .calibration import fit_temperature
+from .classification import accuracy, auc, decode, expected_calibration_error, negative_log_likelihood
+from .regression import mean_absolute_error, r2
+from .score import SCORES, ClassificationScore
+
+__all__ = [
+    "SCORES",
+    "ClassificationScore",
+    "accuracy",
+    "auc",
+    "decode",
+    "expected_calibration_error",
+    "fit_temperature",
+    "mean_absolute_error",
+    "negative_log_likelihood",
+    "r2",
+]

@@ -1,0 +1,56 @@
+"""How far predicted values are from the true ones, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..data.errors import ScoreError
+from .checks import Array, as_array, require_finite
+
+
+def mean_absolute_error(predictions: Any, labels: Any) -> float:
+    """Mean of |prediction - label|, over cases and values, in the labels' unit.
+
+    Args:
+        predictions: ``(N,)`` or ``(N, L)``.
+        labels: as many.
+
+    Raises:
+        ScoreError: nothing to score, shapes that do not fit, NaN or infinite values.
+    """
+    predictions, labels = _check_values(predictions, labels)
+    return float(np.abs(predictions - labels).mean())
+
+
+def r2(predictions: Any, labels: Any) -> float:
+    """Coefficient of determination R², the mean over values; 1 is perfect, 0 is as good as the labels' mean.
+
+    Args:
+        predictions: ``(N,)`` or ``(N, L)``.
+        labels: as many.
+
+    Raises:
+        ScoreError: as for :func:`mean_absolute_error`, or labels that are all equal: R² is undefined then.
+    """
+    from sklearn.metrics import r2_score
+
+    predictions, labels = _check_values(predictions, labels)
+    same = np.flatnonzero(labels.min(0) == labels.max(0))
+    if same.size:
+        raise ScoreError(
+            f"value {same[0]} is {labels[0, same[0]]:g} in all {len(labels)} cases: R² is undefined. Score more cases, "
+            "or use the mean absolute error."
+        )
+    return float(r2_score(labels, predictions))
+
+
+def _check_values(predictions: Any, labels: Any) -> tuple[Array, Array]:
+    """Both as ``(N, L)``."""
+    predictions, labels = as_array(predictions), as_array(labels)
+    if len(predictions) != len(labels) or predictions.size != labels.size:
+        raise ScoreError(f"predictions of shape {predictions.shape}, labels of {labels.shape}: equal ones are needed.")
+    require_finite(predictions, "predictions")
+    require_finite(labels, "labels")
+    return predictions.reshape(len(labels), -1), labels.reshape(len(labels), -1)

@@ -1,0 +1,81 @@
+"""From a network and a volume to tokens, and from values of tokens back to the volume's voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..networks import TokenClassifier, VisionTransformer3D
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """The part of ``model`` that makes tokens; its blocks end where the output reads them last.
+
+    Raises:
+        TypeError: neither a TokenClassifier nor a VisionTransformer3D.
+    """
+    if isinstance(model, TokenClassifier):
+        return model.backbone
+    if isinstance(model, VisionTransformer3D):
+        return model
+    raise TypeError(
+        f"model is a {type(model).__name__}; a TokenClassifier or a VisionTransformer3D is needed (of a wrapped or "
+        "compiled one, the network inside)."
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode that it was in (MONAI's ``eval_mode`` knows one)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def as_batch(volume: Tensor) -> Tensor:
+    """``(B, C, H, W, D)`` or one ``(C, H, W, D)`` as a plain batch.
+
+    Raises:
+        ValueError: another rank.
+    """
+    if volume.ndim not in (4, 5):
+        raise ValueError(f"volume of shape {list(volume.shape)}; (B, C, H, W, D) or (C, H, W, D) is needed.")
+    batch = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+    return batch if batch.ndim == 5 else batch[None]
+
+
+def on_grid(values: Tensor, backbone: nn.Module, batch: Tensor) -> Tensor:
+    """Values of patch tokens ``(B, N)`` on the patch grid of ``batch``: ``(B, 1, H', W', D')``."""
+    grid = backbone.patch_embed.dynamic_feat_size(tuple(batch.shape[2:]))
+    return values.reshape(len(values), 1, *grid)
+
+
+def to_voxels(grid: Tensor, patch_size: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Patch grids on voxels, trilinearly: patches that the backbone padded reach beyond the volume and are cut.
+
+    Args:
+        grid: ``(B, 1, H', W', D')``.
+        patch_size: voxels per patch, ``(h, w, d)``.
+        size: the volume's ``(H, W, D)``.
+
+    Returns:
+        ``(B, 1, H, W, D)``.
+    """
+    padded = [n * p for n, p in zip(grid.shape[2:], patch_size)]
+    voxels = F.interpolate(grid, size=padded, mode="trilinear", align_corners=False)
+    return voxels[..., : size[0], : size[1], : size[2]]
+
+
+def like(maps: Tensor, volume: Tensor) -> Tensor:
+    """Maps ``(B, 1, H, W, D)`` with the leading axes of ``volume``, and its metadata if it is a MetaTensor."""
+    maps = (maps if volume.ndim == 5 else maps[0]).to(torch.float32).contiguous()
+    return MetaTensor(maps).copy_meta_from(volume) if isinstance(volume, MetaTensor) else maps
