@@ -9,13 +9,17 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "PatchEmbed3D": "layers",
+    "TokenClassifier": "networks",
     "TokenSegmenter": "networks",
     "UNETRDecoder": "decoders",
     "VisionTransformer3D": "networks",
+    "attention_maps": "visualize",
     "create_model": "networks",
     "load_weights": "weights",
 }
-_ROOMS = ("data", "decoders", "handlers", "inferers", "layers", "networks", "pipeline", "weights")
+_ROOMS = (
+    "data", "decoders", "handlers", "inferers", "layers", "metrics", "networks", "pipeline", "visualize", "weights",
+)  # fmt: skip
 __all__ = [*sorted(_HOMES), "__version__"]
 
 

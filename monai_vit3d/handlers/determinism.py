@@ -20,7 +20,7 @@ class EpochSeed:
     Args:
         seed: the run's seed.
         dataset: the training set; the random transforms in it are seeded.
-        sampler: a ``DistributedSampler``, told the epoch's number; None if there is none.
+        sampler: told the epoch's number where it asks for it, as a ``DistributedSampler`` does; None if there is none.
         rank: of this process; it keeps the augmentation of several processes apart.
     """
 
@@ -40,5 +40,5 @@ class EpochSeed:
         np.random.seed(seed)
         torch.manual_seed(seed)
         set_rnd(self.dataset, seed=seed)
-        if self.sampler is not None:
+        if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(engine.state.epoch)

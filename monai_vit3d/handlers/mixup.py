@@ -33,12 +33,12 @@ class MixUpBatch(PrepareBatch):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
         """Images ``(B, C, H, W, D)`` and targets ``(B, K)`` on the device, mixed."""
-        image, target = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
         if self.alpha == 0:
-            return image, target
+            return default_prepare_batch(batchdata, device, non_blocking, **kwargs)
+        image, target = default_prepare_batch(batchdata, "cpu")  # MONAI's MixUp keeps its weights there
         mixup = MixUp(len(image), self.alpha)
         # torch's stream is seeded anew each epoch: a resumed run mixes as an uninterrupted one
         mixup.set_random_state(seed=int(torch.randint(2**31, ())))
         # MONAI's MixUp wants three axes behind the batch's
         image, target = mixup(image, target[:, :, None, None])
-        return image, target[:, :, 0, 0]
+        return default_prepare_batch((image, target[:, :, 0, 0]), device, non_blocking, **kwargs)

@@ -2,6 +2,7 @@
 
 # annotations are left alive here: TorchScript reads that of ``taps``
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,7 +84,7 @@ class TokenClassifier(nn.Module):
         Raises:
             ValueError: wrong rank, channels or size.
         """
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # noqa: SIM108 - TorchScript compiles only the branch that it takes
             levels = self.backbone.token_levels(image, self.taps)
         else:
             levels = self._read(image)
@@ -112,7 +113,7 @@ class TokenClassifier(nn.Module):
             ValueError: not positive, or a head without a last layer ``output``.
         """
         layer = getattr(self.head, "output", None)
-        if not factor > 0 or getattr(layer, "weight", None) is None:
+        if not 0 < factor < math.inf or getattr(layer, "weight", None) is None:
             raise ValueError(f"factor={factor}: a positive number and a head with a last layer 'output' are needed.")
         with torch.no_grad():
             for parameter in layer.parameters():
@@ -147,7 +148,7 @@ class TokenClassifier(nn.Module):
             self._frozen = []
             return
         for part in self._frozen:
-            part.requires_grad_(False)
+            part.requires_grad_(False).eval()
         for parameter in self.backbone.parameters(recurse=False):
             parameter.requires_grad_(False)
 

@@ -84,9 +84,10 @@ def encode_target(label: Any, task: str, num_classes: int) -> Tensor:
         if len(values) != num_classes:
             raise ValueError(f"label {label}: {len(values)} values; {num_classes} are needed.")
         return values
-    number = int(label)
-    if number != label or not 0 <= number < num_classes:
+    numbers = torch.as_tensor(label, dtype=torch.float64).reshape(-1).tolist()  # MedMNIST's files hold arrays of one
+    if len(numbers) != 1 or numbers[0] not in range(num_classes):
         raise ValueError(f"label {label}: a class number from 0 to {num_classes - 1} is needed.")
+    number = int(numbers[0])
     if task == "ordinal":
         return (torch.arange(num_classes - 1) < number).float()
     return F.one_hot(torch.tensor(number), num_classes).float()
@@ -125,5 +126,6 @@ def probabilities(logits: Tensor, task: str) -> Tensor:
         return logits.sigmoid()
     if task == "ordinal":
         above = F.pad(F.pad(logits.sigmoid(), (1, 0), value=1.0), (0, 1))
-        return above[..., :-1] - above[..., 1:]
+        # a vectorised sigmoid of equal logits can differ in the last place
+        return (above[..., :-1] - above[..., 1:]).clamp(min=0)
     return logits
