@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from monai.engines import PrepareBatch, default_prepare_batch
 from monai.transforms import MixUp
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
 
@@ -35,7 +36,8 @@ class MixUpBatch(PrepareBatch):
         """Images ``(B, C, H, W, D)`` and targets ``(B, K)`` on the device, mixed."""
         if self.alpha == 0:
             return default_prepare_batch(batchdata, device, non_blocking, **kwargs)
-        image, target = default_prepare_batch(batchdata, "cpu")  # MONAI's MixUp keeps its weights there
+        batch = default_prepare_batch(batchdata, "cpu")  # MONAI's MixUp keeps its weights there
+        image, target = (convert_to_tensor(x, track_meta=False) for x in batch)  # and fails on MetaTensors
         mixup = MixUp(len(image), self.alpha)
         # torch's stream is seeded anew each epoch: a resumed run mixes as an uninterrupted one
         mixup.set_random_state(seed=int(torch.randint(2**31, ())))

@@ -1,0 +1,65 @@
+"""Draw what the classification bundle looked at in both hippocampi of nilearn's MNI152 template.
+
+Runs inference.yaml with explain.yaml once a method, as a user would, and lays each map over the MRI.
+
+    python benchmarks/draw_explanations.py bundles/medmnist3d_classification/docs/explanations.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from monai_vit3d.pipeline.demo import CENTRES_MM, cut_hippocampi
+
+BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "medmnist3d_classification"
+METHODS = ("rollout", "last_block", "grad_cam", "occlusion")
+
+
+def explain(method: str, weights: Path, images: Path, output: Path) -> None:
+    """``python -m monai.bundle run`` on inference.yaml and explain.yaml."""
+    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
+    command += ["--config_file", "['configs/inference.yaml','configs/explain.yaml']", "--method", method]
+    command += ["--ckpt_path", str(weights), "--dataset_dir", str(images), "--output_dir", str(output)]
+    subprocess.run(command, cwd=BUNDLE, check=True, stdout=subprocess.DEVNULL)
+
+
+def draw(images: dict[str, Path], maps: Path, picture: Path) -> None:
+    """A row for each side, a column for each method, the coronal plane through the structure's middle."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+    from nilearn.plotting import plot_stat_map
+
+    figure, axes = plt.subplots(len(images), len(METHODS), figsize=(11, 5.4), facecolor="black")
+    for row, (side, image) in zip(axes, images.items()):
+        for cell, method in zip(row, METHODS):
+            cut, name = [CENTRES_MM[side][1]], f"{side} hippocampus, {method}"
+            style = {"cut_coords": cut, "display_mode": "y", "black_bg": True, "annotate": False, "colorbar": False}
+            overlay = str(maps / f"{image.name.removesuffix('.nii.gz')}_{method}.nii.gz")
+            plot_stat_map(overlay, bg_img=str(image), axes=cell, cmap="inferno", transparency=0.55, **style)
+            cell.set_title(name, color="white", fontsize=9)
+    figure.savefig(picture, dpi=110, facecolor="black", bbox_inches="tight")
+    plt.close(figure)
+
+
+def main() -> None:
+    """Cut, explain, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--weights", type=Path, default=BUNDLE / "models" / "model.pt")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        images = cut_hippocampi(Path(folder) / "images")
+        for method in METHODS:
+            explain(method, args.weights.resolve(), Path(folder) / "images", Path(folder) / "maps")
+        draw(images, Path(folder) / "maps", args.picture)
+    print(args.picture)
+
+
+if __name__ == "__main__":
+    main()
