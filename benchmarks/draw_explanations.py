@@ -28,21 +28,32 @@ def explain(method: str, weights: Path, images: Path, output: Path) -> None:
 
 
 def draw(images: dict[str, Path], maps: Path, picture: Path) -> None:
-    """A row for each side, a column for each method, the coronal plane through the structure's middle."""
+    """A row for each side, a column for each method: the coronal plane through the structure's middle.
+
+    Occlusion has a sign (red speaks for the answer, blue against it), the others go from dark (least) to bright.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
+    import nibabel as nib
+    import numpy as np
     from nilearn.plotting import plot_stat_map
 
     figure, axes = plt.subplots(len(images), len(METHODS), figsize=(11, 5.4), facecolor="black")
     for row, (side, image) in zip(axes, images.items()):
         for cell, method in zip(row, METHODS):
-            cut, name = [CENTRES_MM[side][1]], f"{side} hippocampus, {method}"
-            style = {"cut_coords": cut, "display_mode": "y", "black_bg": True, "annotate": False, "colorbar": False}
-            overlay = str(maps / f"{image.name.removesuffix('.nii.gz')}_{method}.nii.gz")
-            plot_stat_map(overlay, bg_img=str(image), axes=cell, cmap="inferno", transparency=0.55, **style)
-            cell.set_title(name, color="white", fontsize=9)
+            overlay = maps / f"{image.name.removesuffix('.nii.gz')}_{method}.nii.gz"
+            values = np.asarray(nib.load(overlay).dataobj)
+            seen = values[values != 0]  # outside the network's field of view there is nothing
+            signed = method == "occlusion"
+            limit = np.abs(seen).max()
+            low, high = (-limit, limit) if signed else (seen.min(), seen.max())
+            style = {"display_mode": "y", "black_bg": True, "annotate": False, "colorbar": False, "transparency": 0.5}
+            colours = {"cmap": "RdBu_r" if signed else "inferno", "vmin": low, "vmax": high, "threshold": 1e-12}
+            cut = [CENTRES_MM[side][1]]
+            plot_stat_map(str(overlay), bg_img=str(image), axes=cell, cut_coords=cut, **style, **colours)
+            cell.set_title(f"{side} hippocampus, {method}", color="white", fontsize=9)
     figure.savefig(picture, dpi=110, facecolor="black", bbox_inches="tight")
     plt.close(figure)
 

@@ -108,7 +108,9 @@ def main() -> None:
             scores = train_and_score(name, seed, data, output / f"{name}-{seed}", args.epochs)
             (output / f"{name}-{seed}" / "scores.json").write_text(json.dumps(scores, indent=1))
             print(name, seed, {k: round(v, 3) for k, v in scores.items()}, flush=True)
-    found = {n: {s.parent.name: json.loads(s.read_text()) for s in sorted(output.glob(f"{n}-*/scores.json"))} for n in RUNS}
+    found = {
+        n: {s.parent.name: json.loads(s.read_text()) for s in sorted(output.glob(f"{n}-*/scores.json"))} for n in RUNS
+    }
     print_table({name: seeds for name, seeds in found.items() if seeds})
 
 

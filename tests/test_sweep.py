@@ -1,7 +1,7 @@
-"""Every preset with every decoder, in every form that users run (ONNX of segmenters is marked slow): as eager gives."""
+"""Every preset with every decoder and head, in every form that users run (the slowest marked so): as eager gives."""
 
 import copy
-import io
+import shutil
 
 import onnxruntime
 import pytest
@@ -9,8 +9,9 @@ import torch
 from monai.networks.utils import convert_to_torchscript
 from torch.export import Dim
 
+from monai_vit3d.data.tasks import TASKS
 from monai_vit3d.decoders import DECODERS
-from monai_vit3d.networks import PRESETS, TokenSegmenter, create_model
+from monai_vit3d.networks import HEADS, PRESETS, TokenClassifier, TokenSegmenter, create_model
 
 SIZE, PATCH, CLASSES = (32, 16, 16), (16, 8, 4), 3
 BATCH = ({0: Dim("batch")},)  # of any size, in the forms that can say so
@@ -21,6 +22,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def no_grad():
     with torch.no_grad():
         yield
+
+
+@pytest.fixture
+def folder(tmp_path):
+    yield tmp_path
+    shutil.rmtree(tmp_path)  # pytest keeps folders: the files of the large presets would be gigabytes
 
 
 def volumes(batch, seed):
@@ -46,6 +53,22 @@ def classifier(request):
         return net, volumes(2, seed=1), net(volumes(2, seed=1))
 
 
+def token_classifier_of(preset, head, task):
+    """A classifier as wide as its preset, of two blocks that its head reads both, and its logits of two volumes."""
+    torch.manual_seed(0)
+    backbone = create_model(preset, SIZE, PATCH, depth=2)
+    net = TokenClassifier(backbone, head, CLASSES, task, taps=(0, 1)).eval()
+    net.scale_logits(20)  # a new head says little: its logits are made large enough to differ
+    with torch.no_grad():
+        return net, volumes(2, seed=1), net(volumes(2, seed=1))
+
+
+@pytest.fixture(scope="module", params=[(p, h) for p in PRESETS for h in HEADS], ids="-".join)
+def token_classifier(request):
+    preset, head = request.param
+    return token_classifier_of(preset, head, "multi-class")
+
+
 def aot_eager(net, example, folder):
     torch._dynamo.reset()
     return torch.compile(net, backend="aot_eager", fullgraph=True)
@@ -57,7 +80,8 @@ def exported(net, example, folder):
 
 
 def scripted(net, example, folder):
-    torch.jit.save(torch.jit.script(net), folder / "net.ts")
+    # as MONAI's ckpt_export does it: torch.jit.script, and a comparison of its own
+    torch.jit.save(convert_to_torchscript(net, verify=True, inputs=[example], rtol=1e-4, atol=1e-4), folder / "net.ts")
     return torch.jit.load(folder / "net.ts")
 
 
@@ -96,21 +120,50 @@ def test_dense_map(segmenter):
 
 
 @pytest.mark.parametrize("form", [*FORMS, pytest.param(onnx, marks=pytest.mark.slow)])
-def test_segmenter_in_every_form(segmenter, form, tmp_path):
-    check(form, *segmenter, tmp_path)
+def test_segmenter_in_every_form(segmenter, form, folder):
+    check(form, *segmenter, folder)
 
 
 @pytest.mark.parametrize("form", [*FORMS, onnx, symbolic])
-def test_classifier_in_every_form(classifier, form, tmp_path):
-    check(form, *classifier, tmp_path)
+def test_classifier_in_every_form(classifier, form, folder):
+    check(form, *classifier, folder)
 
 
-def test_monai_converts_to_torchscript(segmenter):
-    net, image, expected = segmenter
-    buffer = io.BytesIO()
-    torch.jit.save(convert_to_torchscript(net, verify=True, inputs=[image], rtol=1e-4, atol=1e-4), buffer)
-    buffer.seek(0)
-    torch.testing.assert_close(torch.jit.load(buffer)(image), expected, atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("form", [*FORMS, symbolic])
+def test_token_classifier_in_every_form(token_classifier, form, folder):
+    check(form, *token_classifier, folder)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    "preset", [pytest.param(p, marks=() if p == "vit3d_tiny" else pytest.mark.slow) for p in PRESETS]
+)
+def test_token_classifier_in_onnx(preset, head, folder):
+    check(onnx, *token_classifier_of(preset, head, "multi-class"), folder)
+
+
+# three of the four tasks end in the same layer: ONNX of one of them is quick to check
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("task", "form"),
+    [
+        pytest.param(task, form, marks=pytest.mark.slow if form is onnx and task != "ordinal" else ())
+        for task in TASKS
+        for form in (exported, scripted, onnx)
+        if task != "multi-class"
+    ],
+)
+def test_token_classifier_of_every_task(task, head, form, folder):
+    net, image, expected = token_classifier_of("vit3d_tiny", head, task)
+    assert expected.shape == (2, CLASSES - (task == "ordinal"))
+    check(form, net, image, expected, folder)
+
+
+def test_logits(token_classifier):
+    net, image, expected = token_classifier
+    assert expected.shape == (2, CLASSES)
+    assert (expected[0] - expected[1]).abs().max() > 0.05
+    torch.testing.assert_close(net(image[1:]), expected[1:], atol=1e-4, rtol=1e-4)
 
 
 def test_bfloat16_and_autocast_stay_near(segmenter):

@@ -22,7 +22,8 @@ class TokenClassifier(nn.Module):
         head: ``"linear"``, ``"attentive"`` or ``"mlp"`` (see :mod:`monai_vit3d.networks.heads`), built to fit; or a
             head that is built already, called with the list of tapped tokens.
         num_classes: classes (multi-class, ordinal), labels or values; needed with a name.
-        task: ``"multi-class"``, ``"multi-label"``, ``"ordinal"`` or ``"regression"``; MedMNIST's names are understood.
+        task: ``"multi-class"``, ``"multi-label"``, ``"ordinal"`` or ``"regression"``; MedMNIST's names are understood;
+            with a name only.
         taps: block numbers that the head reads, after the final norm; negative ones count from the end. None takes
             the ends of the depth's four quarters.
         freeze: ``"backbone"`` trains the head alone, a number n leaves out the embedding and the first n blocks,
@@ -48,14 +49,14 @@ class TokenClassifier(nn.Module):
         head: nn.Module | str = "linear",
         num_classes: int | None = None,
         task: str = "multi-class",
-        taps: Sequence[int] | None = None,
+        taps: int | Sequence[int] | None = None,
         freeze: str | int | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         require_final_norm(backbone, "classifier")
         depth = len(backbone.blocks)
-        self.taps = resolve_indices(spread_blocks(depth, min(4, depth)) if taps is None else tuple(taps), depth)
+        self.taps = resolve_indices(spread_blocks(depth, min(4, depth)) if taps is None else taps, depth)
         if not self.taps:
             raise ValueError("taps=(): one block or more is needed; None takes the ends of the depth's quarters.")
         if isinstance(head, str):

@@ -31,9 +31,10 @@ class Tokens:
 
 
 class ConcatPool(nn.Module):
-    """Class token, mean of the patch tokens, or both, concatenated over the taps, as in DINOv2's linear probe.
+    """Class token, mean of the patch tokens, or both, concatenated over the taps.
 
-    Oquab et al. 2023, arXiv:2304.07193, appendix B.3.
+    DINOv2's linear probe (Oquab et al. 2023, arXiv:2304.07193) takes the class tokens of several blocks and the mean
+    of the last one only.
 
     Args:
         tokens: what will come.

@@ -1,9 +1,7 @@
 """The hippocampus bundle, by the commands that its users run, on phantoms; its weights on the Decathlon's cases."""
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -12,25 +10,15 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from tests.bundles import helpers
+from tests.bundles.helpers import command, torchrun
 from tests.conftest import BUNDLE
 
 CONFIGS = BUNDLE / "configs"
 SMALL = {"network_def#backbone#embed_dim": 48, "network_def#backbone#depth": 3, "network_def#feature_size": 4}
 
 
-def command(*verb, **options):
-    words = [sys.executable, "-W", "ignore", "-m", "monai.bundle", *verb]
-    for key, value in options.items():
-        words += [f"--{key}", str(value)]
-    return words
-
-
-def run(words, **environment):
-    result = subprocess.run(
-        words, capture_output=True, text=True, cwd=BUNDLE, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    )
-    assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
-    return result.stdout + result.stderr
+run = partial(helpers.run, bundle=BUNDLE)
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +82,14 @@ def test_evaluate_scores_the_test_section_by_a_reference(trained, phantom_task, 
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate(phantom_task, tmp_path):
     data, split = phantom_task
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     common = {"dataset_dir": data, "split_file": split, "ckpt_path": tmp_path / "model.pt", **SMALL}
     both = "['configs/train.yaml','configs/multi_gpu_train.yaml']"
-    train = command("run", config_file=both, epochs=2, val_interval=1, output_dir=tmp_path, **common)
-    run([*torchrun, *train[3:]])
+    run(torchrun("run", config_file=both, epochs=2, val_interval=1, output_dir=tmp_path, **common))
     last = torch.load(tmp_path / "last.pt", weights_only=True)
     assert (last["epoch"], last["iteration"]) == (2, 4)  # 8 cases, 2 processes, batches of 2
     assert not any(key.startswith("module.") for key in last["network"])
     three = "['configs/inference.yaml','configs/evaluate.yaml','configs/multi_gpu_evaluate.yaml']"
-    run([*torchrun, *command("run", config_file=three, output_dir=tmp_path / "scores", **common)[3:]])
+    run(torchrun("run", config_file=three, output_dir=tmp_path / "scores", **common))
     assert len((tmp_path / "scores" / "val_dice_raw.csv").read_text().splitlines()) == 3
 
 
@@ -121,9 +107,7 @@ def test_what_is_missing_is_said(options, message, phantom_task, tmp_path):
         "run",
         **{"config_file": "configs/inference.yaml", "output_dir": tmp_path, "dataset_dir": phantom_task[0], **options},
     )
-    result = subprocess.run(words, capture_output=True, text=True, cwd=BUNDLE)
-    assert result.returncode != 0
-    assert message in result.stdout + result.stderr
+    assert message in helpers.run_to_fail(words, BUNDLE)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""load_weights takes a state dict of tensors that fits, and nothing else; a refusal leaves the network as it was."""
+"""Loading takes a state dict of tensors that fits, and nothing else; a refusal leaves the network as it was."""
 
 import io
 import os
@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from monai_vit3d.data.errors import Vit3dError, WeightsError
-from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
-from monai_vit3d.weights import load_weights
+from monai_vit3d.networks import TokenClassifier, TokenSegmenter, VisionTransformer3D
+from monai_vit3d.weights import load_backbone, load_weights
 
 
 def network(seed=0, embed_dim=12, **options):
@@ -195,3 +195,98 @@ def test_another_architecture(net, tmp_path, options, message):
     torch.save(network(seed=1, **options).state_dict(), tmp_path / "model.pt")
     with pytest.raises(WeightsError, match=message):
         load_weights(net, tmp_path / "model.pt")
+
+
+# the backbone of another network
+
+
+def classifier(seed=0, **options):
+    torch.manual_seed(seed)
+    vit = VisionTransformer3D(8, 4, embed_dim=12, depth=2, num_heads=2)
+    return TokenClassifier(vit, "attentive", 3, **options).eval()
+
+
+def assert_unchanged(net):
+    for key, value in classifier().state_dict().items():
+        assert torch.equal(net.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("how", FORMATS)
+@pytest.mark.parametrize("freeze", [None, "backbone"])
+def test_segmenters_backbone_for_a_classifier(tmp_path, how, freeze):
+    path, net, source = tmp_path / "model.pt", classifier(freeze=freeze), network(seed=1)
+    path.write_bytes(stored(source.state_dict(), **FORMATS[how]))
+    trainable = [p.requires_grad for p in net.parameters()]
+    assert load_backbone(net, path) is net
+    for key, value in net.backbone.state_dict().items():
+        assert torch.equal(value, source.backbone.state_dict()[key]), key
+    for key, value in net.head.state_dict().items():
+        assert torch.equal(value, classifier().head.state_dict()[key]), key
+    assert [p.requires_grad for p in net.parameters()] == trainable
+    x = torch.randn(2, 1, 8, 8, 8)
+    levels = source.backbone.forward_intermediates(x, [0, 1], norm=True, intermediates_only=True)
+    assert torch.equal(net(x), net.head(levels))
+
+
+def test_classifiers_backbone_for_a_segmenter(tmp_path):
+    net, source = network(), classifier(seed=1)
+    torch.save(source.state_dict(), tmp_path / "model.pt")
+    load_backbone(net, tmp_path / "model.pt")
+    wanted = {f"backbone.{key}": value for key, value in source.backbone.state_dict().items()}
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, wanted.get(key, network().state_dict()[key])), key
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda s: {k.removeprefix("backbone."): v for k, v in s.items() if k.startswith("backbone.")},
+        lambda s: {k: v for k, v in s.items() if not k.startswith("backbone.")},
+        lambda s: {f"average.{k}": v for k, v in s.items()},
+        lambda s: {},
+    ],
+    ids=["the backbone itself", "no backbone", "another prefix", "nothing"],
+)
+def test_file_without_a_backbone(tmp_path, choose):
+    path, net = tmp_path / "model.pt", classifier()
+    torch.save(choose(network(seed=1).state_dict()), path)
+    with pytest.raises(WeightsError, match=rf"^{path}: no entry begins with 'backbone\.'\. Weights of a network with"):
+        load_backbone(net, path)
+    assert_unchanged(net)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"embed_dim": 24}, r"than VisionTransformer3D: cls_token is \(1, 1, 24\), \(1, 1, 12\) is needed; .*more"),
+        ({"reg_tokens": 2}, r"pos_embed is \(1, 11, 12\), \(1, 9, 12\) is needed; reg_token is not known"),
+        ({"class_token": False, "global_pool": ""}, r"pos_embed is \(1, 8, 12\).*cls_token is missing"),
+    ],
+)
+def test_backbone_of_another_architecture(tmp_path, options, message):
+    path, net = tmp_path / "model.pt", classifier()
+    torch.save(network(seed=1, **options).state_dict(), path)
+    with pytest.raises(WeightsError, match=message):
+        load_backbone(net, path)
+    assert_unchanged(net)
+
+
+def test_backbone_of_a_deeper_network(tmp_path):
+    path, net = tmp_path / "model.pt", classifier(taps=(0,))  # the block behind its last tap is gone
+    torch.save(network(seed=1).state_dict(), path)
+    with pytest.raises(WeightsError, match=r"blocks\.1\.norm1\.weight is not known; .*more"):
+        load_backbone(net, path)
+
+
+def test_backbones_file_is_read_as_carefully(tmp_path):
+    path, trap, net = tmp_path / "model.pt", tmp_path / "ran", classifier()
+    with pytest.raises(WeightsError, match=f"^{path}: no such file"):
+        load_backbone(net, path)
+    torch.save({**network(seed=1).state_dict(), "extra": Payload(trap)}, path)
+    with pytest.raises(WeightsError, match="never loaded"):
+        load_backbone(net, path)
+    assert not trap.exists()
+    torch.save({"model": network(seed=1).state_dict()}, path)
+    with pytest.raises(WeightsError, match="not a state dict of tensors"):
+        load_backbone(net, path)
+    assert_unchanged(net)
