@@ -2,7 +2,7 @@
 
 Runs inference.yaml with explain.yaml once a method, as a user would, and lays each map over the MRI.
 
-    python benchmarks/draw_explanations.py bundles/medmnist3d_classification/docs/explanations.png
+    python benchmarks/draw_explanations.py runs/train/model.pt bundles/medmnist3d_classification/docs/explanations.png
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def draw(images: dict[str, Path], maps: Path, picture: Path) -> None:
 def main() -> None:
     """Cut, explain, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path, help="what the bundle's train.yaml wrote, with its own network")
     parser.add_argument("picture", type=Path)
-    parser.add_argument("--weights", type=Path, default=BUNDLE / "models" / "model.pt")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         images = cut_hippocampi(Path(folder) / "images")

@@ -6,7 +6,7 @@ stands beside.
 
     python benchmarks/make_hippocampus_volume.py DATA_DIR
     python benchmarks/hippocampus_volume.py DATA_DIR --seeds 0 1 2
-    python benchmarks/hippocampus_volume.py DATA_DIR --only attentive-tuned-scratch   # the table shows all that are there
+    python benchmarks/hippocampus_volume.py DATA_DIR --only linear-tuned-scratch   # shows all there are
 
 The limit: the volume of the segmentation bundle's own labels, which were learned from the experts' outlines; here the
 experts' outlines are known as one of three classes only.

@@ -9,7 +9,8 @@ have, so that nothing of the crop's own size, drawn around the hippocampus, can 
 
     python benchmarks/make_hippocampus_volume.py OUTPUT_DIR      # reads Task04_Hippocampus under MONAI_DATA_DIRECTORY
 
-Also prints what a logistic regression reads from the crop's size alone: the baseline to beat.
+Also prints what a logistic regression reads from the crop's size alone, the baseline to beat, and the limit: what it
+reads from the volume of the labels that bundles/hippocampus_segmentation gives, learned from the experts' outlines.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +31,9 @@ from monai_vit3d.data import decathlon_split, label_volumes_ml
 from monai_vit3d.metrics import accuracy, auc
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
+STRUCTURES = {1: "anterior", 2: "posterior"}
+Section = tuple[list[dict[str, str]], np.ndarray, np.ndarray]
+Features = dict[str, tuple[np.ndarray, np.ndarray]]
 SECTIONS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -38,22 +45,21 @@ def geometry() -> Compose:
     return Compose(parser.get_parsed_content("geometry"))
 
 
-def read(section: str, dataset_dir: Path) -> tuple[list[dict[str, str]], np.ndarray, np.ndarray]:
+def read(section: str, dataset_dir: Path) -> Section:
     """Files, crop sizes ``(N, 3)`` in voxels and hippocampal volumes ``(N,)`` in ml of a section."""
     import nibabel as nib
 
     files = decathlon_split(dataset_dir, BUNDLES / "hippocampus_segmentation" / "configs" / "split.json", section)
-    volumes = [sum(label_volumes_ml(pair["label"], {1: "anterior", 2: "posterior"}).values()) for pair in files]
+    volumes = [sum(label_volumes_ml(pair["label"], STRUCTURES).values()) for pair in files]
     return files, np.array([nib.load(pair["image"]).shape for pair in files]), np.array(volumes)
 
 
-def make(dataset_dir: Path, output: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def make(sections: dict[str, Section], output: Path) -> Features:
     """Write the npz; returns crop sizes and labels ``(N,)`` of each section."""
     to_volume, arrays, sizes = geometry(), {}, {}
-    read_sections = {name: read(section, dataset_dir) for name, section in SECTIONS.items()}
-    limits = np.quantile(read_sections["train"][2], [1 / 3, 2 / 3])
+    limits = np.quantile(sections["train"][2], [1 / 3, 2 / 3])
     print(f"limits of the classes, in ml: {limits[0]:.3f} and {limits[1]:.3f}")
-    for name, (files, shapes, volumes) in read_sections.items():
+    for name, (files, shapes, volumes) in sections.items():
         labels = (volumes[:, None] > limits).sum(1)
         images = [np.asarray(to_volume({"image": pair["image"]})["image"])[0] for pair in files]
         arrays[f"{name}_images"] = np.stack(images).astype(np.uint8)
@@ -65,30 +71,56 @@ def make(dataset_dir: Path, output: Path) -> dict[str, tuple[np.ndarray, np.ndar
     return sizes
 
 
-def size_baseline(sizes: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, float]]:
-    """AUC and ACC of a logistic regression on the logarithm of the crop's three sides."""
+def segmented_ml(images: list[str]) -> np.ndarray:
+    """Hippocampal volumes ``(N, 1)`` in ml by the segmentation bundle's own labels."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "images", Path(folder) / "labels"
+        source.mkdir()
+        for image in images:
+            (source / Path(image).name).symlink_to(Path(image).resolve())
+        command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
+        command += [
+            "--config_file",
+            "configs/inference.yaml",
+            "--dataset_dir",
+            str(source),
+            "--output_dir",
+            str(target),
+        ]
+        subprocess.run(command, cwd=BUNDLES / "hippocampus_segmentation", check=True, stdout=subprocess.DEVNULL)
+        labels = [target / Path(image).name.replace(".nii", "_seg.nii") for image in images]
+        return np.array([[sum(label_volumes_ml(path, STRUCTURES).values())] for path in labels])
+
+
+def regression(features: Features) -> dict[str, dict[str, float]]:
+    """AUC and ACC of a logistic regression on the logarithm of some numbers, fitted to the training part."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=100.0))
-    model.fit(np.log(sizes["train"][0]), sizes["train"][1])
+    model.fit(np.log(features["train"][0]), features["train"][1])
     scores = {}
-    for name, (shapes, labels) in sizes.items():
-        found = model.predict_proba(np.log(shapes))
-        scores[name] = {f.__name__: f(found, labels, "multi-class") for f in (auc, accuracy)}
+    for name, (numbers, labels) in features.items():
+        found = model.predict_proba(np.log(numbers))
+        scores[name] = {f.__name__: round(f(found, labels, "multi-class"), 3) for f in (auc, accuracy)}
     return scores
 
 
 def main() -> None:
-    """Make the file, print the baseline."""
+    """Make the file, print the baseline and the limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="the folder to write hippovolume3d_48.npz to")
     data = Path(os.environ.get("MONAI_DATA_DIRECTORY", ".")) / "Task04_Hippocampus"
     parser.add_argument("--dataset_dir", type=Path, default=data)
     args = parser.parse_args()
-    baseline = size_baseline(make(args.dataset_dir, args.output))
-    print("crop size alone:", json.dumps(baseline))
+    sections = {name: read(section, args.dataset_dir) for name, section in SECTIONS.items()}
+    sizes = make(sections, args.output)
+    print("crop size alone:", json.dumps(regression(sizes)))
+    # fitted to the experts' volumes of the training part, which the segmentation bundle has learned from
+    volumes = {"train": (sections["train"][2][:, None], sizes["train"][1])}
+    volumes |= {n: (segmented_ml([p["image"] for p in sections[n][0]]), sizes[n][1]) for n in ("val", "test")}
+    print("segmented volume, the limit:", json.dumps(regression(volumes)))
     print(args.output / "hippovolume3d_48.npz")
 
 

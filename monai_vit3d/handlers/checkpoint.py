@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.errors import WeightsError
 from ..weights.files import read_checkpoint
+from .files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -24,18 +24,8 @@ def save_atomic(obj: Any, path: str | Path) -> None:
         obj: what to save.
         path: the final name; its folder is made if it is not there.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")  # one name: what a killed process leaves is overwritten by the next
-    try:
-        with part.open("wb") as file:
-            torch.save(obj, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with replacing(path, "wb") as file:
+        torch.save(obj, file)
 
 
 class AtomicCheckpoint:
