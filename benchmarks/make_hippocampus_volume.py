@@ -16,7 +16,6 @@ reads from the volume of the labels that bundles/hippocampus_segmentation gives,
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -92,19 +91,22 @@ def segmented_ml(images: list[str]) -> np.ndarray:
         return np.array([[sum(label_volumes_ml(path, STRUCTURES).values())] for path in labels])
 
 
-def regression(features: Features) -> dict[str, dict[str, float]]:
-    """AUC and ACC of a logistic regression on the logarithm of some numbers, fitted to the training part."""
+def regression(features: Features) -> dict[str, np.ndarray]:
+    """Class probabilities ``(N, 3)`` by a logistic regression on logarithms, fitted to the training part."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=100.0))
     model.fit(np.log(features["train"][0]), features["train"][1])
-    scores = {}
-    for name, (numbers, labels) in features.items():
-        found = model.predict_proba(np.log(numbers))
-        scores[name] = {f.__name__: round(f(found, labels, "multi-class"), 3) for f in (auc, accuracy)}
-    return scores
+    return {name: model.predict_proba(np.log(numbers)) for name, (numbers, _) in features.items()}
+
+
+def print_scores(title: str, found: dict[str, np.ndarray], features: Features) -> None:
+    """AUC and ACC of each section."""
+    for name, (_, labels) in features.items():
+        scores = [f"{f(found[name], labels, 'multi-class'):.3f}" for f in (auc, accuracy)]
+        print(f"{title}, {name}: AUC {scores[0]}, ACC {scores[1]}")
 
 
 def main() -> None:
@@ -116,11 +118,13 @@ def main() -> None:
     args = parser.parse_args()
     sections = {name: read(section, args.dataset_dir) for name, section in SECTIONS.items()}
     sizes = make(sections, args.output)
-    print("crop size alone:", json.dumps(regression(sizes)))
+    alone = regression(sizes)
+    print_scores("crop size alone", alone, sizes)
+    np.savez(args.output / "crop_size_alone.npz", probabilities=alone["test"], labels=sizes["test"][1])
     # fitted to the experts' volumes of the training part, which the segmentation bundle has learned from
     volumes = {"train": (sections["train"][2][:, None], sizes["train"][1])}
     volumes |= {n: (segmented_ml([p["image"] for p in sections[n][0]]), sizes[n][1]) for n in ("val", "test")}
-    print("segmented volume, the limit:", json.dumps(regression(volumes)))
+    print_scores("segmented volume, the limit", regression(volumes), volumes)
     print(args.output / "hippovolume3d_48.npz")
 
 

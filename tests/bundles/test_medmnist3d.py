@@ -1,5 +1,6 @@
 """The classification bundle, by the commands that its users run, on balls that a small network learns."""
 
+import csv
 import json
 from functools import partial
 
@@ -26,6 +27,7 @@ from tests.bundles.balls import (
     read_metrics,
 )
 from tests.bundles.helpers import command, torchrun
+from tests.conftest import BUNDLE as SEGMENTATION
 
 INFERENCE, EVALUATE = "configs/inference.yaml", "['configs/inference.yaml','configs/evaluate.yaml']"
 run, run_here = partial(helpers.run, bundle=BUNDLE), partial(helpers.run_here, BUNDLE)
@@ -202,3 +204,29 @@ def test_interrupted_run_continues_exactly_and_a_whole_one_stays(balls, tmp_path
         assert load(tmp_path / folder / "last.pt")["epoch"] == 4
         for key, value in load(tmp_path / folder / "model.pt").items():
             assert torch.equal(value, model[key]), key
+
+
+@pytest.mark.data
+def test_shipped_weights_reach_their_scores_from_the_files(decathlon_hippocampus, tmp_path):
+    """inference.yaml on the test cases' NIfTI files, against the tertiles of the experts' volumes."""
+    split = json.loads((SEGMENTATION / "configs" / "split.json").read_text())
+    volumes = {}
+    for section in ("training", "test"):
+        for case in split[section]:
+            label = nib.load(decathlon_hippocampus / "labelsTr" / f"{case}.nii.gz")
+            voxel_ml = abs(np.linalg.det(label.affine[:3, :3])) / 1000
+            volumes[case] = (np.asarray(label.dataobj) > 0).sum() * voxel_ml
+    limits = np.quantile([volumes[case] for case in split["training"]], [1 / 3, 2 / 3])
+    (tmp_path / "in").mkdir()
+    for case in split["test"]:
+        name = f"{case}.nii.gz"
+        (tmp_path / "in" / name).symlink_to(decathlon_hippocampus / "imagesTr" / name)
+    options = {"dataset_dir": tmp_path / "in", "output_dir": tmp_path}
+    run(command("run", config_file=INFERENCE, **options))
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    assert [row["filename"].removesuffix(".nii.gz") for row in rows] == sorted(split["test"])
+    found = np.array([[float(row[f"probability_{name}"]) for name in ("small", "medium", "large")] for row in rows])
+    truth = [(volumes[case] > limits).sum() for case in sorted(split["test"])]
+    published = json.loads((BUNDLE / "configs" / "metadata.json").read_text())["eval_metrics"]
+    assert getAUC(np.array(truth), found, "multi-class") == pytest.approx(published["auc_test"], abs=0.01)
+    assert (found.argmax(1) == truth).mean() == pytest.approx(published["accuracy_test"], abs=0.04)
