@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..data.tasks import resolve_task
 from ..metrics import decode, expected_calibration_error, fit_temperature, negative_log_likelihood
-from ..networks.tasks import probabilities as task_probabilities
+from ..networks.tasks import probabilities
 from ..weights.files import load_weights
 from .checkpoint import save_atomic
 from .files import write_text_atomic
@@ -49,7 +49,6 @@ def calibrate(
     task: str = "multi-class",
     report: str | Path | None = None,
     inferer: Inferer | None = None,
-    probabilities: Callable[[Tensor, str], Tensor] = task_probabilities,
 ) -> Calibration:
     """Fit a temperature to the best weights of a run and fold it into their last layer (arXiv:1706.04599).
 
@@ -65,7 +64,6 @@ def calibrate(
         task: ``"multi-class"``, ``"multi-label"``, ``"ordinal"``, ``"regression"``, or MedMNIST's name for one.
         report: a JSON file for the numbers; None writes none.
         inferer: what runs the network; None runs it on the whole image.
-        probabilities: from logits and task to probabilities.
 
     Raises:
         WeightsError: ``source`` cannot be read or is of another network.
@@ -79,7 +77,7 @@ def calibrate(
     result = Calibration()
     if task != "regression":
         logits, targets = _run(network.to(device).eval(), dataloader, device, inferer or SimpleInferer())
-        result = _measure(logits, targets, fit_temperature(logits, targets, loss), task, probabilities)
+        result = _measure(logits, targets, fit_temperature(logits, targets, loss), task)
         network.scale_logits(1 / result.temperature)
     save_atomic(network.state_dict(), target)
     if report is not None:
@@ -104,9 +102,7 @@ def _plain(tensor: Tensor) -> Tensor:
     return convert_to_tensor(tensor, track_meta=False).cpu().double()
 
 
-def _measure(
-    logits: Tensor, targets: Tensor, temperature: float, task: str, probabilities: Callable[[Tensor, str], Tensor]
-) -> Calibration:
+def _measure(logits: Tensor, targets: Tensor, temperature: float, task: str) -> Calibration:
     before, after = probabilities(logits, task), probabilities(logits / temperature, task)
     labels = decode(targets, task)
     return Calibration(
