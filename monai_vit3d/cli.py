@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .pipeline.plan import Plan
+
+_PREDICT = """INPUT is a NIfTI file, a folder of them or of DICOM series, a BIDS data set, or a CSV or JSON list of cases
+(column "image", or several that begin so for the channels of one case; optional "name").
+OUT gets NAME_seg.nii.gz on each file's own grid, run.json, stats.csv or predictions.csv, and report.html to look at.
+
+One machine with several GPUs:   torchrun --nproc_per_node=2 -m monai_vit3d.cli predict scans -o out --bundle DIR
+A SLURM array:                   sbatch --array=1-8 --wrap 'vit3d predict scans -o out --bundle DIR --shard $SLURM_ARRAY_TASK_ID/8'
+
+Exit code: 0 all done, 1 some files failed (run.json says why), 2 wrong usage or bundle."""
 
 
-def _demo(args: argparse.Namespace) -> None:
+def _demo(args: argparse.Namespace) -> int:
     from .pipeline.demo import run_demo
 
     demo = run_demo(args.bundle, args.output)
@@ -15,11 +31,150 @@ def _demo(args: argparse.Namespace) -> None:
         print(f"{side:5s}  " + "  ".join(f"{name} {ml:.2f} ml" for name, ml in volumes.items()))
     for path in [*demo.images.values(), *demo.labels.values(), demo.picture]:
         print(path)
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from .pipeline.folder import plan_folder, predict_folder
+    from .pipeline.plan import parse_shard
+    from .pipeline.ranks import Ranks
+
+    ranks = Ranks.from_environment()
+    what = {
+        "tta": args.tta,
+        "uncertainty": args.uncertainty,
+        "probabilities": args.probabilities,
+        "shard": parse_shard(args.shard) if args.shard else ranks.shard,
+        "existing": "resume" if args.resume else "overwrite" if args.overwrite else "refuse",
+    }
+    if args.dry_run:
+        print(plan_folder(args.inputs, args.output, args.bundle, **what).table())
+        return 0
+    if not args.safe and ranks.first:
+        print(f"vit3d: {args.bundle} is code that runs here; --safe takes settings only", file=sys.stderr)
+    with ranks, _Progress() as progress:
+        summary = predict_folder(
+            args.inputs,
+            args.output,
+            args.bundle,
+            **what,
+            volume=args.volume,
+            max_voxels=args.max_voxels,
+            device=args.device or ranks.device,
+            jobs=args.jobs,
+            safe=args.safe,
+            begin=progress.begin,
+            tell=progress,
+        )
+        failed = ranks.together(summary.failed)
+    print(f"{summary.done} done, {summary.skipped} skipped, {summary.failed} failed: {args.output / 'report.html'}")
+    return 1 if failed else 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from .pipeline.check import check_files
+
+    found = check_files(args.inputs, args.volume, args.max_voxels)
+    if args.json:
+        print(json.dumps(found, indent=1))
+    else:
+        for one in found:
+            print(f"{one['verdict']:7s}  {one['text']}")
+    return 1 if any(one["verdict"] == "refused" for one in found) else 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    from .pipeline.info import describe_bundle
+
+    for key, value in describe_bundle(args.bundle).items():
+        print(f"{key:12s}  {value}")
+    return 0
+
+
+class _Progress:
+    """A bar on a terminal; a line for each file elsewhere."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.seen, self.total = 0, 0
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def begin(self, plan: Plan) -> None:
+        """Take in how many cases there are."""
+        from tqdm import tqdm
+
+        self.total = len(plan.cases)
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=self.total, unit="file", dynamic_ncols=True)
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        """Tell of a case that has ended; of what is odd about it, one line each."""
+        self.seen += 1
+        say: Callable[[str], Any] = print_error if self.bar is None else self.bar.write
+        if self.bar is None:
+            say(f"{self.seen}/{self.total} {record['status']} {record['name']} ({record['seconds']:.1f} s)")
+        else:
+            self.bar.set_postfix_str(record["name"][-40:], refresh=False)
+            self.bar.update()
+        if record["status"] == "failed":
+            say(f"  failed: {record['error']}")
+        for warning in record["warnings"] if record["status"] == "done" else []:
+            say(f"  warning: {record['name']}: {warning}")
+
+
+def print_error(text: str) -> None:
+    """A line on standard error; a file name that is no Unicode is shown with escapes."""
+    print(text.encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
+
+
+def _add_predict(verbs: Any) -> None:
+    predict = verbs.add_parser(
+        "predict",
+        help="run a bundle over files or folders",
+        description=_PREDICT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = predict.add_argument
+    _add_inputs(predict)
+    add("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder to write to")
+    add("--bundle", type=Path, required=True, metavar="DIR", help="the MONAI bundle: a folder or a zip")
+    add("--device", help="cpu, cuda, cuda:1, ...; a GPU where there is one by default")
+    add("--jobs", type=int, default=1, metavar="N", help="threads that read ahead, and threads that write (1)")
+    add("--tta", action="store_true", help="average over the flips of the axes; not for labels that say left or right")
+    add("--uncertainty", choices=["entropy", "variance"], help="a map of it, too; variance needs --tta")
+    add("--probabilities", action="store_true", help="a map for each class, too")
+    there = predict.add_mutually_exclusive_group()
+    there.add_argument("--resume", action="store_true", help="skip what is verified to be done")
+    there.add_argument("--overwrite", action="store_true", help="write outputs anew that are there already")
+    add("--dry-run", action="store_true", help="say what would be written, and write nothing")
+    add("--safe", action="store_true", help="refuse a bundle whose config is more than settings")
+    add("--shard", metavar="I/N", help="do the I-th of N parts; all parts share OUT")
+    predict.set_defaults(run=_predict)
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="files, folders or lists")
+    parser.add_argument("--volume", type=int, metavar="N", help="which volume of 4D files, from 0")
+    parser.add_argument("--max-voxels", type=int, default=2**30, metavar="N", help="the largest volume taken (2^30)")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vit3d", description="3D Vision Transformers for NIfTI volumes.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+    _add_predict(verbs)
+    check = verbs.add_parser("check", help="say whether files can be used, and what is odd about them")
+    _add_inputs(check)
+    check.add_argument("--json", action="store_true", help="as JSON")
+    check.set_defaults(run=_check)
+    info = verbs.add_parser("info", help="say what a bundle is for and what it needs")
+    info.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle: a folder or a zip")
+    info.set_defaults(run=_info)
     demo = verbs.add_parser("demo", help="segment both hippocampi of nilearn's MNI152 template")
     demo.add_argument(
         "--bundle", type=Path, default=Path("bundles/hippocampus_segmentation"), help="the bundle's folder"
@@ -30,20 +185,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; 0 done, 1 failed with a message, 2 usage.
+    """Run the command; 0 done, 1 failed with a message, 2 wrong usage or bundle.
 
     Args:
         argv: the arguments, without the command's name; None takes the process' own.
     """
     args = _parser().parse_args(argv)
-    from .data.errors import Vit3dError
+    from .data.errors import BundleError, UsageError, Vit3dError, WeightsError
 
     try:
-        args.run(args)
+        return int(args.run(args))
     except (Vit3dError, RuntimeError) as error:
-        print(f"vit3d: {error}", file=sys.stderr)
+        print_error(f"vit3d: {error}")
+        return 2 if isinstance(error, UsageError | BundleError | WeightsError) else 1
+    except KeyboardInterrupt:
+        print_error("vit3d: interrupted; --resume goes on with what is left")
+        return 130
+    except BrokenPipeError:  # `vit3d ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
 
 
 if __name__ == "__main__":

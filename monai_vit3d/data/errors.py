@@ -19,3 +19,11 @@ class ImageError(Vit3dError, ValueError):
 
 class ScoreError(Vit3dError, ValueError):
     """Scores or labels from which no metric can be computed."""
+
+
+class BundleError(Vit3dError, ValueError):
+    """A bundle cannot be used as it is, or is not safe to use."""
+
+
+class UsageError(Vit3dError, ValueError):
+    """What was asked for cannot be done as asked: arguments, names that clash."""

@@ -19,7 +19,7 @@ from ..metrics import decode, expected_calibration_error, fit_temperature, negat
 from ..networks.tasks import probabilities
 from ..weights.files import load_weights
 from .checkpoint import save_atomic
-from .files import write_text_atomic
+from ..data.files import write_text_atomic
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.errors import WeightsError
 from ..weights.files import read_checkpoint
-from .files import replacing
+from ..data.files import replacing
 
 logger = logging.getLogger(__name__)
 

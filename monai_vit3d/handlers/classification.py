@@ -19,9 +19,8 @@ from monai.handlers import IgniteMetricHandler, from_engine
 from torch import Tensor
 
 from ..data.errors import ScoreError
-from ..data.tasks import resolve_task
-from ..metrics import ClassificationScore, decode
-from .files import write_text_atomic
+from ..metrics import ClassificationScore, PredictionTable, decode
+from ..data.files import write_text_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +73,7 @@ class PredictionsCSV:
         with_label: bool = False,
         data_root_dir: str | Path | None = None,
     ) -> None:
-        self.path, self.class_names, self.task = Path(path), [str(name) for name in class_names], resolve_task(task)
-        if not self.class_names or len(set(self.class_names)) < len(self.class_names):
-            raise ValueError(f"class_names={class_names}; one or more, each of them once, are needed.")
-        if self.task == "multi-label" and any("|" in name for name in self.class_names):
-            raise ValueError(f"class_names={class_names}; '|' joins the labels of a case, none may hold it.")
+        self.path, self.table = Path(path), PredictionTable(class_names, task)
         self.with_label = with_label
         self.root = None if data_root_dir is None else Path(os.path.abspath(data_root_dir))
         self.rows: list[list[str]] = []
@@ -122,39 +117,23 @@ class PredictionsCSV:
 
     def header(self) -> list[str]:
         """Names of the columns."""
-        names, regression = self.class_names, self.task == "regression"
-        probabilities = [] if regression else [f"probability_{name}" for name in names]
-        answers = ["prediction", "label"] if self.with_label else ["prediction"]
-        if regression and len(names) > 1:
-            answers = [f"{answer}_{name}" for answer in answers for name in names]
-        return ["filename", *probabilities, *answers]
+        return ["filename", *self.table.header("prediction", *(["label"] if self.with_label else []))]
 
     def _cells(self, name: str, item: dict[str, Any]) -> list[str]:
         """What stands behind the file name."""
-        pred = item["pred"].detach().flatten().cpu().float()
-        if len(pred) != len(self.class_names):
-            raise ScoreError(f"{name}: {len(pred)} probabilities for {len(self.class_names)} class names.")
-        if not torch.isfinite(pred).all():
-            raise ScoreError(f"{name}: NaN or infinite probabilities. Look at the image, and at the weights.")
-        best = pred.argmax() if self.task in ("multi-class", "ordinal") else pred
-        numbers = [] if self.task == "regression" else [f"{p:.6g}" for p in pred.tolist()]
-        return numbers + self._answer(best) + (self._label(name, item) if self.with_label else [])
+        try:
+            cells = self.table.cells(item["pred"])
+        except ScoreError as error:
+            raise ScoreError(f"{name}: {error}") from error
+        return cells + (self._label(name, item) if self.with_label else [])
 
     def _label(self, name: str, item: dict[str, Any]) -> list[str]:
         label = item.get("label")
-        wanted = len(self.class_names) - (self.task == "ordinal")
+        wanted = len(self.table.class_names) - (self.table.task == "ordinal")
         if not isinstance(label, Tensor) or label.numel() != wanted:
             shape = f"a label of shape {tuple(label.shape)}" if isinstance(label, Tensor) else "no label"
             raise ScoreError(f"{name}: {shape}; a target vector of {wanted} is needed, or with_label=False.")
-        return self._answer(decode(label.detach().flatten().cpu(), self.task))
-
-    def _answer(self, value: Tensor) -> list[str]:
-        """A class number, labels or values, as they are written."""
-        if self.task == "regression":
-            return [f"{v:.6g}" for v in value.tolist()]
-        if self.task == "multi-label":
-            return ["|".join(name for name, v in zip(self.class_names, value.tolist()) if v > 0.5)]
-        return [self.class_names[int(value)]]
+        return self.table.answer(decode(label.detach().flatten().cpu(), self.table.task))
 
     def _filename(self, item: dict[str, Any], batch: dict[str, Any]) -> str:
         image = item.get("image")

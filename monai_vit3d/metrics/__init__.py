@@ -4,10 +4,12 @@ from .calibration import fit_temperature
 from .classification import accuracy, auc, decode, expected_calibration_error, negative_log_likelihood
 from .regression import mean_absolute_error, r2
 from .score import SCORES, ClassificationScore
+from .table import PredictionTable
 
 __all__ = [
     "SCORES",
     "ClassificationScore",
+    "PredictionTable",
     "accuracy",
     "auc",
     "decode",

@@ -52,7 +52,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         WeightsError: the file is missing, damaged, holds more than tensors, or fits another architecture; the
             message names keys and shapes that differ. The network is unchanged then.
     """
-    return _load(network, _read_state_dict(path), path)
+    return load_state(network, read_checkpoint(path), path)
 
 
 def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
@@ -69,23 +69,35 @@ def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
         WeightsError: as :func:`load_weights`, or the file holds no backbone.
     """
     prefix = "backbone."
-    state = _read_state_dict(path)
+    state = _state_dict(read_checkpoint(path), path)
     part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if not part:
         raise WeightsError(f"{path}: no entry begins with {prefix!r}. Weights of a network with a backbone are needed.")
-    _load(network.backbone, part, path)
+    load_state(network.backbone, part, path)
     return network
 
 
-def _read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    state = read_checkpoint(path)
+def _state_dict(state: Any, path: str | Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise WeightsError(f"{path}: not a state dict of tensors. Save network.state_dict() alone.")
     return state
 
 
-def _load(network: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> nn.Module:
-    differences = _differences(network.state_dict(), state)
+def load_state(network: nn.Module, state: Any, path: str | Path) -> nn.Module:
+    """Load a state dict that was read already, all of it or nothing.
+
+    Args:
+        network: the network that the weights were made with.
+        state: its state dict.
+        path: the file that it came from, for messages.
+
+    Returns:
+        ``network``.
+
+    Raises:
+        WeightsError: not a state dict, or of another architecture. The network is unchanged then.
+    """
+    differences = _differences(network.state_dict(), _state_dict(state, path))
     if differences:
         shown = "; ".join(differences[:5])
         more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""

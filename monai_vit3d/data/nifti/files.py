@@ -1,4 +1,4 @@
-"""NIfTI files: the only module that imports nibabel."""
+"""Finding NIfTI files, cutting boxes out of them, and measuring labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from .errors import DatasetError, ImageError
+from ..errors import DatasetError, ImageError
 
 
 def nifti_files(folder: str | Path) -> list[str]:

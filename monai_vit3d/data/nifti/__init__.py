@@ -1,0 +1,21 @@
+"""NIfTI files: the strict door in front of MONAI. The only room that imports nibabel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .door import read_grid, read_volume
+from .files import cut_box, label_volumes_ml, nifti_files
+from .writer import write_labels, write_map
+
+__all__ = ["NiftiReader", "cut_box", "label_volumes_ml", "nifti_files", "read_grid", "read_volume"]
+__all__ += ["write_labels", "write_map"]
+
+
+def __getattr__(name: str) -> Any:
+    # monai and torch load where MONAI's reader is used; the door needs numpy and nibabel alone
+    if name == "NiftiReader":
+        from .reader import NiftiReader
+
+        return NiftiReader
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,70 @@
+"""The strict door: a NIfTI file comes in whole, checked and as float32, or is refused with a reason."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from ..volume import Grid, Volume
+from .geometry import read_geometry
+from .header import Header, parse_header, read_head
+from .stream import Stream, open_stream, refusal
+from .voxels import to_float32
+
+MAX_VOXELS = 2**30
+
+
+def read_volume(path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Volume:
+    """Read one 3D image; every byte of the file is read, and a gzip's checksums are verified.
+
+    Args:
+        path: a ``.nii`` or ``.nii.gz`` file, NIfTI-1 or NIfTI-2.
+        volume: which one of a 4D file, from 0.
+        max_voxels: larger images are refused.
+
+    Returns:
+        finite float32 voxels (H, W, D), where they lie, and a sentence for each oddity of the file.
+
+    Raises:
+        ImageError: the file is no such image, or damaged.
+
+    Example:
+        >>> t1 = read_volume("t1.nii.gz")  # doctest: +SKIP
+        >>> t1.voxels.shape, t1.grid.spacing_mm, t1.warnings  # doctest: +SKIP
+    """
+    with open_stream(path) as stream:
+        header = _checked_header(stream, volume, max_voxels)
+        grid, geometry_warnings = read_geometry(header, stream.path)
+        block = stream.block(header.start, math.prod(header.shape) * header.dtype.itemsize, header.end)
+    raw = np.ndarray(header.shape, header.dtype, buffer=block.data, order="F")
+    voxels, voxel_warnings = to_float32(raw, header.slope, header.inter, stream.path)
+    warnings = (*stream.warnings, *header.warnings, *geometry_warnings, *voxel_warnings)
+    return Volume(stream.path, voxels, grid, warnings)
+
+
+def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Grid:
+    """Where an image lies, from its header alone; voxels are neither read nor checked.
+
+    Args:
+        path: as in :func:`read_volume`.
+        volume: which one of a 4D file, from 0.
+        max_voxels: larger images are refused.
+
+    Raises:
+        ImageError: as :func:`read_volume`, so far as header and file size tell.
+    """
+    with open_stream(path) as stream:
+        header = _checked_header(stream, volume, max_voxels)
+        return read_geometry(header, stream.path)[0]
+
+
+def _checked_header(stream: Stream, volume: int | None, max_voxels: int) -> Header:
+    header = parse_header(read_head(stream.read), stream.path, volume)
+    count = math.prod(header.shape)
+    if count > max_voxels:
+        found = f"shape {header.shape}, {count} voxels; at most max_voxels={max_voxels} are read"
+        raise refusal(stream.path, found, "If the shape is right, pass a larger max_voxels.")
+    stream.check_size(header.end)
+    return header

@@ -1,0 +1,154 @@
+"""Where a volume lies: the affine by the rules of nibabel and fMRIPrep, in mm, and a warning for all that is odd."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Header
+
+from ..volume import Array, Grid
+from .header import RESAVE, Header
+from .stream import refusal
+
+SAME_PLACE_VOXELS = 0.1  # at the corners; a float32 quaternion near 180 degrees may err as much by itself
+FIELDS = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
+FIELDS += ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")
+
+_UNITS = {0: ("unknown", 1.0), 1: ("metre", 1000.0), 2: ("mm", 1.0), 3: ("micron", 0.001)}
+_PLAUSIBLE_MM = (0.001, 100.0)
+
+
+def read_geometry(header: Header, path: str | Path) -> tuple[Grid, list[str]]:
+    """The grid of a volume, and what is odd about it.
+
+    The sform counts if its code is above 0, else the qform if its code is above 0 and its quaternion valid, else
+    nibabel's base affine: the order of nibabel, and of fMRIPrep's truth table (niworkflows' ``ValidateImage``).
+    No code is made up, and no axis flipped.
+
+    Args:
+        header: of the file.
+        path: its name, for messages.
+
+    Returns:
+        the grid, and a sentence for each oddity.
+
+    Raises:
+        ImageError: the affine is not finite, or maps the volume to a plane.
+    """
+    nifti = header.nifti
+    affine, warnings = _chosen_affine(nifti, header.shape)
+    _check_affine(affine, path)
+    unit, scale = _UNITS.get(int(nifti["xyzt_units"]) & 7, (f"unknown code {int(nifti['xyzt_units']) & 7}", 1.0))
+    if unit not in ("mm", "unknown"):
+        warnings.append(f"the unit of length is {unit}; the affine was multiplied by {scale:g} for mm")
+    affine = np.vstack([affine[:3] * scale, affine[3:]])
+    fields = {name: _native(nifti[name]) for name in FIELDS}
+    grid = Grid(header.shape, affine, header.trailing, fields, header.version)
+    return grid, warnings + _oddities(grid)
+
+
+def corner_shift(first: Array, second: Array, shape: tuple[int, ...]) -> float:
+    """How far two affines take the corners of a volume apart, in voxels of the first; the largest of the eight.
+
+    Args:
+        first: (4, 4), not singular.
+        second: (4, 4).
+        shape: voxels along the three axes.
+    """
+    corners = np.array([*product(*[(0, n - 1) for n in shape])], float)
+    corners = np.c_[corners, np.ones(8)].T
+    with np.errstate(over="ignore", invalid="ignore"):
+        shifts = (np.linalg.inv(first) @ second @ corners - corners)[:3]
+        return float(np.sqrt((shifts**2).sum(axis=0)).max())
+
+
+def _chosen_affine(nifti: Nifti1Header, shape: tuple[int, ...]) -> tuple[Array, list[str]]:
+    codes = {name: int(nifti[name]) for name in ("sform_code", "qform_code")}
+    warnings = [
+        f"{name} {code} is none of NIfTI's, 0 to 5; it was read as {'set' if code > 0 else 'not set'}"
+        for name, code in codes.items()
+        if not 0 <= code <= 5
+    ]
+    qform = _qform(nifti) if nifti["qform_code"] > 0 else None
+    if nifti["qform_code"] > 0 and qform is None:
+        warnings.append("the quaternion of the qform is not valid; the qform was passed over")
+    if nifti["sform_code"] > 0:
+        sform = nifti.get_sform()
+        return sform, warnings + _sform_contradictions(nifti, sform, qform, shape)
+    if qform is not None:
+        return qform, warnings
+    warnings.append(
+        "no valid sform or qform: where the volume lies, and which side is left, are not known; nibabel's default "
+        "was taken, the first axis from right to left"
+    )
+    return nifti.get_base_affine(), warnings
+
+
+def _qform(nifti: Nifti1Header) -> Array | None:
+    """The qform's affine, or None if its quaternion is none of a rotation."""
+    header = nifti.copy()
+    if header["pixdim"][0] not in (-1, 1):
+        header["pixdim"][0] = 1  # 0 stands for 1 in the standard; nibabel reads all others so too
+    try:
+        affine = header.get_qform()
+    except ValueError:
+        return None
+    return affine if np.isfinite(affine[:3, :3]).all() else None
+
+
+def _sform_contradictions(nifti: Nifti1Header, sform: Array, qform: Array | None, shape: tuple[int, ...]) -> list[str]:
+    warnings = []
+    sizes, pixdim = _sizes(sform), nifti["pixdim"][1:4].astype(float)
+    if (np.abs(sizes - pixdim) > 0.01 * pixdim).any():
+        told = f"voxel sizes (pixdim) {_numbers(pixdim)} contradict the sform's {_numbers(sizes)}"
+        warnings.append(f"{told}; the sform was believed")
+    if qform is not None and _is_regular(sform):
+        shift = corner_shift(sform, qform, shape)
+        if not shift <= SAME_PLACE_VOXELS:
+            warnings.append(f"sform and qform differ by up to {shift:.3g} voxels; the sform was believed")
+    return warnings
+
+
+def _sizes(affine: Array) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+
+
+def _is_finite(affine: Array) -> bool:
+    return bool(np.isfinite(affine).all() and np.isfinite(_sizes(affine)).all())
+
+
+def _is_regular(affine: Array) -> bool:
+    """Whether the three axes are finite and span space, however small or unequal the voxels."""
+    sizes = _sizes(affine)
+    if not (_is_finite(affine) and sizes.min() > 1e-6 * sizes.max()):
+        return False
+    return bool(np.linalg.svd(affine[:3, :3] / sizes, compute_uv=False)[-1] > 1e-4)
+
+
+def _check_affine(affine: Array, path: str | Path) -> None:
+    if _is_regular(affine):
+        return
+    fault = "maps the volume to a plane" if _is_finite(affine) else "is not finite"
+    found = f"the affine {fault} ({affine[:3].tolist()}); three axes that span space are needed"
+    raise refusal(path, found, RESAVE)
+
+
+def _oddities(grid: Grid) -> list[str]:
+    warnings, spacing = [], grid.spacing_mm
+    if not all(_PLAUSIBLE_MM[0] <= s <= _PLAUSIBLE_MM[1] for s in spacing):
+        warnings.append(f"spacing {_numbers(spacing)} mm is hardly that of an image; the unit may be wrong")
+    axes = grid.affine_mm[:3, :3] / spacing
+    if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3:
+        warnings.append("the axes are not at right angles (a shear); they were kept as they are")
+    return warnings
+
+
+def _native(value: Array) -> Array:
+    return np.array(value, dtype=value.dtype.newbyteorder("="))
+
+
+def _numbers(values: Array | tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{v:.4g}" for v in values) + ")"

@@ -1,0 +1,192 @@
+"""What a NIfTI header declares, read strictly: one 3D image of real numbers, or a refusal that says why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Header, data_type_codes
+from nibabel.nifti2 import Nifti2Header
+from nibabel.spatialimages import HeaderDataError
+
+from .stream import AGAIN, describe_content, refusal
+
+RESAVE = "Export it again, or repair the header with the program that wrote it."
+
+_CODES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+_REAL = "a real number of 8 to 64 bits per voxel is needed"
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """One 3D image as its header declares it.
+
+    Args:
+        nifti: the raw fields, in the file's byte order, nothing mended.
+        version: 1 or 2.
+        shape: voxels along the three axes.
+        trailing: how many axes of 1 follow the third.
+        dtype: of a stored voxel, with byte order.
+        start: byte at which the voxels of this image begin.
+        end: byte at which the voxels of the file end.
+        slope: of the stored values.
+        inter: added to slope times value.
+        warnings: what was odd, a sentence each.
+    """
+
+    nifti: Nifti1Header
+    version: int
+    shape: tuple[int, int, int]
+    trailing: int
+    dtype: np.dtype[Any]
+    start: int
+    end: int
+    slope: float
+    inter: float
+    warnings: tuple[str, ...] = ()
+
+
+def read_head(read: Callable[[int], bytes]) -> bytes:
+    """The header and the four bytes after it, 352 of NIfTI-1 or 544 of NIfTI-2; less of a shorter file.
+
+    Args:
+        read: gives the next bytes of the file, from its beginning.
+    """
+    head = read(352)  # no byte more: voxels may begin there, and a gzip stream does not go back
+    return head + read(192) if 540 in _sizes(head) else head
+
+
+def parse_header(head: bytes, path: str | Path, volume: int | None = None) -> Header:
+    """Read the header of a single-file NIfTI-1 or NIfTI-2 image of either byte order.
+
+    Args:
+        head: what :func:`read_head` gives.
+        path: its name, for messages.
+        volume: which one of a 4D file, from 0.
+
+    Raises:
+        ImageError: anything that is not one 3D image of real numbers.
+    """
+    nifti, version = _raw_fields(head, path)
+    shape, trailing, volumes = _shape(nifti, path)
+    index = _volume_index(volume, volumes, shape, path)
+    dtype = _dtype(nifti, path)
+    _check_pixdim(nifti, path)
+    offset, warnings = _offset(nifti, head, path)
+    try:
+        slope, inter = nifti.get_slope_inter()  # None for "as stored"
+    except HeaderDataError as error:
+        found = f"scl_slope {nifti['scl_slope']} with scl_inter {nifti['scl_inter']}; finite numbers are needed"
+        raise refusal(path, found, RESAVE) from error
+    bits = int(nifti["bitpix"])
+    if bits != 8 * dtype.itemsize:
+        warnings.append(f"bitpix {bits} contradicts datatype {dtype.name}; the datatype was believed")
+    length = math.prod(shape) * dtype.itemsize
+    return Header(
+        nifti=nifti,
+        version=version,
+        shape=shape,
+        trailing=trailing,
+        dtype=dtype,
+        start=offset + index * length,
+        end=offset + volumes * length,
+        slope=1.0 if slope is None else slope,
+        inter=0.0 if inter is None else inter,
+        warnings=tuple(warnings),
+    )
+
+
+def _raw_fields(head: bytes, path: str | Path) -> tuple[Nifti1Header, int]:
+    known = describe_content(head)
+    if known:
+        raise refusal(path, *known)
+    for order, size in zip("<>", _sizes(head)):
+        if size not in (348, 540):
+            continue
+        if len(head) < size + 4:
+            raise refusal(path, f"truncated: {len(head)} bytes; the header alone takes {size + 4}", AGAIN)
+        _check_magic(head, size, path)
+        # check=False: nibabel would mend what is refused here, or told
+        kind = Nifti1Header if size == 348 else Nifti2Header
+        return kind(head[:size], endianness=order, check=False), 1 if size == 348 else 2
+    found = f"not NIfTI: it begins with {head[:4].hex(' ')}; a header of 348 or 540 bytes is needed"
+    raise refusal(path, found, "Convert it to NIfTI with the program that wrote it, or copy it again.")
+
+
+def _sizes(head: bytes) -> tuple[int, int]:
+    """``sizeof_hdr`` in either byte order."""
+    return int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")
+
+
+def _check_magic(head: bytes, size: int, path: str | Path) -> None:
+    magic = head[344:348] if size == 348 else head[4:8]
+    if magic in (b"ni1\0", b"ni2\0"):
+        found = "the header of a pair (.hdr and .img); one file with header and voxels is needed"
+        raise refusal(path, found, "Convert the pair with FSL's fslchfiletype NIFTI_GZ, or nibabel.")
+    if magic != (b"n+1\0" if size == 348 else b"n+2\0"):
+        kind = "Analyze 7.5, which does not tell left from right" if size == 348 else "not NIfTI-2"
+        raise refusal(
+            path, f"{kind} (magic {magic!r}); NIfTI is needed", "Convert the scanner's DICOM files with dcm2niix."
+        )
+    if size == 540 and head[8:12] not in (b"\r\n\x1a\n", b"\0\0\0\0"):
+        raise refusal(path, "its line ends were changed in transfer, so its voxels are damaged", "Copy it as binary.")
+
+
+def _shape(nifti: Nifti1Header, path: str | Path) -> tuple[tuple[int, int, int], int, int]:
+    """Three sides, how many axes of 1 follow, how many volumes."""
+    dim = [int(n) for n in nifti["dim"]]
+    if not 1 <= dim[0] <= 7:
+        raise refusal(path, f"dim[0] is {dim[0]}, the number of axes; 1 to 7 is possible", RESAVE)
+    full = tuple(dim[1 : dim[0] + 1])
+    if min(full) < 1:
+        raise refusal(path, f"shape {full}; every side needs a voxel", RESAVE)
+    if len(full) < 3:
+        raise refusal(path, f"{len(full)}D image {full}; one 3D volume is needed", "Give the volume, not a slice.")
+    h, w, d, *extra = full
+    if math.prod(extra[1:]) > 1:
+        found = f"{len(full)}D image {full}, several values a voxel; one 3D volume is needed"
+        raise refusal(path, found, "Save the volume that is meant as a file of its own.")
+    volumes = extra[0] if extra else 1
+    return (h, w, d), len(extra) if volumes == 1 else 0, volumes
+
+
+def _volume_index(volume: int | None, volumes: int, shape: tuple[int, ...], path: str | Path) -> int:
+    if volume is None and volumes > 1:
+        found = f"4D image {(*shape, volumes)}; one 3D volume is needed"
+        raise refusal(path, found, "Pick one with --volume N (volume= in Python).")
+    index = volume or 0
+    if not 0 <= index < volumes:
+        found = f"volume {index} of {volumes}; 0 to {volumes - 1} can be picked"
+        raise refusal(path, found, "Pick one of these with --volume N (volume= in Python).")
+    return index
+
+
+def _dtype(nifti: Nifti1Header, path: str | Path) -> np.dtype[Any]:
+    code = int(nifti["datatype"])
+    if code not in _CODES:
+        name = data_type_codes.label[code] if code in data_type_codes else "unknown"
+        advice = "Convert it to grey values, float32 say."
+        raise refusal(path, f"datatype {name} (code {code}); {_REAL}", advice)
+    return np.dtype(_CODES[code]).newbyteorder(nifti.endianness)
+
+
+def _check_pixdim(nifti: Nifti1Header, path: str | Path) -> None:
+    sizes = nifti["pixdim"][1:4].astype(float)
+    if not (np.isfinite(sizes) & (sizes > 0)).all():
+        found = f"voxel sizes (pixdim) {sizes.tolist()}; numbers above 0 are needed"
+        raise refusal(path, found, RESAVE)
+
+
+def _offset(nifti: Nifti1Header, head: bytes, path: str | Path) -> tuple[int, list[str]]:
+    """Where the voxels begin."""
+    least, value = nifti.single_vox_offset, float(nifti["vox_offset"])
+    if value == 0 and not any(head[least - 4 : least]):
+        # unset; nibabel writes such a header with the least offset, though it reads the header itself as voxels
+        return least, [f"vox_offset is not set; voxels were read from byte {least}"]
+    if not math.isfinite(value) or value != int(value) or value < least:
+        raise refusal(path, f"vox_offset {value:g}; a whole number of {least} or more is needed", RESAVE)
+    return int(nifti["vox_offset"]), []

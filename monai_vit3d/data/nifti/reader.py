@@ -1,0 +1,102 @@
+"""The strict door as a MONAI reader, for bundles and transforms."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import ImageReader
+from monai.data.utils import is_supported_format
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+
+from ..volume import Array, Volume
+from .door import MAX_VOXELS, read_volume
+from .geometry import SAME_PLACE_VOXELS, corner_shift
+from .stream import refusal
+
+logger = logging.getLogger(__name__)
+
+
+class NiftiReader(ImageReader):
+    """Reads NIfTI files through :func:`read_volume`; for ``LoadImage(d)`` in Python or in a bundle's config.
+
+    Several files are channels of one image, stacked along a new first axis; they must lie on one grid. The metadata
+    hold what MONAI's spatial transforms and their inverses need, and under ``"warnings"`` what was odd, a line each.
+
+    Args:
+        volume: which one of 4D files, from 0.
+        max_voxels: larger images are refused.
+
+    Example:
+        >>> from monai.transforms import LoadImaged
+        >>> load = LoadImaged("image", reader=NiftiReader(), ensure_channel_first=True)
+
+        or ``"reader": {"_target_": "monai_vit3d.data.NiftiReader"}``
+    """
+
+    def __init__(self, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> None:
+        super().__init__()
+        self.volume, self.max_voxels = volume, max_voxels
+        self._logged: set[tuple[Path, str]] = set()  # an epoch does not repeat what the first one told
+
+    def verify_suffix(self, filename: Any) -> bool:
+        """Whether all names end with ``.nii`` or ``.nii.gz``."""
+        return is_supported_format(filename, ["nii", "nii.gz"])
+
+    def read(self, data: Any, **kwargs: Any) -> tuple[Path, ...]:
+        """Keep the paths.
+
+        ``LoadImage`` takes an error of ``read`` as a reason to try MONAI's other readers, which accept what is refused
+        here; one of ``get_data`` it lets pass. So that is where files are opened.
+
+        Args:
+            data: one path or several.
+            kwargs: for the interface; none is used.
+        """
+        return tuple(Path(p) for p in ensure_tuple(data))
+
+    def get_data(self, img: Sequence[Path]) -> tuple[Array, dict[str, Any]]:
+        """Read the files.
+
+        Args:
+            img: what :meth:`read` returned.
+
+        Returns:
+            float32 (H, W, D), or (C, H, W, D) for C files above 1, and the metadata.
+
+        Raises:
+            ImageError: a file is refused, or the files do not lie on one grid.
+        """
+        volumes = [read_volume(path, self.volume, self.max_voxels) for path in img]
+        first = volumes[0]
+        for other in volumes[1:]:
+            _check_same_grid(first, other)
+        told = [(v.path, text) for v in volumes for text in v.warnings]
+        for path, text in told:
+            if (path, text) not in self._logged:
+                logger.warning("%s: %s", path, text)
+        self._logged.update(told)
+        meta = {
+            MetaKeys.AFFINE: first.grid.affine_mm.copy(),
+            MetaKeys.ORIGINAL_AFFINE: first.grid.affine_mm.copy(),
+            MetaKeys.SPATIAL_SHAPE: np.array(first.grid.shape),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan") if len(volumes) == 1 else 0,  # NaN is MONAI's "no channel"
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            # one text, for lists of different lengths cannot be collated
+            "warnings": "\n".join(text if len(volumes) == 1 else f"{path}: {text}" for path, text in told),
+        }
+        return first.voxels if len(volumes) == 1 else np.stack([v.voxels for v in volumes]), meta
+
+
+def _check_same_grid(first: Volume, other: Volume) -> None:
+    advice = "Resample one to the grid of the other first."
+    if first.grid.shape != other.grid.shape:
+        found = f"shape {other.grid.shape}, but {first.path} has {first.grid.shape}; channels need one grid"
+        raise refusal(other.path, found, advice)
+    shift = corner_shift(first.grid.affine_mm, other.grid.affine_mm, first.grid.shape)
+    if shift > SAME_PLACE_VOXELS:
+        found = f"up to {shift:.3g} voxels away from {first.path}; channels need one affine"
+        raise refusal(other.path, found, advice)

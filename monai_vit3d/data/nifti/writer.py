@@ -1,0 +1,135 @@
+"""Labels and maps written on the grid of the image they were made from; nothing else of that file comes along."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import nibabel as nib
+import numpy as np
+
+from ..errors import ImageError
+from ..files import replacing
+from ..volume import Array, Grid
+
+_GEOMETRY = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+_GEOMETRY += ("srow_x", "srow_y", "srow_z", "xyzt_units")
+_LABEL_TYPES = ("uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "uint64")
+_LONGEST = 32767  # what NIfTI-1 can hold of an axis
+_PLANES = 32  # written at a time: no second copy of the volume in memory
+
+
+def write_labels(labels: Array, grid: Grid, path: str | Path) -> None:
+    """Write class numbers, or masks that may overlap, in the smallest integer type that holds them.
+
+    The file is whole or not there, and the same labels give the same bytes.
+
+    Args:
+        labels: (H, W, D) or, for C masks, (C, H, W, D), which becomes the fourth axis (H, W, D, C) of the file.
+            Integers, booleans, or floats that are whole numbers.
+        grid: of the image; the header's geometry is copied from it bit for bit.
+        path: ends in ``.nii`` or ``.nii.gz``; its folder is made if it is not there.
+
+    Raises:
+        ImageError: another shape than the grid's, values that are no whole numbers, or another suffix.
+        OSError: it cannot be written; an older file of that name is still there.
+    """
+    labels = np.asarray(labels)
+    _check(labels, grid, Path(path))
+    _write(labels, _label_type(labels, path), grid, Path(path))
+
+
+def write_map(values: Array, grid: Grid, path: str | Path) -> None:
+    """Write probabilities or other numbers as float32, in the same way as :func:`write_labels`.
+
+    Args:
+        values: (H, W, D) or (C, H, W, D), finite in float32.
+        grid: of the image.
+        path: ends in ``.nii`` or ``.nii.gz``.
+
+    Raises:
+        ImageError: another shape than the grid's, values that are not finite in float32, or another suffix.
+        OSError: it cannot be written; an older file of that name is still there.
+    """
+    values = np.asarray(values)
+    _check(values, grid, Path(path))
+    # NaN fails the comparison too, and so does what float32 would turn into infinity
+    bad = sum(int((~(np.abs(part, dtype=np.float64) <= np.finfo(np.float32).max)).sum()) for part in values)
+    if bad:
+        raise ImageError(f"{path}: {bad} of {values.size} values are not finite in float32; finite ones are needed.")
+    _write(values, np.dtype(np.float32), grid, Path(path))
+
+
+def _check(values: Array, grid: Grid, path: Path) -> None:
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ImageError(f"{path}: not the name of a NIfTI file. End it with .nii or .nii.gz.")
+    if values.dtype.kind not in "biuf":
+        raise ImageError(f"{path}: values of type {values.dtype}; integers, booleans or floats are needed.")
+    if values.shape[-3:] != tuple(grid.shape) or values.ndim not in (3, 4) or not values.size:
+        needed = ", ".join(map(str, grid.shape))
+        raise ImageError(
+            f"{path}: array of shape {values.shape}; the image's grid needs ({needed}) or (C, {needed}). Bring the "
+            "prediction back to the grid of the image first."
+        )
+
+
+def _label_type(labels: Array, path: str | Path) -> np.dtype:
+    """The first type that holds all values."""
+    if labels.dtype.kind == "f" and not all((np.isfinite(part) & (part == np.rint(part))).all() for part in labels):
+        raise ImageError(f"{path}: labels with fractions, NaN or Inf; whole numbers are needed. write_map takes maps.")
+    low, high = int(labels.min()), int(labels.max())
+    for name in _LABEL_TYPES:
+        if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
+            return np.dtype(name)
+    raise ImageError(f"{path}: labels from {low} to {high}; no integer type of 64 bits holds them.")
+
+
+def _write(values: Array, dtype: np.dtype, grid: Grid, path: Path) -> None:
+    header = _header((*grid.shape, values.shape[0]) if values.ndim == 4 else (*grid.shape, *(1,) * grid.trailing), grid)
+    header.set_data_dtype(dtype)
+    with _stream(path) as file:
+        header.write_to(file)
+        for volume in values if values.ndim == 4 else (values,):
+            for first in range(0, grid.shape[2], _PLANES):
+                planes = volume[:, :, first : first + _PLANES]
+                file.write(planes.astype(dtype.newbyteorder("<")).tobytes("F"))
+
+
+@contextmanager
+def _stream(path: Path) -> Iterator[IO[bytes]]:
+    """The file to write to; gzip without a time and a name in it."""
+    with replacing(path, "wb") as file:
+        if path.suffix != ".gz":
+            yield file
+            return
+        with gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed:
+            yield packed
+
+
+def _header(shape: tuple[int, ...], grid: Grid) -> nib.Nifti1Header:
+    """A new header with the grid's geometry; little-endian, so that the bytes are the same on every machine."""
+    large = grid.version == 2 or max(shape) > _LONGEST
+    header = (nib.Nifti2Header if large else nib.Nifti1Header)(endianness="<")
+    header.set_data_shape(shape)
+    # 1 and 0, not nibabel's NaN: every reader takes them as "as stored"
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    if grid.fields is None:
+        _set_affine(header, grid)
+        return header
+    header["pixdim"][:4] = grid.fields["pixdim"][:4]
+    for name in _GEOMETRY:
+        header[name] = grid.fields[name]
+    return header
+
+
+def _set_affine(header: nib.Nifti1Header, grid: Grid) -> None:
+    """The affine as sform and, where a rotation can say it, as qform."""
+    header.set_xyzt_units("mm")
+    header.set_sform(grid.affine_mm, code="scanner")
+    header.set_qform(grid.affine_mm, code="scanner")
+    off = np.abs(header.get_qform() - grid.affine_mm)[:3] @ (*grid.shape, 1)  # mm, at the far corner
+    if off.max() > min(grid.spacing_mm) / 10:
+        header["qform_code"] = 0  # sheared, as a CT with a tilted gantry: the quaternion would put it elsewhere

@@ -1,0 +1,138 @@
+"""Flips at test time: their mean, and how far they disagree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data.errors import UsageError
+
+ACTIVATIONS = ("softmax", "sigmoid")
+
+
+class FlipEnsemble(nn.Module):
+    """The mean of a network's outputs over all flips of its input, each flipped back.
+
+    This is the mirroring of nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z): logits are averaged, and
+    window by window if a sliding-window inferer runs it. With k axes the network runs 2^k times.
+
+    Args:
+        network: ``(B, C, H, W, D)`` to a map ``(B, K, H', W', D')``, or to vectors ``(B, K)``, which no flip turns.
+        axes: spatial axes that are flipped, 0 to 2. Leave out the axis along which sides are told apart.
+
+    Raises:
+        UsageError: an axis that comes twice or is negative.
+    """
+
+    def __init__(self, network: nn.Module, axes: Sequence[int] = (0, 1, 2)) -> None:
+        super().__init__()
+        if len(set(axes)) < len(axes) or any(axis < 0 for axis in axes):
+            raise UsageError(f"axes={tuple(axes)}: spatial axes counted from 0 are needed, each once.")
+        self.network = network
+        self.flips = [tuple(a + 2 for a in some) for n in range(len(axes) + 1) for some in combinations(axes, n)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W, D)`` to the mean output, in float32 or the network's own type if that is wider.
+
+        Raises:
+            UsageError: an axis that the input does not have, or an output that is neither a map nor vectors.
+        """
+        if max(self.flips[-1], default=0) >= x.ndim:
+            raise UsageError(f"input {tuple(x.shape)} has {x.ndim - 2} spatial axes; give axes that are among them.")
+        return sum(self._flipped(x, dims) for dims in self.flips) / len(self.flips)
+
+    def _flipped(self, x: Tensor, dims: tuple[int, ...]) -> Tensor:
+        output = self.network(x.flip(dims))
+        if not isinstance(output, Tensor) or output.ndim not in (2, x.ndim):
+            found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise UsageError(f"network: {found}; one tensor is needed, a map like the input or (B, K).")
+        # float32: a sum of eight in bfloat16 would lose what the flips add
+        summand = self.summand(output.to(torch.promote_types(output.dtype, torch.float32)))
+        return summand if output.ndim == 2 else summand.flip(dims)
+
+    def summand(self, logits: Tensor) -> Tensor:
+        """What is averaged, from one flip's output."""
+        return logits
+
+
+class FlipSpread(FlipEnsemble):
+    """A :class:`FlipEnsemble` that also hands out what the variance over its flips is computed from.
+
+    Its channels are the means of logits, of probabilities and of squared probabilities, K each. All three are
+    means, so windows of them may be blended like logits; :func:`ensemble_variance` reads the stitched map.
+
+    Args:
+        network: as for :class:`FlipEnsemble`.
+        axes: as for :class:`FlipEnsemble`.
+        activation: ``"softmax"`` or ``"sigmoid"``, over the channels.
+
+    Raises:
+        UsageError: another activation, or axes that :class:`FlipEnsemble` refuses.
+    """
+
+    def __init__(self, network: nn.Module, axes: Sequence[int] = (0, 1, 2), activation: str = "softmax") -> None:
+        super().__init__(network, axes)
+        self.activation = _known(activation)
+
+    def summand(self, logits: Tensor) -> Tensor:
+        """``(B, K, ...)`` to ``(B, 3K, ...)``."""
+        p = logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
+        return torch.cat([logits, p, p * p], 1)
+
+
+def ensemble_variance(stacked: Tensor, classes: int) -> Tensor:
+    """Variance of the probabilities over the flips, summed over the classes.
+
+    Args:
+        stacked: output of :class:`FlipSpread`, ``(B, 3 * classes, ...)``; windows may have been blended.
+        classes: channels K of the network.
+
+    Returns:
+        ``(B, 1, ...)``, 0 or more. In float32, what is below 1e-6 is rounding.
+
+    Raises:
+        UsageError: another number of channels.
+    """
+    if stacked.shape[1] != 3 * classes:
+        raise UsageError(f"stacked: {stacked.shape[1]} channels; 3 x {classes} are needed, as FlipSpread gives them.")
+    _, mean, mean_square = stacked.split(classes, 1)
+    return (mean_square - mean * mean).sum(1, keepdim=True).clamp(min=0)
+
+
+def predictive_entropy(logits: Tensor, activation: str) -> Tensor:
+    """Entropy of the predicted distribution as a share of the largest possible: 0 is certain, 1 knows nothing.
+
+    Args:
+        logits: ``(B, K, ...)``.
+        activation: ``"softmax"``: the entropy over K classes, divided by log K. ``"sigmoid"``: the mean of the K
+            channels' binary entropies, divided by log 2.
+
+    Returns:
+        ``(B, 1, ...)`` in [0, 1], float32 or wider.
+
+    Raises:
+        UsageError: another activation, or a softmax over a single class.
+    """
+    x = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if _known(activation) == "sigmoid":
+        both = _information(F.logsigmoid(x)) + _information(F.logsigmoid(-x))
+        return (both.mean(1, keepdim=True) / math.log(2)).clamp(0, 1)
+    if x.shape[1] < 2:
+        raise UsageError(f"logits {tuple(x.shape)}: a softmax needs 2 classes or more. Use activation='sigmoid'.")
+    return (_information(x.log_softmax(1)).sum(1, keepdim=True) / math.log(x.shape[1])).clamp(0, 1)
+
+
+def _information(log_p: Tensor) -> Tensor:
+    """``-p log p`` in nats."""
+    return -log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)  # 0 times -inf is no number
+
+
+def _known(activation: str) -> str:
+    if activation not in ACTIVATIONS:
+        raise UsageError(f"activation={activation!r}; one of {', '.join(map(repr, ACTIVATIONS))} is needed.")
+    return activation

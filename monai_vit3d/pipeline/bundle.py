@@ -1,0 +1,282 @@
+"""A MONAI bundle's inference config, as the parts that one volume goes through."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.errors import BundleError, Vit3dError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
+    from monai.bundle import ConfigParser
+    from monai.transforms import Transform
+
+_ROOTS = ("network", "network_def", "preprocessing", "inferer", "postprocessing")
+_VALUES = ("ckpt_path", "class_names", "task")
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a bundle says of itself in configs/metadata.json; the file may be missing.
+
+    Args:
+        name: of the bundle, or of its folder.
+        version: of the bundle, or ``"unknown"``.
+        content: the whole file.
+    """
+
+    name: str
+    version: str
+    content: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def channels(self) -> int:
+        """Images that make one input."""
+        formats = self.content.get("network_data_format", {}).get("inputs", {})
+        return int(formats.get("image", next(iter(formats.values()), {})).get("num_channels", 1))
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the answer is a row of numbers for a volume instead of a map."""
+        pred = self._pred
+        return pred.get("format") in ("classes", "probability_vector") or pred.get("type") == "probabilities"
+
+    @property
+    def channel_names(self) -> dict[int, str]:
+        """Output channel, or label value, to name."""
+        return {int(k): str(v) for k, v in self._pred.get("channel_def", {}).items() if str(k).isdigit()}
+
+    @property
+    def _pred(self) -> Mapping[str, Any]:
+        outputs = self.content.get("network_data_format", {}).get("outputs", {})
+        return outputs.get("pred", next(iter(outputs.values()), {}))
+
+
+@dataclass(eq=False)
+class Bundle:
+    """The parts of a bundle's inference config, built, with the weights in the network.
+
+    Args:
+        metadata: what the bundle says of itself.
+        network: in evaluation mode, on ``device``.
+        preprocessing: transforms from a file to the network's input, one after another.
+        inferer: how the network runs over an input.
+        postprocessing: transforms from the network's output to the answer, without saving and inverting.
+        image_key: what the transforms call the image.
+        weights: the checkpoint.
+        weights_sha256: of the checkpoint.
+        config_sha256: of the inference config.
+        class_names: of a classifier's classes; empty for segmentation.
+        task: of a classifier.
+        autocast: whether the config asks for mixed precision.
+    """
+
+    metadata: Metadata
+    network: torch.nn.Module
+    preprocessing: list[Transform]
+    inferer: Callable[..., Any]
+    postprocessing: list[Transform]
+    image_key: str
+    device: torch.device
+    weights: Path
+    weights_sha256: str
+    config_sha256: str
+    class_names: list[str]
+    task: str
+    autocast: bool
+
+
+def read_metadata(root: Path) -> Metadata:
+    """What a bundle says of itself; needs neither torch nor MONAI.
+
+    Raises:
+        BundleError: configs/metadata.json is not JSON.
+    """
+    path = root / "configs" / "metadata.json"
+    if not path.is_file():
+        return Metadata(root.resolve().name, "unknown")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Metadata(str(content.get("name", root.resolve().name)), str(content.get("version", "unknown")), content)
+    except (ValueError, AttributeError) as error:
+        raise BundleError(f"{path}: not a JSON object ({error}). Fetch the bundle again.") from error
+
+
+def inference_config(root: Path) -> Path:
+    """The bundle's inference config.
+
+    Raises:
+        BundleError: there is none.
+    """
+    for suffix in ("yaml", "yml", "json"):
+        path = root / "configs" / f"inference.{suffix}"
+        if path.is_file():
+            return path
+    raise BundleError(f"{root}: no configs/inference.yaml or .json here. Give the folder of a MONAI bundle.")
+
+
+def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bundle:
+    """Build what a bundle's inference config describes and load its weights.
+
+    The config's own file lists, data loader, handlers and evaluator are left out: files come from the pipeline.
+
+    Args:
+        root: the bundle's folder.
+        device: a torch device; None takes a GPU where there is one.
+        safe: whether to refuse a config that is more than settings; see :mod:`monai_vit3d.pipeline.safety`.
+
+    Raises:
+        BundleError: no bundle, a config that cannot be built, or one that is not safe.
+        WeightsError: weights that are missing, damaged or of another network.
+    """
+    import torch
+
+    # where pydicom is installed, MONAI's LoadImaged tells of a GPU decoder that nobody asked for
+    warnings.filterwarnings("ignore", message=".*nvImageCodec")
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    path = inference_config(root)
+    parser = _parse(root, path, where)
+    loader = _checkpoint_loader(parser.get())
+    roots = [name for name in _ROOTS if name in parser] + [name for name in _VALUES if name in parser]
+    if safe:
+        from .safety import check_config
+
+        check_config(parser.get(), roots + ([f"{loader}::load_path"] if loader else []))
+    else:
+        sys.path.append(str(root.resolve()))  # a bundle may bring its own scripts
+    build = _Builder(parser, path)
+    build("imports", None)
+    network = build("network", None) or build("network_def")
+    weights = _load_weights(network, build, loader, root, safe)
+    preprocessing = _flatten(build("preprocessing"))
+    metadata = read_metadata(root)
+    names = list(build("class_names", None) or []) if metadata.classifies else []
+    return Bundle(
+        metadata=metadata,
+        network=network.to(where).eval(),
+        preprocessing=preprocessing,
+        inferer=build("inferer", None) or _whole_volume(),
+        postprocessing=[t for t in _flatten(build("postprocessing", None)) if not _belongs_to_files(t)],
+        image_key=_image_key(preprocessing, path),
+        device=where,
+        weights=weights,
+        weights_sha256=file_sha256(weights),
+        config_sha256=file_sha256(path),
+        class_names=names or list(metadata.channel_names.values()) if metadata.classifies else [],
+        task=str(build("task", "multi-class")),
+        autocast=bool(parser.get("evaluator::amp", False) is True and where.type == "cuda"),
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class _Builder:
+    """Instances of a config's entries, with errors that name the file and the entry."""
+
+    def __init__(self, parser: ConfigParser, path: Path) -> None:
+        self.parser, self.path = parser, path
+
+    def __call__(self, entry: str, *default: Any) -> Any:
+        if entry not in self.parser:
+            if default:
+                return default[0]
+            raise BundleError(f"{self.path}: no {entry!r}. A MONAI inference config with one is needed.")
+        try:
+            return self.parser.get_parsed_content(entry)
+        except Exception as error:
+            cause: BaseException = error
+            while not isinstance(cause, Vit3dError) and cause.__cause__ is not None:
+                cause = cause.__cause__
+            if isinstance(cause, Vit3dError):
+                raise cause from error
+            raise BundleError(f"{self.path}: {entry!r} cannot be built: {type(cause).__name__}: {cause}") from error
+
+
+def _parse(root: Path, path: Path, device: torch.device) -> ConfigParser:
+    from monai.bundle import ConfigParser
+
+    try:
+        config = ConfigParser.load_config_file(path)
+        parser = ConfigParser(config)
+    except Exception as error:
+        raise BundleError(f"{path}: not a readable config ({error}). Fetch the bundle again.") from error
+    parser["bundle_root"] = str(root.resolve())
+    parser["device"] = f"$torch.device('{device}')"
+    return parser
+
+
+def _checkpoint_loader(config: Any, entry: str = "") -> str | None:
+    """Where in the config MONAI's CheckpointLoader stands."""
+    if isinstance(config, dict) and str(config.get("_target_", "")).rpartition(".")[2] == "CheckpointLoader":
+        return entry
+    items: Iterator[tuple[Any, Any]] = iter(())
+    if isinstance(config, dict | list):
+        items = iter(config.items() if isinstance(config, dict) else enumerate(config))
+    found = (_checkpoint_loader(value, f"{entry}::{key}" if entry else str(key)) for key, value in items)
+    return next((one for one in found if one is not None), None)
+
+
+def _load_weights(network: Any, build: _Builder, loader: str | None, root: Path, safe: bool) -> Path:
+    """Load the checkpoint that the config names, unless the network's own entry did; returns its path."""
+    from ..weights.files import load_state, read_checkpoint
+
+    parser = build.parser
+    own = "ckpt_path" in parser and "@ckpt_path" in str(parser.get("network"))
+    path = Path(build(f"{loader}::load_path") if loader else build("ckpt_path", root / "models" / "model.pt"))
+    if safe and not path.resolve().is_relative_to(root.resolve()):
+        raise BundleError(f"{path}: weights outside the bundle {root}. Run without --safe if you trust them.")
+    if own:
+        return path
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file. Fetch the bundle's weights, or train it.")
+    state = read_checkpoint(path)
+    keys = list(parser.get(f"{loader}::load_dict", {})) if loader else ["model", "network"]
+    key = next((key for key in keys if isinstance(state, dict) and key in state), None)
+    load_state(network, state if key is None else state[key], path)
+    return path
+
+
+def _flatten(transform: Any) -> list[Transform]:
+    from monai.transforms import Compose
+
+    if transform is None:
+        return []
+    return list(transform.flatten().transforms) if isinstance(transform, Compose) else [transform]
+
+
+def _belongs_to_files(transform: Any) -> bool:
+    """Saving and going back to the file's grid are the pipeline's work."""
+    from monai.transforms import Invertd, SaveImage, SaveImaged
+
+    return isinstance(transform, Invertd | SaveImage | SaveImaged) or type(transform).__name__ == "SaveClassificationd"
+
+
+def _image_key(preprocessing: list[Any], path: Path) -> str:
+    from monai.transforms import LoadImaged
+
+    keys = [key for transform in preprocessing if isinstance(transform, LoadImaged) for key in transform.keys]
+    if not keys:
+        raise BundleError(f"{path}: 'preprocessing' has no LoadImaged. One that loads the image is needed.")
+    return str(keys[0])
+
+
+def _whole_volume() -> Callable[..., Any]:
+    from monai.inferers import SimpleInferer
+
+    return SimpleInferer()

@@ -1,0 +1,279 @@
+"""Many volumes through a bundle: a file may fail, the run goes on, and what is done is done whole."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.errors import ImageError, Vit3dError
+from ..data.nifti import read_volume, write_labels, write_map
+from ..data.volume import Array, Volume
+from .bundle import Bundle, file_sha256
+from .memory import check_memory
+from .overlay import draw_overlay, write_png
+from .plan import Case, Plan
+from .predict import Answer, Options, Output, Prepared, finish, infer, prepare
+from .record import RunRecord, previous
+from .stats import label_stats
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended.
+
+    Args:
+        done: cases with new outputs.
+        skipped: cases whose outputs an earlier run made from the same input, weights and options.
+        failed: cases with an error; run.json names it.
+    """
+
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+
+@dataclass(eq=False)
+class _Work:
+    """A case on its way through the stages."""
+
+    case: Case
+    record: dict[str, Any]
+    prepared: Prepared | None = None
+    output: Output | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the seconds of a stage; an error in it fails the case, not the run."""
+        start = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            self.prepared = self.output = None
+            self.record |= {"status": "failed", "error": _message(error, self.case)}
+            logger.debug("%s failed", self.case.name, exc_info=True)
+        self.record["stages"][name] = round(time.perf_counter() - start, 4)
+        self.record["seconds"] = round(sum(self.record["stages"].values()), 4)
+
+
+def predict_cohort(
+    plan: Plan,
+    bundle: Bundle,
+    record: RunRecord,
+    options: Options,
+    jobs: int = 1,
+    resume: bool = False,
+    tell: Callable[[Mapping[str, Any]], None] = lambda record: None,
+) -> Summary:
+    """Predict every case of a plan, write its outputs, and keep the run's record.
+
+    While the network works on one case, ``jobs`` threads read and preprocess the next ones and as many write the
+    last ones. Each case goes through the network alone, so neither order nor ``jobs`` changes a byte of the outputs.
+
+    Args:
+        plan: which cases, and where their outputs go.
+        bundle: what to run.
+        record: of this run.
+        options: what to compute.
+        jobs: threads that read ahead, and threads that write behind.
+        resume: whether to skip cases whose outputs are verified: input, weights, options and outputs have the SHA-256
+            that an earlier run wrote down.
+        tell: is given the record of each case as soon as it has ended.
+    """
+    earlier = previous(plan.output)
+    cohort = _Cohort(plan, bundle, record, options, earlier if resume else {})
+    record.begin({case.name: cohort.believed.get(case.name, cohort.blank(case)) for case in plan.cases}, earlier)
+    # the same number of threads inside an operation in every pool, or sums would be rounded otherwise
+    threads: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (torch.get_num_threads(),)}
+    with ThreadPoolExecutor(jobs, **threads) as readers, ThreadPoolExecutor(jobs, **threads) as writers:
+        writing: deque[Future[dict[str, Any]]] = deque()
+        try:
+            for work in _ahead(readers, cohort.read, plan.cases, jobs):
+                cohort.run(work)
+                writing.append(writers.submit(cohort.write, work))
+                while writing and (len(writing) > jobs or writing[0].done()):
+                    cohort.end(writing.popleft().result(), tell)
+            while writing:
+                cohort.end(writing.popleft().result(), tell)
+        finally:
+            readers.shutdown(wait=False, cancel_futures=True)
+            record.write()
+    return Summary(**cohort.counts)
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Case], _Work], cases: tuple[Case, ...], count: int
+) -> Iterator[_Work]:
+    """Results in order, while ``count`` further ones are under way."""
+    waiting: deque[Future[_Work]] = deque()
+    for case in cases:
+        waiting.append(pool.submit(function, case))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+class _Cohort:
+    """The stages of a case: read, run, write, end. ``run`` and ``end`` belong to the main thread."""
+
+    def __init__(
+        self, plan: Plan, bundle: Bundle, record: RunRecord, options: Options, believed: dict[str, dict[str, Any]]
+    ) -> None:
+        self.plan, self.bundle, self.record, self.options, self.believed = plan, bundle, record, options, believed
+        self.counts = {"done": 0, "skipped": 0, "failed": 0}
+        self.made_with = {
+            "weights_sha256": bundle.weights_sha256,
+            "config_sha256": bundle.config_sha256,
+            "options": asdict(options),
+            "device": bundle.device.type,
+        }
+
+    def blank(self, case: Case) -> dict[str, Any]:
+        """The record of a case that nothing was done to yet."""
+        images = [str(path) for path in case.images]
+        output = None if self.bundle.metadata.classifies else str(self._place(case, "seg"))
+        return {
+            "name": case.name,
+            "input": images[0] if len(images) == 1 else images,
+            "status": "pending",
+            "output": output,
+            "warnings": [],
+            "error": None,
+            "seconds": 0.0,
+            "stages": {},
+        }
+
+    def read(self, case: Case) -> _Work:
+        """Hash, read and preprocess a case, unless its outputs are verified."""
+        work = _Work(case, self.blank(case))
+        with work.stage("read"):
+            hashes = [_input_sha256(path) for path in case.images]
+            if self._verified(case, hashes):
+                work.record = {**self.believed[case.name], "status": "skipped", "output": work.record["output"]}
+                return work
+            volumes = self._volumes(case)
+            work.record |= {"input_sha256": hashes, "made_with": self.made_with}
+            work.record["warnings"] += [warning for volume in volumes for warning in volume.warnings]
+        if work.record["status"] == "pending":
+            with work.stage("preprocess"):
+                check_memory(volumes, self.bundle)
+                work.prepared = prepare(volumes, self.bundle)
+        return work
+
+    def run(self, work: _Work) -> None:
+        """Run the network over a case that was read."""
+        if work.prepared is None:
+            return
+        if work.case.name in self.believed:  # its outputs are about to change: what was known of them holds no more
+            self.record.files[work.case.name] = self.blank(work.case)
+            self.record.write()
+        with work.stage("network"):
+            work.output = infer(work.prepared, self.bundle, self.options)
+
+    def write(self, work: _Work) -> dict[str, Any]:
+        """Write a case's outputs; its record says what became of it."""
+        if work.prepared is not None and work.output is not None:
+            with work.stage("write"):
+                answer = finish(work.prepared, work.output, self.bundle)
+                work.record["warnings"] += answer.warnings
+                work.record |= self._write(work.case, work.prepared.volume, answer)
+                work.record["status"] = "done"
+            work.prepared = work.output = None
+        output = work.record["output"]
+        if work.record["status"] == "failed" and output and Path(output).is_file():
+            work.record["warnings"].append("an output of an earlier run is still there; this run made none")
+        return work.record
+
+    def end(self, record: dict[str, Any], tell: Callable[[Mapping[str, Any]], None]) -> None:
+        """Keep the record of a case that went through."""
+        self.counts[record["status"]] += 1
+        self.record.add(record)
+        tell(record)
+
+    def _place(self, case: Case, kind: str) -> Path:
+        return (self.plan.output / case.path(kind)).absolute()
+
+    def _volumes(self, case: Case) -> list[Volume]:
+        options = self.options
+        return [read_volume(path, options.volume, options.max_voxels) for path in case.images]
+
+    def _verified(self, case: Case, hashes: list[str]) -> bool:
+        """Whether an earlier run made a case's outputs from this input with these weights and options.
+
+        Raises:
+            ImageError: an output is another than the one that was written: somebody's work, not to be overwritten.
+        """
+        earlier = self.believed.get(case.name, {})
+        outputs = {self.plan.output / path: digest for path, digest in earlier.get("outputs", {}).items()}
+        for path, digest in outputs.items():
+            if path.is_file() and file_sha256(path) != digest:
+                raise ImageError(
+                    f"{path}: changed since it was written, and not overwritten. Keep it under another name, or give "
+                    "--overwrite instead of --resume."
+                )
+        same = earlier.get("made_with") == self.made_with and earlier.get("input_sha256") == hashes
+        finished = earlier.get("status") in ("done", "skipped")
+        return bool(same and finished and all(path.is_file() for path in outputs))
+
+    def _write(self, case: Case, volume: Volume, answer: Answer) -> dict[str, Any]:
+        """Write what there is to write; returns what the record says of it."""
+        found: dict[str, Any] = {}
+        paths = []
+        for kind, values in answer.maps.items():
+            paths.append(self._place(case, kind))
+            write_map(values, volume.grid, paths[-1])
+        labels = np.zeros(volume.grid.shape, np.uint8)
+        if answer.labels is not None:
+            labels = answer.labels
+            names = self._label_names(labels)
+            found["stats"] = [one.row() for one in label_stats(labels, volume.voxels, volume.grid, names)]
+            paths.append(self._place(case, "seg"))
+            write_labels(labels, volume.grid, paths[-1])
+        if answer.numbers is not None:
+            found |= self._prediction(answer.numbers)
+        paths.append((self.plan.output / "qc" / f"{case.name}.png").absolute())
+        write_png(draw_overlay(volume.voxels, labels, volume.grid), paths[-1])
+        relative = [path.relative_to(self.plan.output.absolute()).as_posix() for path in paths]
+        hashes = {name: file_sha256(path) for name, path in zip(relative, paths)}
+        return {**found, "picture": relative[-1], "outputs": hashes}
+
+    def _prediction(self, numbers: list[float]) -> dict[str, Any]:
+        from ..metrics import PredictionTable
+
+        table = PredictionTable(self.bundle.class_names, self.bundle.task)
+        cells = table.cells(torch.tensor(numbers))
+        return {"prediction": dict(zip(self.bundle.class_names, numbers)), "cells": dict(zip(table.header(), cells))}
+
+    def _label_names(self, labels: Array) -> dict[int, str]:
+        names = self.bundle.metadata.channel_names
+        if labels.ndim == 4 or len(names) == 1:  # masks: channel c is label c + 1
+            return {channel + 1: name for channel, name in names.items()}
+        return names
+
+
+def _input_sha256(path: Path) -> str:
+    if path.is_dir():
+        return " ".join(file_sha256(one) for one in sorted(path.iterdir()) if one.is_file())
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ImageError(f"{path}: cannot be read ({reason}). Give a .nii or .nii.gz file.") from error
+
+
+def _message(error: Exception, case: Case) -> str:
+    text = str(error) if isinstance(error, Vit3dError) else f"{type(error).__name__}: {error}"
+    named = any(str(path) in text for path in case.images)
+    return text if named else f"{case.images[0]}: {text}"

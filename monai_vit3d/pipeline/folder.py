@@ -1,0 +1,194 @@
+"""`vit3d predict` as a function: inputs in, a folder of outputs out."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.errors import UsageError
+from .bundle import Bundle, Metadata, load_bundle, read_metadata
+from .plan import Plan, plan_cases
+from .record import RunRecord, merged, merging, write_json
+from .unpack import open_bundle
+
+if TYPE_CHECKING:
+    from .cohort import Summary
+    from .predict import Options
+
+logger = logging.getLogger(__name__)
+
+
+def plan_folder(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    bundle: str | Path,
+    *,
+    tta: bool = False,
+    uncertainty: str | None = None,
+    probabilities: bool = False,
+    shard: tuple[int, int] = (1, 1),
+    existing: str = "refuse",
+) -> Plan:
+    """What :func:`predict_folder` would do, checked, with nothing written and no image read; arguments as there.
+
+    Raises:
+        UsageError: arguments that contradict each other or the bundle, or a plan that clashes.
+        BundleError: no bundle.
+    """
+    with open_bundle(bundle) as root:
+        metadata = read_metadata(root)
+    return _plan(inputs, output, metadata, tta, uncertainty, probabilities, shard, existing)
+
+
+def predict_folder(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    bundle: str | Path,
+    *,
+    tta: bool = False,
+    uncertainty: str | None = None,
+    probabilities: bool = False,
+    volume: int | None = None,
+    max_voxels: int = 2**30,
+    shard: tuple[int, int] = (1, 1),
+    existing: str = "refuse",
+    device: str | None = None,
+    jobs: int = 1,
+    safe: bool = False,
+    begin: Callable[[Plan], None] = lambda plan: None,
+    tell: Callable[[Mapping[str, Any]], None] = lambda record: None,
+) -> Summary:
+    """Run a MONAI bundle over files, folders, a BIDS data set or a list, and write labels on each file's own grid.
+
+    OUT gets ``NAME_seg.nii.gz`` for each case, the folders as those of the inputs, ``run.json``, ``stats.csv`` (of a
+    classifier, ``predictions.csv`` instead) and ``report.html``. A file that fails leaves the others alone.
+
+    Args:
+        inputs: NIfTI files, folders of them or of DICOM series, BIDS data sets, CSV or JSON lists.
+        output: OUT.
+        bundle: the bundle's folder or zip. Its config is code: give ``safe`` unless you trust it.
+        tta: whether to average over the flips of the three axes; not for bundles that tell left from right.
+        uncertainty: ``"entropy"`` writes the normalised entropy of the probabilities, in [0, 1]; ``"variance"``, with
+            ``tta``, their variance over the flips, summed over the classes.
+        probabilities: whether to write them, a map a class.
+        volume: which volume of 4D files, from 0; None refuses them.
+        max_voxels: the largest volume that is taken.
+        shard: ``(i, n)``: do the i-th of n parts, from 1. All parts share OUT.
+        existing: ``"refuse"`` outputs that are there, ``"resume"`` (skip those that are verified) or ``"overwrite"``.
+        device: a torch device; None takes a GPU where there is one.
+        jobs: threads that read ahead of the network, and threads that write behind it.
+        safe: whether to refuse a bundle whose config is more than settings.
+        begin: is given the plan before any work.
+        tell: is given the record of each case as soon as it has ended.
+
+    Returns:
+        How many were done, skipped, failed.
+
+    Raises:
+        UsageError: as :func:`plan_folder`, or another run is at work in OUT.
+        BundleError: a bundle that cannot be used, or is not safe.
+        WeightsError: weights that are missing, damaged or of another network.
+    """
+    if jobs < 1:
+        raise UsageError(f"--jobs {jobs}; 1 or more are needed.")
+    with open_bundle(bundle) as root:
+        plan = _plan(inputs, output, read_metadata(root), tta, uncertainty, probabilities, shard, existing)
+        loaded = load_bundle(root, device, safe)
+        from .cohort import predict_cohort
+        from .predict import Options
+
+        begin(plan)
+        options = Options(tta, uncertainty, probabilities, volume, max_voxels)
+        record = RunRecord(plan.output, _about(loaded, Path(bundle), options, plan), shard)
+        try:
+            summary = predict_cohort(plan, loaded, record, options, jobs, existing == "resume", tell)
+        finally:
+            record.close()
+            publish(plan.output)
+        if any(case.bids for case in plan.cases):
+            _describe_derivative(plan.output, loaded.metadata)
+    return summary
+
+
+def publish(output: Path) -> None:
+    """Write what follows from the records of all shards: run.json, stats.csv or predictions.csv, report.html."""
+    from .report import write_report
+    from .stats import write_predictions, write_stats
+
+    with merging(output):
+        about, records = merged(output)
+        if any("cells" in record for record in records):
+            write_predictions(records, output / "predictions.csv")
+        else:
+            write_stats(records, output / "stats.csv")
+        write_report(records, about, output)
+
+
+def _plan(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    metadata: Metadata,
+    tta: bool,
+    uncertainty: str | None,
+    probabilities: bool,
+    shard: tuple[int, int],
+    existing: str,
+) -> Plan:
+    if uncertainty not in (None, "entropy", "variance"):
+        raise UsageError(f"--uncertainty {uncertainty}; entropy or variance is needed.")
+    if uncertainty == "variance" and not tta:
+        raise UsageError("--uncertainty variance: over the flips of --tta. Give --tta, too, or --uncertainty entropy.")
+    if metadata.classifies and (uncertainty or probabilities):
+        raise UsageError(
+            f"{metadata.name}: classifies whole volumes, so there are no maps to write; predictions.csv holds the "
+            "probabilities. Leave out --uncertainty and --probabilities."
+        )
+    kinds = ["seg", *([uncertainty] if uncertainty else []), *(["prob"] if probabilities else [])]
+    return plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing)
+
+
+def _about(bundle: Bundle, given: Path, options: Options, plan: Plan) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "bundle": {"name": bundle.metadata.name, "version": bundle.metadata.version, "path": str(given.absolute())},
+        "weights": str(bundle.weights),
+        "weights_sha256": bundle.weights_sha256,
+        "config_sha256": bundle.config_sha256,
+        "device": _device_name(bundle),
+        "options": asdict(options),
+        "shard": list(plan.shard),
+        "versions": versions(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "warnings": [],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those that the outputs depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("monai-vit3d", "monai", "torch", "timm", "nibabel", "numpy"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _device_name(bundle: Bundle) -> str:
+    import torch
+
+    if bundle.device.type == "cuda":
+        return f"{bundle.device} ({torch.cuda.get_device_name(bundle.device)})"
+    return str(bundle.device)
+
+
+def _describe_derivative(output: Path, metadata: Metadata) -> None:
+    """What BIDS asks of a folder with derivatives (https://bids-specification.readthedocs.io)."""
+    generators = [{"Name": "monai_vit3d", "Version": versions()["monai-vit3d"]}, {"Name": metadata.name}]
+    content = {"Name": metadata.name, "BIDSVersion": "1.9.0", "DatasetType": "derivative", "GeneratedBy": generators}
+    write_json(content, output / "dataset_description.json")

@@ -1,0 +1,221 @@
+"""Which outputs a run will write, all settled and checked before any work begins."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ..data.errors import UsageError
+from .inputs import Found, find_images, shown, some, without_suffix
+
+# kind of an output: its suffix in a BIDS derivative (https://bids-specification.readthedocs.io, "Imaging derivatives")
+KINDS = {"seg": "dseg", "prob": "probseg", "entropy": "entropy", "variance": "variance"}
+RESERVED = ("run.json", "stats.csv", "report.html", "predictions.csv", "dataset_description.json")  # at the top of OUT
+_EXISTING = ("refuse", "resume", "overwrite")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of a run.
+
+    Args:
+        index: its place among all cases, from 0, the same in every shard.
+        images: absolute paths, one per channel; of a DICOM case, the folder.
+        name: path below OUT, without suffix, ``/`` between folders.
+        bids: outputs are named as BIDS derivatives.
+        dicom: its image is a folder with DICOM files.
+    """
+
+    index: int
+    images: tuple[Path, ...]
+    name: str
+    bids: bool = False
+    dicom: bool = False
+
+    def path(self, kind: str) -> PurePosixPath:
+        """Where an output goes, below OUT: ``NAME_seg.nii.gz``, or ``sub-01_desc-T1w_dseg.nii.gz`` in BIDS.
+
+        Args:
+            kind: one of ``KINDS``.
+        """
+        if not self.bids:
+            return PurePosixPath(f"{self.name}_{kind}.nii.gz")
+        place = PurePosixPath(self.name)
+        return place.with_name(f"{_described(place.name)}_{KINDS[kind]}.nii.gz")
+
+    @property
+    def source(self) -> str:
+        """Its images, as one printable line."""
+        return " + ".join(map(shown, self.images))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cases of one shard, and where their outputs go.
+
+    Args:
+        cases: those of this shard.
+        output: OUT.
+        shard: ``(i, n)``, from 1.
+        total: number of cases of all shards.
+        outputs: kinds of output that each case has.
+    """
+
+    cases: tuple[Case, ...]
+    output: Path
+    shard: tuple[int, int]
+    total: int
+    outputs: tuple[str, ...] = ("seg",)
+
+    def table(self) -> str:
+        """A line ``input -> outputs`` for each case, and their number."""
+        lines = [
+            f"{case.source} -> {', '.join(shown(self.output / case.path(kind)) for kind in self.outputs)}"
+            for case in self.cases
+        ]
+        i, n = self.shard
+        count = f"{len(self.cases)} of {self.total} cases (shard {i}/{n})" if n > 1 else f"{self.total} cases"
+        return "\n".join([*lines, count])
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``"2/8"`` to ``(2, 8)``.
+
+    Args:
+        text: number of the shard, from 1, and of all shards.
+
+    Raises:
+        UsageError: something else, or a number outside 1 to that of all.
+    """
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text.strip())
+    if match is None:
+        raise UsageError(f"--shard {shown(text)}; I/N is needed, from 1/N to N/N, such as 1/4.")
+    shard = int(match[1]), int(match[2])
+    _check_shard(shard)
+    return shard
+
+
+def plan_cases(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    shard: tuple[int, int] = (1, 1),
+    outputs: Sequence[str] = ("seg",),
+    existing: str = "refuse",
+) -> Plan:
+    """Find the cases of all inputs and settle where their outputs go. Nothing is written, and no image is read.
+
+    Args:
+        inputs: as for ``find_images``.
+        output: OUT, the folder that the outputs go to; it need not exist.
+        shard: ``(i, n)``: take every n-th case from the i-th on, from 1. All shards check all cases.
+        outputs: kinds of output, of ``KINDS``.
+        existing: ``"refuse"``, ``"resume"`` or ``"overwrite"`` outputs that are there already.
+
+    Raises:
+        UsageError: an input or argument cannot be used; two cases have the same output, also where only upper and lower
+            case or the Unicode form differ; an output would overwrite an input, or lies where it cannot be written;
+            with ``"refuse"``, an output of this shard is there already.
+    """
+    output = Path(output)
+    _check_shard(shard)
+    if not outputs or not set(outputs) <= set(KINDS) or existing not in _EXISTING:
+        raise UsageError(
+            f"outputs={outputs!r}, existing={existing!r}; some of {tuple(KINDS)} and one of {_EXISTING} are needed."
+        )
+    _check_folder(output)
+    found = find_images(inputs, output)
+    cases = [Case(i, one.images, _name(one), one.bids, one.dicom) for i, one in enumerate(found)]
+    _check_clashes(cases, outputs)
+    _check_inputs_stay(cases, outputs, output)
+    _check_places(cases, outputs, output)
+    plan = Plan(tuple(cases[shard[0] - 1 :: shard[1]]), output, shard, len(cases), tuple(outputs))
+    if existing == "refuse":
+        _check_absent(plan)
+    return plan
+
+
+def _name(found: Found) -> str:
+    place = found.relative.as_posix()
+    return place if found.dicom else without_suffix(place)
+
+
+def _described(stem: str) -> str:
+    """``sub-01_acq-x_T1w`` to ``sub-01_acq-x_desc-T1w``; of ``desc-a``, which may be there only once, ``desc-aT1w``."""
+    *entities, suffix = stem.split("_")
+    if not entities or "-" in suffix:
+        return stem
+    described = "".join(entity[5:] for entity in entities if entity.startswith("desc-"))
+    return "_".join([*(e for e in entities if not e.startswith("desc-")), f"desc-{described}{suffix}"])
+
+
+def _key(path: str | PurePosixPath) -> str:
+    """Equal for paths that some file system takes for the same: macOS and Windows ignore case, macOS Unicode forms."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", str(path)).casefold())
+
+
+def _check_shard(shard: tuple[int, int]) -> None:
+    i, n = shard
+    if not 1 <= i <= n:
+        raise UsageError(f"--shard {i}/{n}; 1/{max(n, 1)} to {max(n, 1)}/{max(n, 1)} are needed.")
+
+
+def _check_folder(output: Path) -> None:
+    there = next((path for path in (output, *output.absolute().parents) if os.path.lexists(path)), output)
+    if not os.path.isdir(there):
+        raise UsageError(f"{shown(output)}: {shown(there)} is no folder; OUT is one. Give another OUT.")
+
+
+def _check_clashes(cases: Sequence[Case], outputs: Sequence[str]) -> None:
+    owners: dict[str, Case] = {}
+    clashes: dict[tuple[int, int], str] = {}
+    for case in cases:
+        # the picture too: a BIDS case and another of the same name differ in their outputs only
+        for path in [*map(case.path, outputs), PurePosixPath("qc", f"{case.name}.png")]:
+            first = owners.setdefault(_key(path), case)
+            if first is not case:
+                line = f"{first.source} and {case.source}, as {shown(path)}"
+                clashes.setdefault((first.index, case.index), line)
+    if clashes:
+        raise UsageError(
+            f"inputs with the same output (letter case and Unicode form do not count): "
+            f"{some([*clashes.values()], '; ')}. Leave one out, or name them in a CSV list with the columns image,name."
+        )
+
+
+def _check_inputs_stay(cases: Sequence[Case], outputs: Sequence[str], output: Path) -> None:
+    images = {_key(os.path.realpath(image)) for case in cases for image in case.images}
+    planned = (output / case.path(kind) for case in cases for kind in outputs)
+    over = [shown(path) for path in planned if _key(os.path.realpath(path)) in images]
+    if over:
+        raise UsageError(f"{some(over)}: both input and output. Inputs are never overwritten: give another OUT.")
+
+
+def _check_places(cases: Sequence[Case], outputs: Sequence[str], output: Path) -> None:
+    """Folders to write in are no files, now or later, and no output is a folder."""
+    paths = [case.path(kind) for case in cases for kind in outputs]
+    files = {_key(path) for path in [*paths, *RESERVED]}
+    folders = sorted({folder for path in paths for folder in path.parents})
+    wrong = [f for f in folders if _key(f) in files or (os.path.lexists(output / f) and not os.path.isdir(output / f))]
+    if wrong:
+        names = some([shown(output / folder) for folder in wrong])
+        raise UsageError(
+            f"{names}: a file is or will be where a folder for outputs is needed. Give another OUT or name."
+        )
+    blocked = [shown(output / path) for path in paths if os.path.isdir(output / path)]
+    if blocked:
+        raise UsageError(f"{some(blocked)}: a folder lies where an output is to be written. Give another OUT.")
+
+
+def _check_absent(plan: Plan) -> None:
+    planned = [plan.output / case.path(kind) for case in plan.cases for kind in plan.outputs]
+    there = [path for path in planned if os.path.lexists(path)]
+    if there:
+        raise UsageError(
+            f"{len(there)} of {len(planned)} outputs are there already, e.g. {shown(there[0])}. Give --resume to skip "
+            "what is verified, --overwrite to write them anew, or another OUT."
+        )

@@ -1,0 +1,352 @@
+"""One volume through a bundle: preprocessing, network, labels back on the file's own grid."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import ImageReader, MetaTensor
+from monai.inferers import SlidingWindowInferer
+from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, LoadImaged
+from monai.utils import SpaceKeys
+from torch import Tensor
+
+from ..data.errors import BundleError, ImageError, UsageError
+from ..data.volume import Array, Volume
+from ..inferers import (
+    FlipEnsemble,
+    FlipSpread,
+    can_stitch,
+    ensemble_variance,
+    predictive_entropy,
+    stitch_windows,
+    unwrapped,
+)
+from .bundle import Bundle
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is computed for every volume.
+
+    Args:
+        tta: whether to average over the flips of the three axes.
+        uncertainty: ``"entropy"`` of the probabilities, ``"variance"`` over the flips, or None.
+        probabilities: whether to keep them, a map a class.
+        volume: which volume of 4D files, from 0; None refuses them.
+        max_voxels: the largest volume that is taken.
+    """
+
+    tta: bool = False
+    uncertainty: str | None = None
+    probabilities: bool = False
+    volume: int | None = None
+    max_voxels: int = 2**30
+
+
+@dataclass(eq=False)
+class Prepared:
+    """A volume as the network wants it, with the transforms that lead back."""
+
+    volume: Volume
+    image: MetaTensor
+    preprocessing: Compose
+    postprocessing: list[Any]
+
+
+@dataclass(eq=False)
+class Answer:
+    """What the network said of one volume, on the file's own grid.
+
+    Args:
+        labels: (H, W, D) integers, or (C, H, W, D) overlapping masks; None for a classifier.
+        maps: further maps by kind (``"prob"``, ``"entropy"``, ``"variance"``), each (H, W, D) or (C, H, W, D) float32.
+        numbers: a classifier's answer, a number for each class.
+        warnings: what was odd.
+    """
+
+    labels: Array | None = None
+    maps: dict[str, Array] = field(default_factory=dict)
+    numbers: list[float] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(eq=False)
+class Output:
+    """The network's answer on its own grid, before it goes back to the file's."""
+
+    labels: Tensor | None = None
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    numbers: list[float] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class _HeldVolumes(ImageReader):
+    """Hands the volumes that the strict door has read to the bundle's own LoadImaged."""
+
+    def __init__(self, volumes: Sequence[Volume]) -> None:
+        self.volumes = volumes
+
+    def verify_suffix(self, filename: Any) -> bool:
+        return True
+
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        return data
+
+    def get_data(self, img: Any) -> tuple[Array, dict[str, Any]]:
+        grid = self.volumes[0].grid
+        one = len(self.volumes) == 1
+        meta = {
+            "affine": grid.affine_mm.copy(),
+            "original_affine": grid.affine_mm.copy(),
+            "spatial_shape": np.asarray(grid.shape),
+            "original_channel_dim": float("nan") if one else 0,
+            "space": SpaceKeys.RAS,
+        }
+        return self.volumes[0].voxels if one else np.stack([v.voxels for v in self.volumes]), meta
+
+
+def check_channels(volumes: Sequence[Volume]) -> None:
+    """The images of one case must lie on one grid.
+
+    Raises:
+        ImageError: they do not.
+    """
+    first = volumes[0]
+    for other in volumes[1:]:
+        same = other.grid.shape == first.grid.shape and np.allclose(
+            other.grid.affine_mm, first.grid.affine_mm, atol=1e-3
+        )
+        if not same:
+            raise ImageError(
+                f"{other.path}: grid {other.grid.shape} does not match {first.grid.shape} of {first.path}, or lies "
+                "elsewhere; the images of one case must lie on one grid. Resample them onto one first."
+            )
+
+
+def prepare(volumes: Sequence[Volume], bundle: Bundle) -> Prepared:
+    """Run the bundle's preprocessing over a case's images.
+
+    Args:
+        volumes: one for each channel, on one grid.
+        bundle: what to run.
+
+    Raises:
+        ImageError: the images of the case do not fit each other or the bundle.
+    """
+    check_channels(volumes)
+    steps = copy.deepcopy(bundle.preprocessing)  # a case owns its transforms: threads share no state
+    for step in steps:
+        if isinstance(step, LoadImaged):
+            step.register(_HeldVolumes(volumes))
+    compose = Compose(steps)
+    image = compose({bundle.image_key: [str(v.path) for v in volumes]})[bundle.image_key]
+    if image.shape[0] != bundle.metadata.channels:
+        raise ImageError(
+            f"{volumes[0].path}: {image.shape[0]} channels; {bundle.metadata.name} needs {bundle.metadata.channels}. "
+            "Name the images of each case in a CSV or JSON list."
+        )
+    if not bool(torch.isfinite(image).all()):
+        raise ImageError(f"{volumes[0].path}: NaN or infinite values after the bundle's preprocessing. Look at it.")
+    return Prepared(volumes[0], image, compose, copy.deepcopy(bundle.postprocessing))
+
+
+def infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
+    """Run the network; short of memory once, again with one window at a time.
+
+    Raises:
+        BundleError: the bundle's output is no labels and no class probabilities.
+        ImageError: not enough memory, even with one window at a time.
+    """
+    try:
+        return _infer(prepared, bundle, options)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+    _free()
+    smaller = copy.deepcopy(bundle.inferer)
+    window = unwrapped(smaller)
+    if isinstance(window, SlidingWindowInferer):
+        window.sw_batch_size = 1
+    bundle = replace(bundle, inferer=smaller)
+    try:
+        output = _infer(prepared, bundle, options)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        _free()
+        raise ImageError(
+            f"{prepared.volume.path}: out of memory on {bundle.device} with {tuple(prepared.image.shape)} voxels. Use "
+            "--device cpu, fewer --jobs, a machine with more memory, or a crop of the image."
+        ) from error
+    return replace(output, warnings=("out of memory; done again with one window at a time",))
+
+
+def finish(prepared: Prepared, output: Output, bundle: Bundle) -> Answer:
+    """Take the network's answer back to the file's own grid."""
+    back = _Back(prepared, bundle.image_key)
+    answer = Answer(numbers=output.numbers, warnings=output.warnings)
+    if output.labels is not None:
+        labels = back(output.labels, nearest=True)
+        answer.labels = labels[0] if len(labels) == 1 else labels
+    for kind, value in output.maps.items():
+        # channel after channel: classes x volume is held once, not once for each step of the way back
+        channels = [back(channel[None], nearest=False)[0] for channel in value]
+        answer.maps[kind] = channels[0] if len(channels) == 1 else np.stack(channels)
+    return answer
+
+
+class _Back:
+    """The inverse of a case's preprocessing."""
+
+    def __init__(self, prepared: Prepared, key: str) -> None:
+        self.prepared, self.key = prepared, key
+
+    def __call__(self, values: Tensor, nearest: bool) -> Array:
+        """(C, h, w, d) on the network's grid to (C, H, W, D) on the file's."""
+        invert = Invertd("pred", self.prepared.preprocessing, orig_keys=self.key, nearest_interp=nearest)
+        found = invert({"pred": MetaTensor(values.float()), self.key: self.prepared.image})["pred"]
+        shape = self.prepared.volume.grid.shape
+        if tuple(found.shape[1:]) != shape:
+            raise BundleError(
+                f"{self.prepared.volume.path}: the answer has the grid {tuple(found.shape[1:])}, the file {shape}. The "
+                "bundle's preprocessing has a step that MONAI cannot invert; use invertible transforms."
+            )
+        array = found.cpu().numpy()
+        return np.rint(array).astype(values.cpu().numpy().dtype) if nearest else array.astype(np.float32)
+
+
+def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
+    steps, rest = _split(prepared.postprocessing)
+    network: Any = bundle.network
+    if options.tta:
+        spread = options.uncertainty == "variance"
+        network = FlipSpread(network, _activation(steps)) if spread else FlipEnsemble(network)
+    reduction = _Reduction(steps, options)
+    image = prepared.image.as_tensor()[None]
+    precision: Any = torch.autocast(bundle.device.type) if bundle.autocast else contextlib.nullcontext()
+    with torch.no_grad(), precision:
+        found = _run(image, network, bundle, reduction)
+    if found.dim() == 2:
+        return _classify(found[0], prepared.postprocessing)
+    parts = reduction.split(found[0])
+    data: dict[str, Any] = {"pred": parts.pop("labels"), bundle.image_key: prepared.image}
+    for step in rest:
+        data = step(data)
+    return Output(labels=_labels(data["pred"]), maps=parts)
+
+
+def _run(image: Tensor, network: Any, bundle: Bundle, reduction: _Reduction) -> Tensor:
+    """Windows that are turned into labels as they come, or the bundle's inferer as it stands."""
+    if reduction.voxelwise and can_stitch(bundle.inferer):
+        # a network whose output is no single map of the window's size is left to MONAI's inferer
+        with contextlib.suppress(UsageError):
+            return stitch_windows(image, network, bundle.inferer, reduction, device=bundle.device)
+    logits = bundle.inferer(image.to(bundle.device), network)
+    if not isinstance(logits, Tensor):
+        raise BundleError(f"{bundle.metadata.name}: the network gives {type(logits).__name__}; one tensor is needed.")
+    if bundle.metadata.classifies or logits.dim() == 2:
+        return logits.float().cpu()
+    return reduction(logits).cpu()
+
+
+class _Reduction:
+    """The voxelwise part of a bundle's postprocessing: logits to labels, and what else was asked for, as channels."""
+
+    def __init__(self, steps: list[Any], options: Options) -> None:
+        self.steps, self.options = steps, options
+        self.voxelwise = any(isinstance(step, AsDiscreted) for step in steps)
+        self.sizes: dict[str, int] = {}
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """(1, C, h, W, D) to (1, C', h, W, D): labels, then maps."""
+        classes = logits.shape[1] // 3 if self.options.uncertainty == "variance" else logits.shape[1]
+        mean = logits[:, :classes].float()
+        if not bool(torch.isfinite(mean).all()):  # argmax would call it background
+            raise ImageError("the network's answer is NaN or infinite. Look at the image, and at the weights.")
+        labels = _through(self.steps, mean[0])[None]
+        extra = self._maps(logits.float(), mean, classes)
+        self.sizes = {"labels": labels.shape[1], **{kind: value.shape[1] for kind, value in extra.items()}}
+        if not extra:
+            return labels.to(torch.uint8) if self.voxelwise and classes <= 256 else labels
+        return torch.cat([labels.float(), *extra.values()], dim=1)
+
+    def split(self, reduced: Tensor) -> dict[str, Tensor]:
+        """(C', H, W, D) into labels and maps, by kind."""
+        return dict(zip(self.sizes, reduced.split(list(self.sizes.values()))))
+
+    def _maps(self, logits: Tensor, mean: Tensor, classes: int) -> dict[str, Tensor]:
+        wanted: dict[str, Tensor] = {}
+        if self.options.uncertainty == "entropy":
+            wanted["entropy"] = predictive_entropy(mean, _activation(self.steps))
+        if self.options.uncertainty == "variance":
+            wanted["variance"] = ensemble_variance(logits, classes)
+        if self.options.probabilities:
+            wanted["prob"] = mean.softmax(1) if _activation(self.steps) == "softmax" else mean.sigmoid()
+        return wanted
+
+
+def _split(steps: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The leading steps that treat each voxel alone, and the others."""
+    count = next((i for i, step in enumerate(steps) if not isinstance(step, Activationsd | AsDiscreted)), len(steps))
+    return steps[:count], steps[count:]
+
+
+def _activation(steps: list[Any]) -> str:
+    """Which probabilities the bundle's logits stand for: of classes that exclude each other, or of each alone."""
+    for step in steps:
+        if isinstance(step, Activationsd):
+            return "sigmoid" if step.sigmoid[0] else "softmax"
+        if isinstance(step, AsDiscreted):
+            return "softmax" if step.argmax[0] else "sigmoid"
+    return "softmax"
+
+
+def _through(steps: list[Callable[..., Any]], pred: Tensor) -> Tensor:
+    data: dict[str, Any] = {"pred": pred}
+    for step in steps:
+        data = step(data)
+    return torch.as_tensor(data["pred"])
+
+
+def _labels(pred: Any) -> Tensor:
+    """(C, h, w, d) of whole numbers from what the bundle's postprocessing left."""
+    labels = pred.as_tensor() if isinstance(pred, MetaTensor) else torch.as_tensor(pred)
+    if labels.is_floating_point():
+        whole = labels.round()
+        if not torch.equal(whole, labels):
+            if labels.shape[0] == 1:
+                raise BundleError(
+                    "the bundle's postprocessing leaves one map of fractions; labels are needed. Add an AsDiscreted "
+                    "with argmax or threshold to it."
+                )
+            whole = labels.argmax(0, keepdim=True)
+        labels = whole
+    small = labels.numel() == 0 or (int(labels.min()) >= 0 and int(labels.max()) < 256)
+    return labels.to(torch.uint8 if small else torch.int32)
+
+
+def _classify(logits: Tensor, postprocessing: list[Any]) -> Output:
+    numbers = _through(postprocessing, logits).flatten().tolist()
+    if not np.isfinite(numbers).all():
+        raise ImageError("the network's answer is NaN or infinite. Look at the image, and at the weights.")
+    return Output(numbers=[float(n) for n in numbers])
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

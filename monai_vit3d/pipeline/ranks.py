@@ -1,0 +1,72 @@
+"""Processes that torchrun started: each does its part of the cases, and all end together."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that torchrun started, or alone.
+
+    Each process records its own part of the cases in OUT, so one that dies takes no other's work with it. Only the end
+    is shared: torchrun stops all processes when one ends with an error, so they tell each other and end together.
+
+    Args:
+        rank: of this process, from 0.
+        size: number of processes.
+        device: this process' GPU, or None.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: str | None = None
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """What torchrun says in RANK, WORLD_SIZE and LOCAL_RANK."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1 or "RANK" not in os.environ:
+            return cls()
+        import torch
+
+        gpu = torch.cuda.is_available()
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}" if gpu else None
+        return cls(int(os.environ["RANK"]), size, device)
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """This process' part of the cases, from 1."""
+        return self.rank + 1, self.size
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.rank == 0
+
+    def __enter__(self) -> Ranks:
+        if self.size > 1:
+            import torch.distributed as dist
+
+            # gloo: what is exchanged is one number; a week: the last process may need that much longer than the first
+            dist.init_process_group("gloo", timeout=timedelta(days=7))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
+
+    def together(self, number: int) -> int:
+        """The sum of all processes' numbers, when all have come so far."""
+        if self.size == 1:
+            return number
+        import torch
+        import torch.distributed as dist
+
+        total = torch.tensor(number)
+        dist.all_reduce(total)
+        return int(total)

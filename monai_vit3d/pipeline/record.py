@@ -1,0 +1,157 @@
+"""run.json: what became of every file, kept while the run goes on, believed by the next one only after a check."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..data.errors import UsageError
+from ..data.files import write_text_atomic
+
+_PART = re.compile(r"\.run-(\d+)-of-(\d+)\.json")
+
+
+class RunRecord:
+    """The records of a run's files and of the run itself, written whole or not at all.
+
+    A run that is one shard of several writes a file of its own, which :func:`merged` adds to run.json. One process
+    writes a record at a time, so two runs into one folder refuse each other.
+
+    Args:
+        output: OUT.
+        about: what holds for the whole run: bundle, versions, device, options.
+        shard: this run's part of the cases, (i, n), from 1.
+
+    Raises:
+        UsageError: another run is at work on the same part of the same folder.
+    """
+
+    def __init__(self, output: Path, about: Mapping[str, Any], shard: tuple[int, int] = (1, 1)) -> None:
+        self.output, self.about = output, dict(about)
+        whole = shard[1] == 1
+        self.path = output / ("run.json" if whole else f".run-{shard[0]}-of-{shard[1]}.json")
+        output.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(output / (".run.lock" if whole else f".run-{shard[0]}-of-{shard[1]}.lock"))
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UsageError(
+                f"{output}: another run is writing here. Wait for it, or choose another OUT; many machines share one "
+                "OUT with --shard i/n."
+            ) from error
+        self.files: dict[str, dict[str, Any]] = {}
+        self._whole = whole
+        self._started, self._next = time.monotonic(), 0.0
+
+    def begin(self, files: Mapping[str, dict[str, Any]], earlier: Mapping[str, dict[str, Any]]) -> None:
+        """Write the cases of this run, before any work; a run that is no shard keeps the record of others, too.
+
+        Args:
+            files: this run's cases, by name.
+            earlier: what :func:`previous` found.
+        """
+        kept = {n: r for n, r in earlier.items() if any((self.output / path).is_file() for path in r.get("outputs", {}))}
+        self.files = {**(kept if self._whole else {}), **files}
+        self.write()
+        if self._whole:
+            for path in _parts(self.output):
+                path.unlink()
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take in a file's record; the file on disk follows, at most a tenth of the time being spent on that."""
+        self.files[record["name"]] = dict(record)
+        if time.monotonic() >= self._next:
+            before = time.monotonic()
+            self.write()
+            after = time.monotonic()
+            self._next = after + 9 * (after - before)
+
+    def write(self) -> None:
+        """Write what is known so far."""
+        self.about["seconds"] = round(time.monotonic() - self._started, 3)
+        write_json(_whole(self.about, self.files.values()), self.path)
+
+    def close(self) -> None:
+        """Write a last time and let others at the folder."""
+        self.write()
+        self._lock.release()
+
+
+def previous(output: Path) -> dict[str, dict[str, Any]]:
+    """Records of earlier runs into the folder, by name; a shard's count before run.json's.
+
+    Raises:
+        UsageError: a record is no JSON of ours.
+    """
+    records: dict[str, dict[str, Any]] = {}
+    for path in [output / "run.json", *_parts(output)]:
+        if path.is_file():
+            records |= {r["name"]: r for r in _read(path)["files"]}
+    return records
+
+
+def merged(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Bring the records of all shards into run.json; the caller holds :func:`merging`.
+
+    Returns:
+        What holds for the run, and the records of its files, sorted by name.
+    """
+    parts = _parts(output)
+    abouts = [_read(path) for path in parts] or [_read(output / "run.json")]
+    records = previous(output)
+    about = {k: v for k, v in abouts[-1].items() if k not in ("files", "counts", "stages")}
+    if parts:
+        about["seconds"] = max(a.get("seconds", 0) for a in abouts)
+        about["shards"] = [path.name for path in parts]
+    ordered = [records[name] for name in sorted(records)]
+    write_json(_whole(about, ordered), output / "run.json")
+    newest = _PART.fullmatch(parts[-1].name) if parts else None
+    complete = newest is not None and len([p for p in parts if p.name.endswith(f"-of-{newest[2]}.json")]) == int(newest[2])
+    if complete and all(r["status"] != "pending" for r in ordered):
+        for path in parts:
+            path.unlink()
+    return about, ordered
+
+
+def merging(output: Path) -> FileLock:
+    """One process at a time reads all records and writes what follows from them."""
+    return FileLock(output / ".merge.lock")
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write JSON, all of it or nothing; a file name that is no Unicode keeps its bytes as escapes."""
+    write_text_atomic(json.dumps(content, indent=1, ensure_ascii=True) + "\n", path)
+
+
+def _whole(about: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    files = list(records)
+    counts: dict[str, int] = {}
+    stages: dict[str, float] = {}
+    for record in files:
+        counts[record["status"]] = counts.get(record["status"], 0) + 1
+        for stage, seconds in record.get("stages", {}).items():
+            stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
+    return {**about, "counts": counts, "stages": stages, "files": files}
+
+
+def _parts(output: Path) -> list[Path]:
+    """Records of shards, the newest last."""
+    names = [name for name in os.listdir(output) if _PART.fullmatch(name)] if output.is_dir() else []
+    return sorted((output / name for name in names), key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(record["name"], str) for record in content["files"]):
+            raise TypeError("a record without a name")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: not a record of a run ({error}). Move it away, or choose another OUT.") from error
+    return dict(content)

@@ -1,0 +1,163 @@
+"""report.html: what became of every file of a run, with pictures, for a person to look through."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path, PurePath
+from typing import Any
+from urllib.parse import quote
+
+from ..data.files import write_text_atomic
+from .overlay import label_colour
+
+EMBEDDED = 300  # pictures inside the page; more would make it too large for a browser
+_ROWS = 12  # labels of a case shown at once; the others unfold
+_STATES = ("done", "failed", "skipped", "pending")
+
+Record = Mapping[str, Any]
+
+
+def write_report(records: Iterable[Record], run: Record, output: str | Path) -> None:
+    """Write ``report.html``: one file without scripts, failures first, then a card for every case with a result.
+
+    The first 300 pictures are inside the page, later ones are read from the folder beside it. What comes from file
+    names and headers is shown as text; a Content-Security-Policy forbids scripts and anything from the network.
+
+    Args:
+        records: ``files`` of run.json; of each, any of "name", "input", "status", "error", "warnings", "seconds",
+            "picture" (relative to ``output``), "stats" (rows of ``LabelStats``), "prediction" (class to probability).
+        run: what holds for the whole run, any of "bundle", "versions", "weights_sha256", "device", "started",
+            "seconds", "shard".
+        output: OUT; the page goes to its top.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    output = Path(output)
+    cases = [_case(record, i) for i, record in enumerate(records)]
+    shown = [case for case in cases if case["result"]]
+    for i, case in enumerate(shown):
+        case["src"] = _source(case["picture"], output, embedded=i < EMBEDDED)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(figure=_figure, duration=_duration)
+    template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
+    page = environment.from_string(template).render(
+        title=_title(run),
+        facts=_facts(run),
+        counts=_counts(cases),
+        failures=[case for case in cases if case["status"] == "failed"],
+        shown=shown,
+        others=[case for case in cases if not case["result"] and case["status"] != "failed"],
+        embedded=EMBEDDED,
+        rows=_ROWS,
+    )
+    # a file name that is not UTF-8 comes with surrogates, which cannot be written
+    write_text_atomic(page.encode("utf-8", "backslashreplace").decode(), output / "report.html")
+
+
+def _case(record: Record, i: int) -> dict[str, Any]:
+    """A record as the template wants it: every key is there."""
+    status = str(record.get("status") or ("failed" if record.get("error") else "done"))
+    source = record.get("input") or ""
+    source = source if isinstance(source, str) else ", ".join(str(one) for one in source)
+    stats, prediction = record.get("stats") or [], record.get("prediction") or {}
+    result = status == "done" or (status == "skipped" and bool(stats or prediction or record.get("picture")))
+    return {
+        "name": str(record.get("name") or source or f"case {i + 1}"),
+        "input": source,
+        "status": status,
+        "result": result,
+        "error": str(record.get("error") or ("no reason was recorded" if status == "failed" else "")),
+        "warnings": [str(one) for one in record.get("warnings") or ()],
+        "seconds": record.get("seconds"),
+        "picture": record.get("picture"),
+        "stats": [_stat(row) for row in stats],
+        "bars": _bars(prediction),
+    }
+
+
+def _stat(row: Record) -> dict[str, Any]:
+    label = row.get("label")
+    name = str(row.get("name") or ("" if label is None else f"label {label}"))
+    colour = "" if label is None else "rgb({}, {}, {})".format(*label_colour(int(label)))
+    return {"name": name, "colour": colour, **{key: row.get(key) for key in ("voxels", "volume_ml", "mean")}}
+
+
+def _bars(prediction: Mapping[str, Any]) -> list[tuple[str, Any, float | None]]:
+    """Name, value and width in percent of each class, the most probable first; a value outside 0 to 1 has no bar."""
+    ranked = sorted(prediction.items(), key=lambda pair: -pair[1] if _is_number(pair[1]) else math.inf)
+    inside = all(_is_number(value) and 0 <= value <= 1 for _, value in ranked)
+    return [(str(name), value, round(100 * value, 1) if inside else None) for name, value in ranked]
+
+
+def _source(picture: Any, output: Path, embedded: bool) -> str:
+    """The picture's ``src``; empty if there is none, or it is no PNG below ``output``."""
+    if not picture:
+        return ""
+    path = output / str(picture)
+    if not path.resolve().is_relative_to(output.resolve()) or not path.is_file():
+        return ""
+    if not embedded:
+        return quote(path.relative_to(output).as_posix(), errors="surrogateescape")
+    content = path.read_bytes()
+    is_png = content.startswith(b"\x89PNG\r\n\x1a\n")
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}" if is_png else ""
+
+
+def _title(run: Record) -> str:
+    return PurePath(str(run.get("bundle") or "")).name or "unnamed bundle"
+
+
+def _facts(run: Record) -> list[tuple[str, str]]:
+    """Name and value of what is known about the run."""
+    sha256 = str(run.get("weights_sha256") or "")
+    facts = [
+        ("Weights", f"sha256 {sha256[:12]}…" if sha256 else ""),
+        ("Device", run.get("device")),
+        ("Started", run.get("started")),
+        ("Time", _duration(run.get("seconds")) if run.get("seconds") is not None else ""),
+        ("Shard", _shard(run.get("shard") or run.get("shards"))),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items())),
+    ]
+    return [(name, str(value)) for name, value in facts if value]
+
+
+def _shard(shard: Any) -> str:
+    if isinstance(shard, Sequence) and not isinstance(shard, str):
+        return " of ".join(map(str, shard)) if len(shard) == 2 and isinstance(shard[0], int) else f"{len(shard)} merged"
+    return str(shard or "")
+
+
+def _counts(cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """A class of CSS and a text for each part of the summary; done, failed and skipped are always there."""
+    states = Counter(case["status"] for case in cases)
+    warned = sum(bool(case["warnings"]) for case in cases)
+    known = [(state, f"{states[state]} {state}") for state in _STATES if states[state] or state != "pending"]
+    odd = [("pending", f"{n} {state}") for state, n in states.items() if state not in _STATES]
+    return [*known, *odd, ("warned", f"{warned} with warnings")]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _figure(value: Any) -> str:
+    """A number as people read it, with four digits that count; a dash for none."""
+    if not _is_number(value):
+        return "–"  # noqa: RUF001
+    if isinstance(value, int) or value == 0:
+        return f"{value:,.0f}"
+    places = 3 - math.floor(math.log10(abs(value)))
+    return f"{value:.3e}" if places > 7 else f"{value:,.{max(0, places)}f}"
+
+
+def _duration(seconds: Any) -> str:
+    if not _is_number(seconds):
+        return "–"  # noqa: RUF001
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,188 @@
+"""How large each label is and how bright the image is inside it; the table of a whole run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.errors import UsageError
+from ..data.files import write_text_atomic
+from ..data.volume import Array, Grid
+
+COLUMNS = ("filename", "label", "name", "voxels", "volume_ml", "mean", "std", "min", "max")
+
+
+@dataclass(frozen=True)
+class LabelStats:
+    """One label of one case.
+
+    Args:
+        label: its value in the label file.
+        name: what it stands for.
+        voxels: how many have it.
+        volume_ml: of all of them.
+        mean: of the image inside the label, in the image's own unit; None where no voxel has the label.
+        std: standard deviation, over the voxels as a population (divided by their number).
+        min: smallest value.
+        max: largest value.
+    """
+
+    label: int
+    name: str
+    voxels: int
+    volume_ml: float
+    mean: float | None
+    std: float | None
+    min: float | None
+    max: float | None
+
+    def row(self) -> dict[str, Any]:
+        """The fields by name, as JSON takes them."""
+        return asdict(self)
+
+
+def label_stats(labels: Array, voxels: Array, grid: Grid, names: Mapping[int, str]) -> list[LabelStats]:
+    """Size and intensities of every label that is present or named, in the order of their values; 0 is background.
+
+    All labels are summed together, one slice after the other: time grows with the voxels and not with the labels.
+    Means and squared deviations of the slices are merged in float64 as in Chan, Golub & LeVeque, "Updating formulae
+    and a pairwise algorithm for computing sample variances" (1979), so a large offset costs no digits.
+
+    Args:
+        labels: (H, W, D) integers, or (C, H, W, D) masks that are nonzero inside; channel c is label c + 1.
+        voxels: (H, W, D) image.
+        grid: where both lie.
+        names: label value to name; others are called by their number.
+
+    Raises:
+        UsageError: labels are not integers, or the shapes differ.
+    """
+    check_labels(labels, voxels, grid)
+    values = _present(labels)
+    named = np.array([value for value in names if value != 0], np.int64)
+    values = np.union1d(values, named)
+    sums = _Sums(len(values))
+    for codes, intensities in _slices(labels, voxels, values):
+        sums.add(codes, intensities)
+    return [_record(int(value), i, sums, grid, names) for i, value in enumerate(values)]
+
+
+def check_labels(labels: Array, voxels: Array, grid: Grid) -> None:
+    """Make sure that labels belong to an image.
+
+    Raises:
+        UsageError: labels are not integers, or the shapes differ.
+    """
+    whole = labels.dtype.kind in "biu" or labels.ndim == 4
+    if labels.ndim not in (3, 4) or labels.shape[-3:] != voxels.shape or voxels.shape != tuple(grid.shape) or not whole:
+        raise UsageError(
+            f"labels {labels.dtype} {labels.shape}, image {voxels.shape}, grid {tuple(grid.shape)}; one shape "
+            "(H, W, D) and integer labels are needed, or masks (C, H, W, D). Bring the labels onto the image's grid."
+        )
+
+
+def write_stats(records: Iterable[Mapping[str, Any]], path: str | Path) -> None:
+    """Write one line for each label of each case, as CSV, all of it or nothing.
+
+    File and label names that a spreadsheet would read as a formula get an apostrophe in front
+    (https://owasp.org/www-community/attacks/CSV_Injection).
+
+    Args:
+        records: ``files`` of run.json; those without ``stats`` are passed over.
+        path: the file to write.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for record in records:
+        filename = str(record.get("name") or record.get("input") or "")
+        for row in record.get("stats") or ():
+            writer.writerow([_cell(filename), *(_cell(row.get(column)) for column in COLUMNS[1:])])
+    # a file name that is not UTF-8 comes with surrogates, which cannot be written
+    write_text_atomic(text.getvalue().encode("utf-8", "backslashreplace").decode(), path)
+
+
+def write_predictions(records: Iterable[Mapping[str, Any]], path: str | Path) -> None:
+    """Write one line for each case that a classifier answered, as CSV, all of it or nothing.
+
+    Args:
+        records: ``files`` of run.json; those without ``cells`` are passed over.
+        path: the file to write.
+    """
+    rows = [(str(r.get("name") or r.get("input") or ""), r["cells"]) for r in records if r.get("cells")]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["filename", *(rows[0][1] if rows else ())])
+    writer.writerows([_cell(name), *cells.values()] for name, cells in rows)
+    write_text_atomic(text.getvalue().encode("utf-8", "backslashreplace").decode(), path)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    # ASCII and full-width signs, as OWASP lists them; a number, which may be negative, is none of the hostile ones
+    risky = not isinstance(value, int) and text.lstrip(" ").startswith(tuple("=+-@\t\r\n＝＋－＠"))  # noqa: RUF001
+    return f"'{text}" if risky else text
+
+
+def _present(labels: Array) -> Array:
+    """Sorted label values other than 0, as int64; of masks, every channel's."""
+    if labels.ndim == 4:
+        return np.arange(1, len(labels) + 1)
+    found = [np.unique(part[part != 0]) for part in labels]
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *(part.astype(np.int64) for part in found)]))
+
+
+def _slices(labels: Array, voxels: Array, values: Array) -> Iterator[tuple[Array, Array]]:
+    """For each slice, the labelled voxels' places in ``values`` and their float64 intensities."""
+    for i, plane in enumerate(voxels):
+        if labels.ndim == 3:
+            inside = labels[i] != 0
+            yield np.searchsorted(values, labels[i][inside].astype(np.int64)), plane[inside].astype(np.float64)
+            continue
+        channel, *place = np.nonzero(labels[:, i])
+        yield np.searchsorted(values, channel + 1), plane[tuple(place)].astype(np.float64)
+
+
+class _Sums:
+    """Count, mean, squared deviations and extremes of K groups."""
+
+    def __init__(self, size: int) -> None:
+        self.count = np.zeros(size, np.int64)
+        self.mean, self.squares = np.zeros(size), np.zeros(size)
+        self.low, self.high = np.full(size, math.inf), np.full(size, -math.inf)
+
+    def add(self, codes: Array, values: Array) -> None:
+        """Take in values ``(N,)`` of the groups ``codes`` ``(N,)``."""
+        if not len(codes):
+            return
+        size = len(self.count)
+        count = np.bincount(codes, minlength=size)
+        mean = np.bincount(codes, values, size) / np.maximum(count, 1)
+        squares = np.bincount(codes, (values - mean[codes]) ** 2, size)
+        both, shift = np.maximum(self.count + count, 1), mean - self.mean
+        self.squares += squares + shift**2 * self.count * (count / both)
+        self.mean += shift * (count / both)
+        self.count += count
+        np.minimum.at(self.low, codes, values)
+        np.maximum.at(self.high, codes, values)
+
+
+def _record(value: int, i: int, sums: _Sums, grid: Grid, names: Mapping[int, str]) -> LabelStats:
+    count, name = int(sums.count[i]), str(names.get(value, f"label {value}"))
+    volume_ml = count * grid.voxel_ml
+    if not count:
+        return LabelStats(value, name, 0, 0.0, None, None, None, None)
+    deviation = math.sqrt(sums.squares[i] / count)
+    low, high = float(sums.low[i]), float(sums.high[i])
+    return LabelStats(value, name, count, volume_ml, float(sums.mean[i]), deviation, low, high)

@@ -1,0 +1,149 @@
+"""A bundle's folder, from a folder or from a zip as MONAI's model zoo ships it, with no way out of either."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..data.errors import BundleError
+
+MAX_BYTES = 8 * 2**30
+MAX_MEMBERS = 100_000
+RATIO, RATIO_FROM_BYTES = 200, 100 * 10**6  # weights inflate hardly at all; zeros a thousandfold
+CONFIGS = ("configs/inference.json", "configs/inference.yaml", "configs/inference.yml")
+_ENCRYPTED = 0x1
+
+
+@contextmanager
+def open_bundle(path: str | Path) -> Iterator[Path]:
+    """A bundle's folder for the time of a ``with``; that of a zip is temporary.
+
+    Nothing in the bundle is run or imported, and ``logging.conf`` is not read: ``logging.config.fileConfig``
+    evaluates what stands there.
+
+    Args:
+        path: a folder, or a ``.zip`` with the bundle at its top or in a single folder.
+
+    Yields:
+        The folder that holds ``configs``.
+
+    Raises:
+        BundleError: nothing there, no bundle, a link out of the folder, or a zip that is damaged, that holds anything
+            but plain files and folders under plain names, or that inflates beyond measure.
+    """
+    bundle = Path(path)
+    if bundle.is_dir():
+        yield _checked(bundle)
+    elif bundle.is_file() and bundle.suffix.lower() == ".zip":
+        with tempfile.TemporaryDirectory(prefix="vit3d-bundle-") as folder:
+            _extract(bundle, Path(folder))
+            yield _checked(_entered(Path(folder)), str(bundle))
+    else:
+        what = "neither a folder nor a .zip" if bundle.exists() else "no such file or folder"
+        raise BundleError(f"{bundle}: {what}; give the folder of a MONAI bundle, or its zip.")
+
+
+def _checked(folder: Path, name: str | None = None) -> Path:
+    """The folder, if it is a bundle and all its links end in it."""
+    name = name or str(folder)
+    root = folder.resolve()
+    for link in _links(folder):
+        try:
+            target = link.resolve()
+        except (OSError, RuntimeError) as error:
+            raise BundleError(f"{link}: a link that cannot be followed ({error}). Remove it.") from error
+        if not target.is_relative_to(root):
+            raise BundleError(
+                f"{link}: a link to {target}, outside the bundle {name}. Put the file itself in its place."
+            )
+    if not any((folder / config).is_file() for config in CONFIGS):
+        raise BundleError(f"{name}: none of {', '.join(CONFIGS)}; it has {_listing(folder)}. Give a MONAI bundle.")
+    return folder
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder, followlinks=False, onerror=_unreadable):
+        for name in (*folders, *files):
+            if os.path.islink(os.path.join(parent, name)):
+                yield Path(parent, name)
+
+
+def _unreadable(error: OSError) -> None:
+    raise BundleError(f"{error.filename}: cannot be read ({error.strerror}). Make the bundle readable.")
+
+
+def _listing(folder: Path) -> str:
+    configs = folder / "configs"
+    where = configs if configs.is_dir() else folder
+    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in where.iterdir())
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"{shown or 'nothing'}{' in configs' if where is configs else ''}"
+
+
+def _extract(bundle: Path, folder: Path) -> None:
+    """All members, after all of them were found harmless."""
+    try:
+        with zipfile.ZipFile(bundle) as archive:
+            members = archive.infolist()
+            fault = next(filter(None, map(_member_fault, members)), "") or _sum_fault(members)
+            if fault:
+                raise BundleError(f"{bundle}: {fault} Unpack it yourself if you trust it, and give the folder.")
+            archive.extractall(folder)
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
+        if isinstance(error, BundleError):
+            raise
+        raise BundleError(f"{bundle}: cannot be unpacked ({error}). Fetch it again.") from error
+
+
+def _member_fault(member: zipfile.ZipInfo) -> str:
+    """Why one member may not be extracted, or ""."""
+    # as it stands in the archive: zipfile cuts names at a null byte
+    name = member.orig_filename
+    parts = name.removesuffix("/").split("/")
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
+        fault = "an absolute path"
+    elif "\\" in name or any(ord(c) < 32 for c in name):
+        fault = "a backslash or control character in the name"
+    elif any(part in ("", ".", "..") for part in parts):
+        fault = "a path with '..', '.' or empty parts"
+    elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        fault = "a symbolic link" if kind == stat.S_IFLNK else "a device, pipe or socket"
+    elif member.flag_bits & _ENCRYPTED:
+        fault = "encrypted"
+    elif member.file_size > RATIO_FROM_BYTES and member.file_size > RATIO * member.compress_size:
+        fault = f"{member.file_size} bytes out of {member.compress_size}, more than {RATIO} times"
+    else:
+        return ""
+    return f"{name!r} is {fault}; plain files and folders are needed."
+
+
+def _sum_fault(members: list[zipfile.ZipInfo]) -> str:
+    """Why the members together may not be extracted, or ""."""
+    total = sum(member.file_size for member in members)
+    if total > MAX_BYTES or len(members) > MAX_MEMBERS:
+        return (
+            f"{len(members)} members of {total / 2**30:.1f} GiB; at most {MAX_MEMBERS} of {MAX_BYTES / 2**30:.0f} GiB "
+            "in all are unpacked."
+        )
+    seen: dict[str, str] = {}
+    for member in members:
+        # two names that differ in case alone are one file on some disks
+        key = member.filename.removesuffix("/").casefold()
+        if key in seen:
+            return f"{member.filename!r} comes twice (as {seen[key]!r}); names that differ are needed."
+        seen[key] = member.filename
+    return ""
+
+
+def _entered(folder: Path) -> Path:
+    """The single folder at the top of a zip, else the top."""
+    entries = [entry for entry in folder.iterdir() if entry.name != "__MACOSX"]
+    return entries[0] if len(entries) == 1 and entries[0].is_dir() and entries[0].name != "configs" else folder
