@@ -217,6 +217,9 @@ def _parse(root: Path, path: Path, device: torch.device) -> ConfigParser:
     except Exception as error:
         raise BundleError(f"{path}: not a readable config ({error}). Fetch the bundle again.") from error
     parser["bundle_root"] = str(root.resolve())
+    for name in ("dataset_dir", "output_dir"):  # files come from the pipeline and go to it
+        if name in config:
+            parser[name] = str(root.resolve())
     parser["device"] = f"$torch.device('{device}')"
     return parser
 

@@ -21,7 +21,7 @@ Plane = Literal["axial", "coronal", "sagittal"]
 # Okabe and Ito's colours for all kinds of colour vision, brightest first and without black, then five more
 PALETTE: tuple[Colour, ...] = (
     *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167), (0, 114, 178)),
-    *((170, 255, 195), (220, 38, 127), (120, 94, 240), (255, 190, 200), (154, 99, 36)),
+    *((170, 255, 195), (230, 30, 80), (120, 94, 240), (255, 190, 200), (130, 30, 30)),
 )
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 _ACROSS: dict[Plane, int] = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis of an LPI volume that a plane cuts

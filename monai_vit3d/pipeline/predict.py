@@ -230,7 +230,7 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
     network: Any = bundle.network
     if options.tta:
         spread = options.uncertainty == "variance"
-        network = FlipSpread(network, _activation(steps)) if spread else FlipEnsemble(network)
+        network = FlipSpread(network, activation=_activation(steps)) if spread else FlipEnsemble(network)
     reduction = _Reduction(steps, options)
     image = prepared.image.as_tensor()[None]
     precision: Any = torch.autocast(bundle.device.type) if bundle.autocast else contextlib.nullcontext()

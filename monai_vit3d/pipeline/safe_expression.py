@@ -69,11 +69,6 @@ def expression_fault(config: str) -> str:
         return "nested too deeply"
 
 
-def has_lambda(config: str) -> bool:
-    """Whether an expression without fault makes a function."""
-    return "lambda" in config
-
-
 def _tree(text: str) -> tuple[list[ast.stmt], str]:
     if len(text) > MAX_LENGTH:
         return [], f"{len(text)} characters; at most {MAX_LENGTH} are allowed"

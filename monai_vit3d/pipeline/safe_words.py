@@ -86,7 +86,8 @@ LOAD_ARGUMENTS = _split(
 
 _SAVE_ARGUMENTS = _split(
     "keys output_dir output_postfix output_ext output_dtype resample mode padding_mode scale dtype "
-    "squeeze_end_dims separate_folder data_root_dir print_log channel_dim allow_missing_keys"
+    "squeeze_end_dims separate_folder data_root_dir print_log channel_dim meta_keys meta_key_postfix "
+    "allow_missing_keys"
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..data.errors import BundleError
 from . import safe_words as words
-from .safe_expression import expression_fault, has_lambda, import_fault
+from .safe_expression import expression_fault, import_fault
 
 MAX_DEPTH, MAX_ITEMS, SHOWN = 40, 20_000, 5
 _ADVICE = "Read the bundle; if you trust it, run without --safe."
@@ -53,7 +53,8 @@ def _refuse(findings: list[Finding]) -> None:
     if not findings:
         return
     # several roots lead to the same items
-    lines = list(dict.fromkeys(f"  {where or 'the config'}: {_short(what)}: {why}." for where, what, why in findings))
+    named = [(w if w.isprintable() else repr(w), what, why) for w, what, why in findings]
+    lines = list(dict.fromkeys(f"  {where or 'the config'}: {_short(what)}: {why}." for where, what, why in named))
     more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     raise BundleError("\n".join(["not allowed in a bundle with --safe:", *lines[:SHOWN], *more, _ADVICE]))
 
@@ -88,8 +89,8 @@ def _shape_findings(config: Any) -> Iterator[Finding]:
 def _key_findings(where: str, value: dict[Any, Any]) -> Iterator[Finding]:
     for key in value:
         text = str(key)
-        odd = not text or text != text.strip() or text[0] == "+" or any(c in text for c in _BAD_IN_KEYS)
-        if odd or type(key) not in (str, int) or text == _RENAMED_BY_MONAI:
+        odd = not text.isprintable() or text != text.strip() or text.startswith("+") or set(text) & set(_BAD_IN_KEYS)
+        if not text or odd or type(key) not in (str, int) or text == _RENAMED_BY_MONAI:
             yield where, key, f"a key like this can stand for another id; plain names without {_BAD_IN_KEYS} are needed"
     if len({str(key) for key in value}) < len(value):
         yield where, list(value), "two keys that MONAI takes for one; keys that differ are needed"
@@ -118,31 +119,32 @@ def _import_findings(items: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _root_findings(parser: Any, root: str) -> list[Finding]:
-    """All that stands in the way of resolving one root, in the order in which MONAI would come to it."""
+    """All that stands in the way of resolving one root.
+
+    SaveImage is passed over where the pipeline takes it out again: it writes where metadata say.
+    """
     resolver, items = parser.ref_resolver, parser.ref_resolver.items
     findings: list[Finding] = []
-    savers: list[str] = []
-    lambdas: list[str] = []
-    waiting, seen = [root], {root}
+    # an item, and whether another component than Compose has it: that one could call it
+    waiting, seen = [(root, False)], {(root, False)}
     while waiting:
-        where = waiting.pop()
+        where, held = waiting.pop()
         if where not in items:
             findings.append((where, "@" + where, "no such id"))
             continue
         value = items[where].get_config()
         if isinstance(value, dict) and "_target_" in value:
             findings += [(where, what, why) for what, why in _component_faults(parser, value)]
-            savers += [where] if "SaveImage" in str(value["_target_"]) else []
+            if "SaveImage" in str(value["_target_"]) and (held or root != "postprocessing"):
+                findings.append((where, value["_target_"], "allowed in the Compose of postprocessing only"))
+            held = held or str(value["_target_"]).rpartition(".")[2] != "Compose"
         elif isinstance(value, str) and value.startswith("$"):
             fault = expression_fault(value)
             findings += [(where, value, fault)] if fault else []
-            lambdas += [where] if has_lambda(value) else []
-        needed = [r for r in resolver.find_refs_in_config(value, where) if r not in seen]
+            held = held or "lambda" in value
+        needed = [(r, held) for r in resolver.find_refs_in_config(value, where) if (r, held) not in seen]
         seen.update(needed)
         waiting += needed[::-1]
-    if savers and lambdas:  # SaveImage goes where metadata say
-        why = f"a lambda could give a path to {savers[0]}; keep lambdas away from SaveImage"
-        findings.append((lambdas[0], items[lambdas[0]].get_config(), why))
     return findings
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 
@@ -92,7 +93,7 @@ def write_stats(records: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     """Write one line for each label of each case, as CSV, all of it or nothing.
 
     File and label names that a spreadsheet would read as a formula get an apostrophe in front
-    (https://owasp.org/www-community/attacks/CSV_Injection).
+    (https://owasp.org/www-community/attacks/CSV_Injection); control characters are written as escapes.
 
     Args:
         records: ``files`` of run.json; those without ``stats`` are passed over.
@@ -105,8 +106,7 @@ def write_stats(records: Iterable[Mapping[str, Any]], path: str | Path) -> None:
         filename = str(record.get("name") or record.get("input") or "")
         for row in record.get("stats") or ():
             writer.writerow([_cell(filename), *(_cell(row.get(column)) for column in COLUMNS[1:])])
-    # a file name that is not UTF-8 comes with surrogates, which cannot be written
-    write_text_atomic(text.getvalue().encode("utf-8", "backslashreplace").decode(), path)
+    write_text_atomic(text.getvalue(), path)
 
 
 def write_predictions(records: Iterable[Mapping[str, Any]], path: str | Path) -> None:
@@ -129,10 +129,12 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = str(value)
-    # ASCII and full-width signs, as OWASP lists them; a number, which may be negative, is none of the hostile ones
-    risky = not isinstance(value, int) and text.lstrip(" ").startswith(tuple("=+-@\t\r\n＝＋－＠"))  # noqa: RUF001
-    return f"'{text}" if risky else text
+    if isinstance(value, int):
+        return str(value)
+    # csv leaves a carriage return bare, and the surrogates of a file name that is not UTF-8 cannot be written
+    text = "".join(c.encode("unicode_escape").decode() if category(c) in ("Cc", "Cs") else c for c in str(value))
+    # ASCII and full-width signs, as OWASP lists them
+    return f"'{text}" if text.lstrip().startswith(tuple("=+-@＝＋－＠")) else text  # noqa: RUF001
 
 
 def _present(labels: Array) -> Array:

@@ -191,9 +191,7 @@ TARGETS = {
     "pretrained by default": target("EfficientNetBN", model_name="efficientnet-b0"),
     "torchvision network": target("TorchVisionFCModel", weights="x"),
     "unpickling reader's argument": target("LoadImaged", keys="image", allow_pickle=True),
-    "saver's metadata": under(
-        output_dir="o", network={"_target_": "SaveImaged", "output_dir": "@output_dir", "meta_keys": "m"}
-    ),
+    "saver's names": target("SaveImaged", keys="pred", output_dir="@output_dir", output_name_formatter="$lambda x: x"),
     "data parallel": target("torch.nn.parallel.DistributedDataParallel"),
 }
 NETWORK = {"_target_": "Compose", "transforms": []}
@@ -217,6 +215,7 @@ CONFIGS = {
     "key with the old separator": {"network#transforms": [MKDIR], **under(network=NETWORK)},
     "empty key": {"": {"network": MKDIR}, **under(network=NETWORK)},
     "key with a space": under(network={"_target_": "Compose", "transforms ": [MKDIR], "transforms": []}),
+    "key that writes to the terminal": under(b={"\x1b[2J": "%"}, network=NETWORK),
     "key that merges": {"+imports": ["$import sys"], **under(network=NETWORK)},
     "number and text as one key": under(b={0: MKDIR, "0": 1}, network="@b::0"),
     "key that MONAI renames": under(optional_packages_version=MKDIR, required_packages_version=1, network=NETWORK),
@@ -234,9 +233,10 @@ ATTACKS = {
 def test_attacks_are_refused(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = repr(config)
-    with pytest.raises(BundleError, match=r"^(not allowed in a bundle|MONAI cannot read)"):
+    with pytest.raises(BundleError, match=r"^(not allowed in a bundle|MONAI cannot read)") as caught:
         check_config({"b": "a neighbour", "output_dir": "o", **config}, ROOTS)
     assert repr(config) == before
+    assert "\x1b" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -301,22 +301,48 @@ def test_load_image_with_an_argument_of_its_readers_would_run_a_file(tmp_path):
     assert made.exists()
 
 
-def test_a_lambda_before_save_image_would_choose_the_folder(tmp_path):
-    elsewhere, images, out = tmp_path / "elsewhere", tmp_path / "images", tmp_path / "deep" / "out"
-    meta = f"$lambda x: {{'filename_or_obj': '{elsewhere}/x.nii', 'affine': None}}"
-    saving = {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "data_root_dir": "@dataset_dir"}
+SAVING = {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "data_root_dir": "@dataset_dir"}
+
+
+def test_save_image_would_write_where_metadata_say(tmp_path):
+    out, meta = tmp_path / "deep" / "out", f"$lambda x: {{'filename_or_obj': '{tmp_path}/x.nii', 'affine': None}}"
     transforms = [
         {"_target_": "CopyItemsd", "keys": "pred", "names": "pred_meta_dict"},
         {"_target_": "Lambdad", "keys": "pred_meta_dict", "func": meta, "track_meta": False},
-        {**saving, "separate_folder": False, "print_log": False},
+        {"_target_": "OneOf", "transforms": [{**SAVING, "separate_folder": False, "print_log": False}]},
     ]
-    config = {"output_dir": str(out), "dataset_dir": str(images / "x"), "postprocessing": {"_target_": "Compose"}}
-    config["postprocessing"]["transforms"] = transforms
-    with pytest.raises(BundleError, match=r"transforms::1::func: .*keep lambdas away from SaveImage"):
+    config = {"output_dir": str(out), "dataset_dir": str(tmp_path / "x" / "y"), "postprocessing": {}}
+    config["postprocessing"] = {"_target_": "Compose", "transforms": transforms}
+    with pytest.raises(
+        BundleError, match=r"transforms::2::transforms::0: 'SaveImaged': allowed in the Compose of post"
+    ):
         check_config(config, ["postprocessing"])
     ConfigParser(config).get_parsed_content("postprocessing")({"pred": torch.zeros(1, 2, 2, 2)})
     assert not list(out.rglob("*.nii.gz"))
     assert list(tmp_path.rglob("x_trans.nii.gz"))
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        [{"_target_": "Lambdad", "keys": "pred", "func": SAVING}],
+        [{"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: @saving"}],
+        "$[@held]",
+        [{"_target_": "Compose", "transforms": [{"_target_": "RandomOrder", "transforms": ["@saving"]}]}],
+    ],
+    ids=["function", "lambda", "expression", "nested"],
+)
+def test_save_image_stands_where_the_pipeline_finds_it(transforms):
+    entries = {"output_dir": "o", "dataset_dir": "d", "saving": SAVING}
+    entries["held"] = {"_target_": "OneOf", "transforms": "$[@saving]"}
+    allowed = {"_target_": "Compose", "transforms": [{"_target_": "Compose", "transforms": "$[] + [@saving]"}]}
+    check_config({**entries, "postprocessing": allowed}, ROOTS)
+    for refused in (
+        {"preprocessing": allowed},
+        {"postprocessing": {"_target_": "Compose", "transforms": copy.deepcopy(transforms)}},
+    ):
+        with pytest.raises(BundleError, match="'SaveImaged': allowed in the Compose of postprocessing only"):
+            check_config({**copy.deepcopy(entries), **refused}, ROOTS)
 
 
 # what passes
@@ -418,3 +444,43 @@ def test_what_passes_touches_nothing_beyond_the_lists(text):
     for constant in code.co_consts:
         names |= set(getattr(constant, "co_names", ()))
     assert not names & outside
+
+
+def test_a_bundle_as_the_model_zoo_has_them():
+    config = {
+        "imports": ["$import glob", "$import os"],
+        "bundle_root": ".",
+        "output_dir": "$@bundle_root + '/eval'",
+        "dataset_dir": "/data",
+        "datalist": "$list(sorted(glob.glob(@dataset_dir + '/imagesTs/*.nii.gz')))",  # no root leads here
+        "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+        "network_def": {"_target_": "UNet", "spatial_dims": 3, "channels": [16, 32], "norm": "batch"},
+        "network": "$@network_def.to(@device)",
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": "LoadImaged", "keys": "image"},
+                {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": -57, "a_max": 164, "clip": True},
+            ],
+        },
+        "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [96, 96, 96], "overlap": 0.5},
+        "postprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": "Activationsd", "keys": "pred", "softmax": True},
+                {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image"},
+                {"_target_": "SaveImaged", "keys": "pred", "meta_keys": "pred_meta_dict", "output_dir": "@output_dir"},
+            ],
+        },
+        "handlers": [
+            {
+                "_target_": "CheckpointLoader",
+                "load_path": "$@bundle_root + '/models/model.pt'",
+                "load_dict": {"model": "@network"},
+            }
+        ],
+        "run": ["$@evaluator.run()"],
+    }
+    check_config(config, [*ROOTS, "handlers::0::load_path"])
+    with pytest.raises(BundleError, match="CheckpointLoader"):
+        check_config(config, ["handlers"])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
@@ -50,9 +51,19 @@ def write_dicom_seg(labels: Array, series: Series, names: Mapping[int, str], pat
     if len({s.path for s in slices}) == 1:  # frames of one file are told apart by their order in it alone
         segments = segments[np.argsort([s.frame for s in slices])]
         slices = slices[:1]
-    for plane in slices:
-        _complete(plane.header, grid.spacing_mm[2])
-    seg = _segmentation(np.ascontiguousarray(segments), [s.header for s in slices], names, series)
+    try:
+        with catch_warnings():
+            simplefilter("ignore")  # they quote what the images say of the patient
+            for plane in slices:
+                _complete(plane.header, grid.spacing_mm[2])
+            seg = _segmentation(np.ascontiguousarray(segments), [s.header for s in slices], names, series)
+    except ImportError as error:
+        raise ImageError(f"{shown(series)}: a DICOM SEG needs pip install monai-vit3d[dicom]") from error
+    except Exception as error:  # what an odd header makes highdicom and pydicom raise is of no one class
+        why = error if isinstance(error, AttributeError) else type(error).__name__  # others may quote the patient too
+        raise ImageError(
+            f"{shown(series)}: no DICOM SEG can refer to these images ({why}). Write NIfTI, or export them again."
+        ) from error
     with replacing(path, "wb") as file:
         seg.save_as(file)
 
@@ -81,11 +92,9 @@ def _complete(header: Dataset, step_mm: float) -> None:
 
 def _segmentation(segments: Array, sources: list[Dataset], names: Mapping[int, str], series: Series) -> Any:
     """The SEG of segment numbers (slices, rows, columns), in the order of the sources or of the one source's frames."""
-    try:
-        import highdicom as hd
-        from pydicom.sr.codedict import codes
-    except ImportError as error:
-        raise ImageError(f"{shown(series)}: a DICOM SEG needs pip install monai-vit3d[dicom]") from error
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
     release = version("monai-vit3d")
     algorithm = hd.AlgorithmIdentificationSequence("monai_vit3d", codes.cid7162.ArtificialIntelligence, release)
     tissue = hd.sr.CodedConcept("85756007", "SCT", "Tissue")
@@ -94,24 +103,21 @@ def _segmentation(segments: Array, sources: list[Dataset], names: Mapping[int, s
         hd.seg.SegmentDescription(n, name, tissue, tissue, hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, algorithm)
         for n, name in enumerate(ordered, 1)
     ]
-    try:
-        return hd.seg.Segmentation(
-            source_images=sources,
-            pixel_array=segments,
-            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=described,
-            series_instance_uid=hd.UID(),
-            series_number=1000 + (series.number or 0),
-            sop_instance_uid=hd.UID(),
-            instance_number=1,
-            manufacturer="monai_vit3d",
-            manufacturer_model_name="monai_vit3d",
-            software_versions=release,
-            device_serial_number="none",
-            content_label="SEGMENTATION",
-            content_description="labels made by a network",
-            series_description="labels made by monai_vit3d",
-            specific_character_set="ISO_IR 192",  # UTF-8: names of classes may need more than the images have
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ImageError(f"{shown(series)}: no DICOM SEG can refer to these images ({error}).") from error
+    return hd.seg.Segmentation(
+        source_images=sources,
+        pixel_array=segments,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=described,
+        series_instance_uid=hd.UID(),
+        series_number=1000 + (series.number or 0),
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="monai_vit3d",
+        manufacturer_model_name="monai_vit3d",
+        software_versions=release,
+        device_serial_number="none",
+        content_label="SEGMENTATION",
+        content_description="labels made by a network",
+        series_description="labels made by monai_vit3d",
+        specific_character_set="ISO_IR 192",  # UTF-8: names of classes may need more than the images have
+    )

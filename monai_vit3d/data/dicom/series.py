@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DatasetError, ImageError
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # not images of a patient in space, though they have pixels: SEG, secondary captures, RT dose and image
 _NO_SCAN = ("1.2.840.10008.5.1.4.1.1.66.", "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.481.")
+_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR, whatever its name
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def find_series(folder: str | Path) -> list[Series]:
         header = read_header(path, ["SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "Rows"])
         if header is None or not _is_scan(header, path):
             continue
-        uid = str(header.get("SeriesInstanceUID", ""))
+        uid = str(header.SeriesInstanceUID)
         files.setdefault(uid, []).append(path)
         numbers.setdefault(uid, _number(header))
     if not files:
@@ -88,23 +89,38 @@ def read_header(path: Path, tags: list[str] | None = None) -> Dataset | None:
         raise ImageError(f"{path.name}: damaged ({type(error).__name__}). Copy it again or remove it.") from error
 
 
+def element(header: Dataset, name: str) -> Any:
+    """Its value; None if it is not there, empty, or not to be made out."""
+    try:
+        value = header.get(name)
+    except Exception:  # elements are parsed when asked for, and damaged ones raise what they like
+        return None
+    return None if value == "" else value
+
+
 def _is_scan(header: Dataset, path: Path) -> bool:
-    kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
-    if "Rows" in header:
+    kind = element(header.file_meta, "MediaStorageSOPClassUID") or element(header, "SOPClassUID")
+    if kind == _DIRECTORY:
+        return False
+    whole = element(header, "SeriesInstanceUID") is not None
+    if whole and "Rows" in header:
         return not str(kind).startswith(_NO_SCAN)
-    if kind and kind.name.endswith("Image Storage"):  # pydicom reads a file that is cut off as far as it goes
-        raise ImageError(f"{path.name}: {kind.name} without Rows; the file is cut off. Copy it again or remove it.")
+    # pydicom reads a file that is cut off as far as it goes, without a word
+    if not whole or (kind and kind.name.endswith("Image Storage")):
+        what = "Rows" if whole else "SeriesInstanceUID"
+        raise ImageError(f"{path.name}: no {what}; the file is cut off or damaged. Copy it again or remove it.")
     return False
 
 
 def shown(series: Series) -> str:
+    """A series in a message: no UID, and no more of the path than the folder's name."""
     return f"{series.files[0].parent.name}, {series.description_free_name}"
 
 
 def _number(header: Dataset) -> int | None:
     try:
-        return int(header.SeriesNumber)
-    except (AttributeError, TypeError, ValueError):  # none, empty, no number
+        return int(element(header, "SeriesNumber"))
+    except (TypeError, ValueError):  # none, no number
         return None
 
 

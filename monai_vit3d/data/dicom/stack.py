@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import ImageError
 from ..volume import Array, Grid
-from .series import Series, read_header, shown
+from .series import Series, element, read_header, shown
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -66,15 +66,15 @@ def _slices_of(path: Path) -> list[Slice]:
     header = read_header(path)
     if header is None:
         raise ImageError(f"{path.name}: no DICOM file any more. Copy it again.")
-    if header.get("SamplesPerPixel", 1) != 1 or header.get("PhotometricInterpretation") == "PALETTE COLOR":
+    if element(header, "SamplesPerPixel") == 3 or element(header, "PhotometricInterpretation") == "PALETTE COLOR":
         raise ImageError(f"{path.name}: a colour image; grey values are needed. Choose the series it was made from.")
-    grouped = bool(header.get("PerFrameFunctionalGroupsSequence"))
     try:
+        grouped = bool(header.get("PerFrameFunctionalGroupsSequence"))
         frames = int(header.get("NumberOfFrames") or 1)
         if frames > 1 and not grouped:
             raise AttributeError(f"{frames} frames without positions of their own")
         return [_slice(path, header, frame, grouped) for frame in range(frames)]
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, NotImplementedError, TypeError, ValueError) as error:
         raise ImageError(
             f"{path.name}: its place in space is not known ({error}). ImagePositionPatient, ImageOrientationPatient, "
             "PixelSpacing, Rows and Columns are needed. Export the original images again."
@@ -118,7 +118,7 @@ def _check_alike(slices: Sequence[Slice], where: str) -> None:
                 f"{where}: {what} {table[0].tolist()} in {slices[0].path.name}, {table[k].tolist()} in "
                 f"{slices[k].path.name}; one volume has one. Give the slices of each a folder of their own."
             )
-    if len({s.header.get("FrameOfReferenceUID") for s in slices}) > 1:
+    if len({element(s.header, "FrameOfReferenceUID") for s in slices}) > 1:
         raise ImageError(
             f"{where}: slices with different FrameOfReferenceUID; their positions cannot be compared. Give the slices "
             "of each a folder of their own."
@@ -151,9 +151,9 @@ def _even_step(slices: Sequence[Slice], normal: Array, where: str) -> Array:
 
 def _doubled(slices: Sequence[Slice], k: int, where: str) -> str:
     one, other = slices[k], slices[k + 1]
-    apart = [tag for tag in _TELLS_APART if one.header.get(tag) != other.header.get(tag)]
+    apart = [tag for tag in _TELLS_APART if element(one.header, tag) != element(other.header, tag)]
     names = " and ".join(dict.fromkeys([one.path.name, other.path.name]))
-    if one.frame == other.frame and one.header.get("SOPInstanceUID") == other.header.get("SOPInstanceUID"):
+    if one.frame == other.frame and element(one.header, "SOPInstanceUID") == element(other.header, "SOPInstanceUID"):
         return f"{where}: {names} are the same image; one of each is needed. Remove one."
     differ = f" They differ in {', '.join(apart)}." if apart else ""
     return (

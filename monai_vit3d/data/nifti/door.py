@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..volume import Grid, Volume
+from ..volume import Array, Grid, Volume
 from .geometry import read_geometry
 from .header import Header, parse_header, read_head
 from .stream import Stream, open_stream, refusal
@@ -34,12 +34,14 @@ def read_volume(path: str | Path, volume: int | None = None, max_voxels: int = M
         >>> t1 = read_volume("t1.nii.gz")  # doctest: +SKIP
         >>> t1.voxels.shape, t1.grid.spacing_mm, t1.warnings  # doctest: +SKIP
     """
-    with open_stream(path) as stream:
+    with _any_bits(), open_stream(path) as stream:
         header = _checked_header(stream, volume, max_voxels)
         grid, geometry_warnings = read_geometry(header, stream.path)
-        block = stream.block(header.start, math.prod(header.shape) * header.dtype.itemsize, header.end)
-    raw = np.ndarray(header.shape, header.dtype, buffer=block.data, order="F")
-    voxels, voxel_warnings = to_float32(raw, header.slope, header.inter, stream.path)
+        try:
+            voxels, voxel_warnings = _voxels(stream, header)
+        except MemoryError as error:
+            found = f"shape {header.shape} does not fit into memory"
+            raise refusal(stream.path, found, "Free memory, or take a machine with more.") from error
     warnings = (*stream.warnings, *header.warnings, *geometry_warnings, *voxel_warnings)
     return Volume(stream.path, voxels, grid, warnings)
 
@@ -55,9 +57,20 @@ def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX
     Raises:
         ImageError: as :func:`read_volume`, so far as header and file size tell.
     """
-    with open_stream(path) as stream:
+    with _any_bits(), open_stream(path) as stream:
         header = _checked_header(stream, volume, max_voxels)
         return read_geometry(header, stream.path)[0]
+
+
+def _any_bits() -> np.errstate:
+    """No word of numpy's on a signalling NaN or a product beyond float64 in a file: what comes of it is checked."""
+    return np.errstate(over="ignore", invalid="ignore", under="ignore")
+
+
+def _voxels(stream: Stream, header: Header) -> tuple[Array, list[str]]:
+    block = stream.block(header.start, math.prod(header.shape) * header.dtype.itemsize, header.end)
+    raw = np.ndarray(header.shape, header.dtype, buffer=block.data, order="F")
+    return to_float32(raw, header.slope, header.inter, stream.path)
 
 
 def _checked_header(stream: Stream, volume: int | None, max_voxels: int) -> Header:

@@ -59,9 +59,8 @@ def corner_shift(first: Array, second: Array, shape: tuple[int, ...]) -> float:
     """
     corners = np.array([*product(*[(0, n - 1) for n in shape])], float)
     corners = np.c_[corners, np.ones(8)].T
-    with np.errstate(over="ignore", invalid="ignore"):
-        shifts = (np.linalg.inv(first) @ second @ corners - corners)[:3]
-        return float(np.sqrt((shifts**2).sum(axis=0)).max())
+    shifts = (np.linalg.inv(first) @ second @ corners - corners)[:3]
+    return float(np.sqrt((shifts**2).sum(axis=0)).max())
 
 
 def _chosen_affine(nifti: Nifti1Header, shape: tuple[int, ...]) -> tuple[Array, list[str]]:
@@ -112,8 +111,7 @@ def _sform_contradictions(nifti: Nifti1Header, sform: Array, qform: Array | None
 
 
 def _sizes(affine: Array) -> Array:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    return np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
 
 
 def _is_finite(affine: Array) -> bool:

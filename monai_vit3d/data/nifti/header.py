@@ -101,9 +101,6 @@ def parse_header(head: bytes, path: str | Path, volume: int | None = None) -> He
 
 
 def _raw_fields(head: bytes, path: str | Path) -> tuple[Nifti1Header, int]:
-    known = describe_content(head)
-    if known:
-        raise refusal(path, *known)
     for order, size in zip("<>", _sizes(head)):
         if size not in (348, 540):
             continue
@@ -113,6 +110,9 @@ def _raw_fields(head: bytes, path: str | Path) -> tuple[Nifti1Header, int]:
         # check=False: nibabel would mend what is refused here, or told
         kind = Nifti1Header if size == 348 else Nifti2Header
         return kind(head[:size], endianness=order, check=False), 1 if size == 348 else 2
+    known = describe_content(head)
+    if known:
+        raise refusal(path, *known)
     found = f"not NIfTI: it begins with {head[:4].hex(' ')}; a header of 348 or 540 bytes is needed"
     raise refusal(path, found, "Convert it to NIfTI with the program that wrote it, or copy it again.")
 

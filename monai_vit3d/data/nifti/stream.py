@@ -117,10 +117,7 @@ class Stream:
         """
         self.check_size(declared)
         self._skip_to(start, declared)
-        try:
-            block = np.empty(length, np.uint8)
-        except MemoryError as error:
-            raise refusal(self.path, f"{length} bytes of voxels do not fit into memory", "Free some.") from error
+        block = np.empty(length, np.uint8)
         view = memoryview(block)
         with _worded(self.path):
             # in pieces: gzip's readinto makes a copy of what it is asked for

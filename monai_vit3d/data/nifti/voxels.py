@@ -52,11 +52,10 @@ class _Source:
 
     def values(self, part: slice, extent: _Range | None = None) -> Array:
         """Scaled values of a part, float64; with an extent, those that are not finite are repaired."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = self.stored[part].astype(np.float64)
-            if not self.is_plain:
-                values *= self.slope
-                values += self.inter
+        values = self.stored[part].astype(np.float64)
+        if not self.is_plain:
+            values *= self.slope
+            values += self.inter
         if extent is not None and any(extent.odd.values()):
             np.nan_to_num(values, copy=False, nan=extent.low, posinf=extent.high, neginf=extent.low)
         return values
@@ -153,7 +152,7 @@ def _told(extent: _Range, size: int, fit: _Fit | None) -> list[str]:
         warnings.append("all voxels are 0" if extent.low == 0 else f"all voxels have one value, {extent.low:g}")
     if fit:
         mean, std = fit.mean * fit.unit, fit.std * fit.unit
-        told = f"float32 cannot hold these values well (mean {mean:.9g}, standard deviation {std:.9g})"
+        told = f"float32 cannot hold these values well (mean {mean:.15g}, standard deviation {std:.9g})"
         formula = "(value - mean) / standard deviation was taken"
         warnings.append(f"{told}; {formula}. Only bundles that normalise intensity are served")
     return warnings

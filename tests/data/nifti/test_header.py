@@ -69,9 +69,11 @@ def test_4d_needs_a_volume(save):
     refused(save(), "volume 1 of 1; 0 to 0", volume=1)
 
 
-def test_every_volume_of_4d_must_be_there(raw):
+def test_every_volume_of_4d_must_be_there(save):
     content = nifti_bytes(np.zeros((4, 5, 6, 7), np.int16))
-    refused(raw("t1.nii", content[:-1]), "truncated", volume=0)
+    refused(save("t1.nii", content=content[:-1]), "truncated", volume=0)
+    with pytest.raises(ImageError, match="truncated: 2031 bytes; its header declares 2032"):
+        read_volume(save("t1.nii.gz", content=content[:-1]), volume=0)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +154,30 @@ def test_offset_not_set_is_the_least(save, version):
     refused(save(content=bytes(content)), "vox_offset 0")
 
 
+@pytest.mark.filterwarnings("error")
+def test_any_bits_are_read_or_refused(save):
+    rng = np.random.default_rng(0)
+    for n in range(300):
+        data = rng.normal(0, 1, (2, 3, 4)).astype("f4")
+        content = bytearray(nifti_bytes(data, version=1 + n % 2, endian="<>"[n % 3 > 0]))
+        for at in rng.integers(0, 348, 3):
+            content[at : at + 3] = rng.integers(0, 256, 3).astype(np.uint8).tobytes()
+        path = save("t1.nii", content=bytes(content))
+        try:
+            volume = read_volume(path)
+        except ImageError:
+            continue
+        assert np.isfinite(volume.voxels).all()
+        np.testing.assert_array_equal(read_grid(path).affine_mm, volume.grid.affine_mm)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_signalling_nan_is_refused_like_any_other(save):
+    content = bytearray(nifti_bytes())
+    content[80:84] = bytes([1, 0, 0x80, 0x7F])
+    refused(save(content=bytes(content)), "pixdim", "nan")
+
+
 @pytest.mark.parametrize("name", ["t1.nii", "t1.nii.gz"])
 def test_offset_far_away(save, name):
     content = nifti_bytes(vox_offset=3_000_000)
@@ -163,6 +189,11 @@ def test_bitpix_that_contradicts_is_told(save):
     volume = read_volume(save(bitpix=32))
     assert volume.warnings == ("bitpix 32 contradicts datatype int16; the datatype was believed",)
     np.testing.assert_array_equal(volume.voxels.ravel(), np.arange(720))
+
+
+def test_text_of_a_header_is_not_its_content(save):
+    path = save(descrip=b"from /annex/objects/MD5E-s1", cal_min=np.frombuffer(b"DICM", "f4")[0])
+    assert read_volume(path).warnings == ()
 
 
 def test_no_text_of_the_header_is_kept(save):

@@ -241,6 +241,16 @@ def test_a_header_that_declares_32767_cubed_allocates_nothing(save, name, read, 
         tracemalloc.stop()
 
 
+def test_memory_that_is_not_there(save, monkeypatch):
+    path = save()
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(np, "empty", fail)
+    refused(path, r"shape \(8, 9, 10\) does not fit into memory", "Free memory")
+
+
 def test_max_voxels_counts_the_picked_volume(save):
     path = save(data=np.zeros((4, 5, 6, 7), np.uint8))
     assert read_volume(path, volume=6, max_voxels=120).voxels.shape == (4, 5, 6)

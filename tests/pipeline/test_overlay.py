@@ -1,0 +1,199 @@
+"""Pictures of labels over images: the same for every storage order, with the letters that nibabel would give."""
+
+import itertools
+import warnings
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.volume import Grid
+from monai_vit3d.pipeline.overlay import (
+    PALETTE,
+    PLANES,
+    axis_letters,
+    draw_overlay,
+    label_colour,
+    plane_letters,
+    write_png,
+)
+
+ORIENTATIONS = [
+    "".join(letters) for axes in itertools.permutations(("RL", "AP", "SI")) for letters in itertools.product(*axes)
+]
+LETTERS = {"axial": tuple("RLAP"), "coronal": tuple("RLSI"), "sagittal": tuple("APSI")}
+
+
+def stored_as(letters, array, affine):
+    """An RAS array and its affine in another storage order, by nibabel."""
+    turn = nib.orientations.ornt_transform(*(nib.orientations.axcodes2ornt(codes) for codes in ("RAS", letters)))
+    lead = array.ndim - 3
+    parts = [nib.orientations.apply_orientation(part, turn) for part in array.reshape(-1, *array.shape[lead:])]
+    stored = np.stack(parts).reshape(*array.shape[:lead], *parts[0].shape)
+    return stored, affine @ nib.orientations.inv_ornt_aff(turn, array.shape[lead:])
+
+
+def head():
+    """An RAS image that is the same in no mirror; label 1 at the left, 2 at the front, 3 at the top."""
+    voxels = np.random.default_rng(0).uniform(50, 100, (20, 26, 12)).astype(np.float32)
+    labels = np.zeros(voxels.shape, np.int16)
+    labels[3:6, 9:14, 4:7] = 1
+    labels[8:14, 20:24, 4:6] = 2
+    labels[8:14, 9:14, 9:11] = 3
+    return voxels, labels, np.diag([2, 1.5, 3, 1])
+
+
+def draw(voxels, labels, affine, **options):
+    return draw_overlay(voxels, labels, Grid(voxels.shape, affine), **options)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.asarray(draw(*head()))
+
+
+@pytest.mark.parametrize("letters", ORIENTATIONS)
+def test_storage_order_is_not_seen(letters, picture):
+    voxels, labels, affine = head()
+    stored, turned = stored_as(letters, voxels, affine)
+    assert nib.aff2axcodes(turned) == tuple(letters)
+    assert np.array_equal(np.asarray(draw(stored, stored_as(letters, labels, affine)[0], turned)), picture)
+    assert axis_letters(turned) == letters
+    assert {plane: plane_letters(turned, plane) for plane in PLANES} == LETTERS
+
+
+@pytest.mark.parametrize("letters", ["RAS", "LPI", "SPL", "AIR"])
+def test_masks_in_any_order_too(letters):
+    voxels, labels, affine = head()
+    masks = np.stack([labels > 0, labels == 2])
+    pictures = [draw(voxels, masks, affine)]
+    pictures += [draw(stored_as(letters, voxels, affine)[0], *stored_as(letters, masks, affine))]
+    assert pictures[0].tobytes() == pictures[1].tobytes()
+    colours = {tuple(pixel) for pixel in np.asarray(pictures[0]).reshape(-1, 3)}
+    assert {label_colour(1), label_colour(2)} <= colours  # the smaller one on top: both contours are seen
+
+
+@pytest.mark.parametrize(
+    ("label", "panel", "side"),
+    [(1, 0, "right"), (1, 1, "right"), (2, 0, "up"), (2, 2, "left"), (3, 1, "up"), (3, 2, "up")],
+)
+def test_sides(picture, label, panel, side):
+    """Left in the patient is right in the picture; A and S are up, and A is left in the sagittal plane."""
+    voxels, labels, affine = head()
+    drawn = np.asarray(draw(voxels, np.where(labels == label, label, 0), affine))
+    assert drawn.shape == picture.shape == (292, 914, 3)
+    first, last = [(0, 299), (311, 610), (622, 914)][panel]  # 40, 40 and 39 mm at 260 / 39 pixels a mm, with margins
+    rows, columns = np.nonzero((drawn[:, first:last] == label_colour(label)).all(axis=2))
+    across, up = 2 * columns.mean() / (last - first) - 1, 1 - 2 * rows.mean() / len(drawn)
+    assert {"right": across, "left": -across, "up": up}[side] > 0.25
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.floats(-1, 1), min_size=4, max_size=4),
+    st.lists(st.floats(0.3, 8), min_size=3, max_size=3),
+    st.booleans(),
+)
+def test_letters_of_oblique_grids(quaternion, spacing, mirrored):
+    if np.linalg.norm(quaternion) < 0.1:
+        quaternion = [1, 0, 0, 0]
+    rotation = nib.quaternions.quat2mat(quaternion) @ np.diag([-1 if mirrored else 1, 1, 1])
+    affine = nib.affines.from_matvec(rotation @ np.diag(spacing), [10, -20, 5])
+    strong = np.sort(np.abs(rotation), axis=0)
+    if (strong[2] - strong[1]).min() < 1e-6 or len(set(np.abs(rotation).argmax(axis=0))) < 3:
+        return  # a tie, or two axes nearest to one: which goes first is a choice
+    assert axis_letters(affine) == "".join(nib.aff2axcodes(affine))
+    assert {plane: plane_letters(affine, plane) for plane in PLANES} == LETTERS
+
+
+def test_true_proportion():
+    """A ball drawn from 0.5 x 0.5 x 6 mm voxels is as wide as it is high in each plane."""
+    shape, spacing = (160, 160, 14), np.array([0.5, 0.5, 6])
+    place = np.stack(np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing)], indexing="ij"))
+    ball = ((place**2).sum(axis=0) < 30**2).astype(np.uint8)
+    picture = np.asarray(draw(ball * np.float32(9), ball, np.diag([*spacing, 1]), colours=[(255, 0, 0)]))
+    red = (picture[..., 0] > 200) & (picture[..., 1] < 200)
+    columns = np.flatnonzero(red.any(axis=0))
+    panels = np.split(columns, np.flatnonzero(np.diff(columns) > 12) + 1)
+    assert len(panels) == 3
+    for panel in panels:
+        high = np.ptp(np.flatnonzero(red[:, panel].any(axis=1))) + 1
+        assert len(panel) == pytest.approx(high, abs=6 / 84 * 260 + 2)  # a slice's thickness
+    assert 260 <= picture.shape[0] <= 300
+
+
+@pytest.mark.parametrize("value", [0, 7, -1000, 3e38, np.nan])
+def test_images_without_contrast(value):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = np.asarray(draw(np.full((8, 9, 10), value, np.float32), np.zeros((8, 9, 10), np.uint8), np.eye(4)))
+    assert picture.max() <= 235  # letters, and grey at most
+
+
+def test_a_mask_as_image_is_seen():
+    voxels = np.zeros((8, 8, 8), np.float32)
+    voxels[2:6, 2:6, 2:6] = 1
+    assert (np.asarray(draw(voxels, voxels.astype(np.uint8) * 0, np.eye(4))) == 255).any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 30, 30), (30, 1, 2), (400, 2, 2), (1, 1, 500)])
+def test_thin_volumes(shape):
+    voxels = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    picture = draw(voxels, np.ones(shape, np.uint8), np.diag([1, 1, 5, 1]))
+    assert picture.mode == "RGB"
+    assert picture.height <= 300
+    assert picture.width <= 3 * 430
+
+
+def test_only_three_slices_of_the_image_are_read():
+    """Values elsewhere change nothing, not even the window."""
+    voxels, labels, affine = head()
+    seen = draw(voxels, labels, affine)
+    where = [np.count_nonzero(labels, axis=tuple(set(range(3)) - {i})) for i in range(3)]
+    best = [len(w) - 1 - int(w[::-1].argmax()) for w in where]  # the first of equals, from right, front and top
+    other = np.full_like(voxels, 1e6)
+    for axis, i in enumerate(best):
+        index = tuple(i if a == axis else slice(None) for a in range(3))
+        other[index] = voxels[index]
+    assert draw(other, labels, affine).tobytes() == seen.tobytes()
+
+
+def test_colours():
+    assert len(set(PALETTE)) == 12
+    assert label_colour(1) == label_colour(13) == PALETTE[0]
+    voxels, labels, affine = head()
+    given = np.asarray(draw(voxels, labels, affine, colours=[(1, 2, 3), (4, 5, 200)]))
+    assert {(1, 2, 3), (4, 5, 200)} <= {tuple(pixel) for pixel in given.reshape(-1, 3)}
+
+
+def test_colours_can_be_told_apart_without_red_or_green_cones():
+    """Machado, Oliveira & Fernandes (2009), severity 1, in linear light; distances in CIE L*a*b*."""
+    red_blind = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    green_blind = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    light = (np.array(PALETTE) / 255) ** 2.2
+    for sight in (np.eye(3), np.array(red_blind), np.array(green_blind)):
+        x, y, z = np.cbrt(np.clip(light @ sight.T, 1e-4, 1) @ to_xyz.T / [0.9505, 1, 1.089]).T
+        lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+        apart = np.linalg.norm(lab[:, None] - lab, axis=2)[np.triu_indices(12, 1)]
+        assert apart.min() > 12  # 2 is just noticeable
+        assert np.linalg.norm(lab[:4, None] - lab[:4], axis=2)[np.triu_indices(4, 1)].min() > 16
+
+
+def test_labels_of_another_image():
+    with pytest.raises(UsageError, match="Bring the labels"):
+        draw(np.zeros((4, 4, 4), np.float32), np.zeros((4, 4, 5), np.uint8), np.eye(4))
+
+
+def test_png_is_whole_and_the_same_again(tmp_path):
+    path = tmp_path / "qc" / "sub-01" / "t1.png"
+    write_png(draw(*head()), path)
+    first = path.read_bytes()
+    write_png(draw(*head()), path)
+    assert path.read_bytes() == first
+    assert [p.name for p in path.parent.iterdir()] == ["t1.png"]
+    assert np.array_equal(np.asarray(Image.open(path)), np.asarray(draw(*head())))
