@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .pipeline.plan import Plan
 
-_PREDICT = """INPUT is a NIfTI file, a folder of them or of DICOM series, a BIDS data set, or a CSV or JSON list of cases
-(column "image", or several that begin so for the channels of one case; optional "name").
-OUT gets NAME_seg.nii.gz on each file's own grid, run.json, stats.csv or predictions.csv, and report.html to look at.
+_PREDICT = """INPUT is a NIfTI file, a folder of them or of DICOM series, a BIDS data set, or a CSV or
+JSON list of cases (column "image", or several that begin so for the channels of one case;
+optional "name"). OUT gets NAME_seg.nii.gz on each file's own grid, run.json, stats.csv or
+predictions.csv, and report.html to look at.
 
-One machine with several GPUs:   torchrun --nproc_per_node=2 -m monai_vit3d.cli predict scans -o out --bundle DIR
-A SLURM array:                   sbatch --array=1-8 --wrap 'vit3d predict scans -o out --bundle DIR --shard $SLURM_ARRAY_TASK_ID/8'
+Several GPUs: torchrun --nproc_per_node=2 -m monai_vit3d.cli predict IN -o OUT --bundle DIR
+SLURM array:  vit3d predict IN -o OUT --bundle DIR --shard $SLURM_ARRAY_TASK_ID/8   (--array=1-8)
 
 Exit code: 0 all done, 1 some files failed (run.json says why), 2 wrong usage or bundle."""
 

@@ -8,11 +8,13 @@ from .decathlon import decathlon_split
 from .errors import DatasetError, ImageError, ScoreError, Vit3dError, WeightsError
 from .tasks import resolve_task
 
-_NIFTI = ("cut_box", "label_volumes_ml", "nifti_files")
+_NIFTI = ("NiftiReader", "cut_box", "label_volumes_ml", "nifti_files")
+_NIFTI += ("read_grid", "read_volume", "write_labels", "write_map")
+_VOLUME = ("Grid", "Volume")
 _MEDMNIST3D = ("MedMNIST3DDataset", "class_names", "medmnist3d_info")
 _TABLES = ("check_classes", "class_balanced_weights", "labelled_volumes")
 __all__ = ["DatasetError", "ImageError", "ScoreError", "Vit3dError", "WeightsError", "decathlon_split", "resolve_task"]
-__all__ += [*_NIFTI, *_MEDMNIST3D, *_TABLES]
+__all__ += [*_NIFTI, *_VOLUME, *_MEDMNIST3D, *_TABLES]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from . import nifti
 
         return getattr(nifti, name)
+    if name in _VOLUME:
+        from . import volume
+
+        return getattr(volume, name)
     if name in _MEDMNIST3D:
         from . import medmnist3d
 

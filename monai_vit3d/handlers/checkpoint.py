@@ -11,8 +11,8 @@ from ignite.engine import Engine, Events
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.errors import WeightsError
-from ..weights.files import read_checkpoint
 from ..data.files import replacing
+from ..weights.files import read_checkpoint
 
 logger = logging.getLogger(__name__)
 

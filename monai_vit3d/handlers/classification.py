@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler, from_engine
 from torch import Tensor
 
 from ..data.errors import ScoreError
-from ..metrics import ClassificationScore, PredictionTable, decode
 from ..data.files import write_text_atomic
+from ..metrics import ClassificationScore, PredictionTable, decode
 
 logger = logging.getLogger(__name__)
 

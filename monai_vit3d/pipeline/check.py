@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..data.errors import ImageError
+from ..data.volume import Volume
 from .inputs import find_images
 
 
@@ -27,28 +29,44 @@ def check_files(
     Raises:
         UsageError: no such file, or a folder without any.
     """
-    paths = [path for found in find_images(inputs, Path(".vit3d-no-output")) for path in found.images]
-    return [_check(path, volume, max_voxels) for path in paths]
+    found = find_images(inputs, "vit3d_check_writes_nothing")
+    return [
+        _check(path, partial(_read_folder if one.dicom else _read_file, path, volume, max_voxels))
+        for one in found
+        for path in one.images
+    ]
 
 
-def _check(path: Path, volume: int | None, max_voxels: int) -> dict[str, Any]:
+def _read_file(path: Path, volume: int | None, max_voxels: int) -> list[Volume]:
     from ..data.nifti import read_volume
+
+    return [read_volume(path, volume, max_voxels)]
+
+
+def _read_folder(path: Path, volume: int | None, max_voxels: int) -> list[Volume]:
+    from ..data.dicom import find_series, read_series
+
+    return [read_series(series, max_voxels) for series in find_series(path)]
+
+
+def _check(path: Path, read: Callable[[], list[Volume]]) -> dict[str, Any]:
     from .overlay import axis_letters
 
     try:
-        found = read_volume(path, volume, max_voxels)
+        volumes = read()
     except ImageError as error:
         return {"file": str(path), "verdict": "refused", "error": str(error), "text": str(error)}
+    found, warnings = volumes[0], [warning for one in volumes for warning in one.warnings]
     spacing = [round(mm, 4) for mm in found.grid.spacing_mm]
     letters = axis_letters(found.grid.affine_mm)
     size = " x ".join(map(str, found.grid.shape))
     text = f"{path}: {size} voxels, {' x '.join(map(str, spacing))} mm, {letters}"
     return {
         "file": str(path),
-        "verdict": "odd" if found.warnings else "good",
+        "verdict": "odd" if warnings else "good",
         "shape": list(found.grid.shape),
         "spacing_mm": spacing,
         "orientation": letters,
-        "warnings": list(found.warnings),
-        "text": "; ".join([text, *found.warnings]),
+        "warnings": warnings,
+        "text": "; ".join([text, *warnings]),
     }

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.dicom import find_series, read_series, write_dicom_seg
 from ..data.errors import ImageError, Vit3dError
 from ..data.nifti import read_volume, write_labels, write_map
 from ..data.volume import Array, Volume
@@ -159,7 +160,7 @@ class _Cohort:
         """Hash, read and preprocess a case, unless its outputs are verified."""
         work = _Work(case, self.blank(case))
         with work.stage("read"):
-            hashes = [_input_sha256(path) for path in case.images]
+            hashes = _input_sha256(case)
             if self._verified(case, hashes):
                 work.record = {**self.believed[case.name], "status": "skipped", "output": work.record["output"]}
                 return work
@@ -207,6 +208,10 @@ class _Cohort:
 
     def _volumes(self, case: Case) -> list[Volume]:
         options = self.options
+        if case.dicom:
+            # a folder that could not be made out while planning says here why
+            series = case.series or find_series(case.images[0])[0]
+            return [read_series(series, options.max_voxels)]
         return [read_volume(path, options.volume, options.max_voxels) for path in case.images]
 
     def _verified(self, case: Case, hashes: list[str]) -> bool:
@@ -241,6 +246,9 @@ class _Cohort:
             found["stats"] = [one.row() for one in label_stats(labels, volume.voxels, volume.grid, names)]
             paths.append(self._place(case, "seg"))
             write_labels(labels, volume.grid, paths[-1])
+            if case.series is not None and labels.ndim == 3:
+                paths.append(paths[-1].with_name(paths[-1].name.removesuffix(".nii.gz") + ".dcm"))
+                write_dicom_seg(labels, case.series, {v: n for v, n in names.items() if v > 0}, paths[-1])
         if answer.numbers is not None:
             found |= self._prediction(answer.numbers)
         paths.append((self.plan.output / "qc" / f"{case.name}.png").absolute())
@@ -263,17 +271,22 @@ class _Cohort:
         return names
 
 
-def _input_sha256(path: Path) -> str:
-    if path.is_dir():
-        return " ".join(file_sha256(one) for one in sorted(path.iterdir()) if one.is_file())
+def _input_sha256(case: Case) -> list[str]:
+    """Of each file that makes the case."""
+    files = case.images if case.series is None else case.series.files
+    if case.dicom and case.series is None:
+        return []
     try:
-        return file_sha256(path)
+        return [file_sha256(path) for path in files]
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ImageError(f"{path}: cannot be read ({reason}). Give a .nii or .nii.gz file.") from error
+        raise ImageError(f"{error.filename}: cannot be read ({reason}). Give a .nii or .nii.gz file.") from error
 
 
 def _message(error: Exception, case: Case) -> str:
-    text = str(error) if isinstance(error, Vit3dError) else f"{type(error).__name__}: {error}"
+    cause: BaseException = error
+    while not isinstance(cause, Vit3dError) and cause.__cause__ is not None:  # MONAI's Compose wraps what a step raises
+        cause = cause.__cause__
+    text = str(cause) if isinstance(cause, Vit3dError) else f"{type(cause).__name__}: {cause}"
     named = any(str(path) in text for path in case.images)
     return text if named else f"{case.images[0]}: {text}"

@@ -157,7 +157,9 @@ def _about(bundle: Bundle, given: Path, options: Options, plan: Plan) -> dict[st
     from dataclasses import asdict
 
     return {
-        "bundle": {"name": bundle.metadata.name, "version": bundle.metadata.version, "path": str(given.absolute())},
+        "bundle": bundle.metadata.name,
+        "bundle_version": bundle.metadata.version,
+        "bundle_path": str(given.absolute()),
         "weights": str(bundle.weights),
         "weights_sha256": bundle.weights_sha256,
         "config_sha256": bundle.config_sha256,

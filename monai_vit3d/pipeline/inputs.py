@@ -104,7 +104,7 @@ def some(names: Sequence[str], between: str = ", ") -> str:
 
 
 def _place(path: Path) -> str:
-    """The same for one name reached in two ways; not for two names linked to one file, as DataLad stores equal scans."""
+    """One for a name reached in two ways; not for two names linked to one file, as DataLad stores equal scans."""
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 

@@ -38,9 +38,7 @@ def needed_bytes(volumes: Sequence[Volume], bundle: Bundle) -> int:
     """Memory that a case needs beyond what is held already, with windows stitched band by band."""
     grid, channels = volumes[0].grid, len(volumes)
     file_voxels = int(np.prod(grid.shape))
-    return channels * (
-        BYTES_PER_FILE_VOXEL * file_voxels + BYTES_PER_NETWORK_VOXEL * network_voxels(grid, bundle)
-    )
+    return channels * (BYTES_PER_FILE_VOXEL * file_voxels + BYTES_PER_NETWORK_VOXEL * network_voxels(grid, bundle))
 
 
 def available_bytes() -> int:

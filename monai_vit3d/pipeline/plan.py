@@ -8,9 +8,13 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from ..data.errors import UsageError
+from ..data.errors import ImageError, UsageError
 from .inputs import Found, find_images, shown, some, without_suffix
+
+if TYPE_CHECKING:
+    from ..data.dicom import Series
 
 # kind of an output: its suffix in a BIDS derivative (https://bids-specification.readthedocs.io, "Imaging derivatives")
 KINDS = {"seg": "dseg", "prob": "probseg", "entropy": "entropy", "variance": "variance"}
@@ -28,6 +32,7 @@ class Case:
         name: path below OUT, without suffix, ``/`` between folders.
         bids: outputs are named as BIDS derivatives.
         dicom: its image is a folder with DICOM files.
+        series: which of that folder's; None where the folder could not be made out, which the run reports.
     """
 
     index: int
@@ -35,6 +40,7 @@ class Case:
     name: str
     bids: bool = False
     dicom: bool = False
+    series: Series | None = None
 
     def path(self, kind: str) -> PurePosixPath:
         """Where an output goes, below OUT: ``NAME_seg.nii.gz``, or ``sub-01_desc-T1w_dseg.nii.gz`` in BIDS.
@@ -129,7 +135,10 @@ def plan_cases(
         )
     _check_folder(output)
     found = find_images(inputs, output)
-    cases = [Case(i, one.images, _name(one), one.bids, one.dicom) for i, one in enumerate(found)]
+    cases = [
+        Case(i, one.images, name, one.bids, one.dicom, series)
+        for i, (one, name, series) in enumerate(each for one in found for each in _named(one))
+    ]
     _check_clashes(cases, outputs)
     _check_inputs_stay(cases, outputs, output)
     _check_places(cases, outputs, output)
@@ -139,9 +148,20 @@ def plan_cases(
     return plan
 
 
-def _name(found: Found) -> str:
+def _named(found: Found) -> list[tuple[Found, str, Series | None]]:
+    """The cases that were found at one place, with their names; a DICOM folder may hold several series."""
     place = found.relative.as_posix()
-    return place if found.dicom else without_suffix(place)
+    if not found.dicom:
+        return [(found, without_suffix(place), None)]
+    from ..data.dicom import find_series
+
+    try:
+        several = find_series(found.images[0])
+    except ImageError:
+        return [(found, place, None)]
+    if len(several) == 1:
+        return [(found, place, several[0])]
+    return [(found, f"{place}/{series.name}", series) for series in several]
 
 
 def _described(stem: str) -> str:

@@ -57,7 +57,9 @@ class RunRecord:
             files: this run's cases, by name.
             earlier: what :func:`previous` found.
         """
-        kept = {n: r for n, r in earlier.items() if any((self.output / path).is_file() for path in r.get("outputs", {}))}
+        kept = {
+            n: r for n, r in earlier.items() if any((self.output / path).is_file() for path in r.get("outputs", {}))
+        }
         self.files = {**(kept if self._whole else {}), **files}
         self.write()
         if self._whole:
@@ -113,7 +115,9 @@ def merged(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     ordered = [records[name] for name in sorted(records)]
     write_json(_whole(about, ordered), output / "run.json")
     newest = _PART.fullmatch(parts[-1].name) if parts else None
-    complete = newest is not None and len([p for p in parts if p.name.endswith(f"-of-{newest[2]}.json")]) == int(newest[2])
+    complete = newest is not None and len([p for p in parts if p.name.endswith(f"-of-{newest[2]}.json")]) == int(
+        newest[2]
+    )
     if complete and all(r["status"] != "pending" for r in ordered):
         for path in parts:
             path.unlink()

@@ -127,7 +127,9 @@ def _facts(run: Record) -> list[tuple[str, str]]:
 
 def _shard(shard: Any) -> str:
     if isinstance(shard, Sequence) and not isinstance(shard, str):
-        return " of ".join(map(str, shard)) if len(shard) == 2 and isinstance(shard[0], int) else f"{len(shard)} merged"
+        if len(shard) == 2 and isinstance(shard[0], int):
+            return f"{shard[0]} of {shard[1]}" if shard[1] > 1 else ""
+        return f"{len(shard)} merged"
     return str(shard or "")
 
 

@@ -20,6 +20,7 @@ from monai_vit3d.data.errors import DatasetError, ImageError, UsageError  # noqa
 
 CT, MR, PET = (f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2", "4", "128"))
 SCREEN, RT_STRUCTURES = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.481.3"
+DIRECTORY = "1.2.840.10008.1.3.10"
 ENHANCED_MR, SEG = "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.66.4"
 AXIAL, SAGITTAL, CORONAL = (1, 0, 0, 0, 1, 0), (0, 1, 0, 0, 0, -1), (1, 0, 0, 0, 0, -1)
 ROWS, COLUMNS, SLICES = 20, 14, 9
@@ -252,7 +253,7 @@ def test_series_are_told_apart_and_sorted(tmp_path):
             ds.SeriesNumber, ds.SeriesDescription = number, "Eva Muster pelvis"
             ds.save_as(tmp_path / f"{folder.name}-{path.name}")
         shutil.rmtree(folder)
-    for name in ("DICOMDIR", ".IM0.dcm", "notes.txt"):
+    for name in (".IM0.dcm", "notes.txt"):
         (tmp_path / name).write_bytes(b"no DICOM")
     for sop_class, name in (
         (SEG, "seg"),
@@ -260,23 +261,23 @@ def test_series_are_told_apart_and_sorted(tmp_path):
         ("1.2.840.10008.5.1.4.1.1.481.3", "rt"),
     ):
         ds = base(sop_class, number=1)
-        if name == "rt":
-            del ds.Rows, ds.Columns
         ds.SeriesInstanceUID = generate_uid()
+        for element in {"rt": ["Rows"], "DICOMDIR": ["Rows", "SeriesInstanceUID"]}.get(name, []):
+            del ds[element]
         save(ds, tmp_path / name)
     found = find_series(tmp_path)
     assert [(s.number, len(s.files)) for s in found] == [(2, 3), (2, 3), (10, 3)]
     assert found[0].uid < found[1].uid
-    assert found[2].description_free_name == "series-010"
-    assert len({s.description_free_name for s in found}) == 3
-    assert all(re.fullmatch(r"series-002-[0-9a-f]{8}", s.description_free_name) for s in found[:2])
+    assert found[2].name == "series-010"
+    assert len({s.name for s in found}) == 3
+    assert all(re.fullmatch(r"series-002-[0-9a-f]{8}", s.name) for s in found[:2])
     assert found[2].files == tuple(tmp_path / f"ten-IM{k:03d}" for k in range(3))
 
 
 def test_a_series_without_number_has_a_name(tmp_path):
     (found,) = find_series(series(tmp_path / "s", edit=lambda ds, k: ds.pop("SeriesNumber") and None))
     assert found.number is None
-    assert re.fullmatch(r"series-[0-9a-f]{8}", found.description_free_name)
+    assert re.fullmatch(r"series-[0-9a-f]{8}", found.name)
 
 
 def test_folders_without_images(tmp_path):

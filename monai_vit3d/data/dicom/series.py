@@ -25,38 +25,38 @@ class Series:
     Args:
         uid: SeriesInstanceUID; it identifies the patient's examination: not for file names or reports.
         number: SeriesNumber, if it has one.
-        description_free_name: for file names: nothing that was typed at the scanner, other than its series' number.
+        name: for file names: nothing that was typed at the scanner, other than its series' number.
         files: sorted by name.
     """
 
     uid: str
     number: int | None
-    description_free_name: str
+    name: str
     files: tuple[Path, ...]
 
 
 def find_series(folder: str | Path) -> list[Series]:
     """The image series whose files lie directly in a folder; only headers are read.
 
-    Files that are not DICOM are passed over, and so are objects without pixels (structure sets, reports, presentation
-    states) and SEG, RT dose and secondary captures.
+    Files that are not DICOM are passed over, and so are a DICOMDIR, objects without pixels (structure sets, reports,
+    presentation states) and SEG, RT dose and secondary captures.
 
     Args:
-        folder: where the files are; their names do not matter, hidden files and DICOMDIR are not looked at.
+        folder: where the files are; their names do not matter, but hidden files are not looked at.
 
     Returns:
         By SeriesNumber, then UID; series without a number come last.
 
     Raises:
         DatasetError: no such folder.
-        ImageError: no image in it, a ``.dcm`` or ``.ima`` file that is damaged, or pydicom is not there.
+        ImageError: no image in it, a file that is damaged or cut off, or pydicom is not there.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder. Give the folder that holds the series' files.")
     files: dict[str, list[Path]] = {}
     numbers: dict[str, int | None] = {}
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name[0] != "." and p.name != "DICOMDIR"):
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name[0] != "."):
         header = read_header(path, ["SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "Rows"])
         if header is None or not _is_scan(header, path):
             continue
@@ -114,7 +114,7 @@ def _is_scan(header: Dataset, path: Path) -> bool:
 
 def shown(series: Series) -> str:
     """A series in a message: no UID, and no more of the path than the folder's name."""
-    return f"{series.files[0].parent.name}, {series.description_free_name}"
+    return f"{series.files[0].parent.name}, {series.name}"
 
 
 def _number(header: Dataset) -> int | None:

@@ -113,7 +113,8 @@ def _raw_fields(head: bytes, path: str | Path) -> tuple[Nifti1Header, int]:
     known = describe_content(head)
     if known:
         raise refusal(path, *known)
-    found = f"not NIfTI: it begins with {head[:4].hex(' ')}; a header of 348 or 540 bytes is needed"
+    begins = f"it begins with {head[:4].hex(' ')}" if head else "there is nothing in it"
+    found = f"not NIfTI: {begins}; a header of 348 or 540 bytes is needed"
     raise refusal(path, found, "Convert it to NIfTI with the program that wrote it, or copy it again.")
 
 

@@ -1,0 +1,131 @@
+"""A bundle of one convolution, which labels by brightness and passes --safe, and what tests of whole runs share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from monai_vit3d import cli
+from tests.clinical import AFFINE, SHAPE, nifti, packed, sampled
+
+ROOT = Path(__file__).resolve().parents[2]
+# numbers of the phantom's 0 to 120, after ScaleIntensityd 0 to 1: none that a rounded value comes near to
+FIRST, SECOND = 20.3 / 120, 60.3 / 120
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+CONFIG = """imports:
+  - $import os
+bundle_root: .
+output_dir: $@bundle_root + '/eval'
+ckpt_path: $@bundle_root + '/models/model.pt'
+network_def:
+  _target_: torch.nn.Conv3d
+  in_channels: 1
+  out_channels: 3
+  kernel_size: 1
+preprocessing:
+  _target_: Compose
+  transforms:
+    - {_target_: LoadImaged, keys: image, ensure_channel_first: true}
+    - {_target_: Orientationd, keys: image, axcodes: RAS, labels: null}
+    - {_target_: Spacingd, keys: image, pixdim: [2.0, 2.0, 2.0], mode: bilinear}
+    - {_target_: ScaleIntensityd, keys: image}
+    - {_target_: EnsureTyped, keys: image}
+inferer: {_target_: SlidingWindowInferer, roi_size: [16, 16, 16], sw_batch_size: 4, overlap: 0.25, mode: gaussian}
+postprocessing:
+  _target_: Compose
+  transforms:
+    - {_target_: AsDiscreted, keys: pred, argmax: true}
+    - {_target_: Invertd, keys: pred, transform: '@preprocessing', orig_keys: image, nearest_interp: true}
+    - {_target_: SaveImaged, keys: pred, output_dir: '@output_dir', output_postfix: seg, resample: false}
+"""
+METADATA = {
+    "name": "tiny",
+    "version": "0.0.1",
+    "network_data_format": {
+        "inputs": {"image": {"type": "image", "num_channels": 1}},
+        "outputs": {"pred": {"format": "segmentation", "channel_def": {"0": "background", "1": "grey", "2": "white"}}},
+    },
+}
+
+
+def write_bundle(root: Path, first: float = FIRST, second: float = SECOND) -> Path:
+    """A bundle that labels brightness x: 1 above ``first``, 2 above ``second``."""
+    (root / "configs").mkdir(parents=True, exist_ok=True)
+    (root / "models").mkdir(exist_ok=True)
+    (root / "configs" / "inference.yaml").write_text(CONFIG)
+    (root / "configs" / "metadata.json").write_text(json.dumps(METADATA))
+    weight = torch.tensor([0.0, 100.0, 200.0]).reshape(3, 1, 1, 1, 1)
+    bias = torch.tensor([0.0, -100 * first, -100 * (first + second)])
+    torch.save({"weight": weight, "bias": bias}, root / "models" / "model.pt")
+    return root
+
+
+def write_images(folder: Path, count: int, shape: tuple[int, ...] = SHAPE) -> list[Path]:
+    """Phantoms in noise, each another one; every third below a folder of its own."""
+    paths = []
+    for i in range(count):
+        paths.append(folder / ("deep" if i % 3 == 2 else "") / f"case{i:02d}.nii.gz")
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
+        values = sampled(shape, AFFINE) + np.random.default_rng(i).normal(0, 5, shape)
+        paths[-1].write_bytes(packed(nifti(shape=shape, values=values)))
+    return paths
+
+
+def predict(*inputs: Path, to: Path, bundle: Path, options: Iterable[str] = ()) -> int:
+    """``vit3d predict`` in this process; returns its exit code."""
+    return cli.main(arguments(*inputs, to=to, bundle=bundle, options=options))
+
+
+def arguments(*inputs: Path, to: Path, bundle: Path, options: Iterable[str] = ()) -> list[str]:
+    """The command's arguments; on the CPU, and safe."""
+    return ["predict", *map(str, inputs), "-o", str(to), "--bundle", str(bundle), "--device", "cpu", "--safe", *options]
+
+
+def started(*command: str | Path, **options: Any) -> subprocess.Popen[str]:
+    """Another Python with these arguments, one thread a process, its output as text."""
+    env = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT} | options
+    return subprocess.Popen([sys.executable, *map(str, command)], env=env, **pipes)
+
+
+def finished(*command: str | Path, timeout: float = 120, **options: Any) -> tuple[int, str, str]:
+    """Exit code, output and errors of another Python."""
+    with started(*command, **options) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return process.returncode, out, err
+
+
+def records(out: Path) -> dict[str, dict[str, Any]]:
+    """``files`` of run.json by name."""
+    return {one["name"]: one for one in json.loads((out / "run.json").read_text())["files"]}
+
+
+def statuses(out: Path) -> dict[str, str]:
+    """What became of each case."""
+    return {name: one["status"] for name, one in records(out).items()}
+
+
+def products(out: Path) -> dict[str, str]:
+    """SHA-256 of all that must not depend on how a run went: labels, pictures, the table."""
+    files = [path for path in sorted(out.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    kept = [path for path in files if path.name not in ("run.json", "report.html")]  # they tell times
+    return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
+
+
+def leftovers(out: Path) -> list[str]:
+    """Hidden files but for locks: nothing of a run that has ended may be there."""
+    return sorted(p.relative_to(out).as_posix() for p in out.rglob(".*") if p.suffix != ".lock")
