@@ -30,7 +30,7 @@ def _demo(args: argparse.Namespace) -> int:
     demo = run_demo(args.bundle, args.output)
     for side, volumes in demo.volumes_ml.items():
         print(f"{side:5s}  " + "  ".join(f"{name} {ml:.2f} ml" for name, ml in volumes.items()))
-    for path in [*demo.images.values(), *demo.labels.values(), demo.picture]:
+    for path in [*demo.images.values(), *demo.labels.values(), demo.report, demo.picture]:
         print(path)
     return 0
 

@@ -17,7 +17,7 @@ import torch
 
 from ..data.dicom import find_series, read_series, write_dicom_seg
 from ..data.errors import ImageError, Vit3dError
-from ..data.nifti import read_volume, write_labels, write_map
+from ..data.nifti import read_grid, read_volume, write_labels, write_map
 from ..data.volume import Array, Volume
 from .bundle import Bundle, file_sha256
 from .memory import check_memory
@@ -279,6 +279,8 @@ def _input_sha256(case: Case) -> list[str]:
     try:
         return [file_sha256(path) for path in files]
     except OSError as error:
+        for path in () if case.dicom else files:
+            read_grid(path)  # the door says more, such as of a link to a file that was not fetched
         reason = error.strerror or str(error)
         raise ImageError(f"{error.filename}: cannot be read ({reason}). Give a .nii or .nii.gz file.") from error
 

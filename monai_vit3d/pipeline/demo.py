@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data import DatasetError, WeightsError, cut_box, label_volumes_ml
+from ..data import ImageError, cut_box, label_volumes_ml
+from .bundle import inference_config, read_metadata
+from .folder import predict_folder
 
 CENTRES_MM = {"left": (-26, -22, -14), "right": (26, -22, -14)}
 SIZE_MM = (48, 64, 48)
@@ -22,6 +20,7 @@ class Demo:
 
     images: dict[str, Path]
     labels: dict[str, Path]
+    report: Path
     picture: Path
     volumes_ml: dict[str, dict[str, float]]
 
@@ -37,24 +36,22 @@ def run_demo(bundle: str | Path, output: str | Path) -> Demo:
         Files and volumes, by side.
 
     Raises:
-        DatasetError: ``bundle`` is no bundle.
+        BundleError: ``bundle`` is no bundle.
         WeightsError: the bundle has no trained weights.
-        RuntimeError: ``monai.bundle run`` failed; the message ends with the error it gave first.
+        ImageError: an image could not be segmented.
     """
     bundle, output = Path(bundle).resolve(), Path(output).resolve()
-    if not (bundle / "configs" / "inference.yaml").is_file():
-        raise DatasetError(f"{bundle}: no configs/inference.yaml here. Give the folder of a bundle.")
-    if not (bundle / "models" / "model.pt").is_file():
-        raise WeightsError(f"{bundle}: no models/model.pt here. Train the bundle first: its docs/README.md says how.")
+    inference_config(bundle)
     images = cut_hippocampi(output / "images")
-    run_bundle(bundle, images["left"].parent, output / "labels")
-    labels = {side: output / "labels" / f"{side}_hippocampus_seg.nii.gz" for side in images}
-    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
-    channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
-    names = {int(value): name for value, name in channels.items() if int(value) > 0}
+    predicted = output / "labels"
+    summary = predict_folder([output / "images"], predicted, bundle, existing="overwrite", safe=True)
+    if summary.failed:
+        raise ImageError(f"{predicted / 'run.json'}: {summary.failed} of {len(images)} images failed; it says why.")
+    labels = {side: predicted / f"{side}_hippocampus_seg.nii.gz" for side in images}
+    names = {value: name for value, name in read_metadata(bundle).channel_names.items() if value > 0}
     volumes = {side: label_volumes_ml(path, names) for side, path in labels.items()}
     picture = draw(images, labels, names, output / "hippocampi.png")
-    return Demo(images, labels, picture, volumes)
+    return Demo(images, labels, predicted / "report.html", picture, volumes)
 
 
 def cut_hippocampi(folder: Path) -> dict[str, Path]:
@@ -68,29 +65,6 @@ def cut_hippocampi(folder: Path) -> dict[str, Path]:
         paths[side] = folder / f"{side}_hippocampus.nii.gz"
         cut_box(template, centre, SIZE_MM).to_filename(paths[side])
     return paths
-
-
-def run_bundle(bundle: Path, dataset_dir: Path, output_dir: Path) -> None:
-    """``python -m monai.bundle run`` on a bundle's inference.yaml.
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
-    options = {
-        "config_file": bundle / "configs" / "inference.yaml",
-        "logging_file": bundle / "configs" / "logging.conf",
-        "bundle_root": bundle,
-        "dataset_dir": dataset_dir,
-        "output_dir": output_dir,
-    }
-    for key, value in options.items():
-        command += [f"--{key}", str(value)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        # the first error of a chain is the cause, the last ones only say where it was raised
-        causes = [line for line in result.stderr.splitlines() if re.match(r"\S*Error: ", line)] or [result.stderr]
-        raise RuntimeError(f"{' '.join(command)}\nfailed with {causes[0]}")
 
 
 def draw(images: dict[str, Path], labels: dict[str, Path], names: dict[int, str], picture: Path) -> Path:

@@ -41,8 +41,9 @@ def test_demo_labels_lie_on_the_hippocampus(tmp_path, capsys):
 
 
 def test_command_says_what_is_missing(tmp_path, capsys):
-    assert main(["demo", "--bundle", str(tmp_path)]) == 1
-    assert "no configs/inference.yaml here" in capsys.readouterr().err
+    assert main(["demo", "--bundle", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
+    assert "no configs/inference.yaml" in capsys.readouterr().err
     with pytest.raises(SystemExit) as usage:
         main(["bogus"])
     assert usage.value.code == 2
