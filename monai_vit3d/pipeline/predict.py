@@ -6,7 +6,7 @@ import contextlib
 import copy
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from monai.data import ImageReader, MetaTensor
 from monai.inferers import SlidingWindowInferer
-from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, LoadImaged
+from monai.transforms import Compose, Invertd, LoadImaged
 from monai.utils import SpaceKeys
 from torch import Tensor
 
@@ -24,12 +24,11 @@ from ..inferers import (
     FlipEnsemble,
     FlipSpread,
     can_stitch,
-    ensemble_variance,
-    predictive_entropy,
     stitch_windows,
     unwrapped,
 )
 from .bundle import Bundle
+from .labelling import Reduction, activation_of, split_steps, through, whole_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -226,12 +225,12 @@ class _Back:
 
 
 def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
-    steps, rest = _split(prepared.postprocessing)
+    steps, rest = split_steps(prepared.postprocessing)
     network: Any = bundle.network
     if options.tta:
         spread = options.uncertainty == "variance"
-        network = FlipSpread(network, activation=_activation(steps)) if spread else FlipEnsemble(network)
-    reduction = _Reduction(steps, options)
+        network = FlipSpread(network, activation=activation_of(steps)) if spread else FlipEnsemble(network)
+    reduction = Reduction(steps, options.uncertainty, options.probabilities)
     image = prepared.image.as_tensor()[None]
     precision: Any = torch.autocast(bundle.device.type) if bundle.autocast else contextlib.nullcontext()
     with torch.no_grad(), precision:
@@ -242,10 +241,10 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
     data: dict[str, Any] = {"pred": parts.pop("labels"), bundle.image_key: prepared.image}
     for step in rest:
         data = step(data)
-    return Output(labels=_labels(data["pred"]), maps=parts)
+    return Output(labels=whole_numbers(data["pred"]), maps=parts)
 
 
-def _run(image: Tensor, network: Any, bundle: Bundle, reduction: _Reduction) -> Tensor:
+def _run(image: Tensor, network: Any, bundle: Bundle, reduction: Reduction) -> Tensor:
     """Windows that are turned into labels as they come, or the bundle's inferer as it stands."""
     if reduction.voxelwise and can_stitch(bundle.inferer):
         # a network whose output is no single map of the window's size is left to MONAI's inferer
@@ -259,84 +258,8 @@ def _run(image: Tensor, network: Any, bundle: Bundle, reduction: _Reduction) -> 
     return reduction(logits).cpu()
 
 
-class _Reduction:
-    """The voxelwise part of a bundle's postprocessing: logits to labels, and what else was asked for, as channels."""
-
-    def __init__(self, steps: list[Any], options: Options) -> None:
-        self.steps, self.options = steps, options
-        self.voxelwise = any(isinstance(step, AsDiscreted) for step in steps)
-        self.sizes: dict[str, int] = {}
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """(1, C, h, W, D) to (1, C', h, W, D): labels, then maps."""
-        classes = logits.shape[1] // 3 if self.options.uncertainty == "variance" else logits.shape[1]
-        mean = logits[:, :classes].float()
-        if not bool(torch.isfinite(mean).all()):  # argmax would call it background
-            raise ImageError("the network's answer is NaN or infinite. Look at the image, and at the weights.")
-        labels = _through(self.steps, mean[0])[None]
-        extra = self._maps(logits.float(), mean, classes)
-        self.sizes = {"labels": labels.shape[1], **{kind: value.shape[1] for kind, value in extra.items()}}
-        if not extra:
-            return labels.to(torch.uint8) if self.voxelwise and classes <= 256 else labels
-        return torch.cat([labels.float(), *extra.values()], dim=1)
-
-    def split(self, reduced: Tensor) -> dict[str, Tensor]:
-        """(C', H, W, D) into labels and maps, by kind."""
-        return dict(zip(self.sizes, reduced.split(list(self.sizes.values()))))
-
-    def _maps(self, logits: Tensor, mean: Tensor, classes: int) -> dict[str, Tensor]:
-        wanted: dict[str, Tensor] = {}
-        if self.options.uncertainty == "entropy":
-            wanted["entropy"] = predictive_entropy(mean, _activation(self.steps))
-        if self.options.uncertainty == "variance":
-            wanted["variance"] = ensemble_variance(logits, classes)
-        if self.options.probabilities:
-            wanted["prob"] = mean.softmax(1) if _activation(self.steps) == "softmax" else mean.sigmoid()
-        return wanted
-
-
-def _split(steps: list[Any]) -> tuple[list[Any], list[Any]]:
-    """The leading steps that treat each voxel alone, and the others."""
-    count = next((i for i, step in enumerate(steps) if not isinstance(step, Activationsd | AsDiscreted)), len(steps))
-    return steps[:count], steps[count:]
-
-
-def _activation(steps: list[Any]) -> str:
-    """Which probabilities the bundle's logits stand for: of classes that exclude each other, or of each alone."""
-    for step in steps:
-        if isinstance(step, Activationsd):
-            return "sigmoid" if step.sigmoid[0] else "softmax"
-        if isinstance(step, AsDiscreted):
-            return "softmax" if step.argmax[0] else "sigmoid"
-    return "softmax"
-
-
-def _through(steps: list[Callable[..., Any]], pred: Tensor) -> Tensor:
-    data: dict[str, Any] = {"pred": pred}
-    for step in steps:
-        data = step(data)
-    return torch.as_tensor(data["pred"])
-
-
-def _labels(pred: Any) -> Tensor:
-    """(C, h, w, d) of whole numbers from what the bundle's postprocessing left."""
-    labels = pred.as_tensor() if isinstance(pred, MetaTensor) else torch.as_tensor(pred)
-    if labels.is_floating_point():
-        whole = labels.round()
-        if not torch.equal(whole, labels):
-            if labels.shape[0] == 1:
-                raise BundleError(
-                    "the bundle's postprocessing leaves one map of fractions; labels are needed. Add an AsDiscreted "
-                    "with argmax or threshold to it."
-                )
-            whole = labels.argmax(0, keepdim=True)
-        labels = whole
-    small = labels.numel() == 0 or (int(labels.min()) >= 0 and int(labels.max()) < 256)
-    return labels.to(torch.uint8 if small else torch.int32)
-
-
 def _classify(logits: Tensor, postprocessing: list[Any]) -> Output:
-    numbers = _through(postprocessing, logits).flatten().tolist()
+    numbers = through(postprocessing, logits).flatten().tolist()
     if not np.isfinite(numbers).all():
         raise ImageError("the network's answer is NaN or infinite. Look at the image, and at the weights.")
     return Output(numbers=[float(n) for n in numbers])

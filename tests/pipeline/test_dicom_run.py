@@ -66,11 +66,7 @@ def test_the_seg_holds_the_same_voxels_as_the_labels(run):
     assert [stored.get_segment_description(n).segment_label for n in (1, 2)] == ["grey", "white"]
     masks = stored.get_volume(combine_segments=False)
     assert [int(masks.array[..., n].sum()) for n in (0, 1)] == [int((labels == value).sum()) for value in (1, 2)]
-    source = {
-        str(one.ReferencedSOPInstanceUID) for one in stored.ReferencedSeriesSequence[0].ReferencedInstanceSequence
-    }
-    assert len(source) == SLICES
-    assert scans.is_dir()
+    assert len(stored.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == SLICES
 
 
 def test_resume_believes_a_series_by_its_files(run, tiny_bundle):

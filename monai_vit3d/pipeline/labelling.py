@@ -1,0 +1,101 @@
+"""A bundle's postprocessing, as far as it turns the network's numbers into labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Activationsd, AsDiscreted
+from torch import Tensor
+
+from ..data.errors import BundleError, ImageError
+from ..inferers import ensemble_variance, predictive_entropy
+
+
+class Reduction:
+    """The voxelwise part of a bundle's postprocessing: logits to labels, and what else was asked for, as channels.
+
+    Args:
+        steps: the leading part of :func:`split_steps`.
+        uncertainty: ``"entropy"``, ``"variance"`` (then the network is a :class:`FlipSpread`) or None.
+        probabilities: whether to keep them.
+    """
+
+    def __init__(self, steps: list[Any], uncertainty: str | None, probabilities: bool) -> None:
+        self.steps, self.uncertainty, self.probabilities = steps, uncertainty, probabilities
+        self.voxelwise = any(isinstance(step, AsDiscreted) for step in steps)
+        self.sizes: dict[str, int] = {}
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """(1, C, h, W, D) to (1, C', h, W, D): labels, then maps."""
+        classes = logits.shape[1] // 3 if self.uncertainty == "variance" else logits.shape[1]
+        mean = logits[:, :classes].float()
+        if not bool(torch.isfinite(mean).all()):  # argmax would call it background
+            raise ImageError("the network's answer is NaN or infinite. Look at the image, and at the weights.")
+        labels = through(self.steps, mean[0])[None]
+        extra = self._maps(logits.float(), mean, classes)
+        self.sizes = {"labels": labels.shape[1], **{kind: value.shape[1] for kind, value in extra.items()}}
+        if not extra:
+            return labels.to(torch.uint8) if self.voxelwise and classes <= 256 else labels
+        return torch.cat([labels.float(), *extra.values()], dim=1)
+
+    def split(self, reduced: Tensor) -> dict[str, Tensor]:
+        """(C', H, W, D) into labels and maps, by kind."""
+        return dict(zip(self.sizes, reduced.split(list(self.sizes.values()))))
+
+    def _maps(self, logits: Tensor, mean: Tensor, classes: int) -> dict[str, Tensor]:
+        wanted: dict[str, Tensor] = {}
+        if self.uncertainty == "entropy":
+            wanted["entropy"] = predictive_entropy(mean, activation_of(self.steps))
+        if self.uncertainty == "variance":
+            wanted["variance"] = ensemble_variance(logits, classes)
+        if self.probabilities:
+            wanted["prob"] = mean.softmax(1) if activation_of(self.steps) == "softmax" else mean.sigmoid()
+        return wanted
+
+
+def split_steps(steps: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The leading steps that treat each voxel alone, and the others."""
+    count = next((i for i, step in enumerate(steps) if not isinstance(step, Activationsd | AsDiscreted)), len(steps))
+    return steps[:count], steps[count:]
+
+
+def activation_of(steps: list[Any]) -> str:
+    """Which probabilities the bundle's logits stand for: of classes that exclude each other, or of each alone."""
+    for step in steps:
+        if isinstance(step, Activationsd):
+            return "sigmoid" if step.sigmoid[0] else "softmax"
+        if isinstance(step, AsDiscreted):
+            return "softmax" if step.argmax[0] else "sigmoid"
+    return "softmax"
+
+
+def through(steps: list[Callable[..., Any]], pred: Tensor) -> Tensor:
+    """``pred`` after the steps, as a tensor."""
+    data: dict[str, Any] = {"pred": pred}
+    for step in steps:
+        data = step(data)
+    return torch.as_tensor(data["pred"])
+
+
+def whole_numbers(pred: Any) -> Tensor:
+    """(C, h, w, d) of whole numbers from what the bundle's postprocessing left.
+
+    Raises:
+        BundleError: one map of fractions, which are no labels.
+    """
+    labels = pred.as_tensor() if isinstance(pred, MetaTensor) else torch.as_tensor(pred)
+    if labels.is_floating_point():
+        whole = labels.round()
+        if not torch.equal(whole, labels):
+            if labels.shape[0] == 1:
+                raise BundleError(
+                    "the bundle's postprocessing leaves one map of fractions; labels are needed. Add an AsDiscreted "
+                    "with argmax or threshold to it."
+                )
+            whole = labels.argmax(0, keepdim=True)
+        labels = whole
+    small = labels.numel() == 0 or (int(labels.min()) >= 0 and int(labels.max()) < 256)
+    return labels.to(torch.uint8 if small else torch.int32)
