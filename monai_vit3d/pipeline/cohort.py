@@ -177,7 +177,8 @@ class _Cohort:
         """Run the network over a case that was read."""
         if work.prepared is None:
             return
-        if work.case.name in self.believed:  # its outputs are about to change: what was known of them holds no more
+        if self.believed.get(work.case.name, {}).get("outputs"):
+            # they are about to change: what was known of them holds no more
             self.record.files[work.case.name] = self.blank(work.case)
             self.record.write()
         with work.stage("network"):

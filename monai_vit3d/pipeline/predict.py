@@ -111,7 +111,8 @@ class _HeldVolumes(ImageReader):
             "original_channel_dim": float("nan") if one else 0,
             "space": SpaceKeys.RAS,
         }
-        return self.volumes[0].voxels if one else np.stack([v.voxels for v in self.volumes]), meta
+        # a copy: some of MONAI's transforms work in place, and the report shows the image as it came
+        return self.volumes[0].voxels.copy() if one else np.stack([v.voxels for v in self.volumes]), meta
 
 
 def check_channels(volumes: Sequence[Volume]) -> None:
