@@ -205,6 +205,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `vit3d ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print_error(f"vit3d: {error}. Mend that; predict --resume goes on with what is left")
+        return 1
 
 
 if __name__ == "__main__":

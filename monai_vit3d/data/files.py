@@ -27,7 +27,9 @@ def replacing(path: str | Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk's error does not say which file
         part.unlink(missing_ok=True)
         raise
 

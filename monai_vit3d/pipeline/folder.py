@@ -110,7 +110,8 @@ def predict_folder(
             summary = predict_cohort(plan, loaded, record, options, jobs, existing == "resume", tell)
         finally:
             record.close()
-            publish(plan.output)
+            if record.begun:
+                publish(plan.output)
         if any(case.bids for case in plan.cases):
             _describe_derivative(plan.output, loaded.metadata)
     return summary

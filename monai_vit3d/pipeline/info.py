@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..data.errors import BundleError
+from ..data.errors import BundleError, WeightsError
 from .bundle import file_sha256, load_bundle, read_metadata
 from .unpack import open_bundle
 
@@ -38,4 +38,6 @@ def describe_bundle(bundle: str | Path) -> dict[str, str]:
             lines |= {"--safe": f"refused: {error}"}
             shipped = sorted((root / "models").glob("*.pt"))
             lines |= {"weights": ", ".join(f"{path.name}, SHA-256 {file_sha256(path)}" for path in shipped) or "none"}
+        except WeightsError as error:  # of the config alone: it was checked first
+            lines |= {"weights": f"cannot be used: {error}", "--safe": "runs, once there are weights"}
     return lines

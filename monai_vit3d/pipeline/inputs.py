@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ..data.errors import UsageError
+from .lists import Listed, read_csv, read_json
+from .paths import DICOM_SUFFIXES, NIFTI, absolute, is_dicom, shown, some, without_suffix
 
-_NIFTI = re.compile(r"\.nii(\.gz)?\Z", re.IGNORECASE)
-_DICOM_SUFFIXES = (".dcm", ".ima")
 _BIDS_FOLDER = re.compile(r"sub-[^/]+(/ses-[^/]+)?(/(anat|ct))?")
 _BIDS_LABELS = ("mask", "dseg", "probseg", "defacemask")  # suffixes of files that are no scans
-_NO_PATH = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # the other surrogates stand for bytes that are no UTF-8
-_LIST_KEYS = ("test", "testing", "cases", "images")
 _TAKEN = "a .nii or .nii.gz file, a folder of them, a BIDS data set, a folder of DICOM files, or a .csv or .json list"
 
 
@@ -52,6 +46,7 @@ class _Item:
     dicom: bool = False
 
     def found(self, shared: Path) -> Found:
+        """The case, named by its place below ``shared`` if the list gave it no name."""
         first = self.images[0]
         own = first.relative_to(shared).as_posix() if self.name is None else self.name
         # a DICOM folder that is the shared folder itself has only its name
@@ -79,7 +74,7 @@ def find_images(inputs: Sequence[str | Path], output: str | Path) -> list[Found]
     if missing:
         raise UsageError(f"{some(missing)}: no such file or folder. Check the spelling; {_TAKEN} is needed.")
     skip = os.path.realpath(output)
-    items = [item for path in given for item in _items(_absolute(path), skip)]
+    items = [item for path in given for item in _items(absolute(path), skip)]
     bases = {item.base for item in items if item.name is None}
     shared = Path(os.path.commonpath(bases)) if bases else Path()
     once: dict[tuple[tuple[str, ...], str | None], _Item] = {}
@@ -88,44 +83,28 @@ def find_images(inputs: Sequence[str | Path], output: str | Path) -> list[Found]
     return [item.found(shared) for item in once.values()]
 
 
-def without_suffix(name: str) -> str:
-    """``a.b.nii.gz`` to ``a.b``; a name without ``.nii`` or ``.nii.gz`` as it is."""
-    return _NIFTI.sub("", name)
-
-
-def shown(path: str | Path | PurePosixPath) -> str:
-    """A path on one line that any terminal can print: control characters and bytes that are no UTF-8 as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
-
-
-def some(names: Sequence[str], between: str = ", ") -> str:
-    """The first five, and how many more."""
-    return between.join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def _place(path: Path) -> str:
     """One for a name reached in two ways; not for two names linked to one file, as DataLad stores equal scans."""
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
-def _absolute(path: Path) -> Path:
-    # behind a link "..", to the system, is the parent of its target: only realpath knows that
-    return Path(os.path.realpath(path) if ".." in path.parts else os.path.abspath(path))
-
-
 def _items(path: Path, skip: str) -> list[_Item]:
     if os.path.isdir(path):
         return _folder_items(path, skip)
-    if _NIFTI.search(path.name):
+    if NIFTI.search(path.name):
         return [_Item((path,), path.parent)]
     suffix = path.suffix.lower()
     if suffix == ".csv":
-        return _csv_items(path)
+        return [_listed(one) for one in read_csv(path)]
     if suffix == ".json":
-        return _json_items(path)
-    if suffix in _DICOM_SUFFIXES or _is_dicom(path):
+        return [_listed(one) for one in read_json(path)]
+    if suffix in DICOM_SUFFIXES or is_dicom(path):
         raise UsageError(f"{shown(path)}: one DICOM file; a series is needed. Give its folder, {shown(path.parent)}.")
     raise UsageError(f"{shown(path)}: a file of another kind; {_TAKEN} is needed.")
+
+
+def _listed(one: Listed) -> _Item:
+    return _Item(one.images, one.images[0].parent, one.name, dicom=one.dicom)
 
 
 # folders
@@ -149,7 +128,7 @@ def _tree_items(top: Path, skip: str) -> list[_Item]:
     items = []
     for folder, files in _walk(top, skip, lambda folder: True):
         items += [_Item((file,), top) for file in files if _is_image(file)]
-        if any(map(_is_dicom, files)):
+        if any(map(is_dicom, files)):
             items.append(_Item((folder,), top, dicom=True))
     return items
 
@@ -199,107 +178,4 @@ def _walk(top: Path, skip: str, enter: Callable[[Path], bool]) -> Iterator[tuple
 
 def _is_image(path: Path) -> bool:
     # a dead link counts, as in a DataLad data set without its contents: the run then says that the file is missing
-    return bool(_NIFTI.search(path.name)) and (os.path.isfile(path) or not os.path.exists(path))
-
-
-def _is_dicom(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    named_so = suffix in ("", *_DICOM_SUFFIXES) or suffix[1:].isdigit()  # a UID as a name ends in a number
-    if not named_so or path.name == "DICOMDIR" or not os.path.isfile(path):
-        return False
-    try:
-        with path.open("rb", buffering=0) as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return suffix in _DICOM_SUFFIXES  # so that the run reports it
-
-
-def _holds_dicom(folder: Path) -> bool:
-    return os.access(folder, os.R_OK) and any(map(_is_dicom, folder.iterdir()))
-
-
-# lists
-
-
-def _csv_items(table: Path) -> list[_Item]:
-    reader = csv.reader(io.StringIO(_text(table), newline=""), strict=True)
-    try:
-        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except csv.Error as error:
-        raise UsageError(f"{shown(table)}, line {reader.line_num}: not CSV ({error}). Close its quotes.") from error
-    lines = [(line, cells) for line, cells in lines if any(cells)]
-    if len(lines) < 2:
-        raise UsageError(f"{shown(table)}: no rows. A line 'image' or 'image,name' and one for each case are needed.")
-    (first, header), *body = lines
-    columns = [i for i, column in enumerate(header) if column.startswith("image") and ";" not in column]
-    if not columns or header.count("name") > 1:
-        raise UsageError(
-            f"{shown(table)}, line {first}: columns {header}; 'image', or 'image...' for each channel, is "
-            "needed, and at most one 'name', with commas between."
-        )
-    named = header.index("name") if "name" in header else len(header)
-    items = []
-    for line, cells in body:
-        where = f"{shown(table)}, line {line}"
-        if any(cells[len(header) :]):
-            raise UsageError(f"{where}: {len(cells)} cells; the header has {len(header)}. Quote a cell with commas.")
-        row = [*cells, *[""] * len(header)]
-        items.append(_listed([row[i] for i in columns], row[named] or None, where, table.parent))
-    return items
-
-
-def _json_items(table: Path) -> list[_Item]:
-    text = _text(table)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{shown(table)}: not JSON ({error}). Correct it.") from error
-    lists = [content]
-    if isinstance(content, dict):
-        lists = [content[key] for key in _LIST_KEYS if content.get(key)]
-    if len(lists) != 1 or not isinstance(lists[0], list) or not lists[0]:
-        raise UsageError(
-            f"{shown(table)}: no list of cases, or several; one that is not empty is needed, alone or as the "
-            f"only one of {', '.join(_LIST_KEYS)}."
-        )
-    return [_json_item(entry, f"{shown(table)}, entry {i}", table.parent) for i, entry in enumerate(lists[0], 1)]
-
-
-def _json_item(entry: Any, where: str, folder: Path) -> _Item:
-    case = entry if isinstance(entry, dict) else {"image": entry}
-    images, name = case.get("image"), case.get("name")
-    images = images if isinstance(images, list) else [images]
-    if not images or not all(isinstance(text, str) for text in [*images, "" if name is None else name]):
-        came = shown(repr(entry))[:80]
-        raise UsageError(f"{where}: {came}; a path or {{'image': path or [paths], 'name': text}} is needed.")
-    return _listed(images, name, where, folder)
-
-
-def _listed(images: Sequence[str], name: str | None, where: str, folder: Path) -> _Item:
-    unusable = [shown(text) for text in images if not text or _NO_PATH.search(text)]
-    if unusable:
-        raise UsageError(f"{where}: image '{unusable[0]}'; the path of a file is needed. Fill it in or leave it out.")
-    paths = tuple(_absolute(folder / text) for text in images)
-    for text, path in zip(images, paths):
-        usable = _holds_dicom(path) and len(paths) == 1 if os.path.isdir(path) else _NIFTI.search(path.name)
-        if not usable:
-            raise UsageError(
-                f"{where}: '{shown(text)}'; a .nii or .nii.gz file is needed for each channel, or one folder with "
-                "DICOM files directly in it."
-            )
-    if name is not None:
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or "\\" in name or _NO_PATH.search(name):
-            raise UsageError(f"{where}: name '{shown(name)}'; one below OUT is needed, such as 'a' or 'a/b'.")
-        name = str(PurePosixPath(name))
-    return _Item(paths, paths[0].parent, name, dicom=os.path.isdir(paths[0]))
-
-
-def _text(table: Path) -> str:
-    try:
-        return table.read_bytes().decode("utf-8-sig")  # Excel begins its UTF-8 with a byte order mark
-    except OSError as error:
-        raise UsageError(f"{shown(table)}: cannot be read ({error.strerror}). Make it readable.") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{shown(table)}, line {line}: not UTF-8 ({error.reason}). Save it as UTF-8.") from error
+    return bool(NIFTI.search(path.name)) and (os.path.isfile(path) or not os.path.exists(path))

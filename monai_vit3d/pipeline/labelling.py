@@ -13,6 +13,8 @@ from torch import Tensor
 from ..data.errors import BundleError, ImageError
 from ..inferers import ensemble_variance, predictive_entropy
 
+SLAB = 2**22  # of the network's numbers that are turned into labels at a time
+
 
 class Reduction:
     """The voxelwise part of a bundle's postprocessing: logits to labels, and what else was asked for, as channels.
@@ -29,7 +31,11 @@ class Reduction:
         self.sizes: dict[str, int] = {}
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """(1, C, h, W, D) to (1, C', h, W, D): labels, then maps."""
+        """(1, C, h, W, D) to (1, C', h, W, D): labels, then maps; a few planes at a time, as each step makes copies."""
+        planes = max(1, SLAB * logits.shape[2] // logits.numel())
+        return torch.cat([self._reduced(part) for part in logits.split(planes, dim=2)], dim=2)
+
+    def _reduced(self, logits: Tensor) -> Tensor:
         classes = logits.shape[1] // 3 if self.uncertainty == "variance" else logits.shape[1]
         mean = logits[:, :classes].float()
         if not bool(torch.isfinite(mean).all()):  # argmax would call it background
@@ -80,20 +86,25 @@ def through(steps: list[Callable[..., Any]], pred: Tensor) -> Tensor:
     return torch.as_tensor(data["pred"])
 
 
-def whole_numbers(pred: Any) -> Tensor:
+def whole_numbers(pred: Any, activation: str, discrete: bool) -> Tensor:
     """(C, h, w, d) of whole numbers from what the bundle's postprocessing left.
 
+    Args:
+        pred: what it left.
+        activation: see :func:`activation_of`; only of classes that exclude each other is the likeliest one a label.
+        discrete: whether it has more than activations. If not, probabilities that happen to be 0 and 1 are no masks.
+
     Raises:
-        BundleError: one map of fractions, which are no labels.
+        BundleError: fractions that no argmax can turn into labels.
     """
     labels = pred.as_tensor() if isinstance(pred, MetaTensor) else torch.as_tensor(pred)
     if labels.is_floating_point():
-        whole = labels.round()
-        if not torch.equal(whole, labels):
-            if labels.shape[0] == 1:
+        whole, several = labels.round(), labels.shape[0] > 1
+        if not torch.equal(whole, labels) or (several and not discrete):
+            if not several or activation == "sigmoid":
                 raise BundleError(
-                    "the bundle's postprocessing leaves one map of fractions; labels are needed. Add an AsDiscreted "
-                    "with argmax or threshold to it."
+                    f"the bundle's postprocessing leaves {labels.shape[0]} map(s) of fractions; labels are needed. Add "
+                    "an AsDiscreted with argmax or threshold to it."
                 )
             whole = labels.argmax(0, keepdim=True)
         labels = whole

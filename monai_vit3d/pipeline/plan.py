@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ..data.errors import ImageError, UsageError
-from .inputs import Found, find_images, shown, some, without_suffix
+from .inputs import Found, find_images
+from .paths import shown, some, without_suffix
 
 if TYPE_CHECKING:
     from ..data.dicom import Series

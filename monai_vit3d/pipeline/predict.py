@@ -96,12 +96,15 @@ class _HeldVolumes(ImageReader):
         self.volumes = volumes
 
     def verify_suffix(self, filename: Any) -> bool:
+        """Whatever LoadImaged is asked for, it is these volumes."""
         return True
 
     def read(self, data: Any, **kwargs: Any) -> Any:
+        """Nothing is left to read."""
         return data
 
     def get_data(self, img: Any) -> tuple[Array, dict[str, Any]]:
+        """Voxels and what MONAI wants to know of them."""
         grid = self.volumes[0].grid
         one = len(self.volumes) == 1
         meta = {
@@ -200,8 +203,10 @@ def finish(prepared: Prepared, output: Output, bundle: Bundle) -> Answer:
         answer.labels = labels[0] if len(labels) == 1 else labels
     for kind, value in output.maps.items():
         # channel after channel: classes x volume is held once, not once for each step of the way back
-        channels = [back(channel[None], nearest=False)[0] for channel in value]
-        answer.maps[kind] = channels[0] if len(channels) == 1 else np.stack(channels)
+        found = np.empty((len(value), *prepared.volume.grid.shape), np.float32)
+        for i, channel in enumerate(value):
+            found[i] = back(channel[None], nearest=False)[0]
+        answer.maps[kind] = found[0] if len(found) == 1 else found
     return answer
 
 
@@ -242,7 +247,8 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
     data: dict[str, Any] = {"pred": parts.pop("labels"), bundle.image_key: prepared.image}
     for step in rest:
         data = step(data)
-    return Output(labels=whole_numbers(data["pred"]), maps=parts)
+    labels = whole_numbers(data["pred"], activation_of(steps), discrete=reduction.voxelwise or bool(rest))
+    return Output(labels=labels, maps=parts)
 
 
 def _run(image: Tensor, network: Any, bundle: Bundle, reduction: Reduction) -> Tensor:

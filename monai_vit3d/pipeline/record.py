@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class RunRecord:
                 "OUT with --shard i/n."
             ) from error
         self.files: dict[str, dict[str, Any]] = {}
+        self.begun = False
         self._whole = whole
         self._started, self._next = time.monotonic(), 0.0
 
@@ -62,6 +64,7 @@ class RunRecord:
         }
         self.files = {**(kept if self._whole else {}), **files}
         self.write()
+        self.begun = True
         if self._whole:
             for path in _parts(self.output):
                 path.unlink()
@@ -81,9 +84,13 @@ class RunRecord:
         write_json(_whole(self.about, self.files.values()), self.path)
 
     def close(self) -> None:
-        """Write a last time and let others at the folder."""
-        self.write()
-        self._lock.release()
+        """Write a last time, unless an earlier record is all there is, and let others at the folder."""
+        try:
+            if self.begun:
+                self.about["ended"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+                self.write()
+        finally:
+            self._lock.release()
 
 
 def previous(output: Path) -> dict[str, dict[str, Any]]:
@@ -114,14 +121,17 @@ def merged(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         about["shards"] = [path.name for path in parts]
     ordered = [records[name] for name in sorted(records)]
     write_json(_whole(about, ordered), output / "run.json")
-    newest = _PART.fullmatch(parts[-1].name) if parts else None
-    complete = newest is not None and len([p for p in parts if p.name.endswith(f"-of-{newest[2]}.json")]) == int(
-        newest[2]
-    )
-    if complete and all(r["status"] != "pending" for r in ordered):
+    if _complete(parts, abouts) and all(r["status"] != "pending" for r in ordered):
         for path in parts:
             path.unlink()
     return about, ordered
+
+
+def _complete(parts: list[Path], abouts: list[dict[str, Any]]) -> bool:
+    """Whether all shards of the newest run have ended; one that has not would write its record again."""
+    count = parts[-1].stem.rpartition("-")[2] if parts else ""
+    newest = [about for path, about in zip(parts, abouts) if path.name.endswith(f"-of-{count}.json")]
+    return bool(parts) and len(newest) == int(count) and all("ended" in about for about in newest)
 
 
 def merging(output: Path) -> FileLock:

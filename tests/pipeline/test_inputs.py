@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.pipeline.inputs import Found, find_images, shown
+from monai_vit3d.pipeline.inputs import Found, find_images
+from monai_vit3d.pipeline.paths import shown
 
 DICOM = bytes(128) + b"DICM" + bytes(8)
 

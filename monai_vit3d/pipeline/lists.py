@@ -1,0 +1,122 @@
+"""CSV and JSON lists of cases."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..data.errors import UsageError
+from .paths import NIFTI, absolute, holds_dicom, shown
+
+_NO_PATH = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # the other surrogates stand for bytes that are no UTF-8
+_LIST_KEYS = ("test", "testing", "cases", "images")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A case as a list has it: absolute paths, one per channel or a DICOM folder; its name, if it is given one."""
+
+    images: tuple[Path, ...]
+    name: str | None
+    dicom: bool
+
+
+def read_csv(table: Path) -> list[Listed]:
+    """The cases of a table with a column ``image``, or several that begin so, and maybe ``name``.
+
+    Raises:
+        UsageError: it is malformed.
+    """
+    reader = csv.reader(io.StringIO(_text(table), newline=""), strict=True)
+    try:
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as error:
+        raise UsageError(f"{shown(table)}, line {reader.line_num}: not CSV ({error}). Close its quotes.") from error
+    lines = [(line, cells) for line, cells in lines if any(cells)]
+    if len(lines) < 2:
+        raise UsageError(f"{shown(table)}: no rows. A line 'image' or 'image,name' and one for each case are needed.")
+    (first, header), *body = lines
+    columns = [i for i, column in enumerate(header) if column.startswith("image") and ";" not in column]
+    if not columns or header.count("name") > 1:
+        raise UsageError(
+            f"{shown(table)}, line {first}: columns {header}; 'image', or 'image...' for each channel, is "
+            "needed, and at most one 'name', with commas between."
+        )
+    named = header.index("name") if "name" in header else len(header)
+    items = []
+    for line, cells in body:
+        where = f"{shown(table)}, line {line}"
+        if any(cells[len(header) :]):
+            raise UsageError(f"{where}: {len(cells)} cells; the header has {len(header)}. Quote a cell with commas.")
+        row = [*cells, *[""] * len(header)]
+        items.append(_listed([row[i] for i in columns], row[named] or None, where, table.parent))
+    return items
+
+
+def read_json(table: Path) -> list[Listed]:
+    """The cases of a list of paths, or of objects with ``image`` and maybe ``name``.
+
+    Raises:
+        UsageError: it is malformed.
+    """
+    text = _text(table)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{shown(table)}: not JSON ({error}). Correct it.") from error
+    lists = [content]
+    if isinstance(content, dict):
+        lists = [content[key] for key in _LIST_KEYS if content.get(key)]
+    if len(lists) != 1 or not isinstance(lists[0], list) or not lists[0]:
+        raise UsageError(
+            f"{shown(table)}: no list of cases, or several; one that is not empty is needed, alone or as the "
+            f"only one of {', '.join(_LIST_KEYS)}."
+        )
+    return [_json_item(entry, f"{shown(table)}, entry {i}", table.parent) for i, entry in enumerate(lists[0], 1)]
+
+
+def _json_item(entry: Any, where: str, folder: Path) -> Listed:
+    case = entry if isinstance(entry, dict) else {"image": entry}
+    images, name = case.get("image"), case.get("name")
+    images = images if isinstance(images, list) else [images]
+    if not images or not all(isinstance(text, str) for text in [*images, "" if name is None else name]):
+        came = shown(repr(entry))[:80]
+        raise UsageError(f"{where}: {came}; a path or {{'image': path or [paths], 'name': text}} is needed.")
+    return _listed(images, name, where, folder)
+
+
+def _listed(images: Sequence[str], name: str | None, where: str, folder: Path) -> Listed:
+    unusable = [shown(text) for text in images if not text or _NO_PATH.search(text)]
+    if unusable:
+        raise UsageError(f"{where}: image '{unusable[0]}'; the path of a file is needed. Fill it in or leave it out.")
+    paths = tuple(absolute(folder / text) for text in images)
+    for text, path in zip(images, paths):
+        usable = holds_dicom(path) and len(paths) == 1 if os.path.isdir(path) else NIFTI.search(path.name)
+        if not usable:
+            raise UsageError(
+                f"{where}: '{shown(text)}'; a .nii or .nii.gz file is needed for each channel, or one folder with "
+                "DICOM files directly in it."
+            )
+    if name is not None:
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\\" in name or _NO_PATH.search(name):
+            raise UsageError(f"{where}: name '{shown(name)}'; one below OUT is needed, such as 'a' or 'a/b'.")
+        name = str(PurePosixPath(name))
+    return Listed(paths, name, dicom=os.path.isdir(paths[0]))
+
+
+def _text(table: Path) -> str:
+    try:
+        return table.read_bytes().decode("utf-8-sig")  # Excel begins its UTF-8 with a byte order mark
+    except OSError as error:
+        raise UsageError(f"{shown(table)}: cannot be read ({error.strerror}). Make it readable.") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{shown(table)}, line {line}: not UTF-8 ({error.reason}). Save it as UTF-8.") from error

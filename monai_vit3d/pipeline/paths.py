@@ -1,0 +1,50 @@
+"""What a path's name tells, and how it is shown."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+NIFTI = re.compile(r"\.nii(\.gz)?\Z", re.IGNORECASE)
+DICOM_SUFFIXES = (".dcm", ".ima")
+
+
+def without_suffix(name: str) -> str:
+    """``a.b.nii.gz`` to ``a.b``; a name without ``.nii`` or ``.nii.gz`` as it is."""
+    return NIFTI.sub("", name)
+
+
+def shown(path: str | Path | PurePosixPath) -> str:
+    """A path on one line that any terminal can print: control characters and bytes that are no UTF-8 as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
+
+
+def some(names: Sequence[str], between: str = ", ") -> str:
+    """The first five, and how many more."""
+    return between.join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root on, links left as they are."""
+    # behind a link "..", to the system, is the parent of its target: only realpath knows that
+    return Path(os.path.realpath(path) if ".." in path.parts else os.path.abspath(path))
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its 128th byte; one that cannot be read, by its name."""
+    suffix = path.suffix.lower()
+    named_so = suffix in ("", *DICOM_SUFFIXES) or suffix[1:].isdigit()  # a UID as a name ends in a number
+    if not named_so or path.name == "DICOMDIR" or not os.path.isfile(path):
+        return False
+    try:
+        with path.open("rb", buffering=0) as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return suffix in DICOM_SUFFIXES  # so that the run reports it
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Whether DICOM files lie directly in a folder."""
+    return os.access(folder, os.R_OK) and any(map(is_dicom, folder.iterdir()))
