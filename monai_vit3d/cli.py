@@ -42,7 +42,7 @@ def _predict(args: argparse.Namespace) -> int:
 
     ranks = Ranks.from_environment()
     what = {
-        "tta": args.tta,
+        "tta": args.tta_axes or args.tta,
         "uncertainty": args.uncertainty,
         "probabilities": args.probabilities,
         "shard": parse_shard(args.shard) if args.shard else ranks.shard,
@@ -70,6 +70,10 @@ def _predict(args: argparse.Namespace) -> int:
         failed = ranks.together(summary.failed)
     print(f"{summary.done} done, {summary.skipped} skipped, {summary.failed} failed: {args.output / 'report.html'}")
     return 1 if failed else 0
+
+
+def _axes(text: str) -> tuple[int, ...]:
+    return tuple(int(axis) for axis in text.split(","))
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -147,7 +151,8 @@ def _add_predict(verbs: Any) -> None:
     add("--bundle", type=Path, required=True, metavar="DIR", help="the MONAI bundle: a folder or a zip")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU where there is one by default")
     add("--jobs", type=int, default=1, metavar="N", help="threads that read ahead, and threads that write (1)")
-    add("--tta", action="store_true", help="average over the flips of the axes; not for labels that say left or right")
+    add("--tta", action="store_true", help="average over flips along the axes that the bundle was trained with")
+    add("--tta-axes", type=_axes, metavar="0,1,2", help="average over flips along these axes of the network's input")
     add("--uncertainty", choices=["entropy", "variance"], help="a map of it, too; variance needs --tta")
     add("--probabilities", action="store_true", help="a map for each class, too")
     there = predict.add_mutually_exclusive_group()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.errors import BundleError, Vit3dError, WeightsError
+from ..data.errors import BundleError, UsageError, Vit3dError, WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from monai.transforms import Transform
 
 _ROOTS = ("network", "network_def", "preprocessing", "inferer", "postprocessing")
-_VALUES = ("ckpt_path", "class_names", "task")
+_VALUES = ("ckpt_path", "class_names", "task", "flip_axes")
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Bundle:
         class_names: of a classifier's classes; empty for segmentation.
         task: of a classifier.
         autocast: whether the config asks for mixed precision.
+        flip_axes: axes of the network's input along which it was trained with flips; the config's ``flip_axes``.
     """
 
     metadata: Metadata
@@ -92,6 +93,7 @@ class Bundle:
     class_names: list[str]
     task: str
     autocast: bool
+    flip_axes: tuple[int, ...] = ()
 
 
 def read_metadata(root: Path) -> Metadata:
@@ -136,13 +138,16 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bu
     Raises:
         BundleError: no bundle, a config that cannot be built, or one that is not safe.
         WeightsError: weights that are missing, damaged or of another network.
+        UsageError: a device that is not there.
     """
     import torch
 
     # where pydicom is installed, MONAI's LoadImaged tells of a GPU decoder that nobody asked for
     warnings.filterwarnings("ignore", message=".*nvImageCodec")
+    # for the bundle's author, as that Orientationd got another default for its labels
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"monai\.")
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = inference_config(root)
     parser = _parse(root, path, where)
     loader = _checkpoint_loader(parser.get())
@@ -174,7 +179,18 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bu
         class_names=names or list(metadata.channel_names.values()) if metadata.classifies else [],
         task=str(build("task", "multi-class")),
         autocast=bool(parser.get("evaluator::amp", False) is True and where.type == "cuda"),
+        flip_axes=tuple(build("flip_axes", ())),
     )
+
+
+def _usable(device: str) -> torch.device:
+    import torch
+
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {device}: {reason} Give cpu, cuda, or the GPU's number as in cuda:1.") from error
 
 
 def file_sha256(path: Path) -> str:

@@ -229,8 +229,8 @@ class _Cohort:
         for path, digest in outputs.items():
             if path.is_file() and file_sha256(path) != digest:
                 raise ImageError(
-                    f"{path}: changed since it was written, and not overwritten. Keep it under another name, or give "
-                    "--overwrite instead of --resume."
+                    f"{case.images[0]}: its output {path} was changed since it was written, and is not overwritten. "
+                    "Keep it under another name, or give --overwrite instead of --resume."
                 )
         same = earlier.get("made_with") == self.made_with and earlier.get("input_sha256") == hashes
         finished = earlier.get("status") in ("done", "skipped")

@@ -29,7 +29,7 @@ def plan_folder(
     output: str | Path,
     bundle: str | Path,
     *,
-    tta: bool = False,
+    tta: bool | Sequence[int] = False,
     uncertainty: str | None = None,
     probabilities: bool = False,
     shard: tuple[int, int] = (1, 1),
@@ -51,7 +51,7 @@ def predict_folder(
     output: str | Path,
     bundle: str | Path,
     *,
-    tta: bool = False,
+    tta: bool | Sequence[int] = False,
     uncertainty: str | None = None,
     probabilities: bool = False,
     volume: int | None = None,
@@ -73,7 +73,8 @@ def predict_folder(
         inputs: NIfTI files, folders of them or of DICOM series, BIDS data sets, CSV or JSON lists.
         output: OUT.
         bundle: the bundle's folder or zip. Its config is code: give ``safe`` unless you trust it.
-        tta: whether to average over the flips of the three axes; not for bundles that tell left from right.
+        tta: whether to average over the flips of the axes that the bundle's ``flip_axes`` names, or these axes of
+            the network's input. Flips that a network was not trained with spoil its labels.
         uncertainty: ``"entropy"`` writes the normalised entropy of the probabilities, in [0, 1]; ``"variance"``, with
             ``tta``, their variance over the flips, summed over the classes.
         probabilities: whether to write them, a map a class.
@@ -104,7 +105,7 @@ def predict_folder(
         from .predict import Options
 
         begin(plan)
-        options = Options(tta, uncertainty, probabilities, volume, max_voxels)
+        options = Options(_flip_axes(tta, loaded), uncertainty, probabilities, volume, max_voxels)
         record = RunRecord(plan.output, _about(loaded, Path(bundle), options, plan), shard)
         try:
             summary = predict_cohort(plan, loaded, record, options, jobs, existing == "resume", tell)
@@ -135,7 +136,7 @@ def _plan(
     inputs: Sequence[str | Path],
     output: str | Path,
     metadata: Metadata,
-    tta: bool,
+    tta: bool | Sequence[int],
     uncertainty: str | None,
     probabilities: bool,
     shard: tuple[int, int],
@@ -152,6 +153,20 @@ def _plan(
         )
     kinds = ["seg", *([uncertainty] if uncertainty else []), *(["prob"] if probabilities else [])]
     return plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing)
+
+
+def _flip_axes(tta: bool | Sequence[int], bundle: Bundle) -> tuple[int, ...]:
+    if tta is False or tta == ():
+        return ()
+    axes = bundle.flip_axes if tta is True else tuple(tta)
+    if not axes:
+        raise UsageError(
+            f"--tta: {bundle.metadata.name} names no flip_axes in its inference config, along which its network was "
+            "trained with flips; others spoil its labels. Give --tta-axes, such as 0,1,2, if you know them."
+        )
+    if not set(axes) <= {0, 1, 2} or len(set(axes)) < len(axes):
+        raise UsageError(f"--tta-axes {','.join(map(str, axes))}; some of 0, 1 and 2 are needed, each once.")
+    return axes
 
 
 def _about(bundle: Bundle, given: Path, options: Options, plan: Plan) -> dict[str, Any]:

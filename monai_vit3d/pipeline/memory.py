@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,34 +12,87 @@ import numpy as np
 
 from ..data.errors import ImageError
 from ..data.volume import Grid, Volume
+from .overlay import axis_letters
 
 if TYPE_CHECKING:
     from .bundle import Bundle
+    from .predict import Options
 
-# measured by benchmarks/memory.py: what MONAI's chain holds at its peak, per voxel
-BYTES_PER_FILE_VOXEL = 20
-BYTES_PER_NETWORK_VOXEL = 48
+# fitted to benchmarks/memory.py, which prints them beside what was measured
+BYTES_PER_VOXEL = 20  # of an image, or of labels: float32, and copies that transforms make
+BYTES_PER_RESAMPLED_VOXEL = 56  # of the new grid, however many channels: MONAI's coordinates are 4 + 3 float64 numbers
+BYTES_PER_LABELLED_VOXEL = 14  # of the network's grid: labels, and what the bundle makes of them
+WINDOWS = 5  # outputs of a batch, and their products with the weights, that are alive together
+_AXES = dict(zip("LRPAIS", (0, 0, 1, 1, 2, 2)))
 
 
-def network_voxels(grid: Grid, bundle: Bundle) -> int:
-    """Voxels of the network's grid, as far as Spacingd tells; other steps only crop or pad."""
-    from monai.transforms import Spacingd
+def network_shape(grid: Grid, bundle: Bundle) -> tuple[int, ...]:
+    """The network's grid, as far as Orientationd and Spacingd tell; other steps only crop or pad."""
+    from monai.transforms import Orientationd, Spacingd
 
-    voxels = float(np.prod(grid.shape))
+    shape, spacing = np.array(grid.shape, float), np.array(grid.spacing_mm)
     for step in bundle.preprocessing:
+        if isinstance(step, Orientationd):
+            axes = [_AXES[letter] for letter in axis_letters(grid.affine_mm)]
+            order = [axes.index(_AXES[code]) for code in step.ornt_transform.axcodes or "RAS"]
+            shape, spacing = np.array(grid.shape, float)[order], np.array(grid.spacing_mm)[order]
         if isinstance(step, Spacingd):
             # positive entries only: the others keep the file's spacing
             wanted = np.ravel(step.spacing_transform.pixdim).astype(float)[:3]
-            ratio = np.where(wanted > 0, np.array(grid.spacing_mm)[: len(wanted)] / np.abs(wanted), 1.0)
-            return round(voxels * float(np.prod(ratio)))
-    return round(voxels)
+            wanted = np.where(wanted > 0, wanted, spacing[: len(wanted)])
+            shape[: len(wanted)] *= spacing[: len(wanted)] / wanted
+            break
+    return tuple(max(1, math.ceil(n - 1e-3)) for n in shape.tolist())
 
 
-def needed_bytes(volumes: Sequence[Volume], bundle: Bundle) -> int:
-    """Memory that a case needs beyond what is held already, with windows stitched band by band."""
+def network_voxels(grid: Grid, bundle: Bundle) -> int:
+    """Voxels of the network's grid."""
+    return math.prod(network_shape(grid, bundle))
+
+
+def needed_bytes(volumes: Sequence[Volume], bundle: Bundle, options: Options | None = None) -> int:
+    """Memory that a case needs beyond the voxels that are held already: that of its hungriest stage.
+
+    What the network itself needs for a window is not known, and not in it.
+    """
     grid, channels = volumes[0].grid, len(volumes)
-    file_voxels = int(np.prod(grid.shape))
-    return channels * (BYTES_PER_FILE_VOXEL * file_voxels + BYTES_PER_NETWORK_VOXEL * network_voxels(grid, bundle))
+    classes = len(bundle.metadata.channel_names) or 2
+    maps = _maps(classes, options)
+    there, back = network_voxels(grid, bundle), math.prod(grid.shape)
+    # a spacing that is kept is not resampled, and the numbers of voxels are then the same
+    grid_bytes = BYTES_PER_RESAMPLED_VOXEL if there != back else 0
+    preprocess = there * (BYTES_PER_VOXEL * channels + grid_bytes)
+    network = there * (BYTES_PER_LABELLED_VOXEL + 4 * channels + 4 * maps)
+    network += _stitching(grid, bundle, classes, options)
+    write = back * (BYTES_PER_VOXEL + grid_bytes + 4 * maps) + there * (4 * channels + 4 + 4 * maps)
+    return max(preprocess, network, write)
+
+
+def _maps(classes: int, options: Options | None) -> int:
+    """Float maps that are kept beside the labels."""
+    if options is None:
+        return 0
+    return classes * options.probabilities + (options.uncertainty is not None)
+
+
+def _stitching(grid: Grid, bundle: Bundle, classes: int, options: Options | None) -> int:
+    """Memory for a network's answer while it is turned into labels: a band of windows, or the whole of it."""
+    from monai.utils import fall_back_tuple
+
+    from ..inferers import can_stitch, unwrapped
+
+    shape, window = network_shape(grid, bundle), unwrapped(bundle.inferer)
+    if bundle.metadata.classifies:
+        return 0
+    if options is not None and options.uncertainty == "variance":
+        classes *= 3
+    if not can_stitch(bundle.inferer):
+        return 4 * 2 * classes * math.prod(shape)
+    if bundle.device.type != "cpu" and window.device is None and window.cpu_thresh is None:
+        return 0  # it lies on the network's device
+    roi = fall_back_tuple(window.roi_size, shape)
+    band = (classes + 1) * roi[0] * max(roi[1], shape[1]) * max(roi[2], shape[2])
+    return 4 * (band + WINDOWS * window.sw_batch_size * classes * math.prod(roi))
 
 
 def available_bytes() -> int:
@@ -58,13 +112,13 @@ def available_bytes() -> int:
     return min(free)
 
 
-def check_memory(volumes: Sequence[Volume], bundle: Bundle) -> None:
+def check_memory(volumes: Sequence[Volume], bundle: Bundle, options: Options | None = None) -> None:
     """Refuse a case that would not fit, instead of being killed in its middle.
 
     Raises:
         ImageError: it would not fit.
     """
-    needed, free = needed_bytes(volumes, bundle), available_bytes()
+    needed, free = needed_bytes(volumes, bundle, options), available_bytes()
     if needed > free:
         grid = volumes[0].grid
         raise ImageError(

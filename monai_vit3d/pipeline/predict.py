@@ -38,14 +38,14 @@ class Options:
     """What is computed for every volume.
 
     Args:
-        tta: whether to average over the flips of the three axes.
+        flip_axes: axes of the network's input; its answers to all their flips are averaged.
         uncertainty: ``"entropy"`` of the probabilities, ``"variance"`` over the flips, or None.
         probabilities: whether to keep them, a map a class.
         volume: which volume of 4D files, from 0; None refuses them.
         max_voxels: the largest volume that is taken.
     """
 
-    tta: bool = False
+    flip_axes: tuple[int, ...] = ()
     uncertainty: str | None = None
     probabilities: bool = False
     volume: int | None = None
@@ -218,6 +218,12 @@ class _Back:
 
     def __call__(self, values: Tensor, nearest: bool) -> Array:
         """(C, h, w, d) on the network's grid to (C, H, W, D) on the file's."""
+        needed, came = tuple(self.prepared.image.shape[1:]), tuple(values.shape[1:])
+        if came != needed:  # MONAI would take it for the input's grid, and put the labels elsewhere
+            raise BundleError(
+                f"{self.prepared.volume.path}: the network's answer has the grid {came}, its input {needed}; one is "
+                "needed. Give the bundle a window of a size that its network keeps, or a DivisiblePadd."
+            )
         invert = Invertd("pred", self.prepared.preprocessing, orig_keys=self.key, nearest_interp=nearest)
         found = invert({"pred": MetaTensor(values.float()), self.key: self.prepared.image})["pred"]
         shape = self.prepared.volume.grid.shape
@@ -233,9 +239,10 @@ class _Back:
 def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
     steps, rest = split_steps(prepared.postprocessing)
     network: Any = bundle.network
-    if options.tta:
-        spread = options.uncertainty == "variance"
-        network = FlipSpread(network, activation=activation_of(steps)) if spread else FlipEnsemble(network)
+    if options.uncertainty == "variance":
+        network = FlipSpread(network, options.flip_axes, activation_of(steps))
+    elif options.flip_axes:
+        network = FlipEnsemble(network, options.flip_axes)
     reduction = Reduction(steps, options.uncertainty, options.probabilities)
     image = prepared.image.as_tensor()[None]
     precision: Any = torch.autocast(bundle.device.type) if bundle.autocast else contextlib.nullcontext()

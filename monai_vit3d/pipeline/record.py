@@ -42,7 +42,11 @@ class RunRecord:
         self._lock = FileLock(output / (".run.lock" if whole else f".run-{shard[0]}-of-{shard[1]}.lock"))
         try:
             self._lock.acquire(timeout=0)
+            for other in _other_locks(output, shard):
+                with other:
+                    pass
         except Timeout as error:
+            self._lock.release()
             raise UsageError(
                 f"{output}: another run is writing here. Wait for it, or choose another OUT; many machines share one "
                 "OUT with --shard i/n."
@@ -132,6 +136,13 @@ def _complete(parts: list[Path], abouts: list[dict[str, Any]]) -> bool:
     count = parts[-1].stem.rpartition("-")[2] if parts else ""
     newest = [about for path, about in zip(parts, abouts) if path.name.endswith(f"-of-{count}.json")]
     return bool(parts) and len(newest) == int(count) and all("ended" in about for about in newest)
+
+
+def _other_locks(output: Path, shard: tuple[int, int]) -> list[FileLock]:
+    """Those of runs that divide the cases in another way, so that two of them could write one file at a time."""
+    fellows = re.compile(rf"\.run-\d+-of-{shard[1]}\.lock" if shard[1] > 1 else r"\.run\.lock")
+    paths = [path for path in output.glob(".run*.lock") if not fellows.fullmatch(path.name)]
+    return [FileLock(path, timeout=0) for path in paths]
 
 
 def merging(output: Path) -> FileLock:
