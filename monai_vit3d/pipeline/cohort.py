@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import deque
@@ -137,7 +138,7 @@ class _Cohort:
         self.made_with = {
             "weights_sha256": bundle.weights_sha256,
             "config_sha256": bundle.config_sha256,
-            "options": asdict(options),
+            "options": json.loads(json.dumps(asdict(options))),  # as it will be read back: a tuple comes as a list
             "device": bundle.device.type,
         }
 
