@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import BundleError, UsageError, Vit3dError, WeightsError
+from .metadata import Metadata, read_metadata
 
 if TYPE_CHECKING:
     import torch
@@ -21,43 +21,6 @@ if TYPE_CHECKING:
 
 _ROOTS = ("network", "network_def", "preprocessing", "inferer", "postprocessing")
 _VALUES = ("ckpt_path", "class_names", "task", "flip_axes")
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What a bundle says of itself in configs/metadata.json; the file may be missing.
-
-    Args:
-        name: of the bundle, or of its folder.
-        version: of the bundle, or ``"unknown"``.
-        content: the whole file.
-    """
-
-    name: str
-    version: str
-    content: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def channels(self) -> int:
-        """Images that make one input."""
-        formats = self.content.get("network_data_format", {}).get("inputs", {})
-        return int(formats.get("image", next(iter(formats.values()), {})).get("num_channels", 1))
-
-    @property
-    def classifies(self) -> bool:
-        """Whether the answer is a row of numbers for a volume instead of a map."""
-        pred = self._pred
-        return pred.get("format") in ("classes", "probability_vector") or pred.get("type") == "probabilities"
-
-    @property
-    def channel_names(self) -> dict[int, str]:
-        """Output channel, or label value, to name."""
-        return {int(k): str(v) for k, v in self._pred.get("channel_def", {}).items() if str(k).isdigit()}
-
-    @property
-    def _pred(self) -> Mapping[str, Any]:
-        outputs = self.content.get("network_data_format", {}).get("outputs", {})
-        return outputs.get("pred", next(iter(outputs.values()), {}))
 
 
 @dataclass(eq=False)
@@ -94,22 +57,6 @@ class Bundle:
     task: str
     autocast: bool
     flip_axes: tuple[int, ...] = ()
-
-
-def read_metadata(root: Path) -> Metadata:
-    """What a bundle says of itself; needs neither torch nor MONAI.
-
-    Raises:
-        BundleError: configs/metadata.json is not JSON.
-    """
-    path = root / "configs" / "metadata.json"
-    if not path.is_file():
-        return Metadata(root.resolve().name, "unknown")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Metadata(str(content.get("name", root.resolve().name)), str(content.get("version", "unknown")), content)
-    except (ValueError, AttributeError) as error:
-        raise BundleError(f"{path}: not a JSON object ({error}). Fetch the bundle again.") from error
 
 
 def inference_config(root: Path) -> Path:
@@ -179,8 +126,14 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bu
         class_names=names or list(metadata.channel_names.values()) if metadata.classifies else [],
         task=str(build("task", "multi-class")),
         autocast=bool(parser.get("evaluator::amp", False) is True and where.type == "cuda"),
-        flip_axes=tuple(build("flip_axes", ())),
+        flip_axes=_flip_axes(build("flip_axes", []), path),
     )
+
+
+def _flip_axes(axes: Any, path: Path) -> tuple[int, ...]:
+    if not isinstance(axes, list) or not all(axis in (0, 1, 2) for axis in axes) or len(set(axes)) < len(axes):
+        raise BundleError(f"{path}: flip_axes {axes!r}; a list of 0, 1 and 2, each once, is needed.")
+    return tuple(axes)
 
 
 def _usable(device: str) -> torch.device:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data import ImageError, cut_box, label_volumes_ml
-from .bundle import inference_config, read_metadata
+from .bundle import inference_config
 from .folder import predict_folder
+from .metadata import read_metadata
 
 CENTRES_MM = {"left": (-26, -22, -14), "right": (26, -22, -14)}
 SIZE_MM = (48, 64, 48)

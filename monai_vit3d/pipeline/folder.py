@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import UsageError
-from .bundle import Bundle, Metadata, load_bundle, read_metadata
+from .bundle import Bundle, load_bundle
+from .metadata import Metadata, read_metadata
 from .plan import Plan, plan_cases
 from .record import RunRecord, merged, merging, write_json
 from .unpack import open_bundle

@@ -66,13 +66,19 @@ def check_labels(bundle, images, out):
 
 
 @pytest.mark.slow
-def test_it_runs_by_monais_command_and_by_ours(bundle, images, tmp_path):
-    dataset = images[0].parents[1]
-    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
-    options = {"config_file": "configs/inference.json", "dataset_dir": dataset, "output_dir": tmp_path / "monai"}
+def test_both_commands(bundle, images, tmp_path):
+    options = {"config_file": "configs/inference.json", "dataset_dir": images[0].parents[1]}
+    options["output_dir"] = tmp_path / "monai"
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    result = subprocess.run([*command, *words], cwd=bundle, capture_output=True, text=True)
+    by_monai = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", *words]
+    result = subprocess.run(by_monai, cwd=bundle, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
+    ours = ["predict", images[0].parent, "-o", tmp_path / "ours", "--bundle", bundle, "--safe", "--device", "cpu"]
+    result = subprocess.run([sys.executable, "-m", "monai_vit3d.cli", *ours], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    # nothing but a line for each file: no warning of a library
+    assert [line.split(" (")[0] for line in result.stderr.splitlines()] == ["1/2 done spleen_0", "2/2 done spleen_1"]
+    assert len(result.stdout.splitlines()) == 1
     check_against_saved(bundle, images, tmp_path)
 
 
@@ -80,12 +86,12 @@ def test_labels_are_those_of_the_bundle_itself(bundle, images, tmp_path):
     config, options = str(bundle / "configs" / "inference.json"), {"logging_file": False, "bundle_root": str(bundle)}
     options |= {"dataset_dir": str(images[0].parents[1]), "output_dir": str(tmp_path / "monai")}
     run_bundle(config_file=config, device="$torch.device('cpu')", **options)
+    assert predict(bundle, images[0].parent, tmp_path / "ours") == 0
     check_against_saved(bundle, images, tmp_path)
 
 
 def check_against_saved(bundle, images, tmp_path):
     """The bundle inverts probabilities and takes the argmax then: other labels at borders alone."""
-    assert predict(bundle, images[0].parent, tmp_path / "ours") == 0
     for path, ours in zip(images, check_labels(bundle, images, tmp_path / "ours")):
         name = path.name.removesuffix(".nii.gz")
         saved = nib.load(tmp_path / "monai" / name / f"{name}_trans.nii.gz")
@@ -114,8 +120,8 @@ def test_a_zip_of_it(bundle, images, tmp_path, nested):
     assert predict(archive, images[0].parent, tmp_path / "out") == 0
     check_labels(bundle, images, tmp_path / "out")
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert record["bundle"]["path"] == archive
-    assert record["bundle"]["name"] == "Toy spleen CT segmentation"
+    assert record["bundle_path"] == archive
+    assert record["bundle"] == "Toy spleen CT segmentation"
 
 
 class Code:
@@ -159,7 +165,7 @@ def break_network(bundle):
 
 FAULTS = {
     "no LoadImaged": (lambda b: config_without(b, "LoadImaged"), "LoadImaged"),
-    "no preprocessing": (lambda b: config_without(b, "preprocessing"), "no 'preprocessing'"),
+    "no preprocessing": (lambda b: config_without(b, "preprocessing"), "preprocessing"),
     "no network": (lambda b: config_without(b, "network"), "network"),
     "unknown network": (break_network, "NoSuchNet"),
     "broken yaml": (break_config, "not a readable config"),
@@ -171,7 +177,10 @@ FAULTS = {
     "weights of another network": (lambda b: put_weights(b, torch.nn.Linear(2, 2).state_dict()), "model.pt"),
     "weights of another width": (lambda b: put_weights(b, zoo.seeded_state(3, steps=0)), "model.pt"),
     "code for weights": (lambda b: put_weights(b, Code(b / "trace")), "model.pt"),
-    "code beside weights": (lambda b: put_weights(b, {"model": zoo.seeded_state(), "x": Code(b / "trace")}), "model.pt"),
+    "code beside weights": (
+        lambda b: put_weights(b, {"model": zoo.seeded_state(), "x": Code(b / "trace")}),
+        "model.pt",
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 AFFINE = np.array([[-2.0, 0.1, 0, 20], [0.1, 2.0, 0, -25], [0, 0, 2.5, 7], [0, 0, 0, 1]])
 SHAPE = (22, 24, 15)
 WINDOW = (16, 16, 8)
+FINAL = "model.2.1.conv.unit0.conv."  # of the UNet's state, the last layer's weight and bias
 
 
 def smooth_image(seed=0, shape=SHAPE, affine=AFFINE):
