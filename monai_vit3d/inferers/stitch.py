@@ -158,6 +158,7 @@ class _Stitcher:
             for place, values in zip(places, output):
                 # rounded to the network's own type, as MONAI's product in place is
                 yield place, (values * self.weights).to(values.dtype).to(self.band_device)
+            del output, values  # or they would be held while the network runs on the next windows
 
     def _finished(self, windows: Windows) -> Iterator[tuple[int, Tensor]]:
         """Planes of weighted means and the number of the first, as soon as no later window touches them."""
@@ -173,6 +174,7 @@ class _Stitcher:
             at = band[0][(..., slice(None)) + place[1:]]
             at[:-1] += values
             at[-1:] += weights
+            del values
         yield first, _means(band, height)
 
     def _check(self, output: Tensor, count: int) -> None:

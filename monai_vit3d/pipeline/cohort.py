@@ -172,7 +172,6 @@ class _Cohort:
             work.record["warnings"] += [warning for volume in volumes for warning in volume.warnings]
         if work.record["status"] == "pending":
             with work.stage("preprocess"):
-                check_memory(volumes, self.bundle)
                 work.prepared = prepare(volumes, self.bundle)
         return work
 
@@ -217,6 +216,8 @@ class _Cohort:
             # a folder that could not be made out while planning says here why
             series = case.series or find_series(case.images[0])[0]
             return [read_series(series, options.max_voxels)]
+        grid = read_grid(case.images[0], options.volume, options.max_voxels)
+        check_memory(case.images[0], grid, len(case.images), self.bundle, options)
         return [read_volume(path, options.volume, options.max_voxels) for path in case.images]
 
     def _verified(self, case: Case, hashes: list[str]) -> bool:
@@ -295,5 +296,7 @@ def _message(error: Exception, case: Case) -> str:
     while not isinstance(cause, Vit3dError) and cause.__cause__ is not None:  # MONAI's Compose wraps what a step raises
         cause = cause.__cause__
     text = str(cause) if isinstance(cause, Vit3dError) else f"{type(cause).__name__}: {cause}"
+    if isinstance(cause, MemoryError | torch.OutOfMemoryError):
+        text = "out of memory. Use fewer --jobs, a machine with more memory, or a crop of the image."
     named = any(str(path) in text for path in case.images)
     return text if named else f"{case.images[0]}: {text}"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..data.errors import ImageError
-from ..data.volume import Grid, Volume
+from ..data.volume import Grid
 from .overlay import axis_letters
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 BYTES_PER_VOXEL = 20  # of an image, or of labels: float32, and copies that transforms make
 BYTES_PER_RESAMPLED_VOXEL = 56  # of the new grid, however many channels: MONAI's coordinates are 4 + 3 float64 numbers
 BYTES_PER_LABELLED_VOXEL = 14  # of the network's grid: labels, and what the bundle makes of them
-WINDOWS = 5  # outputs of a batch, and their products with the weights, that are alive together
+WINDOWS = 6  # outputs of a batch, and their products with the weights, that are alive together
 _AXES = dict(zip("LRPAIS", (0, 0, 1, 1, 2, 2)))
 
 
@@ -50,12 +49,17 @@ def network_voxels(grid: Grid, bundle: Bundle) -> int:
     return math.prod(network_shape(grid, bundle))
 
 
-def needed_bytes(volumes: Sequence[Volume], bundle: Bundle, options: Options | None = None) -> int:
-    """Memory that a case needs beyond the voxels that are held already: that of its hungriest stage.
+def needed_bytes(grid: Grid, channels: int, bundle: Bundle, options: Options | None = None) -> int:
+    """Memory that a case needs: its voxels, and its hungriest stage.
 
     What the network itself needs for a window is not known, and not in it.
+
+    Args:
+        grid: of the images.
+        channels: how many there are.
+        bundle: what is run.
+        options: what is computed; None is the labels alone.
     """
-    grid, channels = volumes[0].grid, len(volumes)
     classes = len(bundle.metadata.channel_names) or 2
     maps = _maps(classes, options)
     there, back = network_voxels(grid, bundle), math.prod(grid.shape)
@@ -65,7 +69,7 @@ def needed_bytes(volumes: Sequence[Volume], bundle: Bundle, options: Options | N
     network = there * (BYTES_PER_LABELLED_VOXEL + 4 * channels + 4 * maps)
     network += _stitching(grid, bundle, classes, options)
     write = back * (BYTES_PER_VOXEL + grid_bytes + 4 * maps) + there * (4 * channels + 4 + 4 * maps)
-    return max(preprocess, network, write)
+    return 4 * back * channels + max(8 * back, preprocess, network, write)  # 8: a voxel as it is stored, at most
 
 
 def _maps(classes: int, options: Options | None) -> int:
@@ -112,17 +116,20 @@ def available_bytes() -> int:
     return min(free)
 
 
-def check_memory(volumes: Sequence[Volume], bundle: Bundle, options: Options | None = None) -> None:
+def check_memory(path: Path, grid: Grid, channels: int, bundle: Bundle, options: Options | None = None) -> None:
     """Refuse a case that would not fit, instead of being killed in its middle.
+
+    Args:
+        path: of the first image, for the message.
+        grid: as for :func:`needed_bytes`, and so are the others.
 
     Raises:
         ImageError: it would not fit.
     """
-    needed, free = needed_bytes(volumes, bundle, options), available_bytes()
+    needed, free = needed_bytes(grid, channels, bundle, options), available_bytes()
     if needed > free:
-        grid = volumes[0].grid
         raise ImageError(
-            f"{volumes[0].path}: {grid.shape} voxels of {tuple(round(mm, 3) for mm in grid.spacing_mm)} mm need about "
+            f"{path}: {grid.shape} voxels of {tuple(round(mm, 3) for mm in grid.spacing_mm)} mm need about "
             f"{needed / 2**30:.1f} GiB for this bundle, {free / 2**30:.1f} GiB are free. Crop the image, use fewer "
             "--jobs, or a machine with more memory."
         )

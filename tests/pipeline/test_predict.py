@@ -622,17 +622,17 @@ def test_a_classifier_has_no_maps(images, tmp_path, capsys):
 def test_a_case_that_would_not_fit_is_refused_in_gib(bundle, images, tmp_path, monkeypatch):
     volume = read_volume(images[0])
     loaded = load_bundle(bundle, "cpu")
-    needed = memory.needed_bytes([volume], loaded)
-    memory.check_memory([volume], loaded)
+    needed = memory.needed_bytes(volume.grid, 1, loaded)
+    memory.check_memory(volume.path, volume.grid, 1, loaded)
     monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
     with pytest.raises(ImageError, match=r"need about \d+\.\d GiB for this bundle, \d+\.\d GiB are free") as caught:
-        memory.check_memory([volume], loaded)
+        memory.check_memory(volume.path, volume.grid, 1, loaded)
     assert str(images[0]) in str(caught.value)
     record = run(bundle, images[0], tmp_path, code=1)["spleen_0"]
     assert record["status"] == "failed"
     assert "GiB" in record["error"]
     monkeypatch.setattr(memory, "available_bytes", lambda: needed)
-    memory.check_memory([volume], loaded)
+    memory.check_memory(volume.path, volume.grid, 1, loaded)
 
 
 @pytest.mark.parametrize("name", GRIDS)
