@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.dicom import find_series, read_series, write_dicom_seg
+from ..data.dicom import write_dicom_seg
 from ..data.errors import ImageError, Vit3dError
-from ..data.nifti import read_grid, read_volume, write_labels, write_map
+from ..data.nifti import write_labels, write_map
 from ..data.volume import Array, Volume
 from .bundle import Bundle, file_sha256
-from .memory import check_memory
 from .overlay import draw_overlay, write_png
 from .plan import Case, Plan
 from .predict import Answer, Options, Output, Prepared, finish, infer, prepare
+from .reading import case_sha256, read_case
 from .record import RunRecord, previous
 from .stats import label_stats
 
@@ -163,11 +163,11 @@ class _Cohort:
         if outputs := self.believed.get(case.name, {}).get("outputs"):
             work.record["outputs"] = outputs  # of a case that fails before they are touched, they stay known
         with work.stage("read"):
-            hashes = _input_sha256(case)
+            hashes = case_sha256(case)
             if self._verified(case, hashes):
                 work.record = {**self.believed[case.name], "status": "skipped", "output": work.record["output"]}
                 return work
-            volumes = self._volumes(case)
+            volumes = read_case(case, self.bundle, self.options)
             work.record |= {"input_sha256": hashes, "made_with": self.made_with}
             work.record["warnings"] += [warning for volume in volumes for warning in volume.warnings]
         if work.record["status"] == "pending":
@@ -209,16 +209,6 @@ class _Cohort:
 
     def _place(self, case: Case, kind: str) -> Path:
         return (self.plan.output / case.path(kind)).absolute()
-
-    def _volumes(self, case: Case) -> list[Volume]:
-        options = self.options
-        if case.dicom:
-            # a folder that could not be made out while planning says here why
-            series = case.series or find_series(case.images[0])[0]
-            return [read_series(series, options.max_voxels)]
-        grid = read_grid(case.images[0], options.volume, options.max_voxels)
-        check_memory(case.images[0], grid, len(case.images), self.bundle, options)
-        return [read_volume(path, options.volume, options.max_voxels) for path in case.images]
 
     def _verified(self, case: Case, hashes: list[str]) -> bool:
         """Whether an earlier run made a case's outputs from this input with these weights and options.
@@ -275,20 +265,6 @@ class _Cohort:
         if labels.ndim == 4 or len(names) == 1:  # masks: channel c is label c + 1
             return {channel + 1: name for channel, name in names.items()}
         return names
-
-
-def _input_sha256(case: Case) -> list[str]:
-    """Of each file that makes the case."""
-    files = case.images if case.series is None else case.series.files
-    if case.dicom and case.series is None:
-        return []
-    try:
-        return [file_sha256(path) for path in files]
-    except OSError as error:
-        for path in () if case.dicom else files:
-            read_grid(path)  # the door says more, such as of a link to a file that was not fetched
-        reason = error.strerror or str(error)
-        raise ImageError(f"{error.filename}: cannot be read ({reason}). Give a .nii or .nii.gz file.") from error
 
 
 def _message(error: Exception, case: Case) -> str:
