@@ -36,7 +36,7 @@ class Bundle:
         image_key: what the transforms call the image.
         weights: the checkpoint.
         weights_sha256: of the checkpoint.
-        config_sha256: of the inference config.
+        config_sha256: of all files in the bundle's ``configs``, on any of which an answer may depend.
         class_names: of a classifier's classes; empty for segmentation.
         task: of a classifier.
         autocast: whether the config asks for mixed precision.
@@ -89,11 +89,7 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bu
     """
     import torch
 
-    # where pydicom is installed, MONAI's LoadImaged tells of a GPU decoder that nobody asked for
-    warnings.filterwarnings("ignore", message=".*nvImageCodec")
-    # for the bundle's author, as that Orientationd got another default for its labels
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"monai\.")
-    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    _quieten_monai()
     where = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = inference_config(root)
     parser = _parse(root, path, where)
@@ -122,12 +118,20 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bu
         device=where,
         weights=weights,
         weights_sha256=file_sha256(weights),
-        config_sha256=file_sha256(path),
+        config_sha256=_configs_sha256(path.parent),
         class_names=names or list(metadata.channel_names.values()) if metadata.classifies else [],
         task=str(build("task", "multi-class")),
         autocast=bool(parser.get("evaluator::amp", False) is True and where.type == "cuda"),
         flip_axes=_flip_axes(build("flip_axes", []), path),
     )
+
+
+def _quieten_monai() -> None:
+    # where pydicom is installed, MONAI's LoadImaged tells of a GPU decoder that nobody asked for
+    warnings.filterwarnings("ignore", message=".*nvImageCodec")
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    # for the bundle's author, as that Orientationd got another default for its labels
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"monai\.")
 
 
 def _flip_axes(axes: Any, path: Path) -> tuple[int, ...]:
@@ -153,6 +157,12 @@ def file_sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _configs_sha256(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    lines = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 class _Builder:
