@@ -53,7 +53,7 @@ def _predict(args: argparse.Namespace) -> int:
         return 0
     if not args.safe and ranks.first:
         print(f"vit3d: {args.bundle} is code that runs here; --safe takes settings only", file=sys.stderr)
-    with ranks, _Progress() as progress:
+    with _Progress() as progress:
         summary = predict_folder(
             args.inputs,
             args.output,
@@ -67,7 +67,7 @@ def _predict(args: argparse.Namespace) -> int:
             begin=progress.begin,
             tell=progress,
         )
-        failed = ranks.together(summary.failed)
+    failed = ranks.together(summary.failed)
     print(f"{summary.done} done, {summary.skipped} skipped, {summary.failed} failed: {args.output / 'report.html'}")
     return 1 if failed else 0
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from datetime import timedelta
+
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,8 @@ class Ranks:
     """This process among those that torchrun started, or alone.
 
     Each process records its own part of the cases in OUT, so one that dies takes no other's work with it. Only the end
-    is shared: torchrun stops all processes when one ends with an error, so they tell each other and end together.
+    is shared: torchrun stops all processes when one ends with an error, so they tell each other through its store and
+    end together. Nothing else is exchanged, so there is no process group, neither gloo nor nccl.
 
     Args:
         rank: of this process, from 0.
@@ -46,27 +50,23 @@ class Ranks:
         """Whether this process speaks for all."""
         return self.rank == 0
 
-    def __enter__(self) -> Ranks:
-        if self.size > 1:
-            import torch.distributed as dist
-
-            # gloo: what is exchanged is one number; a week: the last process may need that much longer than the first
-            dist.init_process_group("gloo", timeout=timedelta(days=7))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.size > 1:
-            import torch.distributed as dist
-
-            dist.destroy_process_group()
-
     def together(self, number: int) -> int:
         """The sum of all processes' numbers, when all have come so far."""
         if self.size == 1:
             return number
-        import torch
-        import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
 
-        total = torch.tensor(number)
-        dist.all_reduce(total)
-        return int(total)
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=5)))
+
+        def wait_for_all(key: str) -> None:
+            while store.add(key, 0) < self.size:
+                time.sleep(POLL_SECONDS)
+
+        store.add("sum", number)
+        store.add("ended", 1)
+        wait_for_all("ended")
+        total = int(store.add("sum", 0))
+        store.add("left", 1)
+        if self.first:  # without torchrun the store is this process'
+            wait_for_all("left")
+        return total
