@@ -243,7 +243,7 @@ class _Cohort:
             paths.append(self._place(case, "seg"))
             write_labels(labels, volume.grid, paths[-1])
             if case.series is not None and labels.ndim == 3:
-                paths.append(paths[-1].with_name(paths[-1].name.removesuffix(".nii.gz") + ".dcm"))
+                paths.append((self.plan.output / case.dicom_seg).absolute())
                 write_dicom_seg(labels, case.series, {v: n for v, n in names.items() if v > 0}, paths[-1])
         if answer.numbers is not None:
             found |= self._prediction(answer.numbers)

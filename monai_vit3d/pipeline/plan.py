@@ -54,6 +54,16 @@ class Case:
         place = PurePosixPath(self.name)
         return place.with_name(f"{_described(place.name)}_{KINDS[kind]}.nii.gz")
 
+    def paths(self, kinds: Sequence[str]) -> list[PurePosixPath]:
+        """Where its outputs go, below OUT; the labels of a DICOM series also as a DICOM SEG."""
+        paths = [self.path(kind) for kind in kinds]
+        return [*paths, self.dicom_seg] if self.dicom and "seg" in kinds else paths
+
+    @property
+    def dicom_seg(self) -> PurePosixPath:
+        """Where a series' DICOM SEG goes, below OUT."""
+        return PurePosixPath(f"{self.name}_seg.dcm")
+
     @property
     def source(self) -> str:
         """Its images, as one printable line."""
@@ -210,7 +220,7 @@ def _check_clashes(cases: Sequence[Case], outputs: Sequence[str]) -> None:
 
 def _check_inputs_stay(cases: Sequence[Case], outputs: Sequence[str], output: Path) -> None:
     images = {_key(os.path.realpath(image)) for case in cases for image in case.images}
-    planned = (output / case.path(kind) for case in cases for kind in outputs)
+    planned = (output / path for case in cases for path in case.paths(outputs))
     over = [shown(path) for path in planned if _key(os.path.realpath(path)) in images]
     if over:
         raise UsageError(f"{some(over)}: both input and output. Inputs are never overwritten: give another OUT.")
@@ -233,7 +243,7 @@ def _check_places(cases: Sequence[Case], outputs: Sequence[str], output: Path) -
 
 
 def _check_absent(plan: Plan) -> None:
-    planned = [plan.output / case.path(kind) for case in plan.cases for kind in plan.outputs]
+    planned = [plan.output / path for case in plan.cases for path in case.paths(plan.outputs)]
     there = [path for path in planned if os.path.lexists(path)]
     if there:
         raise UsageError(

@@ -75,6 +75,14 @@ def test_resume_believes_a_series_by_its_files(run, tiny_bundle):
     assert sorted(one["status"] for one in records(out).values()) == ["failed", *["skipped"] * 4]
 
 
+def test_a_seg_that_is_there_is_not_overwritten(run, tiny_bundle, tmp_path, capsys):
+    scans, _, _ = run
+    (tmp_path / "axial_seg.dcm").write_bytes(b"somebody's")
+    assert predict(scans / "axial", to=tmp_path, bundle=tiny_bundle) == 2
+    assert "axial_seg.dcm" in capsys.readouterr().err
+    assert (tmp_path / "axial_seg.dcm").read_bytes() == b"somebody's"
+
+
 def test_check_reads_series(run, capsys):
     scans, _, _ = run
     assert cli.main(["check", str(scans / "axial"), str(scans / "hole"), "--json"]) == 1
