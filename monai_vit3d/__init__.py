@@ -18,7 +18,8 @@ _HOMES = {
     "load_weights": "weights",
 }
 _ROOMS = (
-    "data", "decoders", "handlers", "inferers", "layers", "metrics", "networks", "pipeline", "visualize", "weights",
+    "data", "decoders", "handlers", "inferers", "layers", "metrics", "networks", "pipeline", "pretraining",
+    "visualize", "weights",
 )  # fmt: skip
 __all__ = [*sorted(_HOMES), "__version__"]
 

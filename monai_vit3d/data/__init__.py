@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from .decathlon import decathlon_split
-from .errors import DatasetError, ImageError, ScoreError, Vit3dError, WeightsError
+from .errors import (
+    BundleError,
+    DatasetError,
+    ImageError,
+    ScoreError,
+    TrainingCollapsed,
+    UsageError,
+    Vit3dError,
+    WeightsError,
+)
 from .tasks import resolve_task
 
 _NIFTI = ("NiftiReader", "cut_box", "label_volumes_ml", "nifti_files")
@@ -13,7 +22,8 @@ _NIFTI += ("read_grid", "read_volume", "write_labels", "write_map")
 _VOLUME = ("Grid", "Volume")
 _MEDMNIST3D = ("MedMNIST3DDataset", "class_names", "medmnist3d_info")
 _TABLES = ("check_classes", "class_balanced_weights", "labelled_volumes")
-__all__ = ["DatasetError", "ImageError", "ScoreError", "Vit3dError", "WeightsError", "decathlon_split", "resolve_task"]
+__all__ = ["BundleError", "DatasetError", "ImageError", "ScoreError", "TrainingCollapsed", "UsageError", "Vit3dError"]
+__all__ += ["WeightsError", "decathlon_split", "resolve_task"]
 __all__ += [*_NIFTI, *_VOLUME, *_MEDMNIST3D, *_TABLES]
 
 

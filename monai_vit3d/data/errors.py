@@ -27,3 +27,7 @@ class BundleError(Vit3dError, ValueError):
 
 class UsageError(Vit3dError, ValueError):
     """What was asked for cannot be done as asked: arguments, names that clash."""
+
+
+class TrainingCollapsed(Vit3dError, RuntimeError):
+    """What a network learns has collapsed: its features no longer tell cases apart."""

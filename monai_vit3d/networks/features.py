@@ -43,6 +43,33 @@ class TokenFeatures(nn.Module):
         _, taken = self._run_blocks(self._embed(x), indices)
         return [self.norm(y) for y in taken]
 
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def forward_visible(self, x: Tensor, keep: Tensor) -> Tensor:
+        """Token features of some patches, computed as if the others were not there.
+
+        The other patches' tokens are left out before the first block, which saves their time and memory and keeps
+        the result from depending on them. A patch embedding whose windows overlap (ConvStem3D) mixes neighbours
+        before that.
+
+        Args:
+            x: ``(B, C, H, W, D)``.
+            keep: ``(B, N)`` long, numbers of the patches to keep, D fastest, in any order, each once.
+
+        Returns:
+            ``(B, P + N, E)``, normed: prefix tokens, then the kept patches' tokens in the order of ``keep``.
+
+        Raises:
+            ValueError: wrong rank, channels or size; ``keep`` of another shape or type or with numbers that no
+                patch has; patch dropout, which would choose patches by itself.
+        """
+        if self.training and not isinstance(self.patch_drop, nn.Identity):
+            raise ValueError("keep says which patches to keep, but patch_drop_rate > 0 drops some: build with 0.")
+        tokens, p = self._embed(x), self.num_prefix_tokens
+        _check_keep(keep, tokens.shape[0], tokens.shape[1] - p)
+        kept = (keep.to(tokens.device) + p)[..., None].expand(-1, -1, tokens.shape[2])
+        x, _ = self._run_blocks(torch.cat([tokens[:, :p], tokens.gather(1, kept)], dim=1), [])
+        return self.norm(x)
+
     def _as_map(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
         tokens = tokens[:, self.num_prefix_tokens :].transpose(1, 2)
         return tokens.reshape(tokens.shape[0], tokens.shape[1], grid[0], grid[1], grid[2])
@@ -178,3 +205,16 @@ def _last_n(indices: int | list[int] | tuple[int, ...], depth: int) -> list[int]
     if not 1 <= indices <= depth:
         raise ValueError(f"the last {indices} blocks were asked for; the network has {depth}: 1 to {depth} are needed.")
     return list(range(depth - indices, depth))
+
+
+def _check_keep(keep: Tensor, batch: int, count: int) -> None:
+    if keep.dim() != 2 or keep.shape[0] != batch or keep.shape[1] < 1 or keep.dtype != torch.long:
+        raise ValueError(
+            f"keep of shape {tuple(keep.shape)}, {keep.dtype}; patch numbers of shape ({batch}, N), N of 1 or more, "
+            "torch.long, are needed."
+        )
+    if bool(((keep < 0) | (keep >= count)).any()):
+        raise ValueError(
+            f"keep has numbers from {int(keep.min())} to {int(keep.max())}; the input has {count} patches, "
+            f"0 to {count - 1}."
+        )

@@ -1,0 +1,42 @@
+"""Self-supervised pretraining on volumes: which tokens a task hides, and the tasks."""
+
+from .checks import check_patches_are_separate
+from .collapse import CollapseAlarm, CollapseReport, cosine_to_mean, describe, feature_std, rankme, target_variance
+from .features import Features, extract_features
+from .ijepa import IJEPA, IJEPAOutput
+from .mae import MAE, MAEOutput
+from .masking import JEPAMasks, MAEMasks, sample_block_masks, sample_jepa_masks, sample_random_masks
+from .patches import patchify, unpatchify
+from .probe import ProbeScore, knn_probe, logistic_probe, ridge_probe
+from .schedules import learning_rate_at, momentum_at, weight_decay_at
+
+__all__ = [
+    "IJEPA",
+    "MAE",
+    "CollapseAlarm",
+    "CollapseReport",
+    "Features",
+    "IJEPAOutput",
+    "JEPAMasks",
+    "MAEMasks",
+    "MAEOutput",
+    "ProbeScore",
+    "check_patches_are_separate",
+    "cosine_to_mean",
+    "describe",
+    "extract_features",
+    "feature_std",
+    "knn_probe",
+    "learning_rate_at",
+    "logistic_probe",
+    "momentum_at",
+    "patchify",
+    "rankme",
+    "ridge_probe",
+    "sample_block_masks",
+    "sample_jepa_masks",
+    "sample_random_masks",
+    "target_variance",
+    "unpatchify",
+    "weight_decay_at",
+]

@@ -1,0 +1,156 @@
+"""Frozen features: every volume's tokens, pooled, with a description of what they are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..data.errors import UsageError
+from ..metrics.checks import require_finite
+
+Array = NDArray[Any]
+# from patch tokens (B, N, E) and prefix tokens (B, P, E) to (B, E); the class token is the first prefix token
+POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean": lambda patches, prefix: patches.mean(1),
+    "std": lambda patches, prefix: patches.std(1, correction=0),
+    "max": lambda patches, prefix: patches.amax(1),
+    "class": lambda patches, prefix: prefix[:, 0],
+}
+
+
+@dataclass(frozen=True)
+class Features:
+    """N volumes' features ``values`` ``(N, F)`` float32 and ``labels`` ``(N,)`` or ``(N, L)``, and what they are."""
+
+    values: Array
+    labels: Array
+    description: str
+
+
+def extract_features(
+    backbone: nn.Module,
+    batches: Iterable[Any],
+    pooling: str = "mean",
+    taps: int | Sequence[int] | None = None,
+    device: torch.device | str | None = None,
+    *,
+    encoder: str = "encoder",
+    keys: tuple[str, str] = ("image", "label"),
+) -> Features:
+    """Pooled tokens of every volume, in evaluation mode and without gradients.
+
+    The backbone is left as it was: each module's mode, its parameters, torch's global random state.
+
+    Args:
+        backbone: a network that keeps the contract of :class:`~monai_vit3d.networks.VisionTransformer3D`.
+        batches: a data loader, or any iterable of dictionaries with ``keys`` or of pairs (image ``(B, C, H, W, D)``,
+            label ``(B,)`` or ``(B, L)``). Its order is the order of the features: do not shuffle.
+        pooling: ``"mean"``, ``"std"`` or ``"max"`` over patch tokens, ``"class"`` for the class token; several joined
+            by ``+``, such as ``"class+mean"``, stand side by side.
+        taps: blocks whose tokens to read, after the final norm, side by side; negative numbers count from the end.
+            None is the last one.
+        device: where to compute; None is where the backbone is. Elsewhere a copy of it computes.
+        encoder: what to call the network in the description: of I-JEPA, say, "target encoder".
+        keys: of image and label in dictionaries.
+
+    Returns:
+        F is E times the number of poolings and taps.
+
+    Raises:
+        UsageError: an unknown pooling, ``"class"`` without a class token, no batches, or ones of another form.
+        ScoreError: NaN or infinite features.
+        ValueError: a tap out of range, or twice.
+    """
+    names = _poolings(pooling, backbone)
+    blocks = (-1,) if taps is None else (taps,) if isinstance(taps, int) else tuple(taps)
+    if not blocks:
+        raise UsageError("taps=(): one block or more is needed; None is the last one.")
+    rows, labels = [], []
+    with _frozen(backbone, device) as net:
+        for batch in batches:
+            image, label = _image_and_label(batch, keys)
+            rows.append(_pooled(net, image, names, blocks))
+            labels.append(label)
+    if not rows:
+        raise UsageError("no batches came; one or more are needed. Was the iterator used before?")
+    values, truths = np.concatenate(rows), np.concatenate(labels)
+    require_finite(values, "features")
+    truths = truths[:, 0] if truths.shape[1:] == (1,) else truths
+    return Features(values, truths, _describe(backbone, encoder, names, blocks))
+
+
+@contextmanager
+def _frozen(backbone: nn.Module, device: torch.device | str | None) -> Iterator[nn.Module]:
+    """The backbone on a device in evaluation mode, without gradients; afterwards all is as before."""
+    place = next(backbone.parameters()).device
+    elsewhere = device is not None and torch.empty(0, device=device).device != place
+    net = copy.deepcopy(backbone).to(device) if elsewhere else backbone
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        # a data loader draws a seed: a training that is probed on its way must go on as one that is not.
+        # no_grad, for what a network keeps from inference_mode could not be trained with
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            yield net
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _pooled(net: nn.Module, image: Tensor, names: Sequence[str], blocks: tuple[int, ...]) -> Array:
+    """``(B, F)`` float32 of one batch."""
+    weight = next(net.parameters())
+    pairs = net.forward_intermediates(
+        image.to(weight.device, weight.dtype), blocks, True, "NLC", True, return_prefix_tokens=True, stop_early=True
+    )
+    parts = [POOLINGS[name](patches.float(), prefix.float()) for patches, prefix in pairs for name in names]
+    return torch.cat(parts, 1).cpu().numpy()
+
+
+def _poolings(pooling: str, backbone: nn.Module) -> list[str]:
+    names = pooling.split("+")
+    unknown = [name for name in names if name not in POOLINGS]
+    if unknown or len(set(names)) < len(names):
+        known = ", ".join(map(repr, POOLINGS))
+        raise UsageError(f"pooling={pooling!r}: {known} are needed, each once at most, joined by '+'.")
+    if "class" in names and not backbone.has_class_token:
+        raise UsageError(f"pooling={pooling!r}: the encoder has no class token. Choose 'mean', 'std', 'max' or a sum.")
+    return names
+
+
+def _image_and_label(batch: Any, keys: tuple[str, str]) -> tuple[Tensor, Array]:
+    """Image ``(B, C, H, W, D)`` and label ``(B, ...)`` of a batch, as plain tensor and array."""
+    if isinstance(batch, Mapping):
+        missing = [key for key in keys if key not in batch]
+        if missing:
+            raise UsageError(f"batch with the keys {', '.join(map(str, batch))}; {missing[0]!r} is needed: set keys.")
+        batch = [batch[key] for key in keys]
+    if not isinstance(batch, (list, tuple)) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+        raise UsageError(f"batch of type {type(batch).__name__}; a dictionary or a pair (image, label) is needed.")
+    image = batch[0].as_subclass(Tensor)  # MONAI's MetaTensor is slow in a network
+    label = torch.as_tensor(batch[1]).as_subclass(Tensor).detach().cpu().numpy()
+    if label.ndim not in (1, 2) or len(label) != len(image):
+        raise UsageError(
+            f"batch of images {tuple(image.shape)} and labels {label.shape}; ({len(image)},) or ({len(image)}, L) "
+            "labels are needed."
+        )
+    return image, label
+
+
+def _describe(backbone: nn.Module, encoder: str, names: Sequence[str], blocks: tuple[int, ...]) -> str:
+    depth = len(backbone.blocks)
+    read = ", ".join(str(block % depth + 1) for block in sorted(blocks, key=lambda b: b % depth))
+    norm = "no final norm" if isinstance(backbone.norm, nn.Identity) else "final norm"
+    pools = " + ".join("class token" if name == "class" else f"{name} of patch tokens" for name in names)
+    return (
+        f"{encoder} ({type(backbone).__name__}, width {backbone.embed_dim}): {pools}, "
+        f"after block {read} of {depth}, {norm}"
+    )

@@ -1,0 +1,198 @@
+"""What frozen features know, read by a logistic, a nearest-neighbour or a ridge probe.
+
+Each probe is scikit-learn's, behind a StandardScaler; both are fitted on the training part. Its one setting is chosen
+by the validation part; the test part is scored once. Nothing is drawn at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from ..data.errors import UsageError
+from ..data.tables import check_classes
+from ..metrics import accuracy, auc, mean_absolute_error, r2
+from ..metrics.checks import require_finite
+from .features import Array, Features
+
+LOGISTIC_C = tuple(10.0**k for k in range(-5, 3))
+NEIGHBOURS = (1, 3, 5, 10, 20, 50)
+RIDGE_ALPHA = tuple(10.0**k for k in range(-1, 7))
+TEMPERATURE = 0.07  # of the neighbours' votes, Wu et al. 2018
+
+Parts = tuple[Features, Features, Features]
+Scores = dict[str, Callable[[Any, Any], float]]
+SECTIONS = ("train", "validation", "test")
+# the first of them is what the setting is chosen by
+CLASS_SCORES: Scores = {
+    "auc": lambda predictions, labels: auc(predictions, labels, "multi-class"),
+    "accuracy": lambda predictions, labels: accuracy(predictions, labels, "multi-class"),
+}
+VALUE_SCORES: Scores = {"r2": r2, "mae": mean_absolute_error}
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """What a probe reached.
+
+    ``scores`` are the test part's, by name. ``chosen`` is the value of ``setting`` that was best on the validation
+    part, ``validation`` the score there of every value tried; ``cases`` counts training, validation and test.
+    """
+
+    probe: str
+    features: str
+    setting: str
+    chosen: float
+    validation: dict[float, float]
+    scores: dict[str, float]
+    cases: tuple[int, int, int]
+
+    def as_dict(self) -> dict[str, float]:
+        """The test scores, the choice and its validation score by name, for a log."""
+        best = {self.setting: float(self.chosen), "validation": self.validation[self.chosen]}
+        return {f"{self.probe}_{name}": value for name, value in {**self.scores, **best}.items()}
+
+
+def logistic_probe(
+    train: Features, validation: Features, test: Features, grid: Sequence[float] = LOGISTIC_C
+) -> ProbeScore:
+    """Logistic regression with L2 penalty 1 / C; C is chosen by the validation part's AUC, the least of equals.
+
+    Args:
+        train: features with class numbers ``(N,)``.
+        validation: for choosing C only.
+        test: for the scores ``"auc"`` (macro, one against the rest) and ``"accuracy"`` only.
+        grid: values of C to try.
+
+    Raises:
+        UsageError: parts that do not fit together, no class numbers, an empty grid, or no scikit-learn.
+        DatasetError: a part has no case of a class.
+    """
+    _require_sklearn()
+    from sklearn.linear_model import LogisticRegression
+
+    def build(c: float) -> Any:
+        return _scaled(LogisticRegression(C=c, max_iter=2000))
+
+    _require_classes(train, validation, test)
+    return _probe("logistic", "C", build, sorted(grid), (train, validation, test), CLASS_SCORES, "predict_proba")
+
+
+def knn_probe(train: Features, validation: Features, test: Features, grid: Sequence[int] = NEIGHBOURS) -> ProbeScore:
+    """k nearest neighbours by cosine; k is chosen by the validation part's AUC, the least of equals.
+
+    Votes weigh ``exp(cosine / 0.07)`` (Wu et al. 2018, arXiv:1805.01978, section 3.4). Features are centred by the
+    training part's mean (CL2N of Wang et al. 2019, arXiv:1911.04623): volumes of one organ share a large mean feature,
+    beside which all cosines are near 1.
+
+    Args:
+        train: features with class numbers ``(N,)``.
+        validation: for choosing k only.
+        test: for the scores ``"auc"`` (macro, one against the rest) and ``"accuracy"`` only.
+        grid: values of k to try; those above the number of training cases are passed over.
+
+    Raises:
+        UsageError: parts that do not fit together, no class numbers, an empty grid, or no scikit-learn.
+        DatasetError: a part has no case of a class.
+    """
+    _require_sklearn()
+    from sklearn.neighbors import KNeighborsClassifier
+
+    def build(k: int) -> Any:
+        neighbours = KNeighborsClassifier(k, weights=_votes, metric="cosine", algorithm="brute")
+        return _scaled(neighbours, with_std=False)
+
+    _require_classes(train, validation, test)
+    fitting = sorted(k for k in grid if k <= len(train.values))
+    return _probe("knn", "k", build, fitting, (train, validation, test), CLASS_SCORES, "predict_proba")
+
+
+def ridge_probe(
+    train: Features, validation: Features, test: Features, grid: Sequence[float] = RIDGE_ALPHA
+) -> ProbeScore:
+    """Linear regression with L2 penalty alpha; alpha is chosen by the validation part's R², the greatest of equals.
+
+    Args:
+        train: features with values ``(N,)`` or ``(N, L)``.
+        validation: for choosing alpha only.
+        test: for the scores ``"r2"`` and ``"mae"`` (mean absolute error, in the labels' unit) only.
+        grid: values of alpha to try.
+
+    Raises:
+        UsageError: parts that do not fit together, an empty grid, or no scikit-learn.
+        ScoreError: labels that are NaN or infinite, or all equal in the validation or the test part.
+    """
+    _require_sklearn()
+    from sklearn.linear_model import Ridge
+
+    def build(alpha: float) -> Any:
+        return _scaled(Ridge(alpha=alpha))
+
+    parts = (train, validation, test)
+    _require_same(parts)
+    return _probe("ridge", "alpha", build, sorted(grid, reverse=True), parts, VALUE_SCORES, "predict")
+
+
+def _probe(
+    name: str, setting: str, build: Callable[[Any], Any], grid: Sequence[Any], parts: Parts, scores: Scores, method: str
+) -> ProbeScore:
+    """Fit a probe for each value of the grid, and score the one that is best on the validation part."""
+    if not grid:
+        raise UsageError(f"grid holds no {setting} that fits {len(parts[0].values)} training cases; one is needed.")
+    train, validation, test = ((part.values.astype(np.float64), part.labels) for part in parts)
+    score = next(iter(scores.values()))
+    models = {value: build(value).fit(*train) for value in grid}
+    found = {value: score(getattr(model, method)(validation[0]), validation[1]) for value, model in models.items()}
+    chosen = max(found, key=lambda value: found[value])  # the first of equals, in the grid's order
+    predictions = getattr(models[chosen], method)(test[0])
+    reached = {key: function(predictions, test[1]) for key, function in scores.items()}
+    cases = tuple(len(part.values) for part in parts)
+    return ProbeScore(name, parts[0].description, setting, chosen, found, reached, cases)
+
+
+def _scaled(estimator: Any, with_std: bool = True) -> Any:
+    """The estimator behind a scaler of its features."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(with_std=with_std), estimator)
+
+
+def _votes(distances: Array) -> Array:
+    """Weights of neighbours from ``(N, k)`` cosine distances; only their ratios matter."""
+    return np.exp((distances.min(1, keepdims=True) - distances) / TEMPERATURE)
+
+
+def _require_same(parts: Parts) -> None:
+    """Refuse parts of other encoders or poolings, and labels that are not as many as the features."""
+    for name, part in zip(SECTIONS, parts):
+        if part.values.ndim != 2 or len(part.values) != len(part.labels) or not len(part.values):
+            raise UsageError(
+                f"section {name!r}: features {part.values.shape} and labels {part.labels.shape}; (N, F) and as many "
+                "labels, one or more, are needed."
+            )
+        require_finite(np.asarray(part.labels, np.float64), f"labels of section {name!r}")
+    kinds = [(part.values.shape[1], part.description) for part in parts]
+    if len(set(kinds)) > 1:
+        listed = "; ".join(f"{name}: {width} of {what}" for name, (width, what) in zip(SECTIONS, kinds))
+        raise UsageError(f"features differ in kind ({listed}). Extract all sections with one encoder and pooling.")
+
+
+def _require_classes(*parts: Features) -> None:
+    """Refuse labels that are no class numbers, and sections that lack a class."""
+    _require_same(parts)
+    for name, part in zip(SECTIONS, parts):
+        if part.labels.ndim != 1:
+            raise UsageError(f"section {name!r}: labels {part.labels.shape}; one class number a case is needed.")
+    classes = 1 + int(max(part.labels.max() for part in parts))
+    for name, part in zip(SECTIONS, parts):
+        check_classes(part.labels.tolist(), classes, name)
+
+
+def _require_sklearn() -> None:
+    if find_spec("sklearn") is None:
+        raise UsageError("probes need scikit-learn, which is not installed: pip install 'monai-vit3d[ssl]'.")

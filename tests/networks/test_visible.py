@@ -1,0 +1,150 @@
+"""Tokens of some patches as if the others were not there: exact, cut off from hidden voxels, and clear errors."""
+
+import pytest
+import torch
+
+from monai_vit3d.layers import ConvStem3D
+from monai_vit3d.networks import VisionTransformer3D
+
+# three different sides, an anisotropic patch, and a (2, 3, 4) grid
+TINY = {"img_size": (8, 12, 8), "patch_size": (4, 4, 2), "embed_dim": 24, "depth": 3, "num_heads": 2}
+PREFIXES = [
+    {"class_token": False, "global_pool": "avg", "fc_norm": False},
+    {},
+    {"reg_tokens": 2},
+    {"reg_tokens": 1, "no_embed_class": True, "pre_norm": True},
+]
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def noisy(**options):
+    """A tiny network in float64 and eval mode, with noise on every parameter."""
+    torch.manual_seed(0)
+    net = VisionTransformer3D(**{**TINY, **options}).double().eval()
+    with torch.no_grad():
+        for i, p in enumerate(net.parameters()):
+            p.add_(0.2 * randn(*p.shape, seed=i))
+    return net
+
+
+def volume(seed=7):
+    return randn(2, 1, *TINY["img_size"], seed=seed)
+
+
+def some(batch=2, count=9, patches=24):
+    order = randn(batch, patches, seed=3).argsort(1)
+    assert not torch.equal(order[0, :count].sort().values, order[1, :count].sort().values)
+    return order[:, :count]
+
+
+def voxels_of(patches, grid=(2, 3, 4), patch=TINY["patch_size"]):
+    """Bool ``(B, 1, H, W, D)``: where the patches of each sample lie, by loops."""
+    where = torch.zeros(len(patches), 1, *(n * p for n, p in zip(grid, patch)), dtype=torch.bool)
+    for sample, numbers in enumerate(patches.tolist()):
+        for number in numbers:
+            h, rest = divmod(number, grid[1] * grid[2])
+            w, d = divmod(rest, grid[2])
+            corner = h * patch[0], w * patch[1], d * patch[2]
+            where[sample, 0][tuple(slice(c, c + p) for c, p in zip(corner, patch))] = True
+    return where
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("pos_embed", ["learned", "sincos", "none"])
+def test_all_patches_are_the_whole_network(pos_embed, prefix):
+    net = noisy(pos_embed=pos_embed, **prefix)
+    everything = torch.arange(24).expand(2, -1)
+    assert torch.equal(net.forward_visible(volume(), everything), net.forward_features(volume()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("pos_embed", ["learned", "sincos", "none"])
+def test_kept_patches_by_hand(pos_embed, prefix):
+    net, keep = noisy(pos_embed=pos_embed, **prefix), some()
+    tokens, p = net._embed(volume()), net.num_prefix_tokens
+    rows = [torch.cat([row[:p], torch.stack([row[p + n] for n in chosen])]) for row, chosen in zip(tokens, keep)]
+    by_hand = net.norm(net.blocks(torch.stack(rows)))
+    out = net.forward_visible(volume(), keep)
+    assert out.shape == (2, p + 9, 24)
+    torch.testing.assert_close(out, by_hand, rtol=0, atol=1e-12)
+    # the blocks mix what they see: patches left out do change the others
+    full = net.forward_features(volume())[:, p:].gather(1, keep[..., None].expand(-1, -1, 24))
+    assert (out[:, p:] - full).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_order_follows_keep():
+    net, keep = noisy(), some()
+    turned = net.forward_visible(volume(), keep.flip(1))
+    torch.testing.assert_close(turned[:, 1:].flip(1), net.forward_visible(volume(), keep)[:, 1:], rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_hidden_voxels_do_not_matter(prefix):
+    net, keep = noisy(**prefix), some()
+    seen = voxels_of(keep)
+    changed = torch.where(seen, volume(), 100 * volume(seed=8))
+    assert torch.equal(net.forward_visible(changed, keep), net.forward_visible(volume(), keep))
+    touched = torch.where(seen, 1.1 * volume(), volume())
+    assert (net.forward_visible(touched, keep) - net.forward_visible(volume(), keep)).abs().amax((1, 2)).min() > 1e-3
+
+
+@torch.no_grad()
+def test_a_conv_stem_mixes_before():
+    net, keep = noisy(embed_layer=ConvStem3D), some()
+    changed = torch.where(voxels_of(keep), volume(), 2 * volume(seed=8))
+    assert not torch.allclose(net.forward_visible(changed, keep), net.forward_visible(volume(), keep), atol=1e-6)
+
+
+def test_gradient_reaches_seen_voxels_and_their_positions_only():
+    net, keep, x = noisy(), some(), volume().requires_grad_()
+    net.forward_visible(x, keep).square().sum().backward()
+    assert torch.equal(x.grad != 0, voxels_of(keep))
+    used = net.pos_embed.grad[0, 1:].abs().sum(1) > 0
+    assert used.nonzero().flatten().tolist() == sorted(set(keep.flatten().tolist()))
+
+
+@torch.no_grad()
+def test_other_sizes_and_gradient_checkpoints():
+    net, keep = noisy(dynamic_img_size=True), some(patches=12)
+    x = volume()[..., :4]
+    out = net.forward_visible(x, torch.arange(12).expand(2, -1))
+    torch.testing.assert_close(out, net.forward_features(x), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match=r"12 patches, 0 to 11"):
+        net.forward_visible(x, torch.full((2, 1), 12))
+    with torch.enable_grad():
+        plain = net.forward_visible(x, keep)
+        net.set_grad_checkpointing()
+        assert torch.equal(net.forward_visible(x, keep), plain)
+
+
+@pytest.mark.parametrize(
+    ("keep", "match"),
+    [
+        (torch.zeros(2, 3), r"\(2, 3\), torch.float32; patch numbers of shape \(2, N\)"),
+        (torch.zeros(2, 24, dtype=torch.bool), "torch.bool"),
+        (torch.zeros(2, 3, dtype=torch.int32), "torch.int32"),
+        (torch.zeros(3, dtype=torch.long), r"keep of shape \(3,\)"),
+        (torch.zeros(3, 3, dtype=torch.long), r"shape \(2, N\)"),
+        (torch.zeros(2, 0, dtype=torch.long), "N of 1 or more"),
+        (torch.tensor([[0, 1], [2, 24]]), "numbers from 0 to 24; the input has 24 patches, 0 to 23"),
+        (torch.tensor([[0, 1], [2, -1]]), "numbers from -1 to 2"),
+    ],
+)
+def test_errors(keep, match):
+    with pytest.raises(ValueError, match=match):
+        noisy().forward_visible(volume(), keep)
+
+
+@torch.no_grad()
+def test_patch_dropout_is_refused_where_it_would_act():
+    net = noisy(patch_drop_rate=0.25)
+    assert torch.equal(net.forward_visible(volume(), some()), noisy().forward_visible(volume(), some()))
+    with pytest.raises(ValueError, match="patch_drop_rate > 0"):
+        net.train().forward_visible(volume(), some())
