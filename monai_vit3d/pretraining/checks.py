@@ -7,7 +7,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from monai_vit3d.data.errors import UsageError
+from ..data.errors import UsageError
 
 
 def check_patches_are_separate(backbone: nn.Module, allow_overlap: bool) -> None:

@@ -12,8 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from monai_vit3d.data.errors import UsageError
-
+from ..data.errors import UsageError
 from ..layers import fit_pos_embed, sincos_pos_embed
 from ..layers.pos_embed import Grid
 from ..networks.options import require_final_norm

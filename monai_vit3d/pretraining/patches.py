@@ -6,8 +6,7 @@ from math import prod
 
 from torch import Tensor
 
-from monai_vit3d.data.errors import UsageError
-
+from ..data.errors import UsageError
 from ..layers.pos_embed import Grid
 
 
