@@ -15,10 +15,10 @@ import torch
 from monai.data import ImageReader, MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose, Invertd, LoadImaged
-from monai.utils import SpaceKeys
 from torch import Tensor
 
 from ..data.errors import BundleError, ImageError, UsageError
+from ..data.nifti.reader import as_monai
 from ..data.volume import Array, Volume
 from ..inferers import (
     FlipEnsemble,
@@ -105,17 +105,9 @@ class _HeldVolumes(ImageReader):
 
     def get_data(self, img: Any) -> tuple[Array, dict[str, Any]]:
         """Voxels and what MONAI wants to know of them."""
-        grid = self.volumes[0].grid
-        one = len(self.volumes) == 1
-        meta = {
-            "affine": grid.affine_mm.copy(),
-            "original_affine": grid.affine_mm.copy(),
-            "spatial_shape": np.asarray(grid.shape),
-            "original_channel_dim": float("nan") if one else 0,
-            "space": SpaceKeys.RAS,
-        }
+        voxels, meta = as_monai(self.volumes)
         # a copy: some of MONAI's transforms work in place, and the report shows the image as it came
-        return self.volumes[0].voxels.copy() if one else np.stack([v.voxels for v in self.volumes]), meta
+        return voxels.copy() if len(self.volumes) == 1 else voxels, meta
 
 
 def check_channels(volumes: Sequence[Volume]) -> None:

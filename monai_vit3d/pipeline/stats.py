@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,14 +99,8 @@ def write_stats(records: Iterable[Mapping[str, Any]], path: str | Path) -> None:
         records: ``files`` of run.json; those without ``stats`` are passed over.
         path: the file to write.
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for record in records:
-        filename = str(record.get("name") or record.get("input") or "")
-        for row in record.get("stats") or ():
-            writer.writerow([_cell(filename), *(_cell(row.get(column)) for column in COLUMNS[1:])])
-    write_text_atomic(text.getvalue(), path)
+    rows = [[_case_cell(r), *(_cell(row.get(c)) for c in COLUMNS[1:])] for r in records for row in r.get("stats") or ()]
+    _write_csv([list(COLUMNS), *rows], path)
 
 
 def write_predictions(records: Iterable[Mapping[str, Any]], path: str | Path) -> None:
@@ -116,12 +110,20 @@ def write_predictions(records: Iterable[Mapping[str, Any]], path: str | Path) ->
         records: ``files`` of run.json; those without ``cells`` are passed over.
         path: the file to write.
     """
-    rows = [(str(r.get("name") or r.get("input") or ""), r["cells"]) for r in records if r.get("cells")]
+    answered = [record for record in records if record.get("cells")]
+    header = ["filename", *(answered[0]["cells"] if answered else ())]
+    _write_csv([header, *([_case_cell(r), *r["cells"].values()] for r in answered)], path)
+
+
+def _write_csv(rows: Iterable[Sequence[str]], path: str | Path) -> None:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["filename", *(rows[0][1] if rows else ())])
-    writer.writerows([_cell(name), *cells.values()] for name, cells in rows)
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    # a bundle's class names may hold surrogates, which cannot be written
     write_text_atomic(text.getvalue().encode("utf-8", "backslashreplace").decode(), path)
+
+
+def _case_cell(record: Mapping[str, Any]) -> str:
+    return _cell(str(record.get("name") or record.get("input") or ""))
 
 
 def _cell(value: Any) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..data.errors import UsageError
 from ..metrics.checks import require_finite
+from ..networks.modes import evaluating
 
 Array = NDArray[Any]
 # from patch tokens (B, N, E) and prefix tokens (B, P, E) to (B, E); the class token is the first prefix token
@@ -93,16 +94,10 @@ def _frozen(backbone: nn.Module, device: torch.device | str | None) -> Iterator[
     place = next(backbone.parameters()).device
     elsewhere = device is not None and torch.empty(0, device=device).device != place
     net = copy.deepcopy(backbone).to(device) if elsewhere else backbone
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        # a data loader draws a seed: a training that is probed on its way must go on as one that is not.
-        # no_grad, for what a network keeps from inference_mode could not be trained with
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            yield net
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    # a data loader draws a seed: a training that is probed on its way must go on as one that is not.
+    # no_grad, for what a network keeps from inference_mode could not be trained with
+    with evaluating(net), torch.random.fork_rng(devices=[]), torch.no_grad():
+        yield net
 
 
 def _pooled(net: nn.Module, image: Tensor, names: Sequence[str], blocks: tuple[int, ...]) -> Array:

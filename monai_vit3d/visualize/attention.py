@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..networks import TokenClassifier
 from ..networks.heads import AttentiveHead
-from .voxels import as_batch, backbone_of, evaluating, like, on_grid, to_voxels
+from ..networks.modes import evaluating
+from .voxels import as_batch, backbone_of, like, on_grid, to_voxels
 
 
 class AttentionMaps(NamedTuple):

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from ..layers import to_3tuple
 from ..networks import VisionTransformer3D, probabilities
-from .voxels import as_batch, backbone_of, evaluating, like, on_grid, to_voxels
+from ..networks.modes import evaluating
+from .voxels import as_batch, backbone_of, like, on_grid, to_voxels
 
 OCCLUSIONS = ("mean_img", "gaussian")  # MONAI's "mean_patch" multiplies by the mean instead of filling in
 

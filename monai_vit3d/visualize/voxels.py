@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from monai.data import MetaTensor
@@ -27,18 +26,6 @@ def backbone_of(model: nn.Module) -> nn.Module:
         f"model is a {type(model).__name__}; a TokenClassifier or a VisionTransformer3D is needed (of a wrapped or "
         "compiled one, the network inside)."
     )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in the mode that it was in (MONAI's ``eval_mode`` knows one)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def as_batch(volume: Tensor) -> Tensor:

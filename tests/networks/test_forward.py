@@ -15,27 +15,11 @@ from monai.data import MetaTensor
 
 from monai_vit3d.layers import resample_pos_embed, sincos_pos_embed
 from monai_vit3d.networks import VisionTransformer3D
+from tests.networks.nets import TINY, noisy, randn
 
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-9)
 few = settings(max_examples=25, deadline=None, derandomize=True)
 POSITIONS = ("learned", "sincos", "none")
-
-# three different sides, an anisotropic patch, and a (2, 3, 4) grid
-TINY = {"img_size": (8, 12, 8), "patch_size": (4, 4, 2), "embed_dim": 24, "depth": 3, "num_heads": 2}
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def noisy(**options):
-    """A tiny network in float64 and eval mode, with noise on every parameter."""
-    torch.manual_seed(0)
-    net = VisionTransformer3D(**{**TINY, **options}).double().eval()
-    with torch.no_grad():
-        for i, p in enumerate(net.parameters()):
-            p.add_(0.2 * randn(*p.shape, seed=i))
-    return net
 
 
 def volume(*size, chans=1):

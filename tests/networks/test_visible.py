@@ -4,30 +4,14 @@ import pytest
 import torch
 
 from monai_vit3d.layers import ConvStem3D
-from monai_vit3d.networks import VisionTransformer3D
+from tests.networks.nets import TINY, noisy, randn
 
-# three different sides, an anisotropic patch, and a (2, 3, 4) grid
-TINY = {"img_size": (8, 12, 8), "patch_size": (4, 4, 2), "embed_dim": 24, "depth": 3, "num_heads": 2}
 PREFIXES = [
     {"class_token": False, "global_pool": "avg", "fc_norm": False},
     {},
     {"reg_tokens": 2},
     {"reg_tokens": 1, "no_embed_class": True, "pre_norm": True},
 ]
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def noisy(**options):
-    """A tiny network in float64 and eval mode, with noise on every parameter."""
-    torch.manual_seed(0)
-    net = VisionTransformer3D(**{**TINY, **options}).double().eval()
-    with torch.no_grad():
-        for i, p in enumerate(net.parameters()):
-            p.add_(0.2 * randn(*p.shape, seed=i))
-    return net
 
 
 def volume(seed=7):

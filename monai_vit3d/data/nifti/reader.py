@@ -79,16 +79,27 @@ class NiftiReader(ImageReader):
             if (path, text) not in self._logged:
                 logger.warning("%s: %s", path, text)
         self._logged.update(told)
-        meta = {
-            MetaKeys.AFFINE: first.grid.affine_mm.copy(),
-            MetaKeys.ORIGINAL_AFFINE: first.grid.affine_mm.copy(),
-            MetaKeys.SPATIAL_SHAPE: np.array(first.grid.shape),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan") if len(volumes) == 1 else 0,  # NaN is MONAI's "no channel"
-            MetaKeys.SPACE: SpaceKeys.RAS,
-            # one text, for lists of different lengths cannot be collated
-            "warnings": "\n".join(text if len(volumes) == 1 else f"{path}: {text}" for path, text in told),
-        }
-        return first.voxels if len(volumes) == 1 else np.stack([v.voxels for v in volumes]), meta
+        # one text, for lists of different lengths cannot be collated
+        warnings = "\n".join(text if len(volumes) == 1 else f"{path}: {text}" for path, text in told)
+        voxels, meta = as_monai(volumes)
+        return voxels, {**meta, "warnings": warnings}
+
+
+def as_monai(volumes: Sequence[Volume]) -> tuple[Array, dict[str, Any]]:
+    """What a MONAI reader's ``get_data`` hands out for images on one grid, one for each channel.
+
+    Returns:
+        float32 (H, W, D), the volume's own voxels, or (C, H, W, D) of C volumes above 1, and the metadata.
+    """
+    grid, one = volumes[0].grid, len(volumes) == 1
+    meta: dict[str, Any] = {
+        MetaKeys.AFFINE: grid.affine_mm.copy(),
+        MetaKeys.ORIGINAL_AFFINE: grid.affine_mm.copy(),
+        MetaKeys.SPATIAL_SHAPE: np.array(grid.shape),
+        MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan") if one else 0,  # NaN is MONAI's "no channel"
+        MetaKeys.SPACE: SpaceKeys.RAS,
+    }
+    return volumes[0].voxels if one else np.stack([v.voxels for v in volumes]), meta
 
 
 def _check_same_grid(first: Volume, other: Volume) -> None:
