@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from .options import resolve_indices
@@ -47,9 +48,8 @@ class TokenFeatures(nn.Module):
     def forward_visible(self, x: Tensor, keep: Tensor) -> Tensor:
         """Token features of some patches, computed as if the others were not there.
 
-        The other patches' tokens are left out before the first block, which saves their time and memory and keeps
-        the result from depending on them. A patch embedding whose windows overlap (ConvStem3D) mixes neighbours
-        before that.
+        The other patches' voxels are set to 0, for embeddings that mix neighbours (ConvStem3D), and their tokens are
+        left out before the first block, which saves their time and memory. So the result cannot depend on them.
 
         Args:
             x: ``(B, C, H, W, D)``.
@@ -64,11 +64,23 @@ class TokenFeatures(nn.Module):
         """
         if self.training and not isinstance(self.patch_drop, nn.Identity):
             raise ValueError("keep says which patches to keep, but patch_drop_rate > 0 drops some: build with 0.")
-        tokens, p = self._embed(x), self.num_prefix_tokens
-        _check_keep(keep, tokens.shape[0], tokens.shape[1] - p)
+        tokens, p = self._embed(self._without_hidden(x, keep)), self.num_prefix_tokens
         kept = (keep.to(tokens.device) + p)[..., None].expand(-1, -1, tokens.shape[2])
         x, _ = self._run_blocks(torch.cat([tokens[:, :p], tokens.gather(1, kept)], dim=1), [])
         return self.norm(x)
+
+    def _without_hidden(self, x: Tensor, keep: Tensor) -> Tensor:
+        """``x`` with 0 wherever ``keep`` does not name the patch."""
+        if x.dim() != 5:
+            return x  # the embedding says what is wrong with it
+        grid = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3], x.shape[4]))
+        _check_keep(keep, x.shape[0], grid[0] * grid[1] * grid[2])
+        seen = torch.zeros(x.shape[0], grid[0] * grid[1] * grid[2], dtype=torch.bool, device=x.device)
+        seen = seen.scatter(1, keep.to(x.device), True).view(-1, 1, *grid)
+        for axis, voxels in enumerate(self.patch_embed.feat_ratio(), 2):
+            seen = seen.repeat_interleave(voxels, axis)
+        plain = x.as_tensor() if isinstance(x, MetaTensor) else x
+        return plain.where(seen[..., : x.shape[2], : x.shape[3], : x.shape[4]], 0)
 
     def _as_map(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
         tokens = tokens[:, self.num_prefix_tokens :].transpose(1, 2)

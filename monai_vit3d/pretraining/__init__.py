@@ -1,6 +1,5 @@
 """Self-supervised pretraining on volumes: which tokens a task hides, and the tasks."""
 
-from .checks import check_patches_are_separate
 from .collapse import CollapseAlarm, CollapseReport, cosine_to_mean, describe, feature_std, rankme, target_variance
 from .features import Features, extract_features
 from .ijepa import IJEPA, IJEPAOutput
@@ -21,7 +20,6 @@ __all__ = [
     "MAEMasks",
     "MAEOutput",
     "ProbeScore",
-    "check_patches_are_separate",
     "cosine_to_mean",
     "describe",
     "extract_features",

@@ -17,7 +17,6 @@ from ..data.errors import UsageError
 from ..layers import fit_pos_embed, sincos_pos_embed
 from ..networks import VisionTransformer3D
 from ..networks.options import require_final_norm
-from .checks import check_patches_are_separate
 from .masking import JEPAMasks
 
 
@@ -86,10 +85,11 @@ class IJEPAPredictor(nn.Module):
 class IJEPA(nn.Module):
     """Context encoder, target encoder and predictor of I-JEPA, and their loss.
 
-    The context encoder gets the context's tokens only: the others are left out before its first block. The target
-    encoder, a moving average of it, reads the whole volume in eval mode and without gradient; its normed tokens, each
-    normed once more without weights, are the targets. The loss is smooth L1 on these, as in data2vec (Baevski et al.
-    2022, arXiv:2202.03555), where the paper has the squared distance: a few tokens far off do not outweigh the rest.
+    The context encoder gets the context's voxels and tokens only: the other voxels are 0, the other tokens are left
+    out before its first block. The target encoder, a moving average of it, reads the whole volume in eval mode and
+    without gradient; its normed tokens, each normed once more without weights, are the targets. The loss is smooth L1
+    on these, as in data2vec (Baevski et al. 2022, arXiv:2202.03555), where the paper has the squared distance: a few
+    tokens far off do not outweigh the rest.
 
     Class and register tokens take part in the encoders; the predictor sees patch tokens only. Nothing asks a class
     token to sum up the volume: pool pretrained features by their mean.
@@ -102,11 +102,9 @@ class IJEPA(nn.Module):
         predictor_dim: the predictor's width; None for half the backbone's, as ViT-B has in the paper.
         predictor_depth: the predictor's blocks.
         predictor_heads: the predictor's attention heads; None for the backbone's number.
-        allow_overlap: take a patch embedding that mixes neighbouring patches (ConvStem3D). The context then holds
-            traces of its neighbours' voxels, targets among them, and the task is easier than it should be.
 
     Raises:
-        UsageError: a predictor that cannot be built, patch dropout, or an embedding that mixes patches.
+        UsageError: a predictor that cannot be built, or patch dropout.
         ValueError: a backbone with ``fc_norm=True``.
 
     Example:
@@ -122,14 +120,11 @@ class IJEPA(nn.Module):
         predictor_dim: int | None = None,
         predictor_depth: int = 6,
         predictor_heads: int | None = None,
-        *,
-        allow_overlap: bool = False,
     ) -> None:
         super().__init__()
         require_final_norm(backbone, "JEPA")
         if not isinstance(backbone.patch_drop, nn.Identity):
             raise UsageError("backbone: patch_drop_rate > 0 drops patches at random; masks say which are seen. Use 0.")
-        check_patches_are_separate(backbone, allow_overlap)
         width = backbone.embed_dim // 2 if predictor_dim is None else predictor_dim
         heads = backbone.num_heads if predictor_heads is None else predictor_heads
         self.predictor = IJEPAPredictor(backbone.embed_dim, backbone.grid_size, width, predictor_depth, heads)

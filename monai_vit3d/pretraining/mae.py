@@ -16,7 +16,6 @@ from ..data.errors import UsageError
 from ..layers import fit_pos_embed, sincos_pos_embed
 from ..layers.pos_embed import Grid
 from ..networks.options import require_final_norm
-from .checks import check_patches_are_separate
 from .masking import MAEMasks
 from .patches import patchify, unpatchify
 
@@ -93,10 +92,9 @@ class MAE(nn.Module):
         decoder_depth: number of its blocks.
         decoder_heads: number of its attention heads.
         normalize_targets: predict normalised patches; False for the voxels as they come.
-        allow_overlap: take a patch embedding whose tokens see voxels of other patches (a leak).
 
     Raises:
-        UsageError: a decoder that cannot be built, or patches that overlap.
+        UsageError: a decoder that cannot be built.
         ValueError: a backbone with ``fc_norm=True``.
 
     Example:
@@ -113,8 +111,6 @@ class MAE(nn.Module):
         decoder_depth: int = 8,
         decoder_heads: int = 16,
         normalize_targets: bool = True,
-        *,
-        allow_overlap: bool = False,
     ) -> None:
         super().__init__()
         if decoder_dim < 6 or decoder_depth < 1 or decoder_heads < 1 or decoder_dim % decoder_heads:
@@ -123,7 +119,6 @@ class MAE(nn.Module):
                 "6 or more that the heads divide, one head and one block or more are needed."
             )
         require_final_norm(backbone, "masked autoencoder")
-        check_patches_are_separate(backbone, allow_overlap)
         backbone.reset_classifier(0, "")  # a head would be a parameter without a gradient
         self.backbone, self.normalize_targets = backbone, normalize_targets
         self.patch_size: Grid = backbone.patch_embed.feat_ratio()

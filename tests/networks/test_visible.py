@@ -69,21 +69,30 @@ def test_order_follows_keep():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("prefix", PREFIXES)
-def test_hidden_voxels_do_not_matter(prefix):
+@pytest.mark.parametrize("prefix", [*PREFIXES, {"embed_layer": ConvStem3D}])
+@pytest.mark.parametrize("fill", [100.0, float("nan"), float("inf")])
+def test_hidden_voxels_do_not_matter(prefix, fill):
     net, keep = noisy(**prefix), some()
     seen = voxels_of(keep)
-    changed = torch.where(seen, volume(), 100 * volume(seed=8))
+    changed = torch.where(seen, volume(), fill * volume(seed=8))
     assert torch.equal(net.forward_visible(changed, keep), net.forward_visible(volume(), keep))
-    touched = torch.where(seen, 1.1 * volume(), volume())
+    touched = torch.where(seen, volume(seed=9), volume())
     assert (net.forward_visible(touched, keep) - net.forward_visible(volume(), keep)).abs().amax((1, 2)).min() > 1e-3
 
 
 @torch.no_grad()
-def test_a_conv_stem_mixes_before():
+def test_a_conv_stem_sees_zeros_where_patches_are_hidden():
     net, keep = noisy(embed_layer=ConvStem3D), some()
-    changed = torch.where(voxels_of(keep), volume(), 2 * volume(seed=8))
-    assert not torch.allclose(net.forward_visible(changed, keep), net.forward_visible(volume(), keep), atol=1e-6)
+    shown = net._embed(volume() * voxels_of(keep))[:, 1:].gather(1, keep[..., None].expand(-1, -1, 24))
+    by_hand = net.norm(net.blocks(torch.cat([net._embed(volume())[:, :1], shown], 1)))
+    torch.testing.assert_close(net.forward_visible(volume(), keep), by_hand, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_padded_volumes():
+    net, x = noisy(dynamic_img_pad=True), volume()[..., :-1]
+    everything = torch.arange(24).expand(2, -1)
+    torch.testing.assert_close(net.forward_visible(x, everything), net.forward_features(x), rtol=0, atol=1e-12)
 
 
 def test_gradient_reaches_seen_voxels_and_their_positions_only():

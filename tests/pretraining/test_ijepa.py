@@ -102,11 +102,14 @@ def test_predictions_depend_on_context_and_place():
     assert pairs.min() > 1e-4  # mask tokens of one block differ by their places alone
 
 
-def test_an_embedding_that_mixes_patches_is_refused():
-    with pytest.raises(UsageError, match=r"ConvStem3D.*allow_overlap=True"):
-        tiny(embed_layer=ConvStem3D)
-    model = tiny(embed_layer=ConvStem3D, options={"allow_overlap": True})
-    assert model(volume(dtype=torch.float32), masks()).loss.isfinite()
+@torch.no_grad()
+def test_an_embedding_that_mixes_patches_does_not_leak():
+    model, hide = exact(embed_layer=ConvStem3D), masks()
+    changed = torch.where(voxels_of(hide.context), volume(), torch.nan)
+    assert torch.equal(
+        model.context_encoder.forward_visible(changed, hide.context),
+        model.context_encoder.forward_visible(volume(), hide.context),
+    )
 
 
 # ---- loss and targets

@@ -17,7 +17,6 @@ from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.pretraining import (
     MAE,
     MAEMasks,
-    check_patches_are_separate,
     patchify,
     sample_block_masks,
     sample_random_masks,
@@ -45,10 +44,10 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def tiny(seed=0, normalize_targets=True, allow_overlap=False, **options):
+def tiny(seed=0, normalize_targets=True, **options):
     torch.manual_seed(seed)
     backbone = VisionTransformer3D(IMAGE, PATCH, **{**SMALL, **options})
-    return MAE(backbone, 12, 2, 2, normalize_targets, allow_overlap=allow_overlap)
+    return MAE(backbone, 12, 2, 2, normalize_targets)
 
 
 def volumes(batch=3, seed=0, image=IMAGE):
@@ -419,7 +418,7 @@ def test_size_that_the_patch_does_not_divide():
         tiny(dynamic_img_pad=True)(torch.zeros(3, 2, 7, 12, 4), random_masks())
 
 
-# separate patches
+# embeddings that mix patches
 
 
 class Neighbours(PatchEmbed3D):
@@ -432,8 +431,6 @@ class Neighbours(PatchEmbed3D):
             "after": nn.ConstantPad3d((0, 1, 0, 0, 0, 0), 0.0),
             "before": nn.ConstantPad3d((1, 0, 0, 0, 0, 0), 0.0),
             "instance norm": nn.InstanceNorm3d(E),
-            "batch norm": nn.BatchNorm3d(E),
-            "none": nn.GELU(),
         }
         self.extra, self.overlaps = layers[kind], kind in ("after", "before")
         if self.overlaps:
@@ -445,58 +442,21 @@ class Neighbours(PatchEmbed3D):
         return x.permute(0, 2, 3, 4, 1)
 
 
-def embedded_by(embed_layer, patch=PATCH, **options):
-    image = tuple(2 * p for p in patch)
-    return VisionTransformer3D(image, patch, embed_layer=embed_layer, **SMALL, **options)
-
-
 def kind_of(name):
     return lambda *args, **options: Neighbours(*args, kind=name, **options)
 
 
-@pytest.mark.parametrize("patch", [PATCH, (1, 1, 1), (8, 8, 2)])
-@pytest.mark.parametrize("options", [{}, {"dynamic_img_size": True}, {"dynamic_img_pad": True}, {"pre_norm": True}])
-def test_patch_embedding_is_separate(patch, options):
-    backbone = embedded_by(PatchEmbed3D, patch, **options)
-    before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    state = torch.get_rng_state()
-    check_patches_are_separate(backbone, allow_overlap=False)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert backbone.patch_embed.img_size == tuple(2 * p for p in patch)
-    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
-
-
-@pytest.mark.parametrize("patch", [(4, 4, 2), (2, 2, 2)])
-def test_convolutional_stem_is_refused(patch):
-    backbone = embedded_by(ConvStem3D, patch)
-    for parameter in backbone.patch_embed.parameters():  # what the weights are now does not matter
-        nn.init.zeros_(parameter)
-    with pytest.raises(UsageError, match=r"ConvStem3D: tokens see voxels of other patches.*allow_overlap=True"):
-        check_patches_are_separate(backbone, allow_overlap=False)
-    check_patches_are_separate(backbone, allow_overlap=True)
-
-
-@pytest.mark.parametrize("kind", ["after", "before", "instance norm", "batch norm"])
-def test_any_overlap_is_found(kind):
-    with pytest.raises(UsageError, match="Neighbours"):
-        check_patches_are_separate(embedded_by(kind_of(kind)), allow_overlap=False)
-
-
-def test_an_embedding_of_ones_own_may_be_separate():
-    check_patches_are_separate(embedded_by(kind_of("none")), allow_overlap=False)
-
-
-def test_weights_on_no_device_and_in_bf16():
-    check_patches_are_separate(embedded_by(PatchEmbed3D, device="meta"), allow_overlap=False)
-    check_patches_are_separate(embedded_by(PatchEmbed3D, dtype=torch.bfloat16), allow_overlap=False)
-
-
-def test_overlap_leaks():
-    options = {"embed_layer": ConvStem3D, "patch_size": (4, 4, 2)}
-    with pytest.raises(UsageError, match="ConvStem3D"):
-        MAE(VisionTransformer3D((8, 8, 4), **options, **SMALL), 12, 1, 2)
-    mae = MAE(VisionTransformer3D((8, 8, 4), **options, **SMALL), 12, 1, 2, allow_overlap=True)
-    x, masks = volumes(1, image=(8, 8, 4)), random_masks(1, (2, 2, 2), 0.5)
-    other = x.clone()
-    other[0][boxes(masks.masked[0, 0], (2, 2, 2), (4, 4, 2))] += 1
-    assert not torch.equal(mae(x, masks).prediction, mae(other, masks).prediction)
+@torch.no_grad()
+@pytest.mark.parametrize("embed", [ConvStem3D, *map(kind_of, ("after", "before", "instance norm"))])
+def test_hidden_voxels_stay_hidden_where_patches_mix(embed):
+    patch = (4, 4, 2)
+    torch.manual_seed(0)
+    mae = MAE(VisionTransformer3D((8, 16, 4), patch, embed_layer=embed, **SMALL), 12, 2, 2)
+    x, masks = volumes(2, image=(8, 16, 4)), random_masks(2, (2, 4, 2), 0.5)
+    expected, changed, touched = mae(x, masks).prediction, x.clone(), x.clone()
+    for sample in range(2):
+        for token in masks.masked[sample]:
+            changed[sample][boxes(token, (2, 4, 2), patch)] = torch.nan
+        touched[sample][boxes(masks.visible[sample, 0], (2, 4, 2), patch)] += 1
+    assert torch.equal(mae(changed, masks).prediction, expected)
+    assert (mae(touched, masks).prediction - expected).abs().amax((1, 2)).min() > 1e-4
