@@ -5,7 +5,9 @@ from .checkpoint import AtomicCheckpoint, save_atomic
 from .classification import ClassificationMetric, PredictionsCSV
 from .determinism import EpochSeed
 from .ema import EMAHandler, moving_average
+from .feature_monitor import FeatureMonitor
 from .mixup import MixUpBatch
+from .pretraining import MaskedBatch, StepSchedule
 
 __all__ = [
     "AtomicCheckpoint",
@@ -13,8 +15,11 @@ __all__ = [
     "ClassificationMetric",
     "EMAHandler",
     "EpochSeed",
+    "FeatureMonitor",
+    "MaskedBatch",
     "MixUpBatch",
     "PredictionsCSV",
+    "StepSchedule",
     "calibrate",
     "moving_average",
     "save_atomic",

@@ -35,10 +35,13 @@ class AutocastInferer(Inferer):
         self.inferer = SimpleInferer() if inferer is None else inferer
         self.dtype, self.enabled = kind, enabled
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Run ``network`` over ``inputs`` ``(B, C, H, W, D)``; returns its output, in float32 if enabled."""
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run ``network`` over ``inputs`` ``(B, C, H, W, D)``; returns its output, if enabled a tensor in float32.
+
+        What is no tensor is handed out as it is, such as the output of a pretraining network, whose loss is float32.
+        """
         if not self.enabled:
             return self.inferer(inputs, network, *args, **kwargs)
         with torch.autocast(inputs.device.type, dtype=self.dtype):
             output = self.inferer(inputs, network, *args, **kwargs)
-        return output.float()
+        return output.float() if isinstance(output, Tensor) else output

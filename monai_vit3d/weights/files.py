@@ -1,29 +1,111 @@
-"""Reading checkpoints, never anything but tensors."""
+"""Reading checkpoints, never anything but tensors, and writing safetensors."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import nn
 
 from ..data.errors import WeightsError
+from ..data.files import replacing
+
+_HEADER = 8  # bytes that say how long a safetensors file's header is
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """What ``torch.save`` wrote, as long as it is tensors and plain containers.
+    """What ``torch.save`` wrote, as long as it is tensors and plain containers, or the tensors of a safetensors file.
+
+    Args:
+        path: the file; its content, or the suffix ``.safetensors``, says which of the two it is.
+
+    Raises:
+        WeightsError: the file is missing, damaged (checksums are verified), or holds more than tensors.
+    """
+    return read_with_metadata(path)[0]
+
+
+def read_with_metadata(path: str | Path) -> tuple[Any, dict[str, str]]:
+    """As :func:`read_checkpoint`, and the metadata of a safetensors file's header; nothing for other files.
 
     Args:
         path: the file.
 
     Raises:
-        WeightsError: the file is missing, damaged (checksums are verified), or holds more than tensors.
+        WeightsError: as :func:`read_checkpoint`.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such file. Train a model into it, or name another file.")
+    return _read_safetensors(path) if _is_safetensors(path) else (_read_torch(path), {})
+
+
+def write_safetensors(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: str | Path) -> None:
+    """Write tensors as safetensors, all of them or nothing; the same tensors and metadata give the same bytes.
+
+    Args:
+        state: the tensors by name; each keeps its dtype.
+        metadata: what the header says of them; ``format`` and ``sha256``, of the tensors' bytes, are added.
+        path: the file; its folder is made if it is not there.
+    """
+    # copies: the library refuses tensors that share memory
+    blob = memoryview(save({key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}))
+    start = _HEADER + int.from_bytes(blob[:_HEADER], "little")
+    said = {**metadata, "format": "pt", "sha256": hashlib.sha256(blob[start:]).hexdigest()}
+    # the library writes the metadata in another order each time
+    entries = {key: value for key, value in json.loads(bytes(blob[_HEADER:start])).items() if key != "__metadata__"}
+    header = json.dumps({"__metadata__": dict(sorted(said.items())), **entries}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % _HEADER)  # the tensors stay aligned
+    with replacing(path, "wb") as file:
+        file.write(len(header).to_bytes(_HEADER, "little") + header)
+        file.write(blob[start:])
+
+
+def _is_safetensors(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEADER + 1)
+    except OSError:
+        head = b""  # the reader will say why it cannot be opened
+    said = head[_HEADER:] == b"{" and int.from_bytes(head[:_HEADER], "little") < path.stat().st_size
+    return said or path.suffix.lower() == ".safetensors"
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = dict(file.metadata() or {})
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+    except Exception as error:  # the library raises its own errors, Python's and torch's
+        raise WeightsError(
+            f"{path}: not a readable safetensors file ({type(error).__name__}: {error}). It may be cut off, or of "
+            "another format. Fetch the file again, or name another."
+        ) from error
+    if "sha256" in metadata and metadata["sha256"] != _tensors_sha256(path):
+        raise WeightsError(
+            f"{path}: damaged, the sha256 of its tensors is not the one that its header has. Fetch the file again."
+        )
+    return state, metadata
+
+
+def _tensors_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(int.from_bytes(file.read(_HEADER), "little"), os.SEEK_CUR)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_torch(path: Path) -> Any:
     try:
         # torch does not check the archive's checksums: a flipped bit would load as another weight
         damaged = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
@@ -43,7 +125,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
 
     Args:
         network: the network that the weights were made with; it keeps its device and dtype.
-        path: a file that ``torch.save(network.state_dict(), path)`` wrote.
+        path: a file that ``torch.save(network.state_dict(), path)`` wrote, or the same tensors as safetensors.
 
     Returns:
         ``network``.
@@ -55,29 +137,16 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     return load_state(network, read_checkpoint(path), path)
 
 
-def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
-    """Load the backbone of another network's weights into ``network.backbone``, all of it or nothing.
+def as_state_dict(state: Any, path: str | Path) -> dict[str, torch.Tensor]:
+    """What was read, if it is a state dict.
 
     Args:
-        network: a :class:`TokenSegmenter` or :class:`TokenClassifier`; its decoder or head stays as it is.
-        path: the state dict of any network that has a ``backbone`` of the same options.
-
-    Returns:
-        ``network``.
+        state: what a file held.
+        path: the file, for messages.
 
     Raises:
-        WeightsError: as :func:`load_weights`, or the file holds no backbone.
+        WeightsError: not a dict of tensors alone.
     """
-    prefix = "backbone."
-    state = _state_dict(read_checkpoint(path), path)
-    part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    if not part:
-        raise WeightsError(f"{path}: no entry begins with {prefix!r}. Weights of a network with a backbone are needed.")
-    load_state(network.backbone, part, path)
-    return network
-
-
-def _state_dict(state: Any, path: str | Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise WeightsError(f"{path}: not a state dict of tensors. Save network.state_dict() alone.")
     return state
@@ -97,19 +166,36 @@ def load_state(network: nn.Module, state: Any, path: str | Path) -> nn.Module:
     Raises:
         WeightsError: not a state dict, or of another architecture. The network is unchanged then.
     """
-    differences = _differences(network.state_dict(), _state_dict(state, path))
-    if differences:
-        shown = "; ".join(differences[:5])
-        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise WeightsError(
-            f"{path}: weights of another architecture than {type(network).__name__}: {shown}{more}. Build the "
-            "network with the options that the weights were trained with."
-        )
+    refuse_differences(network.state_dict(), as_state_dict(state, path), path, type(network).__name__)
     network.load_state_dict(state)
     return network
 
 
-def _differences(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:
+def refuse_differences(
+    wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], path: str | Path, name: str, advice: str = ""
+) -> None:
+    """Refuse a state dict whose names or shapes are not those that are needed.
+
+    Args:
+        wanted: the network's own state dict.
+        found: the file's.
+        path: the file, for messages.
+        name: what the weights are for.
+        advice: what to do, if more than building the network anew can be said.
+
+    Raises:
+        WeightsError: they differ; the message names the first five differences.
+    """
+    differences = _differences(wanted, found)
+    if not differences:
+        return
+    shown = "; ".join(differences[:5])
+    more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+    advice = advice or "Build the network with the options that the weights were trained with."
+    raise WeightsError(f"{path}: weights of another architecture than {name}: {shown}{more}. {advice}")
+
+
+def _differences(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
     shapes = [
         f"{key} is {tuple(found[key].shape)}, {tuple(value.shape)} is needed"
         for key, value in wanted.items()

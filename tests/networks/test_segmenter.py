@@ -16,6 +16,7 @@ from torch import nn
 from monai_vit3d.decoders import DECODERS, UNETRDecoder
 from monai_vit3d.inferers import AutocastInferer
 from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
+from monai_vit3d.pretraining import IJEPA, IJEPAOutput, JEPAMasks
 
 TINY = {"embed_dim": 24, "depth": 4, "num_heads": 2}
 
@@ -380,6 +381,19 @@ def test_autocast_around_a_sliding_window():
     assert out.dtype is torch.float32
     assert torch.equal(out.affine, affine(5))
     torch.testing.assert_close(out.as_tensor(), probe(x.as_tensor()), atol=0.05, rtol=0)
+
+
+def test_autocast_hands_out_what_is_no_tensor_as_it_is():
+    torch.manual_seed(0)
+    backbone = VisionTransformer3D((8, 8, 8), 4, embed_dim=12, depth=1, num_heads=2)
+    model, places = IJEPA(backbone, 6, 1, 1), JEPAMasks(torch.tensor([[0, 1, 2]]), torch.tensor([[[4, 5]]]))
+    x = volume(1, 1, 8, 8, 8)
+    out = AutocastInferer()(x, model, places)
+    assert type(out) is IJEPAOutput
+    assert out.loss.dtype is torch.float32
+    assert out.predictions.dtype is torch.bfloat16  # it computed reduced
+    torch.testing.assert_close(out.loss, model(x, places).loss, atol=0.02, rtol=0)
+    out.loss.backward()
 
 
 @pytest.mark.parametrize("dtype", ["int8", "half_float", "load", torch.int32, 16, None])

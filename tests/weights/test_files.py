@@ -1,23 +1,18 @@
 """Loading takes a state dict of tensors that fits, and nothing else; a refusal leaves the network as it was."""
 
-import io
 import os
 import pickle
 import random
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from monai_vit3d.data.errors import Vit3dError, WeightsError
-from monai_vit3d.networks import TokenClassifier, TokenSegmenter, VisionTransformer3D
-from monai_vit3d.weights import load_backbone, load_weights
-
-
-def network(seed=0, embed_dim=12, **options):
-    torch.manual_seed(seed)
-    vit = VisionTransformer3D(8, 4, embed_dim=embed_dim, depth=2, num_heads=2, **options)
-    return TokenSegmenter(vit, "unetr", 2, feature_size=2, norm_name="batch").eval()
+from monai_vit3d.weights import load_weights
+from monai_vit3d.weights.files import read_checkpoint, read_with_metadata, write_safetensors
+from tests.weights.nets import FORMATS, Payload, network, stored
 
 
 @pytest.fixture
@@ -27,15 +22,6 @@ def net():
     yield net
     for key, value in network().state_dict().items():
         assert torch.equal(net.state_dict()[key], value), key
-
-
-def stored(state, **how):
-    buffer = io.BytesIO()
-    torch.save(state, buffer, **how)
-    return buffer.getvalue()
-
-
-FORMATS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}}
 
 
 @pytest.mark.parametrize("how", FORMATS)
@@ -127,14 +113,6 @@ def test_text_and_other_files(net, tmp_path, content):
         load_weights(net, path)
 
 
-class Payload:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
 @pytest.mark.parametrize("how", [*FORMATS, "pickle"])
 @pytest.mark.parametrize("place", ["alone", "beside the tensors"])
 def test_code_is_not_run(net, tmp_path, how, place):
@@ -197,96 +175,53 @@ def test_another_architecture(net, tmp_path, options, message):
         load_weights(net, tmp_path / "model.pt")
 
 
-# the backbone of another network
+# safetensors
 
 
-def classifier(seed=0, **options):
-    torch.manual_seed(seed)
-    vit = VisionTransformer3D(8, 4, embed_dim=12, depth=2, num_heads=2)
-    return TokenClassifier(vit, "attentive", 3, **options).eval()
-
-
-def assert_unchanged(net):
-    for key, value in classifier().state_dict().items():
-        assert torch.equal(net.state_dict()[key], value), key
-
-
-@pytest.mark.parametrize("how", FORMATS)
-@pytest.mark.parametrize("freeze", [None, "backbone"])
-def test_segmenters_backbone_for_a_classifier(tmp_path, how, freeze):
-    path, net, source = tmp_path / "model.pt", classifier(freeze=freeze), network(seed=1)
-    path.write_bytes(stored(source.state_dict(), **FORMATS[how]))
-    trainable = [p.requires_grad for p in net.parameters()]
-    assert load_backbone(net, path) is net
-    for key, value in net.backbone.state_dict().items():
-        assert torch.equal(value, source.backbone.state_dict()[key]), key
-    for key, value in net.head.state_dict().items():
-        assert torch.equal(value, classifier().head.state_dict()[key]), key
-    assert [p.requires_grad for p in net.parameters()] == trainable
-    x = torch.randn(2, 1, 8, 8, 8)
-    levels = source.backbone.forward_intermediates(x, [0, 1], norm=True, intermediates_only=True)
-    assert torch.equal(net(x), net.head(levels))
-
-
-def test_classifiers_backbone_for_a_segmenter(tmp_path):
-    net, source = network(), classifier(seed=1)
-    torch.save(source.state_dict(), tmp_path / "model.pt")
-    load_backbone(net, tmp_path / "model.pt")
-    wanted = {f"backbone.{key}": value for key, value in source.backbone.state_dict().items()}
-    for key, value in net.state_dict().items():
-        assert torch.equal(value, wanted.get(key, network().state_dict()[key])), key
+@pytest.mark.parametrize("name", ["model.safetensors", "model.SAFETENSORS", "model.pt", "model"])
+def test_safetensors_by_suffix_or_content(net, tmp_path, name):
+    other, source = network(), network(seed=1).state_dict()
+    save_file(source, tmp_path / name)
+    load_weights(other, tmp_path / name)
+    for key, value in source.items():
+        assert torch.equal(other.state_dict()[key], value), key
+    read = read_checkpoint(tmp_path / name)
+    assert set(read) == set(source)
+    save_file(source, tmp_path / name, {"sha256": "0" * 64})
+    with pytest.raises(WeightsError, match=r"damaged, the sha256 of its tensors.* Fetch the file again\."):
+        load_weights(net, tmp_path / name)
 
 
 @pytest.mark.parametrize(
-    "choose",
-    [
-        lambda s: {k.removeprefix("backbone."): v for k, v in s.items() if k.startswith("backbone.")},
-        lambda s: {k: v for k, v in s.items() if not k.startswith("backbone.")},
-        lambda s: {f"average.{k}": v for k, v in s.items()},
-        lambda s: {},
-    ],
-    ids=["the backbone itself", "no backbone", "another prefix", "nothing"],
+    "content", [b"", b"{}", b"\2" + b"\0" * 7 + b"{}", b"\2" + b"\0" * 7 + b"[]", b"PK\3\4" + b"x" * 99]
 )
-def test_file_without_a_backbone(tmp_path, choose):
-    path, net = tmp_path / "model.pt", classifier()
-    torch.save(choose(network(seed=1).state_dict()), path)
-    with pytest.raises(WeightsError, match=rf"^{path}: no entry begins with 'backbone\.'\. Weights of a network with"):
-        load_backbone(net, path)
-    assert_unchanged(net)
+def test_what_is_not_safetensors(net, tmp_path, content):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=f"^{path}: not a readable safetensors file|is missing"):
+        load_weights(net, path)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"embed_dim": 24}, r"than VisionTransformer3D: cls_token is \(1, 1, 24\), \(1, 1, 12\) is needed; .*more"),
-        ({"reg_tokens": 2}, r"pos_embed is \(1, 11, 12\), \(1, 9, 12\) is needed; reg_token is not known"),
-        ({"class_token": False, "global_pool": ""}, r"pos_embed is \(1, 8, 12\).*cls_token is missing"),
-    ],
-)
-def test_backbone_of_another_architecture(tmp_path, options, message):
-    path, net = tmp_path / "model.pt", classifier()
-    torch.save(network(seed=1, **options).state_dict(), path)
-    with pytest.raises(WeightsError, match=message):
-        load_backbone(net, path)
-    assert_unchanged(net)
+def test_written_safetensors_keep_views_and_shared_tensors(tmp_path):
+    path, base = tmp_path / "new" / "some.safetensors", torch.arange(12.0).reshape(3, 4)
+    state = {"whole": base, "turned": base.T, "row": base[1], "one": torch.tensor(3), "half": base.bfloat16()}
+    write_safetensors(state, {"note": 'two\nlines, "quoted", ü'}, path)
+    read, metadata = read_with_metadata(path)
+    assert {key: value.dtype for key, value in read.items()} == {key: value.dtype for key, value in state.items()}
+    assert all(torch.equal(read[key], value) for key, value in state.items())
+    assert metadata["note"] == 'two\nlines, "quoted", ü'
 
 
-def test_backbone_of_a_deeper_network(tmp_path):
-    path, net = tmp_path / "model.pt", classifier(taps=(0,))  # the block behind its last tap is gone
-    torch.save(network(seed=1).state_dict(), path)
-    with pytest.raises(WeightsError, match=r"blocks\.1\.norm1\.weight is not known; .*more"):
-        load_backbone(net, path)
+def test_writing_that_fails_leaves_the_file_that_is_there(tmp_path, monkeypatch):
+    path = tmp_path / "some.safetensors"
+    write_safetensors({"some": torch.ones(3)}, {}, path)
+    before = path.read_bytes()
 
+    def full(handle):
+        raise OSError(28, "No space left on device")
 
-def test_backbones_file_is_read_as_carefully(tmp_path):
-    path, trap, net = tmp_path / "model.pt", tmp_path / "ran", classifier()
-    with pytest.raises(WeightsError, match=f"^{path}: no such file"):
-        load_backbone(net, path)
-    torch.save({**network(seed=1).state_dict(), "extra": Payload(trap)}, path)
-    with pytest.raises(WeightsError, match="never loaded"):
-        load_backbone(net, path)
-    assert not trap.exists()
-    torch.save({"model": network(seed=1).state_dict()}, path)
-    with pytest.raises(WeightsError, match="not a state dict of tensors"):
-        load_backbone(net, path)
-    assert_unchanged(net)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        write_safetensors({"some": torch.zeros(3)}, {}, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

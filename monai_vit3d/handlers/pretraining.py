@@ -1,0 +1,230 @@
+"""Self-supervised pretraining in MONAI's trainer: masks for each batch, and schedules for each optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import PrepareBatch
+from monai.utils import convert_to_tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from ..data.errors import UsageError
+from ..layers import to_3tuple
+from ..layers.pos_embed import Grid
+from ..pretraining import JEPAMasks, MAEMasks
+
+Masks = JEPAMasks | MAEMasks
+Schedule = Callable[[int, int], float]
+
+
+def image_of(batch: Any, key: str) -> Tensor:
+    """The volumes ``(B, C, H, W, D)`` of a data loader's batch, as a plain tensor.
+
+    Raises:
+        UsageError: no dictionary, no such key in it, or no batch of volumes behind it.
+    """
+    if not isinstance(batch, Mapping) or key not in batch:
+        came = (
+            f"the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"type {type(batch).__name__}"
+        )
+        raise UsageError(f"batch with {came}; a dictionary with {key!r} is needed. Set key to the volumes' name.")
+    image = convert_to_tensor(batch[key], track_meta=False)
+    if not isinstance(image, Tensor) or image.dim() != 5:
+        came = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise UsageError(
+            f"batch[{key!r}]: {came}; volumes (B, C, H, W, D) are needed. Add a channel axis or batch them."
+        )
+    return image
+
+
+class MaskedBatch(PrepareBatch):
+    """What a trainer's ``prepare_batch`` may be: volumes, and masks of their tokens for ``network(image, masks)``.
+
+    Give the same object to ``prepare_batch`` and to ``train_handlers``: masks depend on the seed and the trainer's
+    iteration alone, so a resumed run draws those that an uninterrupted one does. They are drawn for the batches of
+    all processes together, of which this process takes every ``world``-th row: counts are the same everywhere, and
+    with torch's DistributedSampler, which deals samples out in this way, each sample gets the mask that it would get
+    in one process with the whole batch.
+
+    Args:
+        masks: ``masks(batch, grid, generator=generator)`` draws them, such as
+            :func:`~monai_vit3d.pretraining.sample_jepa_masks` or
+            :func:`~monai_vit3d.pretraining.sample_random_masks` with their other arguments set.
+        patch_size: the network's, in voxels.
+        seed: the run's seed.
+        rank: of this process.
+        world: number of processes; each has batches of the same size.
+        key: of the volumes in a batch.
+
+    Raises:
+        UsageError: a negative seed, or a rank that is not one of ``world``.
+        ValueError: ``patch_size`` is not one or three positive integers.
+    """
+
+    def __init__(
+        self,
+        masks: Callable[..., Masks],
+        patch_size: int | Sequence[int],
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        key: str = "image",
+    ) -> None:
+        if seed < 0 or not 0 <= rank < world:
+            raise UsageError(
+                f"seed={seed}, rank={rank}, world={world}; a seed of 0 or more and a rank of 0 to world - 1 are needed."
+            )
+        self.masks, self.patch_size, self.key = masks, to_3tuple(patch_size, "patch_size"), key
+        self.seed, self.rank, self.world = seed, rank, world
+        self.engine: Engine | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer whose batches these are."""
+        self.engine = engine
+
+    def __call__(
+        self,
+        batchdata: dict[str, Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None, tuple[Masks], dict[str, Any]]:
+        """Volumes ``(B, C, H, W, D)`` on the device, no target, and the masks, on the CPU.
+
+        Raises:
+            UsageError: not attached; or no volumes of whole patches in the batch.
+        """
+        if self.engine is None:
+            raise UsageError(
+                "MaskedBatch: not attached to a trainer, whose iteration masks need. Put it into train_handlers, too."
+            )
+        image = image_of(batchdata, self.key)
+        masks = self.draw(self.engine.state.iteration, len(image), self._grid(image))
+        return image.to(device=device, non_blocking=non_blocking, **kwargs), None, (masks,), {}
+
+    def draw(self, iteration: int, batch: int, grid: Sequence[int]) -> Masks:
+        """This process's masks.
+
+        Args:
+            iteration: the trainer's, counted from 1 over the whole run.
+            batch: volumes of this process.
+            grid: patches along ``(H, W, D)``.
+        """
+        # one stream per seed and iteration; SeedSequence keeps near numbers apart
+        state = np.random.SeedSequence([self.seed, iteration]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(state[0]))
+        masks = self.masks(batch * self.world, grid, generator=generator)
+        return type(masks)(*(rows[self.rank :: self.world] for rows in masks))
+
+    def _grid(self, image: Tensor) -> Grid:
+        size = tuple(image.shape[2:])
+        if any(n % p for n, p in zip(size, self.patch_size)):
+            raise UsageError(
+                f"batch[{self.key!r}]: volumes of {size} voxels, patch_size={self.patch_size}; whole patches are "
+                "needed. Crop or pad the volumes to a multiple of the patch."
+            )
+        h, w, d = (n // p for n, p in zip(size, self.patch_size))
+        return h, w, d
+
+
+class StepSchedule:
+    """Set learning rate, weight decay and the target encoder's momentum at each optimizer step of a MONAI trainer.
+
+    Each is ``schedule(step, total)``, such as :func:`~monai_vit3d.pretraining.learning_rate_at` with its other
+    arguments set. Steps are the optimizer's, from 0, over the whole run: ``ceil(epoch_length / accumulation_steps)``
+    an epoch, the last of which may be of fewer batches. They are computed from the trainer's iteration, so there is
+    no state to save and a resumed run goes on exactly. The values of the step are in the trainer's metrics
+    (``learning_rate``, ``weight_decay``, ``momentum``), where StatsHandler and TensorBoardStatsHandler find them.
+
+    Args:
+        optimizer: the trainer's. A parameter group's ``lr_scale``, where it has one, multiplies its learning rate.
+        learning_rate: schedule of the learning rate.
+        weight_decay: schedule of the weight decay, for the groups whose weight decay is not 0 now; None leaves all
+            as they are.
+        model: has ``update_target(momentum)``, as :class:`~monai_vit3d.pretraining.IJEPA` has; or its
+            DistributedDataParallel wrapper. None where there is no target encoder.
+        momentum: schedule of the momentum with which ``model`` is updated after each optimizer step.
+        accumulation_steps: the trainer's.
+
+    Raises:
+        UsageError: a model without momentum or the other way round, a model without ``update_target``, or no
+            batches a step.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        learning_rate: Schedule,
+        weight_decay: Schedule | None = None,
+        model: nn.Module | None = None,
+        momentum: Schedule | None = None,
+        accumulation_steps: int = 1,
+    ) -> None:
+        self.model = model.module if isinstance(model, DistributedDataParallel) else model
+        if (model is None) != (momentum is None) or (model is not None and not hasattr(self.model, "update_target")):
+            what = None if model is None else type(self.model).__name__
+            raise UsageError(
+                f"model={what}, momentum={momentum}; a model with update_target, such as IJEPA, and a schedule of its "
+                "momentum are needed, or neither."
+            )
+        if accumulation_steps < 1:
+            raise UsageError(f"accumulation_steps={accumulation_steps}; 1 or more batches a step are needed.")
+        schedules = {"learning_rate": learning_rate, "weight_decay": weight_decay, "momentum": momentum}
+        self.schedules = {name: schedule for name, schedule in schedules.items() if schedule is not None}
+        self.optimizer, self.accumulation_steps = optimizer, accumulation_steps
+        # now: a schedule may reach 0, and a resumed run's groups hold what was scheduled
+        self.decayed = {i for i, group in enumerate(optimizer.param_groups) if group.get("weight_decay", 0) != 0}
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        engine.add_event_handler(Events.STARTED, self.check)
+        engine.add_event_handler(Events.ITERATION_STARTED, self.before_step)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.after_step)
+
+    def check(self, engine: Engine) -> None:
+        """Refuse a trainer whose optimizer steps cannot be counted.
+
+        Raises:
+            UsageError: its length is not known, or it accumulates another number of batches.
+        """
+        if engine.state.epoch_length is None or engine.state.max_epochs is None:
+            raise UsageError(
+                f"trainer of max_epochs={engine.state.max_epochs}, epoch_length={engine.state.epoch_length}; schedules "
+                "need both. Give the trainer epoch_length where its loader has no length."
+            )
+        found = getattr(engine, "accumulation_steps", 1)
+        if found != self.accumulation_steps:
+            raise UsageError(
+                f"StepSchedule: accumulation_steps={self.accumulation_steps}, the trainer has {found}; the same number "
+                "is needed. Set both from one entry."
+            )
+
+    def before_step(self, engine: Engine) -> None:
+        """Set the values of the step that this iteration's batch is part of."""
+        step, total, _ = self._position(engine)
+        values = {name: schedule(step, total) for name, schedule in self.schedules.items()}
+        for index, group in enumerate(self.optimizer.param_groups):
+            group["lr"] = values["learning_rate"] * group.get("lr_scale", 1.0)
+            if index in self.decayed and "weight_decay" in values:
+                group["weight_decay"] = values["weight_decay"]
+        engine.state.metrics.update(values)
+
+    def after_step(self, engine: Engine) -> None:
+        """Update the target encoder, if this iteration ended with an optimizer step."""
+        if self.model is not None and self._position(engine)[2]:
+            self.model.update_target(engine.state.metrics["momentum"])
+
+    def _position(self, engine: Engine) -> tuple[int, int, bool]:
+        """Optimizer steps done before this iteration's, those of the whole run, and whether this iteration steps."""
+        length, every = engine.state.epoch_length, self.accumulation_steps
+        epoch, batch = divmod(engine.state.iteration - 1, length)
+        a_epoch = ceil(length / every)
+        steps = (batch + 1) % every == 0 or batch + 1 == length
+        return epoch * a_epoch + batch // every, engine.state.max_epochs * a_epoch, steps

@@ -1,0 +1,202 @@
+"""Encoders: a backbone's own file, and the way from any file that holds a backbone into a network."""
+
+from __future__ import annotations
+
+import json
+import logging
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data.errors import UsageError, WeightsError
+from ..layers.pos_embed import Grid, resample_pos_embed
+from ..networks import VisionTransformer3D
+from .files import as_state_dict, read_with_metadata, refuse_differences, write_safetensors
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "backbone."
+HEAD = ("head.", "attn_pool.")
+# a name for people; the grid, which positions follow; a number that the shapes show, and rounded
+_MAY_DIFFER = ("class", "grid_size", "mlp_ratio")
+
+
+def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
+    """What a backbone is made of, in JSON's types: what its tensors' shapes show, and what they do not.
+
+    Args:
+        backbone: the network.
+
+    Returns:
+        Constructor arguments by name, sizes in ``(H, W, D)``, layers as the names of their classes; and ``class``,
+        ``grid_size`` (patches along each axis), ``norm_eps``. ``no_embed_class`` is False where there are no prefix
+        tokens.
+    """
+    block, positions = backbone.blocks[0], backbone.pos_embed
+    act = getattr(backbone.act_layer, "func", backbone.act_layer)  # a partial's own class
+    own = positions is not None and positions.shape[1] > backbone.num_patches
+    return {
+        "class": type(backbone).__name__,
+        "patch_size": list(backbone.patch_embed.patch_size),
+        "grid_size": list(backbone.grid_size),
+        "in_chans": int(backbone.in_chans),
+        "embed_dim": int(backbone.embed_dim),
+        "depth": len(backbone.blocks),
+        "num_heads": int(backbone.num_heads),
+        "mlp_ratio": float(backbone.mlp_ratio),
+        "class_token": backbone.has_class_token,
+        "reg_tokens": backbone.num_reg_tokens,
+        "no_embed_class": backbone.num_prefix_tokens > 0 and not own,
+        "pos_embed": backbone.pos_embed_type,
+        "embed_layer": type(backbone.patch_embed).__name__,
+        "block_fn": type(block).__name__,
+        "act_layer": getattr(act, "__name__", type(act).__name__),
+        "norm_eps": next((part.eps for part in block.modules() if hasattr(part, "eps")), None),
+    }
+
+
+def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:
+    """Write a backbone without its head as safetensors, all of it or nothing; the same weights give the same bytes.
+
+    The header's metadata has the ``architecture`` (JSON, as :func:`architecture`) and the ``sha256`` of the tensors'
+    bytes; any reader of safetensors reads the file.
+
+    Args:
+        backbone: the network, or a DistributedDataParallel around it; its parameters keep their dtype.
+        path: the file, ``.safetensors``; its folder is made if it is not there.
+
+    Raises:
+        UsageError: another network.
+    """
+    backbone = _unwrapped(backbone)
+    if not isinstance(backbone, VisionTransformer3D):
+        raise UsageError(
+            f"backbone is a {type(backbone).__name__}; a VisionTransformer3D is needed. Give network.backbone."
+        )
+    state = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
+    write_safetensors(state, {"architecture": json.dumps(architecture(backbone), sort_keys=True)}, path)
+
+
+def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
+    """Load a backbone into ``network.backbone``, or into ``network`` where that is one, all of it or nothing.
+
+    A head of the network stays, a head of the file is left out. Learned positions of another grid are resampled
+    trilinearly if the file says its grid, as those of :func:`save_backbone` do. Such a file is also asked for what no
+    shape shows: heads, patch size, layers. For other files that is the caller's care.
+
+    Args:
+        network: a :class:`VisionTransformer3D`, or a network with a ``backbone``, as :class:`TokenSegmenter` and
+            :class:`TokenClassifier`; its decoder or head stays as it is.
+        path: a file of :func:`save_backbone`, the state dict of any network that has a ``backbone`` of the same
+            options, or that of a backbone alone; by ``torch.save`` or as safetensors.
+
+    Returns:
+        ``network``.
+
+    Raises:
+        WeightsError: the file is missing, damaged, holds more than tensors, holds no backbone, or one of another
+            architecture; the message names what differs. The network is unchanged then.
+        UsageError: a network without a backbone.
+    """
+    backbone = _backbone_of(network)
+    read, metadata = read_with_metadata(path)
+    came = _architecture_in(metadata, path)
+    if isinstance(backbone, VisionTransformer3D):
+        _refuse_architecture(came, architecture(backbone), path)
+    part = _backbone_in(as_state_dict(read, path), path)
+    state, resampled = _fit_positions(part, came, backbone, path)
+    own = backbone.state_dict()
+    wanted = {key: value for key, value in own.items() if not key.startswith(HEAD)}
+    refuse_differences(wanted, state, path, type(backbone).__name__, _advice(wanted, state))
+    backbone.load_state_dict({**own, **state})
+    logger.info("%s: loaded %d tensors of a backbone%s", path, len(state), resampled)
+    return network
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    return network.module if isinstance(network, DistributedDataParallel) else network
+
+
+def _backbone_of(network: nn.Module) -> nn.Module:
+    network = _unwrapped(network)
+    backbone = network if isinstance(network, VisionTransformer3D) else getattr(network, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise UsageError(
+            f"network is a {type(network).__name__} without a backbone; a VisionTransformer3D, or a network that has "
+            "one as its attribute backbone, is needed."
+        )
+    return backbone
+
+
+def _backbone_in(state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """The backbone's tensors under their own names, without a head."""
+    part = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+    if not part and any(key.startswith("patch_embed.") for key in state):
+        part = state
+    if not part:
+        raise WeightsError(
+            f"{path}: no entry begins with {PREFIX!r} or 'patch_embed.'. Weights of a network with a backbone, or of "
+            "a backbone alone, are needed."
+        )
+    return {key: value for key, value in part.items() if not key.startswith(HEAD)}
+
+
+def _architecture_in(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
+    """What a file says of its architecture; empty if it says nothing."""
+    try:
+        found = json.loads(metadata.get("architecture", "{}"))
+        grid = found.get("grid_size", [1, 1, 1])
+        sound = len(grid) == 3 and all(isinstance(n, int) and n > 0 for n in grid)
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        sound = False
+    if not sound:
+        raise WeightsError(
+            f"{path}: its header's 'architecture' cannot be read; a JSON object with a grid_size of three numbers is "
+            "needed. Fetch the file again, or save it anew with save_backbone."
+        )
+    return found
+
+
+def _refuse_architecture(came: dict[str, Any], needed: dict[str, Any], path: str | Path) -> None:
+    unlike = [key for key in needed if key in came and key not in _MAY_DIFFER and came[key] != needed[key]]
+    if unlike:
+        both = "; ".join(f"{key}={came[key]!r} came, {needed[key]!r} is needed" for key in unlike)
+        options = ", ".join(f"{key}={came[key]!r}" for key in unlike)
+        raise WeightsError(
+            f"{path}: a backbone of another architecture: {both}. Build the network with {options}, or name weights "
+            "that fit it."
+        )
+
+
+def _fit_positions(
+    state: dict[str, Tensor], came: dict[str, Any], backbone: nn.Module, path: str | Path
+) -> tuple[dict[str, Tensor], str]:
+    """The state dict with learned positions on the backbone's grid, and what was done to them, for the log."""
+    if "grid_size" not in came or "pos_embed" not in state or not isinstance(backbone, VisionTransformer3D):
+        return state, ""
+    old: Grid = tuple(came["grid_size"])
+    new, pos, needed = backbone.grid_size, state["pos_embed"], backbone.pos_embed
+    prefix = 0 if needed is None else needed.shape[1] - backbone.num_patches
+    if pos.dim() != 3 or pos.shape[1] != prefix + prod(old):
+        raise WeightsError(
+            f"{path}: pos_embed is {tuple(pos.shape)}, but the header's grid_size {old} has {prod(old)} patches, and "
+            f"{prefix} prefix tokens have positions. Save the file anew with save_backbone."
+        )
+    if old == new:
+        return state, ""
+    positions = resample_pos_embed(pos, old, new, prefix)
+    return {**state, "pos_embed": positions}, f", positions resampled from grid {old} to {new}"
+
+
+def _advice(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """What to do where nothing differs but the positions, of a file that does not say its grid."""
+    rests = [{key: value.shape for key, value in state.items() if key != "pos_embed"} for state in (wanted, found)]
+    if rests[0] != rests[1] or not ("pos_embed" in wanted and "pos_embed" in found):
+        return ""
+    return (
+        "The file does not say its patch grid, so its positions cannot be resampled: load it into a backbone built "
+        "with its own img_size, write that with save_backbone, and load what that wrote."
+    )
