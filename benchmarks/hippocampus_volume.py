@@ -32,7 +32,7 @@ BUNDLE = ROOT / "bundles" / "medmnist3d_classification"
 ENCODER = ROOT / "bundles" / "hippocampus_segmentation" / "models" / "model.pt"
 # a network too small for the segmentation bundle's backbone, the learning rate that it bears, epochs that take as long
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 1, "taps": [0, 1], "learning_rate": 0.001, "epochs": 70}
-STARTS = {"scratch": {}, "scratch_small": SMALL, "segmentation": {"backbone_path": str(ENCODER)}}
+STARTS = {"scratch": {}, "scratch_small": SMALL, "segmentation": {"pretrained": str(ENCODER)}}
 FROZEN = {"network_def#freeze": "backbone", "learning_rate": 0.001}
 RUNS = {
     f"{head}-{training}-{start}": {**options, **(FROZEN if training == "frozen" else {}), "head": head}
@@ -40,7 +40,7 @@ RUNS = {
     for training in ("frozen", "tuned")
     for start, options in STARTS.items()
 }
-OF_TRAINING = ("backbone_path", "epochs", "learning_rate", "network_def#freeze")
+OF_TRAINING = ("pretrained", "epochs", "learning_rate", "network_def#freeze")
 
 
 def bundle_run(configs: list[str], overrides: dict, log: Path) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from torch.nn.functional import interpolate
 
+from monai_vit3d.weights import save_backbone
 from tests.bundles import helpers
 from tests.bundles.helpers import command, torchrun
 from tests.conftest import BUNDLE
@@ -91,6 +93,32 @@ def test_two_processes_train_and_evaluate(phantom_task, tmp_path):
     three = "['configs/inference.yaml','configs/evaluate.yaml','configs/multi_gpu_evaluate.yaml']"
     run(torchrun("run", config_file=three, output_dir=tmp_path / "scores", **common))
     assert len((tmp_path / "scores" / "val_dice_raw.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_training_starts_from_an_encoder_of_another_window(processes, phantom_task, tmp_path):
+    data, split = phantom_task
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / "train.yaml"))
+    for key, value in {**SMALL, "window": [16, 48, 24]}.items():
+        parser[key] = value
+    encoder = parser.get_parsed_content("network_def#backbone")
+    save_backbone(encoder, tmp_path / "encoder.safetensors")
+    # without a learning rate the end is the start
+    options = {"epochs": 1, "learning_rate": 0, "pretrained": tmp_path / "encoder.safetensors", "output_dir": tmp_path}
+    options |= {"dataset_dir": data, "split_file": split, **SMALL}
+    if processes == 1:
+        helpers.run_here(BUNDLE, "train", **options)
+    else:
+        both = "['configs/train.yaml','configs/multi_gpu_train.yaml']"
+        run(torchrun("run", config_file=both, **options))
+    trained = torch.load(tmp_path / "last.pt", weights_only=True)["network"]
+    wanted = encoder.state_dict()
+    volume = wanted["pos_embed"].reshape(1, 2, 6, 3, 48).permute(0, 4, 1, 2, 3)
+    wanted["pos_embed"] = interpolate(volume, size=[4, 6, 4], mode="trilinear").flatten(2).transpose(1, 2)
+    for key, value in wanted.items():
+        assert torch.equal(trained[f"backbone.{key}"], value), key
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from monai.bundle.properties import InferProperties, TrainProperties
 
 from monai_vit3d.data.medmnist3d import OFFICIAL_3D
 from monai_vit3d.networks import TokenSegmenter
+from monai_vit3d.weights import save_backbone
 from tests.bundles import helpers
 from tests.bundles.balls import (
     BUNDLE,
@@ -99,7 +100,7 @@ def segmenter_weights(tmp_path_factory, balls):
 )
 def test_training_starts_from_a_backbone_and_freezes_it(options, balls, segmenter_weights, tmp_path):
     options = {**of(balls), **QUICK, **options}
-    run_here("train", epochs=1, output_dir=tmp_path, backbone_path=segmenter_weights, **options)
+    run_here("train", epochs=1, output_dir=tmp_path, pretrained=segmenter_weights, **options)
     given, trained = load(segmenter_weights), load(tmp_path / "best.pt")
     same = {key for key, value in trained.items() if key in given and torch.equal(value, given[key])}
     names = {key for key in trained if key.startswith("backbone.")}
@@ -107,6 +108,19 @@ def test_training_starts_from_a_backbone_and_freezes_it(options, balls, segmente
     assert same >= frozen.get(options.get("network_def#freeze"), set())
     assert (same == names) == (options.get("network_def#freeze") == "backbone")
     assert any(key.startswith("head.") for key in trained)
+
+
+@pytest.mark.parametrize("entry", ["network", "network#module"], ids=["one process", "torchrun"])
+def test_training_starts_from_an_encoder_of_another_window(entry, balls, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    options = {key: str(value) if isinstance(value, Path) else value for key, value in of(balls).items()}
+    encoder = parsed("train", **options, image_size=[8, 16, 24]).get_parsed_content("network_def#backbone")
+    save_backbone(encoder, tmp_path / "encoder.safetensors")
+    configs = ["train", "multi_gpu_train"] if "module" in entry else ["train"]
+    options |= {"device": "cpu", "pretrained": str(tmp_path / "encoder.safetensors")}
+    started = parsed(*configs, **options).get_parsed_content(entry).backbone.state_dict()
+    assert started.pop("pos_embed").shape == (1, 64, 48)
+    assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in started.items())
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +238,7 @@ def damaged(root, folder):
         ("train", lambda root, tmp: {"dataset_dir": tmp}, "balls_16.npz: no such file. Get the right file and put it"),
         ("train", lambda root, tmp: {"dataset_dir": damaged(root, tmp)}, "balls_16.npz: damaged or another format"),
         ("train", lambda root, tmp: {"dataset_name": "ball"}, "'ball': no such data set. MedMNIST has organmnist3d"),
-        ("train", lambda root, tmp: {"backbone_path": tmp / "b.pt"}, "b.pt: no such file"),
+        ("train", lambda root, tmp: {"pretrained": tmp / "b.pt"}, "b.pt: no such file"),
         ("train", lambda root, tmp: {"patch_size": 5}, "patch_size=(5, 5, 5)"),
         ("inference train nifti", lambda root, tmp: {"train_csv": tmp / "empty.csv"}, "empty.csv: no rows"),
         ("inference evaluate", lambda root, tmp: {"ckpt_path": tmp / "m.pt"}, "m.pt: no such file. Train a model into"),
