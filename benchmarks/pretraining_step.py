@@ -1,10 +1,17 @@
-"""A step of I-JEPA whose context encoder sees the context's tokens alone, against one that encodes all tokens and hides
-the others afterwards; in turn.
+"""A step of our I-JEPA against one that encodes all tokens, and against nidl's, in turn.
 
-    python benchmarks/pretraining_step.py --rounds 7
+    python benchmarks/pretraining_step.py --rounds 7 --widths 192 384
 
-The limit of the encoder's ratio is that of the tokens (attention, whose cost is quadratic, may pass it); the target
-encoder, which always sees all tokens, and the predictor are the same in both, so the whole step gains less.
+- ours: the context encoder gets the context's tokens alone.
+- all: it gets all tokens, and the others are hidden afterwards.
+- nidl: the I-JEPA of the package nidl (0.0.2, CeCILL-B) with the sizes, weights and masks of ours. Its first loss must
+  be that of ours: the two do the same work.
+- nidl*: the same with masks of its own, one draw with its defaults: targets are larger, and the context sees some.
+
+Volumes are 64 cubed in patches of 8. A step is forward, backward and moving average, without an optimizer and without
+the drawing of masks. The target encoder, which always sees all tokens, and the predictor are the same in ours and all,
+so a step gains less than its context encoder, whose limit is that of the tokens (attention, whose cost is quadratic,
+may pass it). A ratio is the other's seconds by ours, the median over rounds. pretraining_memory.py measures the memory.
 """
 
 from __future__ import annotations
@@ -12,83 +19,179 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.pretraining import IJEPA, JEPAMasks, sample_jepa_masks
 
-CASES = [  # width, depth, heads, predictor depth
-    (192, 12, 3, 3),
-    (384, 12, 6, 3),
-    (384, 12, 6, 6),
-    (768, 12, 12, 6),
-]
+SIDE, PATCH, GRID = 64, 8, (8, 8, 8)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Sizes(NamedTuple):
+    """Of the encoders, and the predictor's depth; its width is half of theirs."""
+
+    width: int
+    depth: int
+    heads: int
+    predictor_depth: int
+
+
+CASES = [Sizes(192, 12, 3, 3), Sizes(384, 12, 6, 3), Sizes(384, 12, 6, 6), Sizes(768, 12, 12, 6)]
+
+
+class Contender(NamedTuple):
+    """A model, the masks it is given, and the parts of its step."""
+
+    model: nn.Module
+    masks: JEPAMasks
+    encode: Callable[[], Tensor]
+    loss: Callable[[], Tensor]
+    average: Callable[[], None]
 
 
 class EncodesAll(VisionTransformer3D):
     """A backbone whose visible tokens are chosen after the blocks: slower, and a leak."""
 
-    def forward_visible(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    def forward_visible(self, x: Tensor, keep: Tensor) -> Tensor:
         """All tokens through the blocks, then the kept ones."""
         tokens = self.forward_features(x)
         return tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[2]))
 
 
-def step(model: IJEPA, x: torch.Tensor, masks: JEPAMasks) -> None:
-    """Forward, backward and moving average, without an optimizer."""
-    model.zero_grad(set_to_none=True)
-    model(x, masks).loss.backward()
-    model.update_target(0.996)
+def contender(name: str, sizes: Sizes, batch: int) -> Contender:
+    """One of those named above; all have the same weights and the same volumes."""
+    torch.manual_seed(0)
+    masks = sample_jepa_masks(batch, GRID, generator=torch.Generator().manual_seed(0), device=DEVICE)
+    kind = EncodesAll if name == "all" else VisionTransformer3D
+    backbone = kind(
+        (SIDE,) * 3,
+        PATCH,
+        embed_dim=sizes.width,
+        depth=sizes.depth,
+        num_heads=sizes.heads,
+        class_token=False,
+        global_pool="",
+    )
+    model = IJEPA(backbone, predictor_depth=sizes.predictor_depth).to(DEVICE)
+    x = torch.randn(batch, 1, SIDE, SIDE, SIDE).to(DEVICE)
+    if name.startswith("nidl"):
+        return nidls(model, sizes, x, masks if name == "nidl" else None)
+    return Contender(
+        model,
+        masks,
+        lambda: model.context_encoder.forward_visible(x, masks.context),
+        lambda: model(x, masks).loss,
+        lambda: model.update_target(0.996),
+    )
 
 
-def encode(model: IJEPA, x: torch.Tensor, masks: JEPAMasks) -> None:
+def nidls(ours: IJEPA, sizes: Sizes, x: Tensor, masks: JEPAMasks | None) -> Contender:
+    """nidl's I-JEPA with the weights of ours; None for masks of its own."""
+    from nidl.estimators.ssl import IJEPA as NidlIJEPA
+    from nidl.volume.backbones import VisionTransformer3D as NidlTransformer
+
+    vit = NidlTransformer(
+        SIDE, PATCH, embed_dim=sizes.width, depth=sizes.depth, num_heads=sizes.heads, class_token=False, global_pool=""
+    )
+    width = ours.predictor.embed.out_features
+    model = NidlIJEPA(vit, predictor_embed_dim=width, predictor_depth_pred=sizes.predictor_depth).to(DEVICE)
+    with torch.no_grad():
+        for part in ("context_encoder", "target_encoder", "predictor"):
+            theirs = [p for key, p in getattr(model, part).named_parameters() if key != "predictor_pos_embed"]
+            for new, old in zip(theirs, getattr(ours, part).parameters(), strict=True):
+                new.copy_(old.view_as(new))
+        model.predictor.predictor_pos_embed.copy_(ours.predictor.pos_embed)
+    if masks is None:
+        context, targets = model.masker(len(x))
+        masks = JEPAMasks(context.to(DEVICE), torch.stack(list(targets), 1).to(DEVICE))
+    given = masks.context, masks.targets.transpose(0, 1)
+    model.masker.forward = lambda batch_size: given
+    return Contender(
+        model,
+        masks,
+        lambda: model.context_encoder(x, given[0][None]),
+        lambda: model._shared_step(x)["loss"],  # what its training_step logs and returns
+        lambda: model.momentum_updater.update(model.context_encoder, model.target_encoder),
+    )
+
+
+def step(of: Contender) -> Tensor:
+    """Forward, backward and moving average, without an optimizer; returns the loss."""
+    of.model.zero_grad(set_to_none=True)
+    loss = of.loss()
+    loss.backward()
+    of.average()
+    return loss.detach()
+
+
+def encode(of: Contender) -> None:
     """The context encoder alone, forward and backward."""
-    model.zero_grad(set_to_none=True)
-    model.context_encoder.forward_visible(x, masks.context).square().mean().backward()
+    of.model.zero_grad(set_to_none=True)
+    of.encode().square().mean().backward()
 
 
-def seconds(call, *arguments) -> float:
+def seconds(call: Callable[[Contender], object], of: Contender) -> float:
     """One call, timed."""
     start = time.perf_counter()
-    call(*arguments)
-    if torch.cuda.is_available():
+    call(of)
+    if DEVICE == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
+def known_names() -> list[str]:
+    """Who takes part; says so where nidl cannot."""
+    try:
+        import nidl.estimators.ssl  # noqa: F401
+    except ImportError as error:
+        print(
+            f"nidl is left out ({error}). pip install nidl, in an environment of its own: it wants scikit-learn <= 1.7"
+        )
+        return ["ours", "all"]
+    return ["ours", "all", "nidl", "nidl*"]
+
+
+def print_head(names: list[str], batch: int) -> None:
+    """What each is given, and the columns' names."""
+    print(f"torch {torch.__version__}, {DEVICE}, {torch.get_num_threads()} thread(s), batch {batch}")
+    for name in names:
+        masks = contender(name, Sizes(48, 1, 3, 1), batch).masks
+        seen, (_, blocks, count) = masks.context.shape[1], masks.targets.shape
+        print(f"{name}: context {seen} of 512 tokens (limit {512 / seen:.2f}), {blocks} targets of {count}")
+    columns = "".join(f" {name:>7s}" + " ratio" * (name != "ours") for name in names)
+    print(f"width depth predictor {'':10s}{columns}")
+
+
+def print_line(sizes: Sizes, what: str, rows: list[list[float]]) -> None:
+    """Medians of the columns, and of their ratios to the first."""
+    print(f"{sizes.width:5d} {sizes.depth:5d} {sizes.predictor_depth:9d} {what:10s}", end="")
+    for column in range(len(rows[0])):
+        print(f" {statistics.median(row[column] for row in rows):7.3g}", end="")
+        print(f" {statistics.median(row[column] / row[0] for row in rows):5.2f}" if column else "", end="")
+    print(flush=True)
+
+
 def main() -> None:
-    """Print a line a case."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print two lines a case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--widths", type=int, nargs="+", default=[192, 384, 768])
     args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"{device}, {torch.get_num_threads()} thread(s), 64 cubed in patches of 8, batch {args.batch}")
-    print("seconds                                encoder                      step")
-    print("width depth predictor   tokens seen       ours   all   ratio  limit    ours   all   ratio")
-    for width, depth, heads, predictor_depth in CASES:
-        generator = torch.Generator().manual_seed(0)
-        masks = sample_jepa_masks(args.batch, (8, 8, 8), generator=generator, device=device)
-        x = torch.randn(args.batch, 1, 64, 64, 64, device=device)
-        options = {"embed_dim": width, "depth": depth, "num_heads": heads, "class_token": False, "global_pool": ""}
-        models = [
-            IJEPA(kind((64, 64, 64), 8, **options), predictor_depth=predictor_depth).to(device)
-            for kind in (VisionTransformer3D, EncodesAll)
-        ]
-        for model in models:  # warm up
-            step(model, x, masks)
-        times = [
-            [seconds(call, model, x, masks) for call in (encode, step) for model in models] for _ in range(args.rounds)
-        ]
-        ours, everything, ours_step, all_step = (statistics.median(column) for column in zip(*times))
-        encoder_ratio = statistics.median(b / a for a, b, _, _ in times)
-        step_ratio = statistics.median(b / a for _, _, a, b in times)
-        seen = masks.context.shape[1]
-        print(
-            f"{width:5d} {depth:5d} {predictor_depth:9d}  {seen:5d} of 512    {ours:7.2f} {everything:5.2f} "
-            f"{encoder_ratio:7.2f} {512 / seen:6.2f} {ours_step:7.2f} {all_step:5.2f} {step_ratio:7.2f}"
-        )
+    names = known_names()
+    print_head(names, args.batch)
+    for sizes in (case for case in CASES if case.width in args.widths):
+        contenders = [contender(name, sizes, args.batch) for name in names]
+        losses = dict(zip(names, map(step, contenders)))  # warms up, too
+        torch.testing.assert_close(losses.get("nidl", losses["ours"]), losses["ours"])
+        for what, call in {"encoder, s": encode, "step, s": step}.items():
+            rows = [[seconds(call, of) for of in contenders] for _ in range(args.rounds)]
+            print_line(sizes, what, rows)
 
 
 if __name__ == "__main__":
