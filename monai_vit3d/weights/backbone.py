@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.errors import UsageError, WeightsError
-from ..layers.pos_embed import Grid, resample_pos_embed
+from ..layers import ConvStem3D, PatchEmbed3D
+from ..layers.pos_embed import Grid, resample_pos_embed, sincos_pos_embed
 from ..networks import VisionTransformer3D
 from .files import as_state_dict, read_with_metadata, refuse_differences, write_safetensors
 
@@ -84,8 +85,9 @@ def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
     """Load a backbone into ``network.backbone``, or into ``network`` where that is one, all of it or nothing.
 
     A head of the network stays, a head of the file is left out. Learned positions of another grid are resampled
-    trilinearly if the file says its grid, as those of :func:`save_backbone` do. Such a file is also asked for what no
-    shape shows: heads, patch size, layers. For other files that is the caller's care.
+    trilinearly if the file says its grid, as those of :func:`save_backbone` do; where the file says sin-cos positions
+    and the network learns its own, they start from the table, which computes the same. Such a file is also asked for
+    what no shape shows: heads, patch size, layers. For other files that is the caller's care.
 
     Args:
         network: a :class:`VisionTransformer3D`, or a network with a ``backbone``, as :class:`TokenSegmenter` and
@@ -114,6 +116,22 @@ def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
     backbone.load_state_dict({**own, **state})
     logger.info("%s: loaded %d tensors of a backbone%s", path, len(state), resampled)
     return network
+
+
+def embed_layer_of(path: str | Path) -> type[PatchEmbed3D]:
+    """The patch embedding that the backbone in a file was built with, for a network that is to start from it.
+
+    Args:
+        path: as for :func:`load_backbone`.
+
+    Returns:
+        :class:`ConvStem3D`, if the file has the tensors of its stem; else :class:`PatchEmbed3D`.
+
+    Raises:
+        WeightsError: the file is missing, damaged, holds more than tensors, or holds no backbone.
+    """
+    state = _backbone_in(as_state_dict(read_with_metadata(path)[0], path), path)
+    return ConvStem3D if any(key.startswith("patch_embed.stem.") for key in state) else PatchEmbed3D
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:
@@ -162,6 +180,8 @@ def _architecture_in(metadata: dict[str, str], path: str | Path) -> dict[str, An
 
 def _refuse_architecture(came: dict[str, Any], needed: dict[str, Any], path: str | Path) -> None:
     unlike = [key for key in needed if key in came and key not in _MAY_DIFFER and came[key] != needed[key]]
+    if _are_learned_from_table(came, needed):
+        unlike = [key for key in unlike if key not in ("pos_embed", "no_embed_class")]
     if unlike:
         both = "; ".join(f"{key}={came[key]!r} came, {needed[key]!r} is needed" for key in unlike)
         options = ", ".join(f"{key}={came[key]!r}" for key in unlike)
@@ -171,10 +191,19 @@ def _refuse_architecture(came: dict[str, Any], needed: dict[str, Any], path: str
         )
 
 
+def _are_learned_from_table(came: dict[str, Any], needed: dict[str, Any]) -> bool:
+    """Whether the network learns positions where the file's are a sin-cos table, from which they may start."""
+    return came.get("pos_embed") == "sincos" and needed["pos_embed"] == "learned"
+
+
 def _fit_positions(
     state: dict[str, Tensor], came: dict[str, Any], backbone: nn.Module, path: str | Path
 ) -> tuple[dict[str, Tensor], str]:
     """The state dict with learned positions on the backbone's grid, and what was done to them, for the log."""
+    if isinstance(backbone, VisionTransformer3D) and _are_learned_from_table(came, architecture(backbone)):
+        table = sincos_pos_embed(backbone.grid_size, int(backbone.embed_dim))
+        prefix = 0 if backbone.no_embed_class else int(backbone.num_prefix_tokens)
+        return {**state, "pos_embed": nn.functional.pad(table, [0, 0, prefix, 0])}, ", positions started from sin-cos"
     if "grid_size" not in came or "pos_embed" not in state or not isinstance(backbone, VisionTransformer3D):
         return state, ""
     old: Grid = tuple(came["grid_size"])

@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_vit3d.data.errors import UsageError, WeightsError
-from monai_vit3d.layers import ConvStem3D
+from monai_vit3d.layers import ConvStem3D, PatchEmbed3D
 from monai_vit3d.networks import TokenClassifier, TokenSegmenter, VisionTransformer3D
-from monai_vit3d.weights import load_backbone, save_backbone
+from monai_vit3d.weights import embed_layer_of, load_backbone, save_backbone
 from tests.weights.nets import FORMATS, Payload, classifier, network, stored
 
 ODD = {"img_size": (8, 12, 16), "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 2}  # grid (2, 3, 4)
@@ -227,6 +227,38 @@ def test_fixed_positions_need_no_resampling(tmp_path):
     load_backbone(net, tmp_path / "encoder.safetensors")
     assert equal(net.state_dict(), source.state_dict())
     assert torch.equal(net.pos_embed, vit(img_size=16, pos_embed="sincos").pos_embed)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(8, 12, 16), 16], ids=str)
+@pytest.mark.parametrize("prefix", [{}, {"reg_tokens": 2}, {"class_token": False, "global_pool": ""}], ids=str)
+@pytest.mark.parametrize("no_embed_class", [False, True])
+def test_learned_positions_start_from_fixed_ones(tmp_path, size, prefix, no_embed_class):
+    """The network computes what the encoder computes on that grid."""
+    path, source = tmp_path / "encoder.safetensors", vit(1, pos_embed="sincos", **prefix)
+    save_backbone(source, path)
+    net = load_backbone(vit(img_size=size, no_embed_class=no_embed_class, **prefix), path)
+    source.set_input_size(size)
+    x = torch.randn(1, source.in_chans, *source.patch_embed.img_size, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(net.forward_features(x), source.forward_features(x))
+    assert net.pos_embed.requires_grad
+
+
+def test_fixed_positions_do_not_start_from_learned_ones(tmp_path):
+    save_backbone(vit(1), tmp_path / "encoder.safetensors")
+    refused(vit(pos_embed="sincos"), tmp_path / "encoder.safetensors", "pos_embed='learned' came, 'sincos' is needed")
+
+
+@pytest.mark.parametrize("embed", [PatchEmbed3D, ConvStem3D])
+@pytest.mark.parametrize("suffix", ["safetensors", "pt", "wrapped.pt"])
+def test_embedding_of_a_file(tmp_path, embed, suffix):
+    net, path = vit(embed_layer=embed, in_chans=1, patch_size=4), tmp_path / f"encoder.{suffix}"
+    if suffix == "safetensors":
+        save_backbone(net, path)
+    else:
+        prefix = "backbone." if suffix == "wrapped.pt" else ""
+        torch.save({prefix + key: value for key, value in net.state_dict().items()}, path)
+    assert embed_layer_of(path) is embed
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
