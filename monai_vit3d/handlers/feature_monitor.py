@@ -86,7 +86,7 @@ class FeatureMonitor:
         self.history.append({"epoch": epoch, **figures})
         shown = {name: figures[name] for name in FIGURES}
         engine.state.metrics.update(shown)
-        listed = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        listed = ", ".join(f"{name} {value:.6g}" for name, value in shown.items())
         logger.info("epoch %d: features of %d volumes: %s", epoch, report.samples, listed)
         if self.alarm is None:
             return
