@@ -7,14 +7,15 @@ bundles/ijepa_pretraining and bundles/mae_pretraining, the same number of optimi
 - the features' figures of the pretraining's monitor, on the split's validation part;
 - the tertile of the hippocampus' volume (``hippovolume3d_48.npz``, made by make_hippocampus_volume.py), from frozen,
   mean-pooled tokens by logistic regression and k nearest neighbours;
-- segmentation by the segmentation bundle's train.yaml, on 10, 25, 50 and all 150 training cases, drawn by the seed, as
-  many steps each. ``linear``: one linear layer from each token to its patch's voxels, so that tokens are all that
-  there is, fine-tuned, and with the encoder frozen; ``unetr``: UNETR's decoder, whose convolutions see the image
+- segmentation by the segmentation bundle's train.yaml, on 10, 25, 50 and all 150 training cases, drawn by the seed,
+  about as many steps each. ``linear``: one linear layer from each token to its patch's voxels, so that tokens are all
+  that there is, fine-tuned, and with the encoder frozen; ``unetr``: UNETR's decoder, whose convolutions see the image
   itself. The last step's average is scored by evaluate.yaml on the test part, on which nothing was chosen.
 
 The leak is that of a published implementation: 82 % of the targets' tokens are visible to the context.
 
-    python benchmarks/pretraining.py DATA                       # all of it; DATA holds hippovolume3d_48.npz
+    python benchmarks/pretraining.py DATA                       # all of it; DATA holds hippovolume3d_48.npz,
+                                                                # $MONAI_DATA_DIRECTORY holds Task04_Hippocampus
     python benchmarks/pretraining.py DATA --arms mae --seeds 0  # a part; several may run side by side
     python benchmarks/pretraining.py DATA --arms                # the table of what is there
 """
@@ -105,7 +106,7 @@ def workflow(bundle: Path, *configs: str, **options: Any) -> ConfigWorkflow:
 def pretrain(arm: str, seed: int, folder: Path, epochs: int) -> dict[str, Any]:
     """Write ``encoder.safetensors``; returns the features' figures by epoch, and the CPU seconds."""
     bundle = ARMS[arm] or "mae_pretraining"
-    options = {"seed": seed, "epochs": epochs, "output_dir": str(folder), **NETWORK, **HEADS[bundle]}
+    options = {"seed": seed, "epochs": epochs, "output_dir": str(folder), "resume": False, **NETWORK, **HEADS[bundle]}
     if arm == "ijepa-leak":
         options |= {"masks#_target_": f"{__name__}.leaky_masks"}
     run = workflow(ROOT / "bundles" / bundle, "train", **options)
@@ -188,7 +189,7 @@ def spread(values: list[float], digits: int = 3) -> str:
 
 def results(output: Path, arm: str, name: str) -> list[dict[str, Any]]:
     """What one measurement of an arm gave, a seed each."""
-    return [json.loads(file.read_text()) for file in sorted(output.glob(f"{arm}-[0-9]/{name}.json"))]
+    return [json.loads(file.read_text()) for file in sorted(output.glob(f"{arm}-[0-9]*/{name}.json"))]
 
 
 def print_table(output: Path) -> None:

@@ -19,9 +19,9 @@ from ..data.errors import ScoreError, TrainingCollapsed, UsageError
 logger = logging.getLogger(__name__)
 EPSILON = 1e-7  # of RankMe
 ADVICE = (
-    "Go back to an earlier checkpoint with a lower learning rate, a longer warm-up or a slower moving average of the "
-    "target encoder; look whether the volumes differ at all; or, if these figures are normal for them, widen the "
-    "alarm's limits."
+    "Start anew, or from an earlier checkpoint where there is one, with a lower learning rate, a longer warm-up or a "
+    "slower moving average of the target encoder, if it has one; look whether the volumes differ at all; or, if these "
+    "figures are normal for them, widen the alarm's limits."
 )
 
 

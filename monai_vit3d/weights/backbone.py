@@ -54,6 +54,8 @@ def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
         "pos_embed": backbone.pos_embed_type,
         "embed_layer": type(backbone.patch_embed).__name__,
         "block_fn": type(block).__name__,
+        "attn_layer": type(getattr(block, "attn", None)).__name__,
+        "mlp_layer": type(getattr(block, "mlp", None)).__name__,
         "act_layer": getattr(act, "__name__", type(act).__name__),
         "norm_eps": next((part.eps for part in block.modules() if hasattr(part, "eps")), None),
     }
@@ -223,6 +225,11 @@ def _fit_positions(
 def _advice(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     """What to do where nothing differs but the positions, of a file that does not say its grid."""
     rests = [{key: value.shape for key, value in state.items() if key != "pos_embed"} for state in (wanted, found)]
+    if rests[0] == rests[1] and "pos_embed" in wanted and "pos_embed" not in found:
+        return (
+            "The file has no learned positions and does not say which it had: load the .safetensors that "
+            "save_backbone wrote of these weights."
+        )
     if rests[0] != rests[1] or not ("pos_embed" in wanted and "pos_embed" in found):
         return ""
     return (

@@ -148,7 +148,10 @@ def as_state_dict(state: Any, path: str | Path) -> dict[str, torch.Tensor]:
         WeightsError: not a dict of tensors alone.
     """
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise WeightsError(f"{path}: not a state dict of tensors. Save network.state_dict() alone.")
+        raise WeightsError(
+            f"{path}: not a state dict of tensors. Save network.state_dict() alone; of a training's folder, where "
+            "last.pt holds the optimizer, too, take model.pt or encoder.safetensors."
+        )
     return state
 
 

@@ -116,7 +116,7 @@ def test_safetensors_itself_reads_the_file(tmp_path):
         "class": "VisionTransformer3D", "patch_size": [4, 4, 4], "grid_size": [2, 3, 4], "in_chans": 1,
         "embed_dim": 12, "depth": 2, "num_heads": 2, "mlp_ratio": 4.0, "class_token": True, "reg_tokens": 2,
         "no_embed_class": False, "pos_embed": "learned", "embed_layer": "ConvStem3D", "block_fn": "Block",
-        "act_layer": "GELU", "norm_eps": 1e-5,
+        "attn_layer": "Attention", "mlp_layer": "Mlp", "act_layer": "GELU", "norm_eps": 1e-5,
     }  # fmt: skip
 
 
@@ -242,6 +242,11 @@ def test_learned_positions_start_from_fixed_ones(tmp_path, size, prefix, no_embe
     x = torch.randn(1, source.in_chans, *source.patch_embed.img_size, generator=torch.Generator().manual_seed(0))
     assert torch.equal(net.forward_features(x), source.forward_features(x))
     assert net.pos_embed.requires_grad
+
+
+def test_learned_positions_need_a_file_that_says_which_it_had(tmp_path):
+    torch.save(vit(1, pos_embed="sincos").state_dict(), tmp_path / "model.pt")
+    refused(vit(), tmp_path / "model.pt", r"no learned positions .* load the \.safetensors that save_backbone wrote")
 
 
 def test_fixed_positions_do_not_start_from_learned_ones(tmp_path):
