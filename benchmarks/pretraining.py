@@ -181,10 +181,10 @@ def measure(arm: str, seed: int, jobs: list[str], args: argparse.Namespace) -> N
             print(arm, seed, name, round(result["mean"], 4) if "mean" in result else "", flush=True)
 
 
-def spread(values: list[float], digits: int = 3) -> str:
+def spread(values: list[float]) -> str:
     """Mean ± standard deviation over the seeds."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
 
 
 def results(output: Path, arm: str, name: str) -> list[dict[str, Any]]:
@@ -229,9 +229,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", nargs="*", choices=list(JOBS), default=list(JOBS))
-    parser.add_argument("--epochs", type=int, default=300, help="of pretraining, 9 steps each")
+    parser.add_argument("--epochs", type=int, default=250, help="of pretraining, 9 steps each")
     parser.add_argument("--linear_steps", type=int, default=500, help="of training the linear decoder")
-    parser.add_argument("--unetr_steps", type=int, default=300, help="of training UNETR's")
+    parser.add_argument("--unetr_steps", type=int, default=600, help="of training UNETR's")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "pretraining")
     args = parser.parse_args()
     args.data, args.output = args.data.resolve(), args.output.resolve()
