@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from torch.nn.parallel import DistributedDataParallel
 
 from ..data.errors import WeightsError
 from ..data.files import replacing
+from ..networks.modes import unwrapped
 from ..weights.files import read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class AtomicCheckpoint:
     ) -> None:
         self.last = Path(folder) / "last.pt"
         # a run saved by several processes resumes in one, and the other way round
-        self.objects = {k: v.module if isinstance(v, DistributedDataParallel) else v for k, v in objects.items()}
+        self.objects = {k: unwrapped(v) for k, v in objects.items()}
         self.best, self.best_path, self.validator = best, best_path, validator
         self.resume, self.rank = resume, rank
         self.best_metric = float("-inf")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ignite.engine import Engine, Events
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..networks.modes import unwrapped
 
 
 def moving_average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
@@ -20,11 +21,7 @@ def moving_average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
     """
     if not 0 <= decay < 1:
         raise ValueError(f"decay={decay}; a number from 0 up to, but not, 1 is needed.")
-    return AveragedModel(_plain(network), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
-
-
-def _plain(network: nn.Module) -> nn.Module:
-    return network.module if isinstance(network, DistributedDataParallel) else network
+    return AveragedModel(unwrapped(network), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
 
 
 class EMAHandler:
@@ -37,7 +34,7 @@ class EMAHandler:
 
     def __init__(self, average: AveragedModel, network: nn.Module) -> None:
         self.average = average
-        self.network = _plain(network)
+        self.network = unwrapped(network)
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""

@@ -12,12 +12,12 @@ from ignite.engine import Engine, Events
 from monai.engines import PrepareBatch
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..data.errors import UsageError
 from ..layers import to_3tuple
 from ..layers.pos_embed import Grid
+from ..networks.modes import unwrapped
 from ..pretraining import JEPAMasks, MAEMasks
 
 Masks = JEPAMasks | MAEMasks
@@ -167,7 +167,7 @@ class StepSchedule:
         momentum: Schedule | None = None,
         accumulation_steps: int = 1,
     ) -> None:
-        self.model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.model = unwrapped(model)
         if (model is None) != (momentum is None) or (model is not None and not hasattr(self.model, "update_target")):
             what = None if model is None else type(self.model).__name__
             raise UsageError(

@@ -1,11 +1,13 @@
-"""A network's mode, for a while."""
+"""Small helpers around a whole network: its mode for a while, and what a wrapper holds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 @contextmanager
@@ -18,3 +20,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def unwrapped(network: Any) -> Any:
+    """The network inside a DistributedDataParallel wrapper; anything else as it is."""
+    return network.module if isinstance(network, DistributedDataParallel) else network

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..data.errors import UsageError, WeightsError
 from ..layers import ConvStem3D, PatchEmbed3D
 from ..layers.pos_embed import Grid, resample_pos_embed, sincos_pos_embed
 from ..networks import VisionTransformer3D
+from ..networks.modes import unwrapped
 from .files import as_state_dict, read_with_metadata, refuse_differences, write_safetensors
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:
     Raises:
         UsageError: another network.
     """
-    backbone = _unwrapped(backbone)
+    backbone = unwrapped(backbone)
     if not isinstance(backbone, VisionTransformer3D):
         raise UsageError(
             f"backbone is a {type(backbone).__name__}; a VisionTransformer3D is needed. Give network.backbone."
@@ -136,12 +136,8 @@ def embed_layer_of(path: str | Path) -> type[PatchEmbed3D]:
     return ConvStem3D if any(key.startswith("patch_embed.stem.") for key in state) else PatchEmbed3D
 
 
-def _unwrapped(network: nn.Module) -> nn.Module:
-    return network.module if isinstance(network, DistributedDataParallel) else network
-
-
 def _backbone_of(network: nn.Module) -> nn.Module:
-    network = _unwrapped(network)
+    network = unwrapped(network)
     backbone = network if isinstance(network, VisionTransformer3D) else getattr(network, "backbone", None)
     if not isinstance(backbone, nn.Module):
         raise UsageError(
