@@ -14,7 +14,7 @@ _HOMES = {
     "UNETRDecoder": "decoders",
     "VisionTransformer3D": "networks",
     "attention_maps": "visualize",
-    "create_model": "networks",
+    "create_model": "weights",
     "load_weights": "weights",
 }
 _ROOMS = (

@@ -3,15 +3,22 @@
 from .conv_stem import ConvStem3D
 from .patch_embed import PatchEmbed3D, embed_patches, pad_to_patch, resample_patch_kernel, to_3tuple
 from .pos_embed import fit_pos_embed, resample_pos_embed, sincos_pos_embed
+from .rope import RotaryBlock, RotaryPositions3D, keep_rows, rotary_table, set_spacing, split_pairs
 
 __all__ = [
     "ConvStem3D",
     "PatchEmbed3D",
+    "RotaryBlock",
+    "RotaryPositions3D",
     "embed_patches",
     "fit_pos_embed",
+    "keep_rows",
     "pad_to_patch",
     "resample_patch_kernel",
     "resample_pos_embed",
+    "rotary_table",
+    "set_spacing",
     "sincos_pos_embed",
+    "split_pairs",
     "to_3tuple",
 ]

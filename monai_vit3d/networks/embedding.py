@@ -51,6 +51,13 @@ class TokenEmbedding(nn.Module):
             tokens = tokens + pos
         return self.norm_pre(self.patch_drop(self.pos_drop(tokens)))
 
+    def _rotary(self, x: Tensor) -> Tensor | None:
+        """The angles of the patches of ``x`` for every block, if there are rotary positions."""
+        if self.rope is None:
+            return None
+        grid = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3], x.shape[4]))
+        return self.rope(x, grid, self.patch_embed.patch_size)
+
     def _positions(self, x: Tensor) -> Tensor | None:
         """The positions for the grid of ``x``: as they are, resampled, or the corner of them."""
         pos = self.pos_embed

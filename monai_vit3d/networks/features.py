@@ -8,6 +8,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
+from ..layers import keep_rows
 from .options import resolve_indices
 
 FORMATS = {"NLC": False, "NCHWD": True, "NCHW": True}
@@ -28,7 +29,7 @@ class TokenFeatures(nn.Module):
         """
         tokens = self._embed(x)
         grid = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3], x.shape[4]))
-        x, taken = self._run_blocks(tokens, indices)
+        x, taken = self._run_blocks(tokens, indices, self._rotary(x))
         return self._as_map(self.norm(x), grid), [self._as_map(y, grid) for y in taken]
 
     def token_levels(self, x: Tensor, indices: list[int]) -> list[Tensor]:
@@ -41,7 +42,7 @@ class TokenFeatures(nn.Module):
         Returns:
             One ``(B, P + N, E)`` a block.
         """
-        _, taken = self._run_blocks(self._embed(x), indices)
+        _, taken = self._run_blocks(self._embed(x), indices, self._rotary(x))
         return [self.norm(y) for y in taken]
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
@@ -66,7 +67,9 @@ class TokenFeatures(nn.Module):
             raise ValueError("keep says which patches to keep, but patch_drop_rate > 0 drops some: build with 0.")
         tokens, p = self._embed(self._without_hidden(x, keep)), self.num_prefix_tokens
         kept = (keep.to(tokens.device) + p)[..., None].expand(-1, -1, tokens.shape[2])
-        x, _ = self._run_blocks(torch.cat([tokens[:, :p], tokens.gather(1, kept)], dim=1), [])
+        rope = self._rotary(x)
+        rope = None if rope is None else keep_rows(rope, keep)
+        x, _ = self._run_blocks(torch.cat([tokens[:, :p], tokens.gather(1, kept)], dim=1), [], rope)
         return self.norm(x)
 
     def _without_hidden(self, x: Tensor, keep: Tensor) -> Tensor:
@@ -135,7 +138,7 @@ class TokenFeatures(nn.Module):
         tokens = self._embed(x)
         grid = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3], x.shape[4]))
         last = take[-1] if stop_early and take else -1
-        x, taken = self._run_blocks(tokens, take, attn_mask, last)
+        x, taken = self._run_blocks(tokens, take, self._rotary(x), attn_mask, last)
         if norm:
             taken = [self.norm(y) for y in taken]
         p = self.num_prefix_tokens

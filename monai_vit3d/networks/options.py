@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from timm.layers import Attention, GatedMlp, GluMlp, Mlp, SwiGLU, get_act_layer, get_norm_layer
-from timm.models.vision_transformer import ATTN_LAYERS
+from timm.layers import Attention, AttentionRope, GatedMlp, GluMlp, Mlp, SwiGLU, get_act_layer, get_norm_layer
+from timm.models.vision_transformer import ATTN_LAYERS, Block
 from torch import nn
+
+from ..layers import RotaryBlock, RotaryPositions3D
 
 Layer = Callable[..., nn.Module] | str | None
 POOLS = ("cls_token", "avg", "max", "avgmax", "map", "")
@@ -67,6 +70,45 @@ def resolve_attn(attn_layer: Layer) -> Callable[..., nn.Module]:
         ValueError: a name that timm does not know.
     """
     return _by_table("attn_layer", attn_layer, Attention, ATTN_LAYERS)
+
+
+def resolve_rope(rope: Layer, head_dim: int) -> nn.Module | None:
+    """Rotary positions from their unit (``"patch"``, ``"mm"``, ``"box"``) or a constructor; None for none.
+
+    Raises:
+        ValueError: an unknown unit, or heads of a width that cannot be rotated.
+    """
+    if rope is None:
+        return None
+    return RotaryPositions3D(head_dim, rope) if isinstance(rope, str) else rope(head_dim)
+
+
+def rotary_block(
+    rope: nn.Module, block_fn: Callable[..., nn.Module], attention: Callable[..., nn.Module], prefix: int
+) -> Callable[..., nn.Module]:
+    """The constructor of a block that takes the angles of ``rope``, from that of timm's Block.
+
+    Args:
+        rope: the network's rotary positions.
+        block_fn: Block, a :class:`RotaryBlock`, or a partial of one.
+        attention: timm's Attention, or AttentionRope.
+        prefix: number of prefix tokens.
+
+    Raises:
+        ValueError: another block or attention: nobody would hand the angles on, or use them.
+    """
+    base = getattr(block_fn, "func", block_fn)
+    fits = base is Block or (isinstance(base, type) and issubclass(base, RotaryBlock))
+    if attention not in (Attention, AttentionRope) or not fits:
+        names = [getattr(layer, "__name__", repr(layer)) for layer in (base, attention)]
+        raise ValueError(
+            f"rope with block_fn={names[0]} and attn_layer={names[1]}: rotary positions need timm's "
+            "Block (or a RotaryBlock, or a partial of one) and its Attention. Leave them at their defaults, or rope "
+            "at None."
+        )
+    base = RotaryBlock if base is Block else base
+    args, options = getattr(block_fn, "args", ()), getattr(block_fn, "keywords", {})
+    return partial(base, *args, **{**options, "num_prefix_tokens": prefix, "rotate_half": rope.half})
 
 
 def _by_timm(

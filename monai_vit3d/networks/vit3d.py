@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.layers import Attention, Mlp, PatchDropout, calculate_drop_path_rates
+from timm.layers import Attention, AttentionRope, Mlp, PatchDropout, calculate_drop_path_rates
 from timm.models.vision_transformer import Block, global_pool_nlc
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -15,7 +15,17 @@ from ..layers import PatchEmbed3D
 from .contract import TimmContract
 from .embedding import TokenEmbedding
 from .features import TokenFeatures
-from .options import build, check_numbers, resolve_act, resolve_attn, resolve_mlp, resolve_norm, resolve_pool
+from .options import (
+    build,
+    check_numbers,
+    resolve_act,
+    resolve_attn,
+    resolve_mlp,
+    resolve_norm,
+    resolve_pool,
+    resolve_rope,
+    rotary_block,
+)
 
 
 class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract):
@@ -65,6 +75,9 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract):
             ``dynamic_img_size`` any size at all.
         weight_init: timm's scheme, ``""``, ``"jax"``, ``"jax_nlhb"``, ``"moco"``, ``"reset"`` or ``"skip"``.
         pool_include_prefix: let ``"avg"``, ``"max"``, ``"avgmax"`` and ``"map"`` see the prefix tokens.
+        rope: rotary positions in every block, besides ``pos_embed`` (``"none"`` leaves them alone): ``"patch"``,
+            ``"mm"`` (by the voxel spacing, see :func:`~monai_vit3d.layers.set_spacing`), ``"box"``, or a constructor
+            that is called with a head's width (a partial of :class:`~monai_vit3d.layers.RotaryPositions3D`).
         device: where to create the parameters.
         dtype: in which type to create them.
 
@@ -118,6 +131,7 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract):
         dynamic_img_pad: bool = False,
         weight_init: str = "",
         pool_include_prefix: bool = False,
+        rope: Callable[..., nn.Module] | str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -149,6 +163,11 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract):
         norms = {"qk_norm": qk_norm, "scale_attn_norm": scale_attn_norm, "scale_mlp_norm": scale_mlp_norm}
         drops = {"proj_drop": proj_drop_rate, "attn_drop": attn_drop_rate}
         attention = resolve_attn(attn_layer)
+        self.rope = resolve_rope(rope, embed_dim // num_heads)
+        if self.rope is not None:
+            if patch_drop_rate:
+                raise ValueError("rope with patch_drop_rate > 0: which patches' angles to keep is not known; use 0.")
+            block_fn, attention = rotary_block(self.rope, block_fn, attention, self.num_prefix_tokens), AttentionRope
         layer_scale = {} if init_values is None else {"init_values": init_values}
         self.blocks = nn.Sequential(
             *[
@@ -172,13 +191,26 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract):
         self._init_weights(weight_init, needs_reset=False)
 
     def _run_blocks(
-        self, x: Tensor, take: list[int], attn_mask: Tensor | None = None, last: int = -1
+        self,
+        x: Tensor,
+        take: list[int],
+        rope: Tensor | None,
+        attn_mask: Tensor | None = None,
+        last: int = -1,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Run the blocks (up to ``last``, if not negative); also return the outputs of those in ``take``."""
+        """Run the blocks (up to ``last``, if not negative); also return the outputs of those in ``take``.
+
+        With rotary positions, ``rope`` holds the patches' angles.
+        """
         taken: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             if last < 0 or i <= last:
-                if attn_mask is not None:
+                if self.rope is not None:
+                    if self.grad_checkpointing and not torch.jit.is_scripting():
+                        x = checkpoint(block, x, rope, attn_mask, use_reentrant=False)
+                    else:
+                        x = block(x, rope, attn_mask)
+                elif attn_mask is not None:
                     x = block(x, attn_mask=attn_mask)
                 elif self.grad_checkpointing and not torch.jit.is_scripting():
                     x = checkpoint(block, x, use_reentrant=False)
@@ -201,7 +233,7 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract):
         Raises:
             ValueError: wrong rank, channels or size.
         """
-        x, _ = self._run_blocks(self._embed(x), [], attn_mask)
+        x, _ = self._run_blocks(self._embed(x), [], self._rotary(x), attn_mask)
         return self.norm(x)
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:

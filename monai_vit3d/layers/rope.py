@@ -1,0 +1,284 @@
+"""Axial rotary positions on a 3D patch grid (Su et al. 2021, arXiv:2104.09864), in patches or in millimetres."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+UNITS = ("patch", "mm", "box")
+
+
+def split_pairs(head_dim: int) -> tuple[int, int, int]:
+    """How many of a head's channel pairs turn with each axis: thirds, H and then W take the pairs left over.
+
+    Args:
+        head_dim: channels of a head, even and at least 6.
+
+    Returns:
+        Pairs for ``(H, W, D)``; no channel stays unrotated. 64 channels give ``(11, 11, 10)``.
+
+    Raises:
+        ValueError: an odd width, or too few channels for a pair per axis.
+    """
+    if head_dim < 6 or head_dim % 2:
+        raise ValueError(
+            f"heads of {head_dim} channels: rotary positions turn pairs of channels, one per axis at least, and need "
+            "an even width of 6 or more. Change embed_dim or num_heads."
+        )
+    third, rest = divmod(head_dim // 2, 3)
+    return third + int(rest > 0), third + int(rest > 1), third
+
+
+def rotary_table(
+    x: Tensor,
+    grid: tuple[int, int, int],
+    unit: str,
+    steps: tuple[float, float, float],
+    spacing_mm: Tensor | None,
+    pairs: tuple[int, int, int],
+    rest: int,
+    temperature: float,
+    half: bool,
+) -> Tensor:
+    """Sines and cosines of every patch's angles, as timm's ``apply_rot_embed_cat`` takes them.
+
+    Pair k of an axis turns by the patch's position times ``temperature ** (-k / n)``, n being the most pairs that an
+    axis has: all axes share one ladder of frequencies, so that a distance means the same along each; an axis with
+    fewer pairs does without the slowest.
+
+    Args:
+        x: what the patches are of, ``(B, ...)``; its device is taken, and float64 if it has that, else float32.
+        grid: patches along ``(H, W, D)``.
+        unit: ``"patch"`` counts from the first patch, ``"mm"`` from the grid's middle, ``"box"`` too, over its size.
+        steps: what one patch (for ``"box"``: the whole axis) measures along each axis, in positions.
+        spacing_mm: ``(1, 3)`` or ``(B, 3)``, multiplies ``steps``; None does not.
+        pairs: channel pairs for ``(H, W, D)``.
+        rest: further pairs, which are not rotated.
+        temperature: base of the wavelengths.
+        half: pair channel i with i + half the width (as DINOv3 has it), not with its neighbour (as EVA-02 has it).
+
+    Returns:
+        ``(S, 1, N, 2 * width)``, S being 1 or B, D fastest: sines, then cosines, each of a head's width.
+
+    Raises:
+        ValueError: as many spacings as there are not samples.
+    """
+    if spacing_mm is not None and spacing_mm.shape[0] != 1 and spacing_mm.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"spacing_mm was set for {spacing_mm.shape[0]} samples, but the batch has {x.shape[0]}: call set_spacing "
+            "with one row a sample, or with one spacing for all."
+        )
+    # angles of long axes keep their last digits in float64, which Apple's GPUs do not have
+    fine = torch.float32 if x.device.type == "mps" else torch.float64
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    count = max(pairs[0], pairs[1], pairs[2])
+    ladder = temperature ** (-torch.arange(count, dtype=fine, device=x.device) / count)
+    parts = []
+    for axis in range(3):
+        speed = ladder[: pairs[axis]]
+        if axis == 2:
+            speed = torch.cat([speed, speed.new_zeros(rest)])  # at speed 0 a channel stays as it is
+        place = torch.arange(grid[axis], dtype=fine, device=x.device)
+        if unit != "patch":
+            place = place + 0.5 - grid[axis] / 2
+        if unit == "box":
+            place = place / grid[axis]
+        angle = ((place * steps[axis])[:, None] * speed)[None]
+        if spacing_mm is not None:
+            angle = angle * spacing_mm[:, axis].to(x.device, fine)[:, None, None]
+        shape = [angle.shape[0], 2, 1, 1, 1, speed.shape[0]]
+        shape[2 + axis] = grid[axis]
+        part = torch.stack([angle.sin(), angle.cos()], 1).to(dtype).reshape(shape)
+        parts.append(part.expand(-1, -1, grid[0], grid[1], grid[2], -1))
+    table = torch.cat(parts, -1).flatten(2, 4)
+    table = torch.cat([table, table], -1) if half else table.repeat_interleave(2, -1)
+    return table.transpose(1, 2).flatten(2)[:, None]
+
+
+# A leaf for torch.fx: its loops and branches depend on shapes, which a symbolic trace does not know.
+torch.fx.wrap("rotary_table")
+
+
+def keep_rows(table: Tensor, keep: Tensor) -> Tensor:
+    """The rows of :func:`rotary_table` for some patches.
+
+    Args:
+        table: ``(S, 1, N, C)``, S being 1 or B.
+        keep: ``(B, K)`` long, patch numbers.
+
+    Returns:
+        ``(B, 1, K, C)``, in the order of ``keep``.
+    """
+    rows = keep.to(table.device)[:, None, :, None].expand(-1, -1, -1, table.shape[3])
+    return table.expand(keep.shape[0], -1, -1, -1).gather(2, rows)
+
+
+class RotaryPositions3D(nn.Module):
+    """The angles by which attention turns queries and keys, so that their product knows how far apart they are.
+
+    Axial, as Heo et al. 2024 (arXiv:2403.13298, section 3.1) and EVA-02 have it in 2D: each pair of a head's channels
+    turns with one axis. Patches know of each other their distance only, wherever the grid lies. Prefix tokens are not
+    rotated: they see every patch at its place from the origin.
+
+    There are no parameters and no buffers (DDP would give every rank the spacing of the first), so a state dict does
+    not change.
+
+    Args:
+        head_dim: channels of a head.
+        unit: ``"patch"``: neighbouring patches are 1 apart on each axis, the first is the origin, as in timm's EVA-02
+            and rope ViTs. ``"mm"``: patch centres in mm from the middle of the grid, over ``unit_mm``; it needs the
+            voxel spacing (:func:`set_spacing`). ``"box"``: each axis spans 4 pi whatever its size, the middle is the
+            origin, as in DINOv3.
+        pairs: channel pairs for ``(H, W, D)``; None takes :func:`split_pairs`. 0 leaves an axis out (``(16, 16, 0)``
+            is a 2D network's split); pairs that no axis takes, the last ones, are not rotated.
+        temperature: base of the wavelengths: the shortest is 2 pi units, the longest nearly ``temperature`` times that.
+            100 suits grids of some dozen patches (arXiv:2403.13298).
+        half: pair channel i with i + half the width (as DINOv3 has it), not with its neighbour (as EVA-02 has it).
+        unit_mm: mm in a unit of position; part of what the weights learned, so never to be changed with the spacing.
+            16 makes distances the same as in ``"patch"`` for patches of 16 voxels of 1 mm.
+        spacing_mm: voxel spacing, as :func:`set_spacing` takes it; it can be set later.
+
+    Raises:
+        ValueError: an option out of its range.
+
+    Example:
+        >>> rope = partial(RotaryPositions3D, unit="mm", unit_mm=8.0)
+        >>> net = VisionTransformer3D((96, 96, 24), (8, 8, 2), pos_embed="none", rope=rope)
+        >>> set_spacing(net, (0.7, 0.7, 5.0))
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        unit: str = "patch",
+        *,
+        pairs: tuple[int, int, int] | None = None,
+        temperature: float = 100.0,
+        half: bool = False,
+        unit_mm: float = 16.0,
+        spacing_mm: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if unit not in UNITS:
+            raise ValueError(f"rope unit {unit!r}; one of {', '.join(map(repr, UNITS))} is needed.")
+        if not (temperature > 1 and unit_mm > 0):
+            raise ValueError(f"temperature={temperature}, unit_mm={unit_mm}: more than 1 and more than 0 are needed.")
+        if head_dim % 2 or pairs is None:
+            pairs = split_pairs(head_dim)
+        self.pairs = (int(pairs[0]), int(pairs[1]), int(pairs[2]))
+        self.rest = head_dim // 2 - sum(self.pairs)
+        if min(self.pairs) < 0 or max(self.pairs) < 1 or self.rest < 0:
+            raise ValueError(f"pairs={pairs}: 0 or more per axis, and at most {head_dim // 2} in all, are needed.")
+        self.head_dim, self.unit, self.half = head_dim, unit, bool(half)
+        self.temperature, self.unit_mm = float(temperature), float(unit_mm)
+        self.spacing_mm = None if spacing_mm is None else _spacing_rows(spacing_mm)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows of it."""
+        unit = f"unit_mm={self.unit_mm}" if self.unit == "mm" else f"unit={self.unit!r}"
+        return f"{unit}, pairs={self.pairs}, temperature={self.temperature}, half={self.half}"
+
+    def forward(self, x: Tensor, grid: tuple[int, int, int], patch_size: tuple[int, int, int]) -> Tensor:
+        """The table for a patch grid.
+
+        Args:
+            x: ``(B, C, H, W, D)``.
+            grid: patches along ``(H, W, D)``.
+            patch_size: voxels per patch along ``(H, W, D)``.
+
+        Returns:
+            ``(S, 1, N, 2 * head_dim)`` as :func:`rotary_table`; S is B where each sample has a spacing of its own.
+
+        Raises:
+            ValueError: ``"mm"`` without a spacing, or as many spacings as there are not samples.
+        """
+        steps = (1.0, 1.0, 1.0)
+        spacing = self.spacing_mm if self.unit == "mm" else None
+        if self.unit == "mm":
+            if spacing is None:
+                raise ValueError(
+                    "rotary positions in mm need the voxel spacing, and none was set: call "
+                    "monai_vit3d.layers.set_spacing(network, (0.7, 0.7, 5.0)) with that of the images."
+                )
+            steps = (patch_size[0] / self.unit_mm, patch_size[1] / self.unit_mm, patch_size[2] / self.unit_mm)
+        elif self.unit == "box":
+            steps = (4 * math.pi, 4 * math.pi, 4 * math.pi)
+        return rotary_table(x, grid, self.unit, steps, spacing, self.pairs, self.rest, self.temperature, self.half)
+
+
+class RotaryBlock(Block):
+    """timm's Block, its attention timm's AttentionRope, with the angles as an argument.
+
+    timm's Block has no way to hand them on, and angles left on the attention as an attribute would be the wrong ones
+    when a checkpointed block runs again, when threads share a network, and in ``torch.export``. The parameters and
+    their names are those of Block.
+
+    Args:
+        num_prefix_tokens: tokens before the patches, which are not rotated.
+        rotate_half: ``half`` of the :class:`RotaryPositions3D`.
+        args: as Block.
+        kwargs: as Block; ``attn_layer`` must be timm's AttentionRope.
+    """
+
+    def __init__(self, *args: Any, num_prefix_tokens: int = 0, rotate_half: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.attn.num_prefix_tokens, self.attn.rotate_half = num_prefix_tokens, rotate_half
+
+    def forward(self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Run the block.
+
+        Args:
+            x: ``(B, P + N, E)``.
+            rope: the patches' ``(S, 1, N, 2 * head_dim)`` as :func:`rotary_table`.
+            attn_mask: as timm's attention takes it.
+
+        Raises:
+            ValueError: no angles. (They have a default because TorchScript compiles ``nn.Sequential.forward``.)
+        """
+        if rope is None:
+            raise ValueError(
+                "a RotaryBlock needs the patches' angles: call the network, or pass rope=network.rope(...)"
+            )
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), rope=rope, attn_mask=attn_mask)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+def set_spacing(network: nn.Module, spacing_mm: Sequence[Any] | Tensor) -> None:
+    """Tell a network's rotary positions the voxel spacing of the images that come next.
+
+    It holds until the next call. An attribute and no argument of ``forward``, because sliding windows, taps, heads,
+    pretraining and tracers hand a network one tensor. ``torch.export`` and TorchScript keep the value that was set.
+
+    Args:
+        network: anything that holds a :class:`~monai_vit3d.networks.VisionTransformer3D` with ``rope="mm"``, or more
+            than one (a student and its teacher): each is told.
+        spacing_mm: ``(3,)`` in ``(H, W, D)`` for all images, or ``(B, 3)``, a row for each sample of the next batches.
+
+    Raises:
+        ValueError: numbers that are no spacings, or a network without positions in mm; nothing was changed then.
+    """
+    rows = _spacing_rows(spacing_mm)
+    ropes = [m for m in network.modules() if isinstance(m, RotaryPositions3D) and m.unit == "mm"]
+    if not ropes:
+        raise ValueError(f"{type(network).__name__} has no rotary positions in mm: build the backbone with rope='mm'.")
+    for rope in ropes:
+        rope.spacing_mm = rows
+
+
+def _spacing_rows(spacing_mm: Sequence[Any] | Tensor) -> Tensor:
+    """``(S, 3)`` float64 on the CPU: half precision would round 0.7 mm, and a cast of the network must not touch it."""
+    try:
+        rows = torch.stack([torch.as_tensor(v, dtype=torch.float64, device="cpu").detach() for v in spacing_mm])
+    except (TypeError, ValueError, RuntimeError):
+        rows = torch.zeros(0)
+    if rows.dim() not in (1, 2) or rows.numel() == 0 or rows.shape[-1] != 3 or not bool((rows > 0).all()):
+        raise ValueError(f"spacing_mm={spacing_mm}: three positive numbers in (H, W, D), or such a row a sample.")
+    if not bool(rows.isfinite().all()):
+        raise ValueError(f"spacing_mm={spacing_mm}: finite numbers are needed.")
+    return rows.reshape(-1, 3)

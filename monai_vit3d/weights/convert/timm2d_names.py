@@ -1,0 +1,81 @@
+"""State dicts as their authors published them, under the names of timm's VisionTransformer, each key accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ...data.errors import WeightsError
+from ..files import as_state_dict
+
+# signs of weights as their authors published them, which timm knows how to rename
+_FOREIGN = ("mask_token", "pre_logits", "gamma_")
+
+
+class _Traced(Tensor):
+    """A tensor that knows the keys of the tensors that it was made from."""
+
+    keys: frozenset[str] = frozenset()
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        came = [leaf.keys for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls)]
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, cls):
+                leaf.keys = leaf.keys.union(*came)
+        return result
+
+
+def _traced(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy whose tensors know their keys; timm's function takes entries out of the dicts that it gets."""
+    copy: dict[str, Any] = {}
+    for key, value in state.items():
+        copy[key] = _traced(value) if isinstance(value, Mapping) else value
+        if isinstance(value, Tensor):
+            copy[key] = value.detach().as_subclass(_Traced)
+            copy[key].keys = frozenset([key])
+    return copy
+
+
+def under_timms_names(
+    state: Mapping[str, Any], model: nn.Module, name: str
+) -> tuple[dict[str, Tensor], dict[str, str], tuple[str, ...]]:
+    """A state dict under timm's keys, whoever named it.
+
+    Args:
+        state: under timm's keys, or as its authors published it, in the wrappings that timm knows.
+        model: the timm model that it is for.
+        name: where it came from, for messages.
+
+    Returns:
+        The tensors; where those come from that were renamed or made of others; the keys that timm leaves out.
+
+    Raises:
+        WeightsError: no state dict, or one that timm cannot read.
+    """
+    if not isinstance(state, Mapping):
+        raise WeightsError(f"{name}: a {type(state).__name__}, a state dict of tensors is needed.")
+    for wrapping in ("model", "state_dict"):  # before timm does, which would resample positions to its own grid
+        state = state[wrapping] if isinstance(state.get(wrapping), Mapping) else state
+    if "patch_embed.proj.weight" in state and not any(sign in key for key in state for sign in _FOREIGN):
+        return as_state_dict(dict(state), name), {}, ()
+    traced = _traced(state)
+    given = {leaf_key for tensor in tree_leaves(traced) if isinstance(tensor, _Traced) for leaf_key in tensor.keys}
+    try:
+        made = checkpoint_filter_fn(traced, model, adapt_layer_scale=True)
+    except (KeyError, RuntimeError, AttributeError, ValueError) as error:
+        raise WeightsError(f"{name}: timm cannot read these weights ({type(error).__name__}: {error}).") from error
+    used: set[str] = set()
+    origins = {}
+    for key, value in made.items():
+        came: frozenset[str] = getattr(value, "keys", frozenset())
+        used |= came
+        if came != {key}:
+            origins[key] = f"from {' and '.join(sorted(came))}" if came else "zeros"
+    tensors = {key: value.as_subclass(Tensor) for key, value in made.items() if isinstance(value, Tensor)}
+    return tensors, origins, tuple(sorted(given - used))
