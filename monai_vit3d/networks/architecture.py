@@ -15,18 +15,20 @@ from ..layers import ConvStem3D, PatchEmbed3D, RotaryBlock, RotaryPositions3D
 from .options import MLPS
 from .vit3d import VisionTransformer3D
 
-# arguments that are numbers, flags or words, by the name of the network's own attribute or of a fact below
+# arguments that are numbers, flags or words
 _PLAIN = (
-    "img_size patch_size in_chans num_classes global_pool embed_dim depth num_heads mlp_ratio qkv_bias qk_norm "
-    "scale_attn_norm scale_mlp_norm proj_bias class_token reg_tokens no_embed_class pre_norm final_norm fc_norm "
-    "dynamic_img_size dynamic_img_pad pos_embed init_values pool_include_prefix"
-).split()
-_BLOCKS = "Block ResPostBlock ParallelScalingBlock DiffParallelScalingBlock ParallelThingsBlock".split()
+    *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads"),
+    *("mlp_ratio", "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "class_token"),
+    *("reg_tokens", "no_embed_class", "pre_norm", "final_norm", "fc_norm", "dynamic_img_size", "dynamic_img_pad"),
+    *("pos_embed", "init_values", "pool_include_prefix"),
+)
+_BLOCKS = ("Block", "ResPostBlock", "ParallelScalingBlock", "DiffParallelScalingBlock", "ParallelThingsBlock")
 _ACTS = (
-    "silu mish relu relu6 leaky_relu elu prelu celu selu gelu_tanh quick_gelu sigmoid tanh hard_sigmoid hard_swish "
-    "hard_mish identity"
-).split()
-_NORMS = "rmsnorm simplenorm layernormfp32 rmsnormfp32 simplenormfp32".split()
+    *("silu", "mish", "relu", "relu6", "leaky_relu", "elu", "prelu", "celu", "selu", "gelu_tanh", "quick_gelu"),
+    *("sigmoid", "tanh", "hard_sigmoid", "hard_swish", "hard_mish", "identity"),
+)
+_NORMS = ("rmsnorm", "simplenorm", "layernormfp32", "rmsnormfp32", "simplenormfp32")
+_HOMES = ("torch", "timm", __name__.partition(".")[0])
 
 
 def _table(*layers: type[nn.Module]) -> dict[str, type[nn.Module]]:
@@ -51,9 +53,9 @@ _DETAILS: dict[str, dict[str, Any]] = {
 # not part of what a network computes in evaluation, or shown by its modules and tensors
 _REGULARISERS = (nn.Identity, nn.Dropout, DropPath, PatchDropout)
 _NOT_FACTS = (
-    "training init_values fused_attn attn_drop_p inplace grad_checkpointing weight_init no_embed_class final_norm "
-    "fc_norm_arg"
-).split()
+    *("training", "init_values", "fused_attn", "attn_drop_p", "inplace", "grad_checkpointing", "weight_init"),
+    *("no_embed_class", "final_norm", "fc_norm_arg"),
+)
 
 
 def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
@@ -201,7 +203,7 @@ def _rope(rope: nn.Module | None) -> dict[str, Any] | None:
 
 def _has_name(argument: str, layer: nn.Module) -> bool:
     cls = type(layer)
-    return cls.__name__ in LAYERS[argument] and cls.__module__.split(".")[0] in ("torch", "timm", __name__.split(".")[0])
+    return cls.__name__ in LAYERS[argument] and cls.__module__.partition(".")[0] in _HOMES
 
 
 def _details(argument: str, layer: nn.Module | None) -> dict[str, Any]:
@@ -237,9 +239,9 @@ def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
     unknown |= {key: name for key, name in foreign.items() if key not in LAYERS and key not in overrides}
     if unknown:
         named = "; ".join(f"{key}: {name!r}" for key, name in unknown.items())
-        options = ", ".join(f"{key}=..." for key in unknown)
+        handed = ", ".join(f"{key}=..." for key in unknown)
         raise WeightsError(
-            f"layers that are known neither to torch, timm nor this package: {named}. Pass the classes: {options}"
+            f"layers that are known neither to torch, timm nor this package: {named}. Pass the classes: {handed}"
         )
     options: dict[str, Any] = {key: LAYERS[key][name] for key, name in names.items()}
     for key in ("block_fn", "mlp_layer", "act_layer"):

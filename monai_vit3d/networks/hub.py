@@ -27,7 +27,7 @@ class HubFiles(ModelHubMixin, library_name="monai_vit3d", tags=["monai_vit3d", "
         """The network in a folder of :meth:`save_pretrained`, or in a repository of the hub that holds one.
 
         Args:
-            pretrained_model_name_or_path: the folder, or the hub's ``"owner/name"``.
+            pretrained_model_name_or_path: the folder, a file of ``save_backbone``, or the hub's ``"owner/name"``.
             options: ``img_size`` and ``patch_size`` (positions and kernel are resampled), ``in_chans`` (the kernel is
                 adapted), ``num_classes`` and ``global_pool`` (a new head, unless they are the file's), ``device``,
                 ``dtype`` (the file's by default), and any other keyword of the constructor that leaves the weights'
@@ -46,7 +46,7 @@ class HubFiles(ModelHubMixin, library_name="monai_vit3d", tags=["monai_vit3d", "
         """
         from ..weights.hub import load_pretrained
 
-        return load_pretrained(pretrained_model_name_or_path, factory=cls, **options)
+        return load_pretrained(pretrained_model_name_or_path, factory=cls, **options)  # type: ignore[type-var]
 
     def save_pretrained(  # type: ignore[override]
         self,

@@ -25,9 +25,9 @@ HEAD = ("head.", "attn_pool.")
 # a name for people, and where a class is from; the grid, which positions follow; what the shapes show, and rounded;
 # the head, which is left out; what leaves the weights' meaning alone
 _MAY_DIFFER = (
-    "class foreign img_size grid_size mlp_ratio init_values qkv_bias proj_bias num_classes global_pool "
-    "pool_include_prefix final_norm fc_norm dynamic_img_size dynamic_img_pad"
-).split()
+    *("class", "foreign", "img_size", "grid_size", "mlp_ratio", "init_values", "qkv_bias", "proj_bias", "num_classes"),
+    *("global_pool", "pool_include_prefix", "final_norm", "fc_norm", "dynamic_img_size", "dynamic_img_pad"),
+)
 
 
 def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:

@@ -96,12 +96,15 @@ def _refuse_unnamed(network: VisionTransformer3D, said: dict[str, Any]) -> None:
 
 
 def load_pretrained(
-    source: str | Path, *, factory: type[N] = VisionTransformer3D, **options: Any  # type: ignore[assignment]
+    source: str | Path,
+    *,
+    factory: type[N] = VisionTransformer3D,
+    **options: Any,  # type: ignore[assignment]
 ) -> N:
-    """The network in a folder of :func:`save_network`, or in a repository of the hub.
+    """The network in a folder of :func:`save_network`, in a file of ``save_backbone``, or in a repository of the hub.
 
     Args:
-        source: the folder, or ``"owner/name"``.
+        source: the folder, a file of ``save_backbone``, or ``"owner/name"``.
         factory: the class to build.
         options: as for :meth:`VisionTransformer3D.from_pretrained`.
 
@@ -115,8 +118,7 @@ def load_pretrained(
     config, weights = _find(source, {key: options.pop(key) for key in _HUB if key in options})
     sizes, head, place = ({key: options.pop(key) for key in keys if key in options} for keys in (_SIZES, _HEAD, _PLACE))
     read, metadata = read_with_metadata(weights)
-    said, state = _read_config(config), as_state_dict(read, weights)
-    _refuse_two_architectures(said, metadata, config, weights)
+    said, state = _said(metadata, config, weights), as_state_dict(read, weights)
     network = _build(said, state, factory, options, config)
     _adapt(network, state)
     refuse_differences(network.state_dict(), state, weights, str(config), _FETCH)
@@ -129,8 +131,23 @@ def load_pretrained(
     return network.eval()
 
 
+def check_pair(config: str | Path, weights: str | Path) -> dict[str, Any]:
+    """What a config.json says, made sure that the weights beside it say the same.
+
+    Args:
+        config: its path.
+        weights: the path of the safetensors file; it is read and verified.
+
+    Raises:
+        WeightsError: a file is missing, damaged, or of another architecture than the other.
+    """
+    return _said(read_with_metadata(weights)[1], Path(config), Path(weights))
+
+
 def _find(source: str | Path, hub: dict[str, Any]) -> tuple[Path, Path]:
-    """config.json and model.safetensors, fetched if ``source`` is no folder."""
+    """config.json and model.safetensors, fetched if ``source`` is neither a folder nor a file, which is both."""
+    if Path(source).is_file():
+        return Path(source), Path(source)
     if Path(source).is_dir():
         files = [Path(source) / name for name in (CONFIG, WEIGHTS)]
         for file in files:
@@ -158,7 +175,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     return said
 
 
-def _refuse_two_architectures(said: dict[str, Any], metadata: dict[str, str], config: Path, weights: Path) -> None:
+def _said(metadata: dict[str, str], config: Path, weights: Path) -> dict[str, Any]:
+    """The architecture that the header and config.json agree on."""
     if not {"architecture", "sha256"} <= set(metadata):
         raise WeightsError(
             f"{weights}: its header has no architecture and sha256, so it is not what save_pretrained wrote. For "
@@ -168,11 +186,13 @@ def _refuse_two_architectures(said: dict[str, Any], metadata: dict[str, str], co
         came = dict(json.loads(metadata["architecture"]))
     except (ValueError, TypeError, RecursionError) as error:
         raise WeightsError(f"{weights}: its header's architecture cannot be read. {_FETCH}") from error
+    said = came if config == weights else _read_config(config)
     unlike = [key for key in sorted({*said, *came}) if key not in said or key not in came or said[key] != came[key]]
     if unlike:
         both = "; ".join(f"{key}: {said.get(key)!r} there, {came.get(key)!r} here" for key in unlike[:5])
         more = f"; and {len(unlike) - 5} more" if len(unlike) > 5 else ""
         raise WeightsError(f"{weights}: of another architecture than {config.name} says: {both}{more}. {_FETCH}")
+    return said
 
 
 def _build(
@@ -201,9 +221,7 @@ def _adapt(network: VisionTransformer3D, state: dict[str, Tensor]) -> None:
         state[key] = adapt_channels(state[key], int(network.in_chans))
 
 
-def _filled(
-    network: N, state: dict[str, Tensor], said: dict[str, Any], factory: type[N], options: dict[str, Any]
-) -> N:
+def _filled(network: N, state: dict[str, Tensor], said: dict[str, Any], factory: type[N], options: dict[str, Any]) -> N:
     """The network with the tensors themselves as its parameters, so that there is never a second copy of all."""
     dtype = state["patch_embed.proj.weight"].dtype if "patch_embed.proj.weight" in state else None
     # a copy of one after the other: those of the file lie in its mapping, at odd addresses, and change with it
