@@ -23,6 +23,8 @@ SLURM array:  vit3d predict IN -o OUT --bundle DIR --shard $SLURM_ARRAY_TASK_ID/
 
 Exit code: 0 all done, 1 some files failed (run.json says why), 2 wrong usage or bundle."""
 
+_TAKE = "which of several networks in a checkpoint: teacher (the averaged one), student, or a word of its keys"
+
 
 def _demo(args: argparse.Namespace) -> int:
     from .pipeline.demo import run_demo
@@ -99,7 +101,7 @@ def _info(args: argparse.Namespace) -> int:
 def _weights_info(args: argparse.Namespace) -> int:
     from .weights.info import describe_weights
 
-    found = describe_weights(args.file)
+    found = describe_weights(args.file, take=args.take)
     if args.json:
         print(json.dumps(found, indent=1))
         return 0
@@ -117,7 +119,8 @@ def _weights_convert(args: argparse.Namespace) -> int:
 
     known = ("img_size", "patch_size", "in_chans", "num_heads", "num_classes", "axis", "kernel", "positions", "grid")
     options = {key: getattr(args, key) for key in known if getattr(args, key) is not None}
-    print(convert_weights(args.file, args.output, timm_name=args.timm, overwrite=args.overwrite, **options))
+    options |= {"timm_name": args.timm, "take": args.take, "overwrite": args.overwrite}
+    print(convert_weights(args.file, args.output, **options))
     return 0
 
 
@@ -205,6 +208,7 @@ def _add_weights(verbs: Any) -> None:
     ways = about.add_subparsers(required=True, metavar="WAY")
     info = ways.add_parser("info", help="say of which family weights are, and what would be loaded")
     info.add_argument("file", type=Path, metavar="FILE", help="the weights, or a folder of save_pretrained")
+    info.add_argument("--take", default="teacher", metavar="WORD", help=_TAKE)
     info.add_argument("--json", action="store_true", help="as JSON")
     info.set_defaults(run=_weights_info)
     convert = ways.add_parser("convert", help="write weights of other projects, or of another size, as ours")
@@ -221,6 +225,7 @@ def _add_weights(verbs: Any) -> None:
     add("--kernel", choices=["mean", "center", "trilinear"], help="how 2D kernels gain an axis (mean)")
     add("--positions", choices=["repeat", "factored"], help="how 2D positions gain an axis (repeat)")
     add("--grid", type=_axes, metavar="H,W[,D]", help="patches that the positions were learned on")
+    add("--take", default="teacher", metavar="WORD", help=_TAKE)
     add("--overwrite", action="store_true", help="write OUT anew if it is there already")
     convert.set_defaults(run=_weights_convert)
 

@@ -117,8 +117,7 @@ def load_pretrained(
     """
     config, weights = _find(source, {key: options.pop(key) for key in _HUB if key in options})
     sizes, head, place = ({key: options.pop(key) for key in keys if key in options} for keys in (_SIZES, _HEAD, _PLACE))
-    read, metadata = read_with_metadata(weights)
-    said, state = _said(metadata, config, weights), as_state_dict(read, weights)
+    said, state = read_pair(config, weights)
     network = _build(said, state, factory, options, config)
     _adapt(network, state)
     refuse_differences(network.state_dict(), state, weights, str(config), _FETCH)
@@ -131,17 +130,18 @@ def load_pretrained(
     return network.eval()
 
 
-def check_pair(config: str | Path, weights: str | Path) -> dict[str, Any]:
-    """What a config.json says, made sure that the weights beside it say the same.
+def read_pair(config: str | Path, weights: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """An architecture and its tensors, read and verified; nothing is built.
 
     Args:
-        config: its path.
-        weights: the path of the safetensors file; it is read and verified.
+        config: the path of a config.json, or that of the weights, whose header says it, too.
+        weights: the path of the safetensors file.
 
     Raises:
         WeightsError: a file is missing, damaged, or of another architecture than the other.
     """
-    return _said(read_with_metadata(weights)[1], Path(config), Path(weights))
+    read, metadata = read_with_metadata(weights)
+    return _said(metadata, Path(config), Path(weights)), as_state_dict(read, weights)
 
 
 def _find(source: str | Path, hub: dict[str, Any]) -> tuple[Path, Path]:

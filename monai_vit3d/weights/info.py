@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..data.errors import UsageError, WeightsError
 from .backbone import save_backbone
 from .convert.timm2d import Inflated, create_timm2d
 from .families import Source, backbone_from, read_source
-from .hub import CONFIG, WEIGHTS, check_pair, load_pretrained
+from .hub import CONFIG, WEIGHTS, load_pretrained, read_pair
 from .report import LoadReport
 
 _INFLATE = ("axis", "kernel", "positions")
@@ -24,11 +23,12 @@ _INFLATE = ("axis", "kernel", "positions")
 _NOT_COMPARED = ("head.", "pos_embed", "mask_token", "register_tokens")
 
 
-def describe_weights(path: str | Path) -> dict[str, Any]:
+def describe_weights(path: str | Path, *, take: str = "teacher") -> dict[str, Any]:
     """What weights are, and what would be loaded of them.
 
     Args:
         path: a file, or a folder of ``save_pretrained``.
+        take: which of several networks, as for :func:`read_source`.
 
     Returns:
         JSON's types: ``file``, ``family``, ``wrapping`` (what was taken off), ``architecture`` (as far as it is
@@ -39,28 +39,31 @@ def describe_weights(path: str | Path) -> dict[str, Any]:
     Raises:
         WeightsError: missing, damaged, more than tensors, or no Vision Transformer that is known.
     """
-    file = _file_of(path)
-    source = read_source(file)
-    metadata = _metadata(file)
+    source = _read(Path(path), take)
     tensors = source.state.values()
-    said = json.loads(metadata["architecture"]) if source.family == "monai_vit3d" else source.options
     return {
-        "file": str(file),
+        "file": str(path),
         "family": source.family,
         "wrapping": list(source.wrapping),
-        "architecture": {key: _plain(value) for key, value in said.items()},
+        "architecture": {key: _plain(value) for key, value in source.options.items()},
         "assumed": list(source.assumed),
         "tensors": len(source.state),
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         "types": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}),
-        "sha256": "verified" if "sha256" in metadata else "not in the file",
+        "sha256": "verified" if "sha256" in _metadata(_file_of(Path(path))) else "not in the file",
         "left_out": list(source.left_out),
-        **_what_would_load(source, file),
+        **_what_would_load(source, Path(path)),
     }
 
 
 def convert_weights(
-    path: str | Path, out: str | Path, *, timm_name: str | None = None, overwrite: bool = False, **options: Any
+    path: str | Path,
+    out: str | Path,
+    *,
+    timm_name: str | None = None,
+    take: str = "teacher",
+    overwrite: bool = False,
+    **options: Any,
 ) -> LoadReport:
     """Make weights of another project ours, and write them.
 
@@ -68,6 +71,7 @@ def convert_weights(
         path: a file, or a folder of ``save_pretrained``.
         out: ``.safetensors`` is a file of ``save_backbone``, without a head; else the folder of ``save_pretrained``.
         timm_name: for 2D weights: timm's name of their model.
+        take: which of several networks, as for :func:`read_source`.
         overwrite: write anew what is there.
         options: keywords of the network, as ``img_size``, ``patch_size``, ``in_chans``, ``num_heads``; for 2D weights
             also ``axis``, ``kernel``, ``positions``, ``grid``, as for :func:`from_timm2d`.
@@ -83,11 +87,15 @@ def convert_weights(
     single = out.suffix.lower() == ".safetensors"
     if not overwrite and (out.exists() if single or not out.is_dir() else any(out.iterdir())):
         raise UsageError(f"{out}: there already. Pass overwrite=True (--overwrite), or name another place.")
-    network, report = _built(_file_of(path), timm_name, options)
+    network, report = _built(_read(Path(path), take), Path(path), timm_name, options)
     if single:
         save_backbone(network, out)
-    else:
+        return report
+    try:
         network.save_pretrained(out)
+    except UsageError as error:  # a head of MONAI's ends in a tanh
+        more = "If it is the head: num_classes=0 (--num-classes 0) leaves it out, as OUT.safetensors does."
+        raise UsageError(f"{path}: {error} {more}") from error
     return report
 
 
@@ -132,13 +140,17 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _file_of(path: str | Path) -> Path:
-    """The file of tensors; of a folder it is made sure that its config.json speaks of it."""
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    check_pair(path / CONFIG, path / WEIGHTS)
-    return path / WEIGHTS
+def _read(path: Path, take: str) -> Source:
+    """Weights of any family; of ours, the header says what they are."""
+    file = _file_of(path)
+    if not path.is_dir() and not {"architecture", "sha256"} <= set(_metadata(file)):
+        return read_source(path, take=take)
+    said, state = read_pair(path / CONFIG if path.is_dir() else file, file)
+    return Source("monai_vit3d", (), state, said, (), ())
+
+
+def _file_of(path: Path) -> Path:
+    return path / WEIGHTS if path.is_dir() else path
 
 
 def _metadata(file: Path) -> dict[str, str]:
@@ -146,30 +158,31 @@ def _metadata(file: Path) -> dict[str, str]:
         with safe_open(file, framework="pt") as opened:
             return dict(opened.metadata() or {})
     except (SafetensorError, OSError):
-        return {}  # the file was read already: it is of torch.save
+        return {}  # of torch.save, or the reader will say what is wrong with it
 
 
 def _plain(value: Any) -> Any:
     """A value in JSON's types; a layer's constructor by its name."""
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
-    if isinstance(value, Callable):  # type: ignore[arg-type]
+    if callable(value):
         base = getattr(value, "func", value)
         how = ", ".join(f"{key}={one!r}" for key, one in getattr(value, "keywords", {}).items())
         return getattr(base, "__name__", type(base).__name__) + (f"({how})" if how else "")
     return value
 
 
-def _what_would_load(source: Source, file: Path) -> dict[str, Any]:
+def _what_would_load(source: Source, path: Path) -> dict[str, Any]:
     if source.family == "timm2d":
-        fits = fitting_timm_models(source.state)
-        name = fits[0] if fits else "NAME"
-        needed = f"timm's name of the model, img_size and patch_size: --timm {name} --img-size 96,96,96 --patch-size 16"
-        return {"needed": needed, "timm_models": fits}
+        fits, side = fitting_timm_models(source.state), int(source.state["patch_embed.proj.weight"].shape[-1])
+        patch = (side, side, max(side // 2, 1))
+        how = (f"--timm {fits[0] if fits else 'NAME'}", f"--img-size {','.join(str(7 * n) for n in patch)}")
+        example = f"{how[0]} {how[1]} --patch-size {','.join(map(str, patch))}"
+        return {"needed": f"timm's name of the model, img_size and patch_size: {example}", "timm_models": fits}
     try:
-        report = _built(file, None, {}, source).report
+        report = _built(source, path, None, {}).report
     except WeightsError as error:
-        return {"needed": str(error).removeprefix(f"{file}: ")}
+        return {"needed": str(error).removeprefix(f"{path}: ")}
     return {
         "loaded": len(report.loaded),
         "converted": dict(report.converted),
@@ -179,17 +192,17 @@ def _what_would_load(source: Source, file: Path) -> dict[str, Any]:
     }
 
 
-def _built(file: Path, timm_name: str | None, options: dict[str, Any], source: Source | None = None) -> Inflated:
+def _built(source: Source, path: Path, timm_name: str | None, options: dict[str, Any]) -> Inflated:
     """The network of weights of any family."""
-    source = read_source(file) if source is None else source
-    flat = [key for key in ("timm_name", *_INFLATE) if key in options or (key == "timm_name" and timm_name)]
-    if source.family != "timm2d" and flat:
-        raise UsageError(f"{file}: {source.family} weights are 3D; {', '.join(flat)} are for 2D ones. Leave them out.")
     if source.family == "timm2d":
-        return _from_timm(source, file, timm_name, options)
+        return _from_timm(source, path, timm_name, options)
+    spare = [key for key in (*_INFLATE, *(("grid",) if source.family == "monai_vit3d" else ())) if key in options]
+    spare += ["timm_name"] if timm_name else []
+    if spare:
+        raise UsageError(f"{path}: weights of {source.family}; {', '.join(spare)} are for others. Leave them out.")
     if source.family != "monai_vit3d":
         return backbone_from(source, **options)
-    network = load_pretrained(file, **options)
+    network = load_pretrained(path, **options)
     own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     came = {key: tuple(value.shape) for key, value in source.state.items()}
     changed = {key: f"{came[key]} to {shape}" for key, shape in own.items() if key in came and came[key] != shape}
@@ -205,14 +218,14 @@ def _built(file: Path, timm_name: str | None, options: dict[str, Any], source: S
     )
 
 
-def _from_timm(source: Source, file: Path, name: str | None, options: dict[str, Any]) -> Inflated:
+def _from_timm(source: Source, path: Path, name: str | None, options: dict[str, Any]) -> Inflated:
     missing = [key for key in ("img_size", "patch_size") if key not in options]
     if name is None or missing:
         needed = ", ".join([*(["timm_name (--timm)"] if name is None else []), *missing])
         fits = "" if name else f" By their shapes these fit: {', '.join(fitting_timm_models(source.state)) or 'none'}."
-        raise UsageError(f"{file}: weights of a 2D Vision Transformer; {needed} are needed.{fits}")
+        raise UsageError(f"{path}: weights of a 2D Vision Transformer; {needed} are needed.{fits}")
     try:
         network, report = create_timm2d(name, pretrained=source.state, **options)
     except WeightsError as error:
-        raise WeightsError(f"{file}: {error}") from error
+        raise WeightsError(f"{path}: {error}") from error
     return Inflated(network, report.with_origins({}, source.left_out))
