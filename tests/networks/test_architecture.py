@@ -95,6 +95,12 @@ def test_every_network_of_named_layers_is_built_again(options):
     assert_same(net, built_again(net))
 
 
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+def test_every_norm_is_built_again(norm):
+    net = awake(VisionTransformer3D(**SMALL, norm_layer=norm, qk_norm=True))
+    assert_same(net, built_again(net))
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 @pytest.mark.parametrize("rates", [{}, {"drop_path_rate": 0.2, "proj_drop_rate": 0.1, "patch_drop_rate": 0.5}], ids=str)
 def test_every_block_is_built_again_and_regularisers_are_the_callers_own(block, rates):
