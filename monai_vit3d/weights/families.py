@@ -164,8 +164,9 @@ def backbone_from(
         add_tanh(network, state)
     wide = torch.float64 if any(value.dtype == torch.float64 for value in state.values()) else torch.float32
     report = _load(network.to(wide), state, source.name, grid, bool(new)).with_origins(origins, source.left_out)
-    assumed = ", ".join(key for key in source.assumed if key not in options)
-    logger.info("%s: %s: %s; assumed: %s", source.name, source.family, report, assumed or "nothing")
+    assumed = ", ".join(key for key in source.assumed if key not in options) or "nothing"
+    where = " ".join(source.wrapping) or "the top"
+    logger.info("%s: %s at %s: %s; assumed: %s", source.name, source.family, where, report, assumed)
     return Inflated(network.eval(), report)
 
 

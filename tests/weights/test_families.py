@@ -139,7 +139,11 @@ def test_files_of_trainers_and_of_ours(tmp_path, caplog):
     assert {"epoch", "optimizer_states"} < {*source.left_out}
     with caplog.at_level(logging.INFO, logger="monai_vit3d"):
         backbone_from(tmp_path / "last.ckpt")
-    assert caplog.records[0].getMessage().startswith(f"{tmp_path / 'last.ckpt'}: ")
+    said = caplog.records[0].getMessage()
+    assert said.startswith(
+        f"{tmp_path / 'last.ckpt'}: monai_vit at state_dict model.: 7 loaded, 9 converted (pos_embed: "
+    )
+    assert said.endswith("unused: " + ", ".join(source.left_out) + "; assumed: num_heads, img_size")
     save_file(net.state_dict(), tmp_path / "w.safetensors")
     assert read_source(str(tmp_path / "w.safetensors")).wrapping == ()
     torch.save({"state_dict": net.state_dict(), "hparams": nn.Linear(1, 1)}, tmp_path / "code.ckpt")
