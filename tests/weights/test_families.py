@@ -105,6 +105,12 @@ def test_averages_of_torch_itself():
     assert (source.wrapping, source.left_out) == (("_orig_mod.", "module."), ("_orig_mod.n_averaged",))
 
 
+def test_entries_among_the_tensors_are_named():
+    inner = {**vit().state_dict(), "epoch": 3, "optimizer": {"step": torch.ones(1)}}
+    assert identify(inner).left_out == ("epoch", "optimizer")
+    assert identify({"model": inner}).left_out == ("model.epoch", "model.optimizer")
+
+
 def test_a_network_with_a_backbone_of_ours_leaves_its_decoder():
     net = TokenSegmenter(vit(class_token=False, global_pool="", depth=2), "unetr", 2, feature_size=2, norm_name="batch")
     source = identify(net.state_dict())
