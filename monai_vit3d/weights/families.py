@@ -21,6 +21,7 @@ from ..networks import VisionTransformer3D
 from .backbone import HEAD, _architecture_in
 from .convert import monai_keys, nidl
 from .convert.monai_vit import add_tanh
+from .convert.signs import KERNEL, POS, REFUSED, family_by_keys
 from .convert.timm2d import Inflated, checkpoint_filter_fn
 from .convert.wrapping import unwrap
 from .files import read_with_metadata, refuse_differences
@@ -29,15 +30,6 @@ from .report import LoadReport
 logger = logging.getLogger(__name__)
 
 FAMILIES = ("monai_vit3d", "timm2d", "nidl", "monai_vit", "monai_unetr", "monai_vit_autoenc", "monai_mae")
-_KERNEL, _POS = "patch_embed.proj.weight", "pos_embed"
-# recognised, not hosted: why
-_REFUSED = {
-    "primus": "a Primus (dynamic-network-architectures). Its EVA blocks have queries, keys and values of their own, "
-    "and no conversion of them is written. Use its own package",
-    "vjepa2": "a V-JEPA or V-JEPA 2, it seems (kernels over 2 frames, RGB, no class token). V-JEPA 2's attention turns "
-    "its channels otherwise than rope= does. Use its own package; if it is another network in this layout, "
-    "without rotary positions, pass family='nidl'",
-}
 _LAYERS = {"block_fn": "Block", "attn_layer": "Attention", "mlp_layer": "Mlp", "act_layer": "GELU"}
 _SAID = (
     "in_chans",
@@ -116,13 +108,13 @@ def identify(state: Any, name: str = "state_dict", *, take: str = "teacher", fam
     """
     if family is not None and family not in FAMILIES[1:]:
         raise UsageError(f"family={family!r}; one of {', '.join(map(repr, FAMILIES[1:]))} is needed.")
-    found = unwrap(state, _family_of, name, take)
-    family = family or _family_of(found.state)
+    found = unwrap(state, family_by_keys, name, take)
+    family = family or family_by_keys(found.state)
     try:
-        if family in _REFUSED:
-            raise WeightsError(f"{_REFUSED[family]}.")
+        if family in REFUSED:
+            raise WeightsError(f"{REFUSED[family]}.")
         own, left_out, options, assumed = _shown(found.state, family)
-    except WeightsError as error:
+    except (IndexError, ValueError) as error:  # also of tensors with other axes than theirs
         raise WeightsError(f"{name}: {error}") from error
     return Source(family, found.wrapping, own, options, assumed, (*left_out, *found.beside), name)
 
@@ -159,36 +151,23 @@ def backbone_from(
     if source.family == "monai_vit3d" and grid is None and "img_size" in source.options:
         sizes = zip(source.options["img_size"], source.options["patch_size"])
         grid = tuple(i // p for i, p in sizes)
-    if source.family == "nidl" and _POS not in state and wanted["pos_embed"] == "sincos":
+    if source.family == "nidl" and POS not in state and wanted["pos_embed"] == "sincos":
         network = VisionTransformer3D(**{**wanted, "pos_embed": "learned", "no_embed_class": True})
-        state[_POS], origins[_POS] = nidl.nidl_sincos(network.grid_size, network.embed_dim), "nidl's sin-cos table"
+        state[POS], origins[POS] = nidl.nidl_sincos(network.grid_size, network.embed_dim), "nidl's sin-cos table"
         network.pos_embed.requires_grad_(False)
     else:
         network = VisionTransformer3D(**wanted)
-    own_head = any(key in options and options[key] != source.options[key] for key in ("num_classes", "global_pool"))
-    if not own_head:
+    new = [
+        key for key in ("num_classes", "global_pool") if options.get(key, source.options[key]) != source.options[key]
+    ]
+    if "num_classes" not in new:
         add_tanh(network, state)
     wide = torch.float64 if any(value.dtype == torch.float64 for value in state.values()) else torch.float32
-    report = _load(network.to(wide), state, source.name, grid, own_head).with_origins(origins, source.left_out)
-    assumed = ", ".join(key for key in source.assumed if key not in options)
-    logger.info("%s: %s: %s; assumed: %s", source.name, source.family, report, assumed or "nothing")
+    report = _load(network.to(wide), state, source.name, grid, bool(new)).with_origins(origins, source.left_out)
+    assumed = ", ".join(key for key in source.assumed if key not in options) or "nothing"
+    where = " ".join(source.wrapping) or "the top"
+    logger.info("%s: %s at %s: %s; assumed: %s", source.name, source.family, where, report, assumed)
     return Inflated(network.eval(), report)
-
-
-def _family_of(state: Mapping[str, Tensor]) -> str:
-    """The family whose keys these are; empty for none that is known."""
-    monai = monai_keys.family_of(state)
-    if monai:
-        return monai
-    if "down_projection.proj.weight" in state and any(key.startswith("eva.blocks.0.") for key in state):
-        return "primus"
-    kernel = state.get(_KERNEL)
-    if kernel is None or kernel.dim() not in (4, 5) or "blocks.0.norm1.weight" not in state:
-        return ""
-    if kernel.dim() == 4:
-        return "timm2d"
-    frames = kernel.shape[1:3] == (3, 2) and kernel.shape[3] == kernel.shape[4] > 2
-    return "vjepa2" if frames and not {"cls_token", "reg_token"} & state.keys() else "nidl"
 
 
 def _shown(
@@ -202,10 +181,13 @@ def _shown(
         raise WeightsError(
             "a ConvStem3D of this package, whose patch no tensor shows. Use load_backbone(network, path)."
         )
+    kernel = state.get(KERNEL)
+    if kernel is None or kernel.dim() != (4 if family == "timm2d" else 5):
+        raise WeightsError(f"family={family!r}, but it has no {KERNEL} of such a network.")
     if family == "nidl":
         return state, (), *nidl.nidl_options(state)
     depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
-    shown = {"in_chans": state[_KERNEL].shape[1], "embed_dim": state[_KERNEL].shape[0], "depth": depth}
+    shown = {"in_chans": state[KERNEL].shape[1], "embed_dim": state[KERNEL].shape[0], "depth": depth}
     return state, (), {**shown, "class_token": "cls_token" in state}, ()
 
 
@@ -250,9 +232,9 @@ def _completed(source: Source, options: Mapping[str, Any]) -> tuple[dict[str, An
     trained, patch = shown["patch_size"], to_3tuple(wanted["patch_size"], "patch_size")
     if "img_size" not in options:  # the grid is kept
         wanted["img_size"] = tuple(n // p * q for n, p, q in zip(shown["img_size"], trained, patch))
-    elif source.family == "nidl" and _POS in source.state and "no_embed_class" not in options:
+    elif source.family == "nidl" and POS in source.state and "no_embed_class" not in options:
         prefix = int(wanted["class_token"]) + wanted["reg_tokens"]
-        wanted |= nidl.place_prefix(source.state[_POS].shape[1], prefix, options["img_size"], patch)
+        wanted |= nidl.place_prefix(source.state[POS].shape[1], prefix, options["img_size"], patch)
     return wanted, trained
 
 
@@ -284,7 +266,7 @@ def _load(
     if not isinstance(network.patch_embed, ConvStem3D):  # the kernels of a stem are not the patch's
         try:
             found = checkpoint_filter_fn(state, network, grid=grid)
-        except WeightsError as error:
+        except (IndexError, RuntimeError, WeightsError) as error:  # also of tensors with other axes than theirs
             raise WeightsError(f"{name}: {error}") from error
     own = network.state_dict()
     fits = [key for key in own if key in found and found[key].shape == own[key].shape]

@@ -48,7 +48,7 @@ def same(net, other):
 # wrappings
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from([*WORDS, *(f"{word}." for word in WORDS)]), max_size=4), st.booleans())
 def test_any_nesting_is_taken_off_and_said(steps, monai):
     # a prefix cannot lie outside an entry: the tensors' keys are those of the innermost dict
@@ -99,12 +99,16 @@ def test_several_networks_are_refused_by_name():
         identify(vit().state_dict(), take="net")
 
 
-def test_ddp_compile_and_averages_of_torch_itself():
+def test_averages_of_torch_itself():
     net = vit()
-    averaged = AveragedModel(net)
-    source = identify(averaged.state_dict())
-    assert (source.wrapping, source.left_out) == (("module.",), ("n_averaged",))
-    assert identify(torch.compile(net).state_dict()).wrapping == ("_orig_mod.",)
+    source = identify(under(AveragedModel(net).state_dict(), "_orig_mod."))
+    assert (source.wrapping, source.left_out) == (("_orig_mod.", "module."), ("_orig_mod.n_averaged",))
+
+
+def test_entries_among_the_tensors_are_named():
+    inner = {**vit().state_dict(), "epoch": 3, "optimizer": {"step": torch.ones(1)}}
+    assert identify(inner).left_out == ("epoch", "optimizer")
+    assert identify({"model": inner}).left_out == ("model.epoch", "model.optimizer")
 
 
 def test_a_network_with_a_backbone_of_ours_leaves_its_decoder():
@@ -141,7 +145,11 @@ def test_files_of_trainers_and_of_ours(tmp_path, caplog):
     assert {"epoch", "optimizer_states"} < {*source.left_out}
     with caplog.at_level(logging.INFO, logger="monai_vit3d"):
         backbone_from(tmp_path / "last.ckpt")
-    assert caplog.records[0].getMessage().startswith(f"{tmp_path / 'last.ckpt'}: ")
+    said = caplog.records[0].getMessage()
+    assert said.startswith(
+        f"{tmp_path / 'last.ckpt'}: monai_vit at state_dict model.: 7 loaded, 9 converted (pos_embed: "
+    )
+    assert said.endswith("unused: " + ", ".join(source.left_out) + "; assumed: num_heads, img_size")
     save_file(net.state_dict(), tmp_path / "w.safetensors")
     assert read_source(str(tmp_path / "w.safetensors")).wrapping == ()
     torch.save({"state_dict": net.state_dict(), "hparams": nn.Linear(1, 1)}, tmp_path / "code.ckpt")
@@ -231,6 +239,10 @@ def test_a_new_head_is_said_to_be_new():
     assert report.initialised == ("head.weight", "head.bias")
     assert {"head.0.weight", "head.0.bias"} < {*report.unused}
     assert backbone_from(state).network.head[0].out_features == 3
+    assert backbone_from(state, global_pool="avg").report.unused == (
+        "blocks.0.norm_cross_attn.weight",
+        "blocks.0.norm_cross_attn.bias",
+    )
     pooled = backbone_from(state, global_pool="avg", num_classes=0).network
     assert torch.equal(pooled.norm.bias, state["norm.bias"])
 
@@ -248,6 +260,17 @@ def test_unexpected_keys_are_refused_by_name(change, match):
     change(state)
     with pytest.raises(WeightsError, match=f"^state_dict: .*{match}"):
         backbone_from(state)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_tensor_of_any_other_shape_is_refused(data):
+    state = dict(data.draw(st.sampled_from([monai_vit(), monai_vit(proj_type="perceptron"), vit()])).state_dict())
+    key = data.draw(st.sampled_from([key for key in state if "cross_attn" not in key]))
+    shape = data.draw(st.lists(st.integers(1, 5), max_size=6))
+    state[key] = torch.ones(shape)
+    with pytest.raises(ValueError, match=r"w\.pt|patch_size|embed_dim|img_size"):
+        backbone_from(identify(state, "w.pt"))
 
 
 def test_half_precision_becomes_single_and_double_stays():
@@ -286,6 +309,9 @@ def test_primus_and_vjepa_are_refused_by_name():
     source = identify(checkpoint, family="nidl")
     assert source.wrapping == ("target_encoder", "module.", "backbone.")
     assert same(backbone_from(source, pos_embed="none", img_size=(4, 32, 32)).network, video.state_dict())
+    for family in ("timm2d", "monai_vit"):
+        with pytest.raises(WeightsError, match=r"^w\.pt: "):
+            identify(checkpoint, "w.pt", family=family)
     for family in ("monai_vit3d", "resnet"):
         with pytest.raises(UsageError, match=f"family='{family}'; one of 'timm2d', 'nidl'"):
             identify(checkpoint, family=family)

@@ -84,6 +84,15 @@ def test_equal_there_and_back(options):
 
 
 @torch.no_grad()
+def test_fourier_positions_are_kept_as_they_are():
+    vit, x = monai_vit(pos_embed_type="fourier"), volume()
+    net = from_monai_vit(vit, SIZE)
+    torch.testing.assert_close(net(x), vit(x)[0], **EXACT)
+    assert not net.pos_embed.requires_grad
+    assert same_weights(to_monai_vit(net).state_dict(), vit.state_dict())
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("proj_type", ["conv", "perceptron"])
 def test_equal_in_single_precision(proj_type):
     vit = monai_vit(proj_type=proj_type, dtype=torch.float32, hidden_size=96, num_heads=3, num_layers=4, save_attn=True)
