@@ -15,6 +15,7 @@ from ..layers import PatchEmbed3D
 from .contract import TimmContract
 from .embedding import TokenEmbedding
 from .features import TokenFeatures
+from .hub import HubFiles
 from .options import (
     build,
     check_numbers,
@@ -28,7 +29,7 @@ from .options import (
 )
 
 
-class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract):
+class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract, HubFiles):
     """3D Vision Transformer with a timm-like interface.
 
     timm's Block is reused as it is; only the patch embedding and the positions are 3D.

@@ -14,6 +14,7 @@ from ..data.errors import UsageError, WeightsError
 from ..layers import ConvStem3D, PatchEmbed3D
 from ..layers.pos_embed import Grid, resample_pos_embed, sincos_pos_embed
 from ..networks import VisionTransformer3D
+from ..networks.architecture import architecture
 from ..networks.modes import unwrapped
 from .files import as_state_dict, read_with_metadata, refuse_differences, write_safetensors
 
@@ -21,44 +22,12 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "backbone."
 HEAD = ("head.", "attn_pool.")
-# a name for people; the grid, which positions follow; a number that the shapes show, and rounded
-_MAY_DIFFER = ("class", "grid_size", "mlp_ratio")
-
-
-def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
-    """What a backbone is made of, in JSON's types: what its tensors' shapes show, and what they do not.
-
-    Args:
-        backbone: the network.
-
-    Returns:
-        Constructor arguments by name, sizes in ``(H, W, D)``, layers as the names of their classes; and ``class``,
-        ``grid_size`` (patches along each axis), ``norm_eps``. ``no_embed_class`` is False where there are no prefix
-        tokens.
-    """
-    block, positions = backbone.blocks[0], backbone.pos_embed
-    act = getattr(backbone.act_layer, "func", backbone.act_layer)  # a partial's own class
-    own = positions is not None and positions.shape[1] > backbone.num_patches
-    return {
-        "class": type(backbone).__name__,
-        "patch_size": list(backbone.patch_embed.patch_size),
-        "grid_size": list(backbone.grid_size),
-        "in_chans": int(backbone.in_chans),
-        "embed_dim": int(backbone.embed_dim),
-        "depth": len(backbone.blocks),
-        "num_heads": int(backbone.num_heads),
-        "mlp_ratio": float(backbone.mlp_ratio),
-        "class_token": backbone.has_class_token,
-        "reg_tokens": backbone.num_reg_tokens,
-        "no_embed_class": backbone.num_prefix_tokens > 0 and not own,
-        "pos_embed": backbone.pos_embed_type,
-        "embed_layer": type(backbone.patch_embed).__name__,
-        "block_fn": type(block).__name__,
-        "attn_layer": type(getattr(block, "attn", None)).__name__,
-        "mlp_layer": type(getattr(block, "mlp", None)).__name__,
-        "act_layer": getattr(act, "__name__", type(act).__name__),
-        "norm_eps": next((part.eps for part in block.modules() if hasattr(part, "eps")), None),
-    }
+# a name for people, and where a class is from; the grid, which positions follow; what the shapes show, and rounded;
+# the head, which is left out; what leaves the weights' meaning alone
+_MAY_DIFFER = (
+    *("class", "foreign", "img_size", "grid_size", "mlp_ratio", "init_values", "qkv_bias", "proj_bias", "num_classes"),
+    *("global_pool", "pool_include_prefix", "final_norm", "fc_norm", "dynamic_img_size", "dynamic_img_pad"),
+)
 
 
 def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:
@@ -80,7 +49,8 @@ def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:
             f"backbone is a {type(backbone).__name__}; a VisionTransformer3D is needed. Give network.backbone."
         )
     state = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
-    write_safetensors(state, {"architecture": json.dumps(architecture(backbone), sort_keys=True)}, path)
+    said = {key: value for key, value in architecture(backbone).items() if key != "num_classes"}
+    write_safetensors(state, {"architecture": json.dumps(said, sort_keys=True)}, path)
 
 
 def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
@@ -177,7 +147,9 @@ def _architecture_in(metadata: dict[str, str], path: str | Path) -> dict[str, An
 
 
 def _refuse_architecture(came: dict[str, Any], needed: dict[str, Any], path: str | Path) -> None:
-    unlike = [key for key in needed if key in came and key not in _MAY_DIFFER and came[key] != needed[key]]
+    # older files say that a parallel block has no attention and no MLP
+    said = {key for key in came if key not in _MAY_DIFFER and came[key] != "NoneType"}
+    unlike = [key for key in needed if key in said and came[key] != needed[key]]
     if _are_learned_from_table(came, needed):
         unlike = [key for key in unlike if key not in ("pos_embed", "no_embed_class")]
     if unlike:

@@ -117,6 +117,11 @@ def test_safetensors_itself_reads_the_file(tmp_path):
         "embed_dim": 12, "depth": 2, "num_heads": 2, "mlp_ratio": 4.0, "class_token": True, "reg_tokens": 2,
         "no_embed_class": False, "pos_embed": "learned", "embed_layer": "ConvStem3D", "block_fn": "Block",
         "attn_layer": "Attention", "mlp_layer": "Mlp", "act_layer": "GELU", "norm_eps": 1e-5,
+        "img_size": [8, 12, 16], "qkv_bias": True, "proj_bias": True, "qk_norm": False, "scale_attn_norm": False,
+        "scale_mlp_norm": False, "init_values": None, "pre_norm": False, "final_norm": True, "fc_norm": None,
+        "global_pool": "cls_token", "pool_include_prefix": False, "dynamic_img_size": False, "dynamic_img_pad": False,
+        "norm_layer": "LayerNorm", "rope": None, "block_options": {}, "mlp_options": {}, "act_options": {},
+        "norm_options": {}, "foreign": {},
     }  # fmt: skip
 
 

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from monai.networks.blocks import UnetResBlock
 from monai.networks.nets import UNETR
-from torch import nn
+from torch import Tensor, nn
 
 from ...data.errors import WeightsError
 from ...decoders import UNETRDecoder
 from ...networks import TokenSegmenter, VisionTransformer3D
+from .monai_keys import IN_BLOCK, RENAMES, STALE, kernel_to_linear, linear_to_kernel
+from .monai_vit import check_proj_type
 
 MONAI_TAPS = (3, 6, 9)  # what MONAI's UNETR reads: the outputs of its blocks 4, 7 and 10
 
 # MONAI's key, ours; both ways
 _RENAMES = [
-    ("vit.patch_embedding.patch_embeddings.", "backbone.patch_embed.proj."),
-    ("vit.patch_embedding.position_embeddings", "backbone.pos_embed"),
-    ("vit.norm.", "backbone.norm."),
+    *[(f"vit.{monai}", f"backbone.{ours}") for monai, ours in RENAMES],
     *[(f"encoder{n}.", f"decoder.tap_branches.{4 - n}.") for n in (2, 3, 4)],
     *[(f"decoder{n}.", f"decoder.up_blocks.{5 - n}.") for n in (5, 4, 3, 2)],
     ("encoder1.", "decoder.image_branch."),
     ("out.", "decoder.head."),
-    ("vit.blocks.", "backbone.blocks."),
 ]
-_IN_BLOCK = [("attn.out_proj.", "attn.proj."), ("mlp.linear1.", "mlp.fc1."), ("mlp.linear2.", "mlp.fc2.")]
-# made by older MONAI in every block and never used without cross-attention
-_STALE = re.compile(r"vit\.blocks\.\d+\.(cross_attn|norm_cross_attn)\.")
+_LINEAR, _KERNEL = ("vit.patch_embedding.patch_embeddings.1.", "vit.patch_embedding.patch_embeddings.")
 
 
 def _rename(key: str, forward: bool) -> str:
@@ -37,7 +33,7 @@ def _rename(key: str, forward: bool) -> str:
         if not key.startswith(old):
             continue
         key = new + key[len(old) :]
-        for monai_part, our_part in _IN_BLOCK if "blocks." in key[:20] else []:
+        for monai_part, our_part in IN_BLOCK if "blocks." in key[:20] else []:
             key = key.replace(monai_part, our_part) if forward else key.replace(our_part, monai_part)
         return key
     raise WeightsError(
@@ -49,19 +45,18 @@ def from_monai_unetr(unetr: UNETR) -> TokenSegmenter:
     """The TokenSegmenter that computes what a MONAI UNETR computes, with its weights.
 
     Args:
-        unetr: a 3D UNETR with the patch embedding ``proj_type="conv"``.
+        unetr: a 3D UNETR with either patch embedding; a linear one becomes the convolution that computes the same.
 
     Returns:
         A segmenter on the same device, in the same dtype and mode.
 
     Raises:
-        WeightsError: a UNETR in 2D, or with another patch embedding.
+        WeightsError: a UNETR in 2D, or with norms of another kind than instance and batch.
     """
-    embedding = unetr.vit.patch_embedding
-    if not isinstance(embedding.patch_embeddings, nn.Conv3d):
-        raise WeightsError("a 3D UNETR with proj_type='conv' is needed.")
-    block, state = unetr.vit.blocks[0], unetr.state_dict()
-    weight = embedding.patch_embeddings.weight
+    if len(unetr.patch_size) != 3:
+        raise WeightsError(f"a UNETR in {len(unetr.patch_size)}D; a 3D UNETR (spatial_dims=3) is needed.")
+    block, state = unetr.vit.blocks[0], _with_kernel(unetr.state_dict(), tuple(unetr.patch_size))
+    weight = state[f"{_KERNEL}weight"]
     dropout = block.mlp.drop1.p
     backbone = VisionTransformer3D(
         img_size=tuple(g * p for g, p in zip(unetr.feat_size, unetr.patch_size)),
@@ -87,8 +82,17 @@ def from_monai_unetr(unetr: UNETR) -> TokenSegmenter:
         **_decoder_options(unetr.encoder1, unetr.encoder2),
     )
     net = TokenSegmenter(backbone, decoder, taps=MONAI_TAPS).to(weight.device, weight.dtype)
-    net.load_state_dict({_rename(k, True): v for k, v in state.items() if not _STALE.match(k)})
+    net.load_state_dict({_rename(k, True): v for k, v in state.items() if not STALE.match(k)})
     return net.train(unetr.training)
+
+
+def _with_kernel(state: dict[str, Tensor], patch: tuple[int, int, int]) -> dict[str, Tensor]:
+    """The state dict of a UNETR with a linear patch embedding as that of one with a convolution."""
+    if f"{_LINEAR}weight" not in state:
+        return state
+    kernel = linear_to_kernel(state[f"{_LINEAR}weight"], patch)
+    rest = {key.replace(_LINEAR, _KERNEL): value for key, value in state.items()}
+    return {**rest, f"{_KERNEL}weight": kernel}
 
 
 def _norm_options(norm: nn.Module) -> tuple[str, dict[str, Any]]:
@@ -108,18 +112,21 @@ def _decoder_options(image_branch: nn.Module, finest_tap: nn.Module) -> dict[str
     }
 
 
-def to_monai_unetr(segmenter: TokenSegmenter) -> UNETR:
+def to_monai_unetr(segmenter: TokenSegmenter, proj_type: str = "conv") -> UNETR:
     """The MONAI UNETR that computes what ``segmenter`` computes, with its weights.
 
     Args:
         segmenter: a patch of 16, 12 blocks, taps 3, 6, 9, no prefix tokens, learned positions, UNETRDecoder.
+        proj_type: MONAI's kind of patch embedding, ``"conv"`` or ``"perceptron"``; they compute the same.
 
     Returns:
         A UNETR on the same device, in the same dtype and mode.
 
     Raises:
         WeightsError: MONAI's UNETR cannot express the segmenter; the message says why.
+        UsageError: another ``proj_type``.
     """
+    check_proj_type(proj_type)
     backbone, decoder = segmenter.backbone, segmenter.decoder
     reasons = {
         "the decoder is not a UNETRDecoder": not isinstance(decoder, UNETRDecoder),
@@ -135,7 +142,7 @@ def to_monai_unetr(segmenter: TokenSegmenter) -> UNETR:
     if why:
         raise WeightsError(f"MONAI's UNETR cannot express this segmenter: {'; '.join(why)}.")
     try:
-        unetr = _build_unetr(segmenter)
+        unetr = _build_unetr(segmenter, proj_type)
         back = from_monai_unetr(unetr)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise WeightsError(f"MONAI's UNETR cannot express this segmenter: {error}") from error
@@ -151,7 +158,7 @@ def to_monai_unetr(segmenter: TokenSegmenter) -> UNETR:
     return unetr.train(segmenter.training)
 
 
-def _build_unetr(segmenter: TokenSegmenter) -> UNETR:
+def _build_unetr(segmenter: TokenSegmenter, proj_type: str) -> UNETR:
     backbone, decoder = segmenter.backbone, segmenter.decoder
     weight = backbone.patch_embed.proj.weight
     unetr = UNETR(
@@ -162,11 +169,15 @@ def _build_unetr(segmenter: TokenSegmenter) -> UNETR:
         hidden_size=backbone.embed_dim,
         mlp_dim=backbone.blocks[0].mlp.fc1.out_features,
         num_heads=backbone.num_heads,
+        proj_type=proj_type,
         dropout_rate=backbone.pos_drop.p,
         qkv_bias=backbone.blocks[0].attn.qkv.bias is not None,
         **_decoder_options(decoder.image_branch, decoder.tap_branches[-1]),
     ).to(weight.device, weight.dtype)
     state = {_rename(key, False): value for key, value in segmenter.state_dict().items()}
-    unused = {k: v for k, v in unetr.state_dict().items() if _STALE.match(k)}
+    if proj_type == "perceptron":
+        state[f"{_LINEAR}weight"] = kernel_to_linear(state.pop(f"{_KERNEL}weight"))
+        state[f"{_LINEAR}bias"] = state.pop(f"{_KERNEL}bias")
+    unused = {k: v for k, v in unetr.state_dict().items() if STALE.match(k)}
     unetr.load_state_dict({**unused, **state})
     return unetr

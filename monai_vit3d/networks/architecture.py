@@ -1,0 +1,274 @@
+"""What a VisionTransformer3D is made of, in JSON's types, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from timm.layers import Attention, AttentionRope, DiffAttention, DropPath, PatchDropout, get_act_layer, get_norm_layer
+from timm.models import vision_transformer as timm_vit
+from torch import nn
+
+from ..data.errors import WeightsError
+from ..layers import ConvStem3D, PatchEmbed3D, RotaryBlock, RotaryPositions3D
+from .options import MLPS
+from .vit3d import VisionTransformer3D
+
+# arguments that are numbers, flags or words
+_PLAIN = (
+    *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads"),
+    *("mlp_ratio", "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "class_token"),
+    *("reg_tokens", "no_embed_class", "pre_norm", "final_norm", "fc_norm", "dynamic_img_size", "dynamic_img_pad"),
+    *("pos_embed", "init_values", "pool_include_prefix"),
+)
+_BLOCKS = ("Block", "ResPostBlock", "ParallelScalingBlock", "DiffParallelScalingBlock", "ParallelThingsBlock")
+_ACTS = (
+    *("silu", "mish", "relu", "relu6", "leaky_relu", "elu", "prelu", "celu", "selu", "gelu_tanh", "quick_gelu"),
+    *("sigmoid", "tanh", "hard_sigmoid", "hard_swish", "hard_mish", "identity"),
+)
+_NORMS = ("rmsnorm", "simplenorm", "layernormfp32", "rmsnormfp32", "simplenormfp32")
+_HOMES = ("torch", "timm", __name__.partition(".")[0])
+
+
+def _table(*layers: type[nn.Module]) -> dict[str, type[nn.Module]]:
+    return {layer.__name__: layer for layer in layers}
+
+
+# layers that have a name: argument -> name -> class; timm's LayerNorm and GELU compute what torch's do
+LAYERS: dict[str, dict[str, type[nn.Module]]] = {
+    "embed_layer": _table(PatchEmbed3D, ConvStem3D),
+    "block_fn": _table(*(getattr(timm_vit, name) for name in _BLOCKS), RotaryBlock),
+    "attn_layer": _table(Attention, AttentionRope, DiffAttention),
+    "mlp_layer": _table(*MLPS.values()),
+    "act_layer": _table(*map(get_act_layer, _ACTS), nn.GELU),
+    "norm_layer": _table(*map(get_norm_layer, _NORMS), nn.RMSNorm, nn.LayerNorm),
+}
+# what else such layers were built with: attribute, and the value that goes without saying
+_DETAILS: dict[str, dict[str, Any]] = {
+    "block_fn": {"num_parallel": None, "dual_lambda": False},
+    "mlp_layer": {"gate_last": True},
+    "act_layer": {"approximate": "none", "negative_slope": 0.01, "alpha": 1.0},
+}
+# not part of what a network computes in evaluation, or shown by its modules and tensors
+_REGULARISERS = (nn.Identity, nn.Dropout, DropPath, PatchDropout)
+_NOT_FACTS = (
+    *("training", "init_values", "fused_attn", "attn_drop_p", "inplace", "grad_checkpointing", "weight_init"),
+    *("no_embed_class", "final_norm", "fc_norm_arg"),
+)
+
+
+def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
+    """What a backbone is made of, in JSON's types: what its tensors' shapes show, and what they do not.
+
+    It is read from the layers, so it holds after ``set_input_size`` and ``reset_classifier``. Drop rates are no part
+    of it, nor are the type, the device and the current spacing of rotary positions in mm.
+
+    Args:
+        backbone: the network.
+
+    Returns:
+        Constructor arguments by name, sizes in ``(H, W, D)``, layers as the names of their classes, what else these
+        were built with under ``block_options``, ``mlp_options``, ``act_options``, ``norm_options``; and ``class``,
+        ``grid_size`` (patches along each axis), ``norm_eps``, and ``foreign``: the arguments whose layers are known
+        neither to torch, timm nor this package, with where their classes are from. ``no_embed_class`` is False where
+        there are no prefix tokens.
+    """
+    block, embed = backbone.blocks[0], backbone.patch_embed
+    norm = backbone.norm_layer(int(backbone.embed_dim), device="meta")
+    layers = {"embed_layer": embed, "block_fn": block, "act_layer": backbone.act_layer(), "norm_layer": norm}
+    layers |= {"attn_layer": _parts(block).get("attn"), "mlp_layer": _parts(block).get("mlp")}
+    foreign = {key: layer for key, layer in layers.items() if layer is not None and not _has_name(key, layer)}
+    if backbone.rope is not None and type(backbone.rope) is not RotaryPositions3D:
+        foreign["rope"] = backbone.rope
+    return {
+        "class": type(backbone).__name__,
+        "img_size": list(embed.img_size),
+        "patch_size": list(embed.patch_size),
+        "grid_size": list(backbone.grid_size),
+        **_numbers(backbone),
+        **_tokens(backbone),
+        **_block_facts(block),
+        "rope": _rope(backbone.rope),
+        **{key: type(layer).__name__ for key, layer in layers.items()},
+        "norm_eps": next((part.eps for part in block.modules() if hasattr(part, "eps")), None),
+        "block_options": _details("block_fn", block),
+        "mlp_options": _details("mlp_layer", layers["mlp_layer"]),
+        "act_options": _details("act_layer", layers["act_layer"]),
+        "norm_options": _norm_details(norm),
+        "foreign": {key: f"{type(layer).__module__}.{type(layer).__qualname__}" for key, layer in foreign.items()},
+    }
+
+
+def build_backbone(
+    found: Mapping[str, Any], factory: type[VisionTransformer3D] = VisionTransformer3D, **overrides: Any
+) -> VisionTransformer3D:
+    """The network that :func:`architecture` describes, newly initialised.
+
+    Args:
+        found: what :func:`architecture` returned; of less (older files), what is missing is the default.
+        factory: the class to build, if it is a subclass.
+        overrides: keywords of :class:`VisionTransformer3D` that are taken instead. A layer of one's own, which
+            ``found`` names under ``foreign``, must be handed here: no code is looked up by a file's word.
+
+    Raises:
+        WeightsError: a layer without a name here that was not handed, or no architecture.
+    """
+    try:
+        return factory(**{**_plain_options(found), **_layer_options(found, overrides), **overrides})
+    except WeightsError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
+        raise WeightsError(
+            f"no network can be built of this architecture ({type(error).__name__}: {error}). Options of "
+            "VisionTransformer3D, as networks.architecture.architecture() writes them, are needed."
+        ) from error
+
+
+def unlike_layers(one: nn.Module, other: nn.Module) -> list[str]:
+    """The names of the modules and tensors in which two networks differ, but for values, drop rates and types.
+
+    Args:
+        one: a network.
+        other: another; either may be on the meta device.
+    """
+    sides = [{name: _facts(module) for name, module in net.named_modules()} for net in (one, other)]
+    layers = [name for name in (sides[0] | sides[1]) if sides[0].get(name) != sides[1].get(name)]
+    shapes = [{key: tuple(value.shape) for key, value in net.state_dict().items()} for net in (one, other)]
+    return layers + [key for key in (shapes[0] | shapes[1]) if shapes[0].get(key) != shapes[1].get(key)]
+
+
+def _numbers(backbone: VisionTransformer3D) -> dict[str, Any]:
+    return {
+        "in_chans": int(backbone.in_chans),
+        "num_classes": int(backbone.num_classes),
+        "embed_dim": int(backbone.embed_dim),
+        "depth": len(backbone.blocks),
+        "num_heads": int(backbone.num_heads),
+        "mlp_ratio": float(backbone.mlp_ratio),
+        "dynamic_img_size": backbone.dynamic_img_size,
+        "dynamic_img_pad": backbone.dynamic_img_pad,
+    }
+
+
+def _tokens(backbone: VisionTransformer3D) -> dict[str, Any]:
+    """Prefix tokens, positions, pooling, and where the norms around the blocks are."""
+    positions, after = backbone.pos_embed, _is_layer(backbone.fc_norm)
+    own = positions is not None and positions.shape[1] > backbone.num_patches
+    return {
+        "class_token": backbone.has_class_token,
+        "reg_tokens": backbone.num_reg_tokens,
+        "no_embed_class": backbone.num_prefix_tokens > 0 and not own,
+        "pos_embed": backbone.pos_embed_type,
+        "global_pool": backbone.global_pool,
+        "pool_include_prefix": backbone.pool_include_prefix,
+        "pre_norm": _is_layer(backbone.norm_pre),
+        # what was pruned is gone, whatever the constructor was told
+        "final_norm": backbone.final_norm and (after or _is_layer(backbone.norm)),
+        "fc_norm": None if backbone.fc_norm_arg is None else after,
+    }
+
+
+def _is_layer(module: nn.Module | None) -> bool:
+    return module is not None and not isinstance(module, nn.Identity)
+
+
+def _parts(block: nn.Module) -> dict[str, nn.Module]:
+    return {name.rsplit(".", 1)[-1]: module for name, module in block.named_modules()}
+
+
+def _block_facts(block: nn.Module) -> dict[str, Any]:
+    """What a block was built with, as far as its layers have timm's names."""
+    parts = _parts(block)
+    attn, mlp = parts.get("attn"), parts.get("mlp")
+    qkv = parts.get("qkv") or parts.get("in_proj")
+    out = parts.get("proj") or parts.get("out_proj") or parts.get("attn_out_proj")
+    starts = [m.init_values for m in block.modules() if getattr(m, "init_values", None) is not None]
+    return {
+        **({} if qkv is None else {"qkv_bias": getattr(qkv, "bias", None) is not None}),
+        **({} if out is None else {"proj_bias": getattr(out, "bias", None) is not None}),
+        "qk_norm": _is_layer(getattr(attn or block, "q_norm", None)),
+        "scale_attn_norm": _is_layer(getattr(attn, "norm", None)),
+        "scale_mlp_norm": _is_layer(getattr(mlp, "norm", None)),
+        "init_values": float(starts[0]) if starts else None,
+    }
+
+
+def _rope(rope: nn.Module | None) -> dict[str, Any] | None:
+    if type(rope) is not RotaryPositions3D:
+        return None
+    found = {"unit": rope.unit, "pairs": list(rope.pairs), "temperature": rope.temperature, "half": rope.half}
+    return found | ({"unit_mm": rope.unit_mm} if rope.unit == "mm" else {})
+
+
+def _has_name(argument: str, layer: nn.Module) -> bool:
+    cls = type(layer)
+    return cls.__name__ in LAYERS[argument] and cls.__module__.partition(".")[0] in _HOMES
+
+
+def _details(argument: str, layer: nn.Module | None) -> dict[str, Any]:
+    table = _DETAILS[argument].items()
+    found = {key: getattr(layer, key) for key, usual in table if getattr(layer, key, usual) != usual}
+    if type(layer) is timm_vit.ParallelScalingBlock:
+        found["fuse_out_proj"] = layer.out_proj is not None
+    return found
+
+
+def _norm_details(norm: nn.Module) -> dict[str, Any]:
+    if not getattr(norm, "elementwise_affine", True):
+        return {"elementwise_affine": False}
+    return {"bias": False} if isinstance(norm, nn.LayerNorm) and norm.bias is None else {}
+
+
+def _plain_options(found: Mapping[str, Any]) -> dict[str, Any]:
+    options = {key: found[key] for key in _PLAIN if key in found}
+    if "img_size" not in options and "grid_size" in found:  # older files
+        options["img_size"] = [n * p for n, p in zip(found["grid_size"], found["patch_size"])]
+    if not options.get("class_token", True):
+        options.setdefault("global_pool", "")  # the norm stays where segmentation's encoders, the older ones, have it
+    rope = found.get("rope")
+    return options if rope is None else {**options, "rope": partial(RotaryPositions3D, **rope)}
+
+
+def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructors by the names in an architecture."""
+    unsaid = ("NoneType", None)  # a block that has no such layer
+    names = {key: found[key] for key in LAYERS if key not in overrides and found.get(key) not in unsaid}
+    foreign = dict(found.get("foreign") or {})
+    unknown = {key: foreign.get(key, name) for key, name in names.items() if key in foreign or name not in LAYERS[key]}
+    unknown |= {key: name for key, name in foreign.items() if key not in LAYERS and key not in overrides}
+    if unknown:
+        named = "; ".join(f"{key}: {name!r}" for key, name in unknown.items())
+        handed = ", ".join(f"{key}=..." for key in unknown)
+        raise WeightsError(
+            f"layers that are known neither to torch, timm nor this package: {named}. Pass the classes: {handed}"
+        )
+    options: dict[str, Any] = {key: LAYERS[key][name] for key, name in names.items()}
+    for key in ("block_fn", "mlp_layer", "act_layer"):
+        how = found.get(key.split("_")[0] + "_options")
+        if how and key in options:
+            options[key] = partial(options[key], **how)
+    if "norm_layer" not in overrides and (found.get("norm_eps") is not None or found.get("norm_options")):
+        options["norm_layer"] = _norm(options.get("norm_layer", nn.LayerNorm), found)
+    return options
+
+
+def _norm(layer: type[nn.Module], found: Mapping[str, Any]) -> Any:
+    how = dict(found.get("norm_options") or {})
+    if "elementwise_affine" in how and layer.__module__.startswith("timm."):
+        how["affine"] = how.pop("elementwise_affine")
+    return partial(layer, **how) if found.get("norm_eps") is None else partial(layer, eps=found["norm_eps"], **how)
+
+
+def _facts(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """A module's class and plain attributes, but for what goes without saying; None for what only regularises."""
+    if isinstance(module, _REGULARISERS):
+        return None
+    usual = {key: value for table in _DETAILS.values() for key, value in table.items()}
+    plain = {
+        key: value
+        for key, value in vars(module).items()
+        if key[0] != "_" and key not in _NOT_FACTS and isinstance(value, (bool, int, float, str, tuple, list))
+        if key not in usual or value != usual[key]
+    }
+    return type(module).__name__, plain

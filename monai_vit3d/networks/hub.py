@@ -1,0 +1,115 @@
+"""Networks in folders and on Hugging Face's hub, by huggingface_hub's own mixin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import ModelCard, ModelHubMixin
+
+from ..data.errors import UsageError
+
+T = TypeVar("T", bound="HubFiles")
+
+
+class HubFiles(ModelHubMixin, library_name="monai_vit3d", tags=["monai_vit3d", "3d", "medical"]):
+    """``from_pretrained``, ``save_pretrained`` and ``push_to_hub``, spelled as huggingface_hub spells them.
+
+    What they do is done by :mod:`monai_vit3d.weights.hub`, which knows files; networks do not.
+    """
+
+    def __new__(cls: type[T], *args: Any, **kwargs: Any) -> T:
+        """A plain instance: the mixin would keep the arguments as its config, which soon are no longer true."""
+        return object.__new__(cls)
+
+    @classmethod
+    def from_pretrained(cls: type[T], pretrained_model_name_or_path: str | Path, **options: Any) -> T:  # type: ignore[override]
+        """The network in a folder of :meth:`save_pretrained`, or in a repository of the hub that holds one.
+
+        Args:
+            pretrained_model_name_or_path: the folder, a file of ``save_backbone``, or the hub's ``"owner/name"``.
+            options: ``img_size`` and ``patch_size`` (positions and kernel are resampled), ``in_chans`` (the kernel is
+                adapted), ``num_classes`` and ``global_pool`` (a new head, unless they are the file's), ``device``,
+                ``dtype`` (the file's by default), and any other keyword of the constructor that leaves the weights'
+                meaning alone, as drop rates; for the hub also ``revision``, ``token``, ``cache_dir``,
+                ``force_download``, ``local_files_only``.
+
+        Returns:
+            The network, in evaluation mode.
+
+        Raises:
+            WeightsError: nothing there, or files that are cut off, altered, or of two architectures.
+            UsageError: options that would change what the weights compute.
+
+        Example:
+            >>> net = VisionTransformer3D.from_pretrained("folder", img_size=(64, 64, 32), num_classes=3)
+        """
+        from ..weights.hub import load_pretrained
+
+        return load_pretrained(pretrained_model_name_or_path, factory=cls, **options)  # type: ignore[type-var]
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | Path,
+        *,
+        license: str | None = None,
+        tags: tuple[str, ...] = (),
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **options: Any,
+    ) -> str | None:
+        """Write config.json, model.safetensors (with the head) and README.md, all of them or nothing.
+
+        A README.md that is there already stays as it is.
+
+        Args:
+            save_directory: the folder; it is made if it is not there.
+            license: of the weights, by the hub's word for it, as ``"apache-2.0"``, for the model card.
+            tags: more tags for the model card.
+            push_to_hub: upload afterwards.
+            repo_id: where to; None takes the folder's name.
+            options: further ones of :meth:`push_to_hub`.
+
+        Returns:
+            What the upload returned; None without one.
+
+        Raises:
+            UsageError: layers that no file can name, or options without ``push_to_hub``.
+        """
+        from ..weights.hub import save_network
+
+        card = {"license": license, "tags": tuple(tags), **(options.pop("model_card_kwargs", None) or {})}
+        if options.pop("config", None) is not None:  # the mixin hands on one of None
+            raise UsageError("config=...: config.json says what the network is. Leave it out.")
+        save_network(self, save_directory, card=card, unknown=() if push_to_hub else options)
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or Path(save_directory).name, model_card_kwargs=card, **options)
+
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, *, license: str | None = None, tags: tuple[str, ...] = (), **options: Any
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes, as one commit.
+
+        Args:
+            repo_id: the hub's ``"owner/name"``; the repository is made if it is not there.
+            license: as for :meth:`save_pretrained`.
+            tags: as for :meth:`save_pretrained`.
+            options: of ``ModelHubMixin.push_to_hub``: ``private``, ``token``, ``branch``, ``create_pr``,
+                ``commit_message``, and so on.
+
+        Returns:
+            The commit's address.
+        """
+        card = {"license": license, "tags": tuple(tags), **(options.pop("model_card_kwargs", None) or {})}
+        return str(super().push_to_hub(repo_id, model_card_kwargs=card, **options))
+
+    def generate_model_card(self, **options: Any) -> ModelCard:  # type: ignore[override]
+        """The model card that :meth:`save_pretrained` writes.
+
+        Args:
+            options: ``license`` and ``tags``.
+        """
+        from ..weights.hub import model_card
+
+        return model_card(self, **options)

@@ -1,0 +1,206 @@
+"""The state dicts of MONAI's Vision Transformers: what their keys and shapes show, and the same under our keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from ...data.errors import WeightsError
+from .timm2d_options import _ratio
+
+HEAD_WIDTH = 64  # of ViT-B and most others; no tensor's shape shows the number of heads
+UNETR_PATCH = (16, 16, 16)
+_KERNEL, _LINEAR = "patch_embedding.patch_embeddings.weight", "patch_embedding.patch_embeddings.1.weight"
+_POS = "patch_embedding.position_embeddings"
+# MONAI's key, ours; both ways
+RENAMES = [
+    ("patch_embedding.patch_embeddings.", "patch_embed.proj."),
+    (_POS, "pos_embed"),
+    ("norm.", "norm."),
+    ("cls_token", "cls_token"),
+    ("classification_head.", "head."),
+    ("blocks.", "blocks."),
+]
+IN_BLOCK = [("attn.out_proj.", "attn.proj."), ("mlp.linear1.", "mlp.fc1."), ("mlp.linear2.", "mlp.fc2.")]
+# made by MONAI in every block (by older versions in the patch embedding, too), and never used by these networks
+STALE = re.compile(r"(vit\.)?(blocks\.\d+\.(cross_attn|norm_cross_attn)\.|patch_embedding\.cls_token$)")
+# what of a network is no part of its encoder
+DECODERS = {
+    "monai_vit": re.compile(r"(?!)"),
+    "monai_unetr": re.compile(r"(encoder[1-4]|decoder[2-5]|out)\."),
+    "monai_vit_autoenc": re.compile(r"conv3d_transpose(_1)?\."),
+    "monai_mae": re.compile(r"(decoder_(embed|blocks|pred)\.|decoder_pos_embedding$|mask_tokens$)"),
+}
+
+
+def linear_to_kernel(weight: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """The convolution's kernel that computes what a linear layer computes on MONAI's flattened patches.
+
+    MONAI flattens a patch with its channels last: ``(p1 p2 p3 c)``.
+
+    Args:
+        weight: ``(E, h * w * d * C)``.
+        patch: the patch ``(h, w, d)``, in voxels.
+
+    Returns:
+        ``(E, C, h, w, d)``.
+
+    Raises:
+        WeightsError: the patch does not divide the width.
+    """
+    if weight.dim() != 2 or weight.shape[1] % prod(patch):
+        raise WeightsError(
+            f"{_LINEAR} is {tuple(weight.shape)}, which is no number of channels times the voxels of a patch of "
+            f"{patch}. Pass patch_size= as the network was trained with."
+        )
+    return weight.reshape(weight.shape[0], *patch, -1).permute(0, 4, 1, 2, 3).contiguous()
+
+
+def kernel_to_linear(kernel: Tensor) -> Tensor:
+    """The way back of :func:`linear_to_kernel`."""
+    return kernel.permute(0, 2, 3, 4, 1).flatten(1)
+
+
+def family_of(state: Mapping[str, Tensor]) -> str:
+    """Which of MONAI's networks has these keys; empty for none."""
+    if any(key.startswith("vit.patch_embedding.") for key in state):
+        return "monai_unetr" if "encoder1.layer.conv1.conv.weight" in state else ""
+    if _KERNEL not in state and _LINEAR not in state:
+        return ""
+    if "decoder_embed.weight" in state or "mask_tokens" in state:
+        return "monai_mae"
+    return "monai_vit_autoenc" if "conv3d_transpose.weight" in state else "monai_vit"
+
+
+def split_encoder(state: Mapping[str, Tensor], family: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The keys of the encoder, and those of the decoder and of layers that are never used.
+
+    Keys that are neither stay with the encoder: whoever loads it refuses them.
+    """
+    left_out = tuple(key for key in state if STALE.match(key) or DECODERS[family].match(key))
+    return {key: value for key, value in state.items() if key not in left_out}, left_out
+
+
+def encoder_options(
+    state: Mapping[str, Tensor], family: str, patch: tuple[int, int, int] | None = None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Keywords of VisionTransformer3D, as far as shapes and keys show them, and which of them were assumed.
+
+    Args:
+        state: the whole network's, under MONAI's keys.
+        family: which of MONAI's networks it is.
+        patch: the patch ``(h, w, d)``, where it is known from elsewhere.
+
+    Returns:
+        The keywords. ``num_heads`` is of 64-wide heads, ``img_size`` of a cubic grid, and both are missing where
+        there is no such number. A linear patch embedding does not show its patch: a cubic one of one channel is
+        assumed if there is one.
+
+    Raises:
+        WeightsError: a network in 2D, or not all of one.
+    """
+    own = {key.removeprefix("vit."): value for key, value in split_encoder(state, family)[0].items()}
+    depth = len({key.split(".")[1] for key in own if re.match(r"blocks\.\d+\.norm1\.", key)})
+    if not depth or "blocks.0.mlp.linear1.weight" not in own or _POS not in own:
+        raise WeightsError(f"MONAI's layout ({family}), but not all of a network: blocks.0 or {_POS} is not there.")
+    hidden, width = own["blocks.0.mlp.linear1.weight"].shape
+    head = next((own[key] for key in own if re.fullmatch(r"classification_head\.(0\.)?weight", key)), None)
+    options: dict[str, Any] = {"embed_dim": width, "depth": depth, "mlp_ratio": _ratio(width, hidden)}
+    options |= {
+        "class_token": "cls_token" in own,
+        "no_embed_class": True,
+        "fc_norm": False,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in own,
+    }
+    options |= {
+        "pos_embed": "learned",
+        "global_pool": "cls_token" if "cls_token" in own else "",
+        "num_classes": 0 if head is None else len(head),
+    }
+    found, assumed = _patch_options(state, own, family, patch)
+    options |= found
+    if width % HEAD_WIDTH == 0:
+        options["num_heads"], assumed = width // HEAD_WIDTH, (*assumed, "num_heads")
+    side = cube_side(own[_POS].shape[1])
+    if side and "patch_size" in options:
+        options["img_size"], assumed = tuple(side * p for p in options["patch_size"]), (*assumed, "img_size")
+    return options, assumed
+
+
+def _patch_options(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], family: str, patch: tuple[int, int, int] | None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """``patch_size`` and ``in_chans``, and which of them were assumed."""
+    if _KERNEL in own:
+        kernel = own[_KERNEL]
+        if kernel.dim() != 5:
+            raise WeightsError(f"{_KERNEL} is {tuple(kernel.shape)}, of a 2D network; (E, C, h, w, d) is needed.")
+        return {"patch_size": tuple(kernel.shape[2:]), "in_chans": kernel.shape[1]}, ()
+    if family == "monai_unetr":
+        patch = UNETR_PATCH
+    if family == "monai_vit_autoenc" and "conv3d_transpose.weight" in state:
+        sides = [n * n for n in state["conv3d_transpose.weight"].shape[2:]]  # two of them make a patch
+        patch = patch or (sides[0], sides[1], sides[-1])
+    width = own[_LINEAR].shape[1]
+    if patch is not None and width % prod(patch) == 0:
+        return {"patch_size": patch, "in_chans": width // prod(patch)}, ()
+    side = cube_side(width)
+    return ({"patch_size": (side,) * 3, "in_chans": 1}, ("patch_size", "in_chans")) if side else ({}, ())
+
+
+def cube_side(count: int) -> int:
+    """The side of the cube that has ``count`` parts; 0 if there is none."""
+    side = round(max(count, 0) ** (1 / 3))
+    return side if side**3 == count else 0
+
+
+def to_our_keys(state: Mapping[str, Tensor], patch: tuple[int, int, int]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The encoder under the keys of VisionTransformer3D, and which key each came from.
+
+    Args:
+        state: of the encoder alone, under MONAI's keys; keys that are not known keep their names.
+        patch: the patch ``(h, w, d)``, for a linear patch embedding.
+
+    Raises:
+        WeightsError: the patch does not divide the linear layer's width.
+    """
+    found, origins = {}, {}
+    depth = len({key.split(".")[1] for key in state if ".norm1." in key and "blocks." in key})
+    for key, value in state.items():
+        name = _our_name(key.removeprefix("vit."), depth)
+        if key.endswith(_LINEAR):
+            value = linear_to_kernel(value, patch)
+        found[name], origins[name] = value, f"from {key}"
+    return found, {name: origin for name, origin in origins.items() if origin != f"from {name}"}
+
+
+def _our_name(key: str, depth: int) -> str:
+    if re.match(rf"blocks\.{depth}\.(weight|bias)$", key):  # a masked autoencoder's norm is the last of its blocks
+        return "norm." + key.rsplit(".", 1)[1]
+    key = key.replace("patch_embeddings.1.", "patch_embeddings.", 1)
+    for monai, ours in RENAMES:
+        if key.startswith(monai):
+            key = ours + key[len(monai) :]
+            break
+    for monai, ours in IN_BLOCK if key.startswith("blocks.") else []:
+        key = key.replace(monai, ours)
+    return key
+
+
+def to_monai_key(key: str) -> str:
+    """MONAI's name of one of our keys, those of the class ``ViT``.
+
+    Raises:
+        WeightsError: it has none.
+    """
+    for monai, ours in RENAMES:
+        if key.startswith(ours):
+            key = monai + key[len(ours) :]
+            for theirs, own in IN_BLOCK if key.startswith("blocks.") else []:
+                key = key.replace(own, theirs)
+            return key
+    raise WeightsError(f"MONAI's ViT has no place for {key}.")

@@ -1,0 +1,231 @@
+"""Weights described before they are loaded, and made ours: what ``vit3d weights`` runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..data.errors import UsageError, WeightsError
+from .backbone import save_backbone
+from .convert.timm2d import Inflated, create_timm2d
+from .families import Source, backbone_from, read_source
+from .hub import CONFIG, WEIGHTS, load_pretrained, read_pair
+from .report import LoadReport
+
+_INFLATE = ("axis", "kernel", "positions")
+# a head may be another, positions are resampled; the last two are renamed or left out
+_NOT_COMPARED = ("head.", "pos_embed", "mask_token", "register_tokens")
+
+
+def describe_weights(path: str | Path, *, take: str = "teacher") -> dict[str, Any]:
+    """What weights are, and what would be loaded of them.
+
+    Args:
+        path: a file, or a folder of ``save_pretrained``.
+        take: which of several networks, as for :func:`read_source`.
+
+    Returns:
+        JSON's types: ``file``, ``family``, ``wrapping`` (what was taken off), ``architecture`` (as far as it is
+        shown), ``assumed`` (those of its options that were guessed), ``tensors``, ``bytes``, ``types``, ``sha256``,
+        ``left_out``; then ``loaded`` (a number), ``converted`` and ``initialised`` where a network could be built, or
+        ``needed``, which says what is missing; of timm's 2D weights ``timm_models``, the names of those that fit.
+
+    Raises:
+        WeightsError: missing, damaged, more than tensors, or no Vision Transformer that is known.
+    """
+    source = _read(Path(path), take)
+    tensors = source.state.values()
+    return {
+        "file": str(path),
+        "family": source.family,
+        "wrapping": list(source.wrapping),
+        "architecture": {key: _plain(value) for key, value in source.options.items()},
+        "assumed": list(source.assumed),
+        "tensors": len(source.state),
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        "types": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}),
+        "sha256": "verified" if "sha256" in _metadata(_file_of(Path(path))) else "not in the file",
+        "left_out": list(source.left_out),
+        **_what_would_load(source, Path(path)),
+    }
+
+
+def convert_weights(
+    path: str | Path,
+    out: str | Path,
+    *,
+    timm_name: str | None = None,
+    take: str = "teacher",
+    overwrite: bool = False,
+    **options: Any,
+) -> LoadReport:
+    """Make weights of another project ours, and write them.
+
+    Args:
+        path: a file, or a folder of ``save_pretrained``.
+        out: ``.safetensors`` is a file of ``save_backbone``, without a head; else the folder of ``save_pretrained``.
+        timm_name: for 2D weights: timm's name of their model.
+        take: which of several networks, as for :func:`read_source`.
+        overwrite: write anew what is there.
+        options: keywords of the network, as ``img_size``, ``patch_size``, ``in_chans``, ``num_heads``; for 2D weights
+            also ``axis``, ``kernel``, ``positions``, ``grid``, as for :func:`from_timm2d`.
+
+    Returns:
+        What became of each tensor.
+
+    Raises:
+        WeightsError: as :func:`describe_weights`, or an option is missing that no tensor shows.
+        UsageError: ``out`` is there, or options that the family has not.
+    """
+    out = Path(out)
+    single = out.suffix.lower() == ".safetensors"
+    if not overwrite and (out.exists() if single or not out.is_dir() else any(out.iterdir())):
+        raise UsageError(f"{out}: there already. Pass overwrite=True (--overwrite), or name another place.")
+    network, report = _built(_read(Path(path), take), Path(path), timm_name, options)
+    if single:
+        save_backbone(network, out)
+        return report
+    try:
+        network.save_pretrained(out)
+    except UsageError as error:  # a head of MONAI's ends in a tanh
+        more = "If it is the head: num_classes=0 (--num-classes 0) leaves it out, as OUT.safetensors does."
+        raise UsageError(f"{path}: {error} {more}") from error
+    return report
+
+
+def fitting_timm_models(state: Mapping[str, Tensor]) -> list[str]:
+    """The names of timm's 2D Vision Transformers whose keys and shapes are those of a state dict.
+
+    Shapes do not show everything: activations, norm eps and heads may differ between them.
+
+    Args:
+        state: under timm's keys, its head and the number of its positions aside.
+    """
+    names = sorted({*timm.list_models(module="vision_transformer"), *timm.list_models(module="deit")})
+    patch, wanted = state["patch_embed.proj.weight"].shape[-1], _shapes(state)
+    depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    rest = {key: shape for key, shape in wanted.items() if not key.startswith("blocks.")}
+    first = {key: shape for key, shape in wanted.items() if key.startswith("blocks.0.")}
+    fits = []
+    for name in names:
+        said = re.search(r"patch(\d+)_", name)
+        if said is not None and int(said[1]) != patch:
+            continue
+        # without its blocks first: most are told apart by that, in a tenth of the time
+        bare = timm.create_model(name, pretrained=False, device="meta", block_fn=_NoBlock)
+        if len(bare.blocks) == depth and _shapes(bare.state_dict()) == rest:
+            one = timm.create_model(name, pretrained=False, device="meta", depth=1)
+            if _shapes(one.state_dict()) == {**rest, **first}:
+                fits.append(name)
+    return fits
+
+
+class _NoBlock(nn.Module):
+    """Stands where a block would be."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__()
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    found = {key: tuple(value.shape) for key, value in state.items() if not key.startswith(_NOT_COMPARED)}
+    if "register_tokens" in state:  # DINOv2's own word
+        found["reg_token"] = tuple(state["register_tokens"].shape)
+    return found
+
+
+def _read(path: Path, take: str) -> Source:
+    """Weights of any family; of ours, the header says what they are."""
+    file = _file_of(path)
+    if not path.is_dir() and not {"architecture", "sha256"} <= set(_metadata(file)):
+        return read_source(path, take=take)
+    said, state = read_pair(path / CONFIG if path.is_dir() else file, file)
+    return Source("monai_vit3d", (), state, said, (), ())
+
+
+def _file_of(path: Path) -> Path:
+    return path / WEIGHTS if path.is_dir() else path
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return dict(opened.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}  # of torch.save, or the reader will say what is wrong with it
+
+
+def _plain(value: Any) -> Any:
+    """A value in JSON's types; a layer's constructor by its name."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if callable(value):
+        base = getattr(value, "func", value)
+        how = ", ".join(f"{key}={one!r}" for key, one in getattr(value, "keywords", {}).items())
+        return getattr(base, "__name__", type(base).__name__) + (f"({how})" if how else "")
+    return value
+
+
+def _what_would_load(source: Source, path: Path) -> dict[str, Any]:
+    if source.family == "timm2d":
+        fits, side = fitting_timm_models(source.state), int(source.state["patch_embed.proj.weight"].shape[-1])
+        patch = (side, side, max(side // 2, 1))
+        how = (f"--timm {fits[0] if fits else 'NAME'}", f"--img-size {','.join(str(7 * n) for n in patch)}")
+        example = f"{how[0]} {how[1]} --patch-size {','.join(map(str, patch))}"
+        return {"needed": f"timm's name of the model, img_size and patch_size: {example}", "timm_models": fits}
+    try:
+        report = _built(source, path, None, {}).report
+    except WeightsError as error:
+        return {"needed": str(error).removeprefix(f"{path}: ")}
+    return {
+        "loaded": len(report.loaded),
+        "converted": dict(report.converted),
+        "initialised": list(report.initialised),
+        # the source's own are named above
+        "unused": [key for key in report.unused if key not in source.left_out],
+    }
+
+
+def _built(source: Source, path: Path, timm_name: str | None, options: dict[str, Any]) -> Inflated:
+    """The network of weights of any family."""
+    if source.family == "timm2d":
+        return _from_timm(source, path, timm_name, options)
+    spare = [key for key in (*_INFLATE, *(("grid",) if source.family == "monai_vit3d" else ())) if key in options]
+    spare += ["timm_name"] if timm_name else []
+    if spare:
+        raise UsageError(f"{path}: weights of {source.family}; {', '.join(spare)} are for others. Leave them out.")
+    if source.family != "monai_vit3d":
+        return backbone_from(source, **options)
+    network = load_pretrained(path, **options)
+    own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    came = {key: tuple(value.shape) for key, value in source.state.items()}
+    changed = {key: f"{came[key]} to {shape}" for key, shape in own.items() if key in came and came[key] != shape}
+    new = tuple(key for key in own if key not in came or (key in changed and key.startswith("head.")))
+    return Inflated(
+        network,
+        LoadReport(
+            loaded=tuple(key for key in own if key in came and key not in changed),
+            converted={key: how for key, how in changed.items() if key not in new},
+            initialised=new,
+            unused=tuple(key for key in came if key not in own or key in new),
+        ),
+    )
+
+
+def _from_timm(source: Source, path: Path, name: str | None, options: dict[str, Any]) -> Inflated:
+    missing = [key for key in ("img_size", "patch_size") if key not in options]
+    if name is None or missing:
+        needed = ", ".join([*(["timm_name (--timm)"] if name is None else []), *missing])
+        fits = "" if name else f" By their shapes these fit: {', '.join(fitting_timm_models(source.state)) or 'none'}."
+        raise UsageError(f"{path}: weights of a 2D Vision Transformer; {needed} are needed.{fits}")
+    try:
+        network, report = create_timm2d(name, pretrained=source.state, **options)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return Inflated(network, report.with_origins({}, source.left_out))

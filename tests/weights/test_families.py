@@ -1,0 +1,322 @@
+"""Checkpoints are recognised in any wrapping; what is ambiguous, unexpected or not hosted is refused by name."""
+
+import json
+import logging
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.networks.nets import ViT
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from monai_vit3d.data.errors import UsageError, WeightsError
+from monai_vit3d.layers import ConvStem3D
+from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
+from monai_vit3d.weights import save_backbone
+from monai_vit3d.weights.convert.wrapping import WORDS
+from monai_vit3d.weights.families import Source, backbone_from, identify, read_source
+
+WIDE = {"embed_dim": 64, "depth": 1, "num_heads": 1}
+
+
+def vit(seed=0, **options):
+    torch.manual_seed(seed)
+    return VisionTransformer3D(8, 4, **{**WIDE, **options}).eval()
+
+
+def monai_vit(seed=0, **options):
+    torch.manual_seed(seed)
+    net = ViT(1, 8, 4, hidden_size=64, mlp_dim=32, num_layers=1, num_heads=1, **options).eval()
+    nn.init.normal_(net.norm.bias)
+    return net
+
+
+def under(state, step):
+    if step.endswith("."):
+        return {f"{step}{key}": value for key, value in state.items()}
+    return {step: state}
+
+
+def same(net, other):
+    return all(torch.equal(value, other[key]) for key, value in net.state_dict().items())
+
+
+# wrappings
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([*WORDS, *(f"{word}." for word in WORDS)]), max_size=4), st.booleans())
+def test_any_nesting_is_taken_off_and_said(steps, monai):
+    # a prefix cannot lie outside an entry: the tensors' keys are those of the innermost dict
+    steps = [step for step in steps if not step.endswith(".")] + [step for step in steps if step.endswith(".")]
+    state = checkpoint = (monai_vit() if monai else vit()).state_dict()
+    for step in reversed(steps):
+        checkpoint = under(checkpoint, step)
+        if not step.endswith("."):
+            checkpoint |= {"optimizer": {"state": {0: torch.ones(1)}, "param_groups": []}, "epoch": 3}
+    source = identify(checkpoint, take="teacher")
+    assert source.wrapping == tuple(steps)
+    assert source.family == ("monai_vit" if monai else "nidl")
+    assert source.state.keys() | {*source.left_out} >= state.keys()
+    entries = [step for step in steps if not step.endswith(".")]
+    beside = [".".join([*entries[:i], name]) for i in range(len(entries)) for name in ("optimizer", "epoch")]
+    assert {key for key in source.left_out if "cross_attn" not in key} == set(beside)
+    assert same(backbone_from(source).network, backbone_from(state).network.state_dict())
+
+
+@pytest.mark.parametrize(("names", "averaged"), [
+    (("teacher", "student"), "teacher"), (("student.", "teacher."), "teacher."), (("model", "model_ema"), "model_ema"),
+    (("state_dict", "state_dict_ema"), "state_dict_ema"), (("context_encoder.vit.", "target_encoder.vit."), "target"),
+])  # fmt: skip
+def test_of_a_teacher_and_a_student_the_teacher_is_taken_and_said(names, averaged):
+    states = {name: vit(seed).state_dict() for seed, name in enumerate(names)}
+    checkpoint = {key: value for name, state in states.items() for key, value in under(state, name).items()}
+    teacher = next(name for name in names if name.startswith(averaged))
+    student = next(name for name in names if name != teacher)
+    for take, name, other in (("teacher", teacher, student), ("student", student, teacher)):
+        source = identify(checkpoint, take=take)
+        assert source.wrapping[0].rstrip(".") == name.split(".")[0]
+        assert torch.equal(source.state["cls_token"], states[name]["cls_token"])
+        assert {key.split(".")[0] for key in source.left_out} == {other.split(".")[0]}
+        net, report = backbone_from(checkpoint, take=take)
+        assert same(net, states[name])
+        assert report.unused == source.left_out
+
+
+def test_several_networks_are_refused_by_name():
+    checkpoint = {"model": vit().state_dict(), "network": vit(1).state_dict()}
+    for take in ("teacher", "student"):
+        with pytest.raises(WeightsError, match=rf"^w\.pt: take='{take}' fits 2 of .* under 'model', 'network'; one is"):
+            identify(checkpoint, "w.pt", take=take)
+    assert torch.equal(identify(checkpoint, take="network").state["cls_token"], checkpoint["network"]["cls_token"])
+    with pytest.raises(WeightsError, match="take='student' fits 0 of the networks that it holds, under 'teacher'"):
+        identify({"teacher": vit().state_dict()}, take="student")
+    with pytest.raises(WeightsError, match="take='net' fits 0"):
+        identify(vit().state_dict(), take="net")
+
+
+def test_averages_of_torch_itself():
+    net = vit()
+    source = identify(under(AveragedModel(net).state_dict(), "_orig_mod."))
+    assert (source.wrapping, source.left_out) == (("_orig_mod.", "module."), ("_orig_mod.n_averaged",))
+
+
+def test_entries_among_the_tensors_are_named():
+    inner = {**vit().state_dict(), "epoch": 3, "optimizer": {"step": torch.ones(1)}}
+    assert identify(inner).left_out == ("epoch", "optimizer")
+    assert identify({"model": inner}).left_out == ("model.epoch", "model.optimizer")
+
+
+def test_a_network_with_a_backbone_of_ours_leaves_its_decoder():
+    net = TokenSegmenter(vit(class_token=False, global_pool="", depth=2), "unetr", 2, feature_size=2, norm_name="batch")
+    source = identify(net.state_dict())
+    assert source.wrapping == ("backbone.",)
+    assert {*source.left_out} == {key for key in net.state_dict() if key.startswith("decoder.")}
+    assert same(backbone_from(source).network, net.backbone.state_dict())
+
+
+@pytest.mark.parametrize(("read", "match"), [
+    ([1], r"^w\.pt: a list; a state dict"),
+    ({}, r"^w\.pt: no Vision Transformer of a known family among its entries \(none\)"),
+    (nn.Linear(2, 2).state_dict(), "among its entries weight, bias. Save"),
+    ({f"layer{i}.weight": torch.ones(1) for i in range(9)}, "layer4.weight, and 4 more"),
+    ({"model": {"model": {}}}, "among its entries model"),
+    ({3: torch.ones(1)}, "among its entries 3"),
+])  # fmt: skip
+def test_what_is_no_vision_transformer_is_refused(read, match):
+    with pytest.raises(WeightsError, match=match):
+        identify(read, "w.pt")
+
+
+# files
+
+
+def test_files_of_trainers_and_of_ours(tmp_path, caplog):
+    net = monai_vit()
+    checkpoint = {"state_dict": under(net.state_dict(), "model."), "epoch": 3, "optimizer_states": [{"lr": 0.1}]}
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    source = read_source(tmp_path / "last.ckpt")
+    assert isinstance(source, Source)
+    assert (source.family, source.wrapping) == ("monai_vit", ("state_dict", "model."))
+    assert {"epoch", "optimizer_states"} < {*source.left_out}
+    with caplog.at_level(logging.INFO, logger="monai_vit3d"):
+        backbone_from(tmp_path / "last.ckpt")
+    said = caplog.records[0].getMessage()
+    assert said.startswith(
+        f"{tmp_path / 'last.ckpt'}: monai_vit at state_dict model.: 7 loaded, 9 converted (pos_embed: "
+    )
+    assert said.endswith("unused: " + ", ".join(source.left_out) + "; assumed: num_heads, img_size")
+    save_file(net.state_dict(), tmp_path / "w.safetensors")
+    assert read_source(str(tmp_path / "w.safetensors")).wrapping == ()
+    torch.save({"state_dict": net.state_dict(), "hparams": nn.Linear(1, 1)}, tmp_path / "code.ckpt")
+    with pytest.raises(WeightsError, match=r"code\.ckpt: not a readable state dict .* hold more than tensors"):
+        read_source(tmp_path / "code.ckpt")
+    with pytest.raises(WeightsError, match="no such file"):
+        backbone_from(tmp_path / "none.pt")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [
+    {}, {"reg_tokens": 2, "no_embed_class": True, "num_heads": 4}, {"pos_embed": "sincos", "class_token": False,
+     "global_pool": ""}, {"embed_layer": ConvStem3D, "norm_layer": nn.LayerNorm}, {"norm_layer": "layernorm"},
+], ids=str)  # fmt: skip
+def test_our_own_files_say_all_that_no_tensor_shows(tmp_path, options):
+    torch.manual_seed(0)
+    net = VisionTransformer3D((8, 12, 16), (4, 4, 8), embed_dim=24, depth=1, **{"num_heads": 2, **options}).eval()
+    save_backbone(net, tmp_path / "encoder.safetensors")
+    source = read_source(tmp_path / "encoder.safetensors")
+    assert (source.family, source.assumed) == ("monai_vit3d", ("global_pool",))
+    again, report = backbone_from(source)
+    x = torch.randn(1, 1, 8, 12, 16)
+    assert torch.equal(again(x), net(x))
+    assert set(report.loaded) == set(net.state_dict())
+    if "embed_layer" not in options:
+        larger = backbone_from(source, img_size=(8, 24, 16)).network
+        net.set_input_size((8, 24, 16))
+        assert torch.equal(larger.state_dict().get("pos_embed", larger.pos_embed), net.pos_embed)
+
+
+def test_layers_of_which_a_header_has_the_name_alone(tmp_path):
+    net = vit(rope="patch", pos_embed="none")
+    save_backbone(net, tmp_path / "rope.safetensors")
+    with pytest.raises(WeightsError, match=r"made with block_fn='RotaryBlock', attn_layer='AttentionRope'; .* rope"):
+        backbone_from(tmp_path / "rope.safetensors")
+    again = backbone_from(tmp_path / "rope.safetensors", rope="patch").network
+    x = torch.randn(1, 1, 8, 8, 8)
+    assert torch.equal(again(x), net(x))
+    save_backbone(vit(act_layer="relu"), tmp_path / "relu.safetensors")
+    with pytest.raises(WeightsError, match="made with act_layer='ReLU'"):
+        backbone_from(tmp_path / "relu.safetensors")
+    assert isinstance(backbone_from(tmp_path / "relu.safetensors", act_layer="relu").network.blocks[0].mlp.act, nn.ReLU)
+    save_file(vit().state_dict(), tmp_path / "cut.safetensors", {"architecture": json.dumps({"grid_size": [2, 2, 2]})})
+    with pytest.raises(WeightsError, match=r"cut\.safetensors: its header and keys do not say all .*load_backbone"):
+        read_source(tmp_path / "cut.safetensors")
+
+
+# what is shown, what was assumed, what is said
+
+
+def test_what_was_assumed_is_said():
+    source = identify(monai_vit().state_dict())
+    assert source.assumed == ("num_heads", "img_size")
+    assert source.options["img_size"] == (8, 8, 8)
+    source = identify(monai_vit(proj_type="perceptron").state_dict())
+    assert source.assumed == ("patch_size", "in_chans", "num_heads", "img_size")
+    narrow = ViT(1, (8, 4, 4), 4, hidden_size=24, mlp_dim=32, num_layers=1, num_heads=2)
+    with pytest.raises(
+        WeightsError, match=r"^w\.pt: no tensor shows img_size, num_heads; pass img_size=, num_heads=\.$"
+    ):
+        backbone_from(identify(narrow.state_dict(), "w.pt"))
+    linear = ViT(3, 8, (4, 4, 2), hidden_size=24, mlp_dim=32, num_layers=1, num_heads=2, proj_type="perceptron")
+    with pytest.raises(WeightsError, match="no tensor shows img_size, patch_size, in_chans, num_heads"):
+        backbone_from(linear.state_dict())
+    net = backbone_from(linear.state_dict(), patch_size=(4, 4, 2), img_size=8, num_heads=2).network
+    assert (net.in_chans, net.grid_size) == (3, (2, 2, 4))
+
+
+@torch.no_grad()
+def test_another_patch_grid_and_number_of_channels():
+    state = monai_vit().state_dict()
+    net, report = backbone_from(state, patch_size=8)
+    assert (net.grid_size, net.patch_embed.img_size) == ((2, 2, 2), (16, 16, 16))
+    assert report.converted["patch_embed.proj.weight"].endswith(", (64, 1, 4, 4, 4) to (64, 1, 8, 8, 8)")
+    net = backbone_from(state, in_chans=2).network
+    assert net.patch_embed.proj.weight.shape == (64, 2, 4, 4, 4)
+    long = ViT(1, (8, 4, 12), 4, hidden_size=64, mlp_dim=32, num_layers=1, num_heads=1).state_dict()
+    with pytest.raises(WeightsError, match=r"^state_dict: pos_embed has positions for 6 patches, grid=None came"):
+        backbone_from(long, img_size=16)
+    assert backbone_from(long, img_size=16, grid=(2, 1, 3)).network.num_patches == 64
+
+
+def test_a_new_head_is_said_to_be_new():
+    state = monai_vit(classification=True, num_classes=3).state_dict()
+    net, report = backbone_from(state, num_classes=5)
+    assert isinstance(net.head, nn.Linear)
+    assert report.initialised == ("head.weight", "head.bias")
+    assert {"head.0.weight", "head.0.bias"} < {*report.unused}
+    assert backbone_from(state).network.head[0].out_features == 3
+    assert backbone_from(state, global_pool="avg").report.unused == (
+        "blocks.0.norm_cross_attn.weight",
+        "blocks.0.norm_cross_attn.bias",
+    )
+    pooled = backbone_from(state, global_pool="avg", num_classes=0).network
+    assert torch.equal(pooled.norm.bias, state["norm.bias"])
+
+
+@pytest.mark.parametrize(("change", "match"), [
+    (lambda s: s.update({"blocks.0.ls1.gamma": torch.ones(64)}), "blocks.0.ls1.gamma is not known"),
+    (lambda s: s.update({"adapter.weight": torch.ones(1)}), "adapter.weight is not known"),
+    (lambda s: s.pop("blocks.0.attn.out_proj.bias"), "blocks.0.attn.proj.bias is missing"),
+    (lambda s: s.update({"norm.weight": torch.ones(3)}), r"norm.weight is \(3,\), \(64,\) is needed"),
+    (lambda s: s.pop("blocks.0.mlp.linear1.weight"), "not all of a network"),
+    (lambda s: s.pop("patch_embedding.position_embeddings"), "not all of a network"),
+])  # fmt: skip
+def test_unexpected_keys_are_refused_by_name(change, match):
+    state = monai_vit().state_dict()
+    change(state)
+    with pytest.raises(WeightsError, match=f"^state_dict: .*{match}"):
+        backbone_from(state)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_tensor_of_any_other_shape_is_refused(data):
+    state = dict(data.draw(st.sampled_from([monai_vit(), monai_vit(proj_type="perceptron"), vit()])).state_dict())
+    key = data.draw(st.sampled_from([key for key in state if "cross_attn" not in key]))
+    shape = data.draw(st.lists(st.integers(1, 5), max_size=6))
+    state[key] = torch.ones(shape)
+    with pytest.raises(ValueError, match=r"w\.pt|patch_size|embed_dim|img_size"):
+        backbone_from(identify(state, "w.pt"))
+
+
+def test_half_precision_becomes_single_and_double_stays():
+    for given_, dtype in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2):
+        net = backbone_from(monai_vit().to(given_).state_dict()).network
+        assert {p.dtype for p in net.parameters()} == {dtype}
+        assert not net.training
+
+
+# recognised, built elsewhere or not at all
+
+
+def test_timms_2d_weights_need_timms_name():
+    state = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=32).state_dict()
+    source = identify({"model": state}, "w.pt")
+    assert (source.family, source.options["depth"], source.options["embed_dim"]) == ("timm2d", 2, 192)
+    assert source.state.keys() == state.keys()
+    with pytest.raises(
+        WeightsError, match=r"^w\.pt: a 2D .* create_model\(NAME, img_size, patch_size, pretrained=PATH\)"
+    ):
+        backbone_from(source)
+
+
+def test_primus_and_vjepa_are_refused_by_name():
+    primus = {"down_projection.proj.weight": torch.ones(66, 1, 8, 8, 8), "mask_token": torch.ones(1, 1, 66)}
+    primus |= {"eva.blocks.0.attn.q_proj.weight": torch.ones(66, 66), "eva.pos_embed": torch.ones(1, 8, 66)}
+    with pytest.raises(WeightsError, match=r"^w\.pt: a Primus \(dynamic-network-architectures\)"):
+        identify({"network_weights": primus}, "w.pt")
+    video = VisionTransformer3D(
+        (4, 32, 32), (2, 16, 16), 3, class_token=False, global_pool="", pos_embed="none", **WIDE
+    )
+    encoder = under(video.state_dict(), "module.backbone.")
+    checkpoint = {"encoder": encoder, "target_encoder": encoder, "predictor": {"mask_tokens.0": torch.ones(1)}}
+    with pytest.raises(WeightsError, match="V-JEPA 2, it seems"):
+        identify(checkpoint)
+    source = identify(checkpoint, family="nidl")
+    assert source.wrapping == ("target_encoder", "module.", "backbone.")
+    assert same(backbone_from(source, pos_embed="none", img_size=(4, 32, 32)).network, video.state_dict())
+    for family in ("timm2d", "monai_vit"):
+        with pytest.raises(WeightsError, match=r"^w\.pt: "):
+            identify(checkpoint, "w.pt", family=family)
+    for family in ("monai_vit3d", "resnet"):
+        with pytest.raises(UsageError, match=f"family='{family}'; one of 'timm2d', 'nidl'"):
+            identify(checkpoint, family=family)
+
+
+def test_a_bare_state_dict_with_a_stem_of_ours_needs_load_backbone():
+    with pytest.raises(WeightsError, match="load_backbone"):
+        identify(vit(embed_layer=ConvStem3D).state_dict())
