@@ -55,7 +55,6 @@ def is_unused(key):
         {"res_block": False},
         {"conv_block": False},
         {"res_block": False, "conv_block": False, "norm_name": "batch"},
-        {"proj_type": "perceptron"},
         {"qkv_bias": True},
         {"in_channels": 1, "out_channels": 1, "num_heads": 4},
         {"img_size": (64, 96, 32)},
@@ -68,7 +67,7 @@ def test_equal_there_and_back(options):
     shape = {"img_size": options.get("img_size", (32, 48, 32)), "in_channels": options.get("in_channels", 2)}
     net = from_monai_unetr(unetr)
     assert difference(unetr, net, **shape) < 1e-5
-    back = to_monai_unetr(net, options.get("proj_type", "conv"))
+    back = to_monai_unetr(net)
     assert difference(unetr, back, **shape) < 1e-6
     state = back.state_dict()
     assert state.keys() == unetr.state_dict().keys()

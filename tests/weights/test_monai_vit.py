@@ -325,3 +325,18 @@ def test_a_segmenter_becomes_a_unetr_with_a_linear_patch_embedding():
     assert isinstance(unetr.vit.patch_embedding.patch_embeddings, nn.Sequential)
     torch.testing.assert_close(unetr(x), segmenter(x), **EXACT)
     torch.testing.assert_close(from_monai_unetr(unetr)(x), segmenter(x), **EXACT)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_a_unetr_with_a_linear_patch_embedding_there_and_back(dtype, share):
+    """In single precision relative to the largest output: a patch's 8192 products are summed in another order."""
+    torch.manual_seed(0)
+    sizes = {"feature_size": 2, "hidden_size": 24, "mlp_dim": 40, "num_heads": 2}
+    unetr = UNETR(2, 3, (32, 48, 32), proj_type="perceptron", **sizes).to(dtype).eval()
+    unetr = noisy(unetr) if dtype == torch.float64 else unetr
+    x = volume((32, 48, 32), dtype=dtype)
+    net = from_monai_unetr(unetr)
+    want = unetr(x)
+    assert (net(x) - want).abs().max() < share * want.abs().max()
+    assert same_weights(to_monai_unetr(net, "perceptron").state_dict(), unetr.state_dict())
