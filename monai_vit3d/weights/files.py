@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -19,10 +18,13 @@ from ..data.errors import WeightsError
 from ..data.files import replacing
 
 _HEADER = 8  # bytes that say how long a safetensors file's header is
+_CHUNK = 1 << 20  # bytes that are read, and added to the sum, at a time
 
 
 def read_checkpoint(path: str | Path) -> Any:
     """What ``torch.save`` wrote, as long as it is tensors and plain containers, or the tensors of a safetensors file.
+
+    The tensors are in memory, once: nothing of the file is mapped, so it may be written anew, cut or deleted after.
 
     Args:
         path: the file; its content, or the suffix ``.safetensors``, says which of the two it is.
@@ -81,27 +83,35 @@ def _is_safetensors(path: Path) -> bool:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with safe_open(path, framework="pt", device="cpu") as file, path.open("rb") as raw:
             metadata = dict(file.metadata() or {})
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+            # the library maps the file: a map would show what is written to the file later, or end the process if
+            # the file is cut; so tensors get memory of their own, into which the file is read once
+            state = {key: torch.empty_like(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 - no dict
+            digest = _fill(state, raw)
     except Exception as error:  # the library raises its own errors, Python's and torch's
         raise WeightsError(
             f"{path}: not a readable safetensors file ({type(error).__name__}: {error}). It may be cut off, or of "
             "another format. Fetch the file again, or name another."
         ) from error
-    if "sha256" in metadata and metadata["sha256"] != _tensors_sha256(path):
+    if "sha256" in metadata and metadata["sha256"] != digest:
         raise WeightsError(
             f"{path}: damaged, the sha256 of its tensors is not the one that its header has. Fetch the file again."
         )
     return state, metadata
 
 
-def _tensors_sha256(path: Path) -> str:
+def _fill(state: Mapping[str, torch.Tensor], file: BinaryIO) -> str:
+    """Read a safetensors file, whose header the library found to be sound, into tensors; its tensors' sha256."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        file.seek(int.from_bytes(file.read(_HEADER), "little"), os.SEEK_CUR)
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    header = json.loads(file.read(int.from_bytes(file.read(_HEADER), "little")))
+    for key in sorted(state, key=lambda name: header[name]["data_offsets"]):  # that is without holes
+        memory = memoryview(state[key].reshape(-1).view(torch.uint8).numpy())
+        for start in range(0, len(memory), _CHUNK):
+            part = memory[start : start + _CHUNK]
+            if file.readinto(part) != len(part):
+                raise EOFError(f"{key} ends too early")
+            digest.update(part)
     return digest.hexdigest()
 
 
