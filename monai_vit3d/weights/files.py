@@ -18,6 +18,12 @@ from ..data.errors import WeightsError
 from ..data.files import replacing
 
 _HEADER = 8  # bytes that say how long a safetensors file's header is
+_DTYPES = {
+    **{"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn},
+    **{"U16": torch.uint16, "I16": torch.int16, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"U32": torch.uint32, "I32": torch.int32, "F32": torch.float32, "F8_E5M2": torch.float8_e5m2},
+    **{"U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "C64": torch.complex64},
+}
 _CHUNK = 1 << 20  # bytes that are read, and added to the sum, at a time
 
 
@@ -83,12 +89,10 @@ def _is_safetensors(path: Path) -> bool:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt", device="cpu") as file, path.open("rb") as raw:
+        with safe_open(path, framework="pt", device="cpu") as file:  # the header is sound, or it raises
             metadata = dict(file.metadata() or {})
-            # the library maps the file: a map would show what is written to the file later, or end the process if
-            # the file is cut; so tensors get memory of their own, into which the file is read once
-            state = {key: torch.empty_like(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 - no dict
-            digest = _fill(state, raw)
+        with path.open("rb") as raw:
+            state, digest = _tensors_in(raw)
     except Exception as error:  # the library raises its own errors, Python's and torch's
         raise WeightsError(
             f"{path}: not a readable safetensors file ({type(error).__name__}: {error}). It may be cut off, or of "
@@ -101,18 +105,24 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
     return state, metadata
 
 
-def _fill(state: Mapping[str, torch.Tensor], file: BinaryIO) -> str:
-    """Read a safetensors file, whose header the library found to be sound, into tensors; its tensors' sha256."""
-    digest = hashlib.sha256()
+def _tensors_in(file: BinaryIO) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors of a safetensors file whose header is sound, and their sha256, from one reading.
+
+    The library maps the file into memory, and a map would show what is written to the file later, or end the process
+    if the file is cut; so each tensor gets memory of its own.
+    """
     header = json.loads(file.read(int.from_bytes(file.read(_HEADER), "little")))
-    for key in sorted(state, key=lambda name: header[name]["data_offsets"]):  # that is without holes
+    header.pop("__metadata__", None)
+    state, digest = {}, hashlib.sha256()
+    for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):  # that is without holes
+        state[key] = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
         memory = memoryview(state[key].reshape(-1).view(torch.uint8).numpy())
         for start in range(0, len(memory), _CHUNK):
             part = memory[start : start + _CHUNK]
             if file.readinto(part) != len(part):
                 raise EOFError(f"{key} ends too early")
             digest.update(part)
-    return digest.hexdigest()
+    return state, digest.hexdigest()
 
 
 def _read_torch(path: Path) -> Any:
