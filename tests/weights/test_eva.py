@@ -35,6 +35,7 @@ FAMILIES = {
     "EVA-02 CLIP enormous, norm after": ("eva02_enormous_patch14_clip_224", 14, {}),
     "SBB rope": ("vit_medium_patch16_rope_reg1_gap_256", 16, {}),
     "SBB rope, no bias": ("vit_mediumd_patch16_rope_reg1_gap_256", 16, {}),
+    "PE core, a pooling of all tokens": ("vit_pe_core_base_patch16_224", 16, {"attn_pool_num_heads": 2}),
     "PE lang, columns first, offset": ("vit_pe_lang_large_patch14_448", 14, {}),
     "PE spatial": ("vit_pe_spatial_tiny_patch16_512", 16, {}),
     "PE spatial giant, no class token": ("vit_pe_spatial_gigantic_patch14_448", 14, {}),
