@@ -118,7 +118,8 @@ def from_timm2d(
 
     A volume that is constant along the slice axis gives the 2D logits if there is one token along it. With k tokens
     along it too, if there are no prefix tokens: k equal patch tokens outweigh a class or register token in the
-    attention, in which ``log(k)`` on its columns of ``attn_mask`` brings the 2D logits back.
+    attention, in which ``log(k)`` on its columns of ``attn_mask`` brings the 2D tokens back, and the 2D logits unless
+    an attentive pooling sees such tokens (``pool_include_prefix``).
 
     The network is built without memory and given the tensors. Random numbers are drawn only for what does not come,
     such as a new head.
