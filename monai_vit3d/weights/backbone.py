@@ -16,6 +16,7 @@ from ..layers.pos_embed import Grid, resample_pos_embed, sincos_pos_embed
 from ..networks import VisionTransformer3D
 from ..networks.architecture import architecture
 from ..networks.modes import unwrapped
+from .blank import is_blank, take
 from .files import as_state_dict, read_with_metadata, refuse_differences, write_safetensors
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,9 @@ def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
     and the network learns its own, they start from the table, which computes the same. Such a file is also asked for
     what no shape shows: heads, patch size, layers. For other files that is the caller's care.
 
+    A network keeps its device and dtype. A backbone on the meta device comes to the CPU: the tensors that were read
+    become its own, so that the weights are in memory once, and its head starts as ``init_weights`` does it.
+
     Args:
         network: a :class:`VisionTransformer3D`, or a network with a ``backbone``, as :class:`TokenSegmenter` and
             :class:`TokenClassifier`; its decoder or head stays as it is.
@@ -85,7 +89,10 @@ def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
     own = backbone.state_dict()
     wanted = {key: value for key, value in own.items() if not key.startswith(HEAD)}
     refuse_differences(wanted, state, path, type(backbone).__name__, _advice(wanted, state))
-    backbone.load_state_dict({**own, **state})
+    if isinstance(backbone, VisionTransformer3D) and is_blank(backbone):
+        take(backbone, state, "cpu", owned=True)
+    else:
+        backbone.load_state_dict({**own, **state})
     logger.info("%s: loaded %d tensors of a backbone%s", path, len(state), resampled)
     return network
 

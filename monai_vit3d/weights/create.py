@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 
 from ..data.errors import UsageError
 from ..networks import PRESETS, VisionTransformer3D
 from ..networks import create_model as create_preset
+from .backbone import load_backbone
+from .blank import blank_network
 from .convert.timm2d import create_timm2d
 
 
@@ -24,30 +28,39 @@ def create_model(
 ) -> VisionTransformer3D:
     """Build a backbone of a named size, or one of timm's 2D Vision Transformers in 3D.
 
+    Weights of a file are in memory once: the network is built without memory and given what was read. Random numbers
+    are drawn only for what does not come, such as a new head.
+
     Args:
         name: a key of ``PRESETS``, or timm's name, as ``"vit_base_patch14_reg4_dinov2.lvd142m"``.
         img_size: input size in ``(H, W, D)``.
         patch_size: patch size in ``(H, W, D)``.
         pretrained: of timm's names: True takes timm's weights, a state dict or a file are taken instead. What became
-            of each key is logged; :func:`create_timm2d` returns it.
+            of each key is logged; :func:`create_timm2d` returns it. Of presets: a file, as for :func:`load_backbone`.
         options: any keyword of :class:`VisionTransformer3D`; it overrides the name's own. Of timm's names also
             ``kernel``, ``positions``, ``axis``, ``grid``, ``strict``, as for :func:`from_timm2d`.
 
     Raises:
         ValueError: an unknown name.
-        UsageError: weights for a preset, of which none are published.
-        WeightsError: weights that do not fit, or a model of timm's that cannot be hosted in 3D.
+        UsageError: True or a state dict for a preset; no weights of presets are published.
+        WeightsError: a file that cannot be read, weights that do not fit, or a model of timm's that cannot be hosted
+            in 3D.
 
     Example:
         >>> net = create_model("vit_small_patch14_reg4_dinov2", (28, 28, 14), (14, 14, 7), in_chans=1)
         >>> net.num_reg_tokens
         4
     """
-    if name in PRESETS or not timm.is_model(name):
-        if pretrained is not False:
-            raise UsageError(
-                f"{name}: no pretrained weights are published under this name. Use pretrained=False, then "
-                "load_backbone(network, path) for a file of yours; or one of timm's names."
-            )
-        return create_preset(name, img_size, patch_size, **options)
-    return create_timm2d(name, img_size, patch_size, pretrained=pretrained, **options).network
+    if name not in PRESETS and timm.is_model(name):
+        return create_timm2d(name, img_size, patch_size, pretrained=pretrained, **options).network
+    if isinstance(pretrained, (str, Path)) and name in PRESETS:
+        device = options.pop("device", None) or torch.get_default_device()
+        blank = blank_network(img_size, patch_size, **{**asdict(PRESETS[name]), **options})
+        load_backbone(blank, pretrained)
+        return blank.to(device)
+    if pretrained is not False:
+        raise UsageError(
+            f"{name}: no pretrained weights are published under this name. Use pretrained=False, or the path of a "
+            "file of yours; or one of timm's names."
+        )
+    return create_preset(name, img_size, patch_size, **options)

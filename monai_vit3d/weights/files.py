@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -19,10 +18,19 @@ from ..data.errors import WeightsError
 from ..data.files import replacing
 
 _HEADER = 8  # bytes that say how long a safetensors file's header is
+_DTYPES = {
+    **{"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn},
+    **{"U16": torch.uint16, "I16": torch.int16, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"U32": torch.uint32, "I32": torch.int32, "F32": torch.float32, "F8_E5M2": torch.float8_e5m2},
+    **{"U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "C64": torch.complex64},
+}
+_CHUNK = 1 << 20  # bytes that are read, and added to the sum, at a time
 
 
 def read_checkpoint(path: str | Path) -> Any:
     """What ``torch.save`` wrote, as long as it is tensors and plain containers, or the tensors of a safetensors file.
+
+    The tensors are in memory, once: nothing of the file is mapped, so it may be written anew, cut or deleted after.
 
     Args:
         path: the file; its content, or the suffix ``.safetensors``, says which of the two it is.
@@ -81,28 +89,40 @@ def _is_safetensors(path: Path) -> bool:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with safe_open(path, framework="pt", device="cpu") as file:  # the header is sound, or it raises
             metadata = dict(file.metadata() or {})
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+        with path.open("rb") as raw:
+            state, digest = _tensors_in(raw)
     except Exception as error:  # the library raises its own errors, Python's and torch's
         raise WeightsError(
             f"{path}: not a readable safetensors file ({type(error).__name__}: {error}). It may be cut off, or of "
             "another format. Fetch the file again, or name another."
         ) from error
-    if "sha256" in metadata and metadata["sha256"] != _tensors_sha256(path):
+    if "sha256" in metadata and metadata["sha256"] != digest:
         raise WeightsError(
             f"{path}: damaged, the sha256 of its tensors is not the one that its header has. Fetch the file again."
         )
     return state, metadata
 
 
-def _tensors_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        file.seek(int.from_bytes(file.read(_HEADER), "little"), os.SEEK_CUR)
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _tensors_in(file: BinaryIO) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors of a safetensors file whose header is sound, and their sha256, from one reading.
+
+    The library maps the file into memory, and a map would show what is written to the file later, or end the process
+    if the file is cut; so each tensor gets memory of its own.
+    """
+    header = json.loads(file.read(int.from_bytes(file.read(_HEADER), "little")))
+    header.pop("__metadata__", None)
+    state, digest = {}, hashlib.sha256()
+    for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):  # that is without holes
+        state[key] = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+        memory = memoryview(state[key].reshape(-1).view(torch.uint8).numpy())
+        for start in range(0, len(memory), _CHUNK):
+            part = memory[start : start + _CHUNK]
+            if file.readinto(part) != len(part):
+                raise EOFError(f"{key} ends too early")
+            digest.update(part)
+    return state, digest.hexdigest()
 
 
 def _read_torch(path: Path) -> Any:

@@ -1,18 +1,27 @@
 """Loading takes a state dict of tensors that fits, and nothing else; a refusal leaves the network as it was."""
 
+import math
 import os
 import pickle
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from monai_vit3d.data.errors import Vit3dError, WeightsError
-from monai_vit3d.weights import load_weights
+from monai_vit3d.weights import create_model, load_weights, save_backbone
 from monai_vit3d.weights.files import read_checkpoint, read_with_metadata, write_safetensors
 from tests.weights.nets import FORMATS, Payload, network, stored
+
+DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32,
+          torch.uint64, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]  # fmt: skip
 
 
 @pytest.fixture
@@ -225,3 +234,77 @@ def test_writing_that_fails_leaves_the_file_that_is_there(tmp_path, monkeypatch)
         write_safetensors({"some": torch.zeros(3)}, {}, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+# memory
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_what_was_read_is_no_map_of_the_file(tmp_path, suffix):
+    path, state = tmp_path / f"w.{suffix}", {f"part{i}": torch.randn(300, 1000) for i in range(3)}
+    save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+    before = path.read_bytes()
+    read = read_checkpoint(path)
+    maps = Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else ""
+    assert str(path) not in maps
+    for value in read.values():
+        value.add_(1)
+    assert path.read_bytes() == before
+    path.write_bytes(b"cut")
+    assert all(torch.equal(value, state[key] + 1) for key, value in read.items())
+
+
+def test_a_network_that_was_made_of_a_file_trains_without_it(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_backbone(create_model("vit3d_tiny", 16, 8, depth=1), path)
+    before = path.read_bytes()
+    net = create_model("vit3d_tiny", 16, 8, depth=1, pretrained=path)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    start = net.norm.weight.detach().clone()
+    net(torch.randn(1, 1, 16, 16, 16)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(net.norm.weight, start)
+    assert path.read_bytes() == before
+    path.write_bytes(b"cut")
+    trained = net(torch.ones(1, 1, 16, 16, 16))
+    path.unlink()
+    assert torch.equal(net(torch.ones(1, 1, 16, 16, 16)), trained)
+
+
+@given(st.lists(st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=3)), max_size=6))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_type_and_shape_is_read_as_the_library_reads_it(tmp_path, parts):
+    path = tmp_path / "w.safetensors"
+    state = {str(i): torch.arange(math.prod(shape)).reshape(shape).to(dtype) for i, (dtype, shape) in enumerate(parts)}
+    save_file(state, path)
+    read, want = read_checkpoint(path), load_file(path)
+    assert set(read) == set(want)
+    for key, value in read.items():
+        assert value.dtype == want[key].dtype
+        assert torch.equal(value.reshape(-1).view(torch.uint8), want[key].reshape(-1).view(torch.uint8))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel's peak is Linux's")
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_the_weights_are_in_memory_once(tmp_path, suffix):
+    options = {"embed_dim": 1024, "num_heads": 16, "depth": 8}
+    path = tmp_path / f"w.{suffix}"
+    net = create_model("vit3d_tiny", 16, 8, **options)
+    save_backbone(net, path) if suffix == "safetensors" else torch.save(net.state_dict(), path)
+    code = f"""
+import gc
+from pathlib import Path
+from monai_vit3d import create_model
+create_model("vit3d_tiny", 16, 8, depth=1)
+def kernel_bytes(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+gc.collect()
+Path("/proc/self/clear_refs").write_text("5")
+start = kernel_bytes("VmRSS")
+net = create_model("vit3d_tiny", 16, 8, **{options}, pretrained={str(path)!r})
+print(kernel_bytes("VmHWM") - start)
+"""
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True)
+    assert int(out.stdout.splitlines()[-1]) < 1.25 * path.stat().st_size  # 400 MB

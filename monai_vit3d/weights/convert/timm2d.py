@@ -13,19 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from ...data.errors import WeightsError
-from ...layers import resample_pos_embed
 from ...networks import VisionTransformer3D
 from ..backbone import HEAD
+from ..blank import blank_network, is_blank, take
 from ..files import read_checkpoint, refuse_differences
-from ..inflate import fit_kernel, inflate_positions
 from ..report import LoadReport
+from .timm2d_filter import KERNEL, POS, checkpoint_filter_fn
 from .timm2d_names import under_timms_names
 from .timm2d_options import refuse_other_layers, timm_options
 
 logger = logging.getLogger(__name__)
 
-KERNEL, POS = "patch_embed.proj.weight", "pos_embed"
-_MODULES = ("vision_transformer", "deit")  # of timm, where its class VisionTransformer is built by name
+_MODULES = ("vision_transformer", "deit", "eva")  # of timm, where VisionTransformer and Eva are built by name
 _HOW = ("kernel", "positions", "axis", "grid", "strict")  # of weights, not of the network
 _ADVICE = "Name the timm model that the weights are of, or pass strict=False to load what fits."
 
@@ -64,6 +63,20 @@ def load_timm2d(
         WeightsError: keys or shapes differ, and ``strict``; the network is unchanged then.
         UsageError: an unknown way to inflate.
     """
+    return _load(network, state, name=name, new_head=new_head, strict=strict, owned=False, **how)
+
+
+def _load(
+    network: VisionTransformer3D,
+    state: Mapping[str, Tensor],
+    *,
+    name: str,
+    new_head: bool,
+    strict: bool,
+    owned: bool,
+    **how: Any,
+) -> LoadReport:
+    """:func:`load_timm2d`; a blank network takes the tensors for its own where they are ``owned``, else copies."""
     found = checkpoint_filter_fn(state, network, **how)
     own = network.state_dict()
     fits = [key for key in own if key in found and found[key].shape == own[key].shape]
@@ -71,7 +84,11 @@ def load_timm2d(
         spare = {*fits, *(key for key in (*own, *found) if new_head and key.startswith(HEAD))}
         sides = [{key: value for key, value in side.items() if key not in spare} for side in (own, found)]
         refuse_differences(sides[0], sides[1], name, type(network).__name__, _ADVICE)
-    network.load_state_dict({key: found[key] for key in fits}, strict=False)
+    come = {key: found[key] for key in fits}
+    if is_blank(network):
+        take(network, come, found[KERNEL].device, owned=owned)
+    else:
+        network.load_state_dict(come, strict=False)
     changed = {
         key: f"{tuple(state[key].shape)} to {tuple(found[key].shape)}" for key in fits if found[key] is not state[key]
     }
@@ -99,15 +116,20 @@ def from_timm2d(
 ) -> Inflated:
     """The 3D network that has a timm model's architecture, and its weights inflated.
 
-    A volume that is constant along the slice axis gives the 2D logits if there is one token along it; with more
-    tokens too, if there are no prefix tokens, whose share of the attention shrinks otherwise.
+    A volume that is constant along the slice axis gives the 2D logits if there is one token along it. With k tokens
+    along it too, if there are no prefix tokens: k equal patch tokens outweigh a class or register token in the
+    attention, in which ``log(k)`` on its columns of ``attn_mask`` brings the 2D tokens back, and the 2D logits unless
+    an attentive pooling sees such tokens (``pool_include_prefix``).
+
+    The network is built without memory and given the tensors. Random numbers are drawn only for what does not come,
+    such as a new head.
 
     Args:
-        model: timm's VisionTransformer; may be on the meta device if ``state`` has the weights.
+        model: timm's VisionTransformer or Eva; may be on the meta device if ``state`` has the weights.
         img_size: input size in ``(H, W, D)``.
         patch_size: patch size in ``(H, W, D)``.
         state: other weights for it: under timm's keys, or as their authors published them where timm can read that
-            (DINOv2, OpenAI's CLIP, OpenCLIP, BEiT-3, I-JEPA, AIM, RADIO, DeiT-3); None takes the model's own.
+            (DINOv2, DINOv3, OpenAI's CLIP, OpenCLIP, BEiT-3, I-JEPA, AIMv2, DeiT-3); None takes the model's own.
         name: where ``state`` came from, for messages.
         kernel: how the kernel is inflated, ``"mean"``, ``"center"`` or ``"trilinear"``.
         positions: how positions are inflated, ``"repeat"`` or ``"factored"``.
@@ -118,27 +140,47 @@ def from_timm2d(
             ``global_pool``, drop rates, and so on.
 
     Returns:
-        The network, at least in float32, in the model's mode; and what became of each key.
+        The network, in the model's mode, on the weights' device and at least in float32, where ``device`` and
+        ``dtype`` say nothing else; and what became of each key. The tensors are its own: training it changes neither
+        ``model`` nor ``state``.
 
     Raises:
         WeightsError: VisionTransformer3D cannot host the model, or the weights do not fit it.
         UsageError: an unknown way to inflate.
     """
-    wanted = timm_options(model)
-    network = VisionTransformer3D(img_size, patch_size, **{**wanted, **options})
-    if strict:
-        refuse_other_layers(model, network)
-    tensors, origins, dropped = under_timms_names(model.state_dict() if state is None else state, model, name)
+    how = {"kernel": kernel, "positions": positions, "axis": axis, "grid": grid, "strict": strict}
+    state = model.state_dict() if state is None else state
+    return _inflated(model, img_size, patch_size, state, name, False, how, options)
+
+
+def _inflated(
+    model: nn.Module,
+    img_size: int | Sequence[int],
+    patch_size: int | Sequence[int],
+    state: Mapping[str, Any],
+    name: str,
+    owned: bool,
+    how: dict[str, Any],
+    options: dict[str, Any],
+) -> Inflated:
+    """:func:`from_timm2d`; tensors that nobody else has (``owned``) become the network's where they need no change."""
+    how = {"axis": 2, "grid": None, "strict": True, **how}
+    wanted = timm_options(model, how["axis"])
+    place = {key: options.pop(key, None) for key in ("device", "dtype")}
+    network = (blank_network if how["strict"] else VisionTransformer3D)(img_size, patch_size, **{**wanted, **options})
+    if how["strict"]:
+        refuse_other_layers(model, network, how["axis"])
+    tensors, origins, dropped = under_timms_names(state, model, name)
     _refuse_empty(tensors, name)
     grid2d = tuple(model.patch_embed.grid_size)
     prefix = 0 if model.no_embed_class else int(model.num_prefix_tokens)
-    if grid is None and POS in tensors and tensors[POS].shape[1] == prefix + prod(grid2d):
-        grid = grid2d
+    if how["grid"] is None and POS in tensors and tensors[POS].shape[1] == prefix + prod(grid2d):
+        how["grid"] = grid2d
     weight = tensors[KERNEL]
-    network.to(weight.device, torch.promote_types(weight.dtype, torch.float32)).train(model.training)
+    network.to(place["dtype"] or torch.promote_types(weight.dtype, torch.float32)).train(model.training)
     own_head = any(options.get(key, wanted[key]) != wanted[key] for key in ("num_classes", "global_pool"))
-    how = {"kernel": kernel, "positions": positions, "axis": axis, "grid": grid}
-    report = load_timm2d(network, tensors, name=name, new_head=own_head, strict=strict, **how)
+    report = _load(network, tensors, name=name, new_head=own_head, owned=owned, **how)
+    network.to(place["device"] or weight.device)
     report = report.with_origins(origins, dropped)
     logger.info("%s: %s", name, report)
     return Inflated(network, report)
@@ -170,89 +212,19 @@ def create_timm2d(
     """
     if not timm.models.is_model_in_modules(name.split(".")[0], _MODULES):
         raise WeightsError(f"{name!r} is none of timm's Vision Transformers; see timm.list_models('*vit*').")
+    how = {key: options.pop(key) for key in _HOW if key in options}
     if pretrained is True:
-        return from_timm2d(timm.create_model(name, pretrained=True), img_size, patch_size, name=name, **options)
+        model = timm.create_model(name, pretrained=True)
+        return _inflated(model, img_size, patch_size, model.state_dict(), name, True, how, options)
     model = _without_weights(name)
     if isinstance(pretrained, Mapping):
-        return from_timm2d(model, img_size, patch_size, state=pretrained, **options)
+        return from_timm2d(model, img_size, patch_size, state=pretrained, **how, **options)
     if pretrained is not False:
         state = read_checkpoint(pretrained)
-        return from_timm2d(model, img_size, patch_size, state=state, name=str(pretrained), **options)
-    options = {key: value for key, value in options.items() if key not in _HOW}
-    network = VisionTransformer3D(img_size, patch_size, **{**timm_options(model), **options})
+        return _inflated(model, img_size, patch_size, state, str(pretrained), True, how, options)
+    wanted = timm_options(model, how.get("axis", 2))
+    network = VisionTransformer3D(img_size, patch_size, **{**wanted, **options})
     return Inflated(network, LoadReport(initialised=tuple(network.state_dict())))
-
-
-def checkpoint_filter_fn(
-    state_dict: Mapping[str, Tensor],
-    model: VisionTransformer3D,
-    *,
-    kernel: str = "mean",
-    positions: str = "repeat",
-    axis: int = 2,
-    grid: Sequence[int] | None = None,
-) -> dict[str, Tensor]:
-    """A state dict with the patch kernel and the positions that a 3D network needs, as timm's models have one.
-
-    Args:
-        state_dict: of a timm VisionTransformer, or of a :class:`VisionTransformer3D` with another patch, grid or
-            number of channels; keys are kept.
-        model: the network that the weights are for.
-        kernel: how a 2D kernel is inflated, ``"mean"``, ``"center"`` or ``"trilinear"``.
-        positions: how 2D positions are inflated, ``"repeat"`` or ``"factored"``.
-        axis: the slice axis, 0, 1 or 2 of ``(H, W, D)``.
-        grid: patches along the axes that the positions were learned on; None finds a square (of a 3D kernel: the
-            network's own grid or a cube).
-
-    Returns:
-        A new dict; tensors that need no change are the same objects. Half precision becomes float32 where changed.
-
-    Raises:
-        UsageError: unknown mode or axis.
-        WeightsError: no kernel, or positions that do not fit the grid.
-    """
-    weight = state_dict.get(KERNEL)
-    if weight is None or weight.dim() not in (4, 5):
-        came = "missing" if weight is None else f"of shape {tuple(weight.shape)}"
-        raise WeightsError(f"{KERNEL} is {came}; one of shape (E, C, h, w) or (E, C, h, w, d) is needed.")
-    found = dict(state_dict)
-    patch = tuple(model.patch_embed.patch_size)
-    chans = int(model.in_chans)
-    if weight.dim() == 4 or tuple(weight.shape[1:]) != (chans, *patch):
-        found[KERNEL] = fit_kernel(_at_least_float32(weight), patch, chans, kernel, axis)
-    pos, own = found.get(POS), model.pos_embed
-    if pos is not None and isinstance(own, nn.Parameter):
-        prefix = own.shape[1] - model.num_patches
-        old = _grid(pos.shape[1] - prefix, weight.dim() - 2, tuple(model.grid_size), grid)
-        if len(old) == 3:
-            found[POS] = _resampled(pos, old, tuple(model.grid_size), prefix)
-        else:
-            found[POS] = inflate_positions(_at_least_float32(pos), old, model.grid_size, prefix, positions, axis)
-    return found
-
-
-def _at_least_float32(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-
-
-def _grid(count: int, axes: int, own: tuple[int, ...], grid: Sequence[int] | None) -> tuple[int, ...]:
-    """The grid that ``count`` positions were learned on: what was said, the network's own, or a square or cube."""
-    if grid is None and axes == 3 and count == prod(own):
-        return own
-    side = round(max(count, 0) ** (1 / axes))
-    old = (side,) * axes if grid is None else tuple(grid)
-    if len(old) != axes or prod(old) != count or count < 1:
-        raise WeightsError(
-            f"pos_embed has positions for {count} patches, grid={grid} came; {axes} numbers with that product are "
-            "needed. Name the grid that they were learned on."
-        )
-    return old
-
-
-def _resampled(pos: Tensor, old: tuple[int, ...], new: tuple[int, ...], prefix: int) -> Tensor:
-    if old == new:
-        return pos
-    return resample_pos_embed(pos, (old[0], old[1], old[2]), (new[0], new[1], new[2]), prefix)
 
 
 def _without_weights(name: str) -> nn.Module:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from typing import Any
 
+from timm.models.eva import Eva
+from timm.models.eva import checkpoint_filter_fn as eva_filter_fn
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ...data.errors import WeightsError
 from ..files import as_state_dict
+from .timm_eva import under_block_names
 
 # signs of weights as their authors published them, which timm knows how to rename
 _FOREIGN = ("mask_token", "pre_logits", "gamma_")
+_FOREIGN_EVA = ("mask_token", "storage_tokens", "rope", "lm_head", ".ls1.", "mlp.w1", "_ln.", "visual.")
 
 
 class _Traced(Tensor):
@@ -53,7 +59,8 @@ def under_timms_names(
         name: where it came from, for messages.
 
     Returns:
-        The tensors; where those come from that were renamed or made of others; the keys that timm leaves out.
+        The tensors, Eva's under the names of timm's Block; where those come from that were renamed or made of
+        others; the keys that timm leaves out.
 
     Raises:
         WeightsError: no state dict, or one that timm cannot read.
@@ -62,12 +69,13 @@ def under_timms_names(
         raise WeightsError(f"{name}: a {type(state).__name__}, a state dict of tensors is needed.")
     for wrapping in ("model", "state_dict"):  # before timm does, which would resample positions to its own grid
         state = state[wrapping] if isinstance(state.get(wrapping), Mapping) else state
-    if "patch_embed.proj.weight" in state and not any(sign in key for key in state for sign in _FOREIGN):
-        return as_state_dict(dict(state), name), {}, ()
+    if _under_timms(state, model):
+        return _as_ours(as_state_dict(dict(state), name), {}, model, ())
     traced = _traced(state)
     given = {leaf_key for tensor in tree_leaves(traced) if isinstance(tensor, _Traced) for leaf_key in tensor.keys}
     try:
-        made = checkpoint_filter_fn(traced, model, adapt_layer_scale=True)
+        with redirect_stdout(io.StringIO()):  # timm prints what it does not find
+            made = _filtered(traced, model)
     except (KeyError, RuntimeError, AttributeError, ValueError) as error:
         raise WeightsError(f"{name}: timm cannot read these weights ({type(error).__name__}: {error}).") from error
     used: set[str] = set()
@@ -78,4 +86,25 @@ def under_timms_names(
         if came != {key}:
             origins[key] = f"from {' and '.join(sorted(came))}" if came else "zeros"
     tensors = {key: value.as_subclass(Tensor) for key, value in made.items() if isinstance(value, Tensor)}
-    return tensors, origins, tuple(sorted(given - used))
+    return _as_ours(tensors, origins, model, tuple(sorted(given - used)))
+
+
+def _under_timms(state: Mapping[str, Any], model: nn.Module) -> bool:
+    if isinstance(model, Eva):  # signs of others are names of its own, or their parts
+        return "patch_embed.proj.weight" in state and not any(sign in key for key in state for sign in _FOREIGN_EVA)
+    return "patch_embed.proj.weight" in state and not any(sign in key for key in state for sign in _FOREIGN)
+
+
+def _filtered(traced: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    if isinstance(model, Eva):
+        return eva_filter_fn(traced, model)
+    return checkpoint_filter_fn(traced, model, adapt_layer_scale=True)
+
+
+def _as_ours(
+    tensors: dict[str, Tensor], origins: dict[str, str], model: nn.Module, dropped: tuple[str, ...]
+) -> tuple[dict[str, Tensor], dict[str, str], tuple[str, ...]]:
+    """Under the names of timm's VisionTransformer, which are ours."""
+    if isinstance(model, Eva):
+        tensors, origins = under_block_names(tensors, origins, model)
+    return tensors, origins, dropped

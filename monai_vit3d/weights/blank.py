@@ -1,0 +1,76 @@
+"""Networks without memory until their weights come: built on the meta device, then given the tensors themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..networks import VisionTransformer3D
+
+
+def blank_network(
+    img_size: int | Sequence[int], patch_size: int | Sequence[int], **options: Any
+) -> VisionTransformer3D:
+    """A network on the meta device, which :func:`take` makes whole.
+
+    A layer with a buffer that no state dict has could not be made whole: such a network is built as ever.
+
+    Args:
+        img_size: input size in ``(H, W, D)``.
+        patch_size: patch size in ``(H, W, D)``.
+        options: keywords of :class:`VisionTransformer3D`.
+    """
+    network = VisionTransformer3D(img_size, patch_size, **{**options, "device": "meta"})
+    buffers = {name for name, _ in network.named_buffers()} - set(network.state_dict())
+    return network if buffers <= {"pos_embed"} else VisionTransformer3D(img_size, patch_size, **options)
+
+
+def is_blank(network: nn.Module) -> bool:
+    """Whether some of a network waits for its weights."""
+    return any(value.is_meta for _, value in _tensors(network))
+
+
+def take(network: VisionTransformer3D, state: Mapping[str, Tensor], device: torch.device | str, *, owned: bool) -> None:
+    """Give a blank network its tensors, in its dtype; it makes those that do not come as its ``init_weights`` does.
+
+    Random numbers are drawn for the latter alone.
+
+    Args:
+        network: on the meta device.
+        state: tensors of the network's shapes, by its keys.
+        device: where to.
+        owned: nobody else has the tensors: they become the network's own where they are whole; else each is copied.
+    """
+    wanted = network.state_dict()
+    missing = [(key, value) for key, value in _tensors(network) if key not in state and value.is_meta]
+    for key, value in missing:
+        path, _, leaf = key.rpartition(".")
+        empty = torch.empty_like(value, device=device)
+        made = nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
+        setattr(network.get_submodule(path), leaf, made)
+    if missing:
+        network.init_weights()  # what is on the meta device yet stays as it is
+    seen: set[int] = set()
+    network.load_state_dict(
+        {key: _own(value, device, wanted[key].dtype, owned, seen) for key, value in state.items()},
+        strict=False,
+        assign=True,
+    )
+
+
+def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*network.named_parameters(), *network.named_buffers()]
+
+
+def _own(value: Tensor, device: torch.device | str, dtype: torch.dtype, owned: bool, seen: set[int]) -> Tensor:
+    """The tensor in memory that nobody shares; a part of a larger one would keep all of that."""
+    tensor = value.detach().to(device, dtype)
+    place = tensor.untyped_storage().data_ptr()
+    ours = owned or place != value.untyped_storage().data_ptr()
+    if ours and tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes and place not in seen:
+        seen.add(place)
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
