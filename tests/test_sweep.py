@@ -167,8 +167,8 @@ def rotary(request):
     options = {"depth": 2, "num_classes": CLASSES, "pos_embed": "none", "patch_drop_rate": 0.5}
     net = create_model("vit3d_tiny", SIZE, PATCH, rope=request.param, **options).eval()
     for block in net.blocks:
-        block.attn.qkv.weight.data.mul_(20)  # a new network looks at all patches alike, wherever they are
-    net.head.weight.data.mul_(20)
+        block.attn.qkv.weight.data.mul_(8)  # a new network looks at all patches alike, wherever they are
+    net.head.weight.data.mul_(5)
     if request.param == "mm":
         set_spacing(net, (0.7, 0.7, 5.0))
     with torch.no_grad():

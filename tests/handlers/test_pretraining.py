@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ignite.engine import Engine, Events
-from monai.data import CacheDataset, DataLoader, MetaTensor
+from monai.data import CacheDataset, DataLoader, MetaTensor, list_data_collate
 from monai.engines import SupervisedTrainer
 from monai.handlers import StatsHandler
 from monai.transforms import RandGaussianNoised
