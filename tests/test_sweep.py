@@ -11,6 +11,7 @@ from torch.export import Dim
 
 from monai_vit3d.data.tasks import TASKS
 from monai_vit3d.decoders import DECODERS
+from monai_vit3d.layers import set_spacing
 from monai_vit3d.networks import HEADS, PRESETS, TokenClassifier, TokenSegmenter, create_model
 
 SIZE, PATCH, CLASSES = (32, 16, 16), (16, 8, 4), 3
@@ -157,6 +158,26 @@ def test_token_classifier_of_every_task(task, head, form, folder):
     net, image, expected = token_classifier_of("vit3d_tiny", head, task)
     assert expected.shape == (2, CLASSES - (task == "ordinal"))
     check(form, net, image, expected, folder)
+
+
+@pytest.fixture(scope="module", params=["patch", "mm"])
+def rotary(request):
+    """A classifier with rotary positions alone, and its logits of two volumes."""
+    torch.manual_seed(0)
+    options = {"depth": 2, "num_classes": CLASSES, "pos_embed": "none", "patch_drop_rate": 0.5}
+    net = create_model("vit3d_tiny", SIZE, PATCH, rope=request.param, **options).eval()
+    for block in net.blocks:
+        block.attn.qkv.weight.data.mul_(8)  # a new network looks at all patches alike, wherever they are
+    net.head.weight.data.mul_(5)
+    if request.param == "mm":
+        set_spacing(net, (0.7, 0.7, 5.0))
+    with torch.no_grad():
+        return net, volumes(2, seed=1), net(volumes(2, seed=1))
+
+
+@pytest.mark.parametrize("form", [*FORMS, symbolic, onnx])
+def test_rotary_classifier_in_every_form(rotary, form, folder):
+    check(form, *rotary, folder)
 
 
 def test_logits(token_classifier):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 from torch import Tensor
 
 from ..data.errors import TrainingCollapsed, UsageError
+from ..inferers import told_spacing
 from ..networks import VisionTransformer3D
 from ..networks.modes import evaluating
 from ..pretraining import CollapseAlarm, CollapseReport, describe
@@ -137,7 +140,9 @@ class FeatureMonitor:
         """Normed patch tokens ``(B, N, E)``."""
         weight = next(self.encoder.parameters())
         image = image_of(batch, self.key).to(weight.device, weight.dtype)
-        return self.encoder.forward_features(image)[:, self.encoder.num_prefix_tokens :].float()
+        # a plain tensor tells no spacing: then the encoder has been told by hand, or says that it was not
+        with told_spacing(self.encoder, image) if isinstance(image, MetaTensor) else nullcontext():
+            return self.encoder.forward_features(image)[:, self.encoder.num_prefix_tokens :].float()
 
 
 def _targets(tokens: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 from monai.engines import PrepareBatch
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ Schedule = Callable[[int, int], float]
 
 
 def image_of(batch: Any, key: str) -> Tensor:
-    """The volumes ``(B, C, H, W, D)`` of a data loader's batch, as a plain tensor.
+    """The volumes ``(B, C, H, W, D)`` of a data loader's batch; a MetaTensor, whose affines are known, stays one.
 
     Raises:
         UsageError: no dictionary, no such key in it, or no batch of volumes behind it.
@@ -35,7 +36,7 @@ def image_of(batch: Any, key: str) -> Tensor:
             f"the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"type {type(batch).__name__}"
         )
         raise UsageError(f"batch with {came}; a dictionary with {key!r} is needed. Set key to the volumes' name.")
-    image = convert_to_tensor(batch[key], track_meta=False)
+    image = batch[key] if isinstance(batch[key], MetaTensor) else convert_to_tensor(batch[key], track_meta=False)
     if not isinstance(image, Tensor) or image.dim() != 5:
         came = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise UsageError(

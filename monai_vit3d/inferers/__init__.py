@@ -1,16 +1,20 @@
 """Inferers: how a network is run over a volume."""
 
 from .autocast import AutocastInferer
-from .stitch import can_stitch, stitch_windows, unwrapped
+from .spacing import SpacingInferer, spacing_of, told_spacing, unwrapped
+from .stitch import can_stitch, stitch_windows
 from .tta import FlipEnsemble, FlipSpread, ensemble_variance, predictive_entropy
 
 __all__ = [
     "AutocastInferer",
     "FlipEnsemble",
     "FlipSpread",
+    "SpacingInferer",
     "can_stitch",
     "ensemble_variance",
     "predictive_entropy",
+    "spacing_of",
     "stitch_windows",
+    "told_spacing",
     "unwrapped",
 ]

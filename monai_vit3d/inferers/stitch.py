@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..data.errors import UsageError
 from .autocast import AutocastInferer
+from .spacing import SpacingInferer, told_spacing, unwrapped, wrappers
 
 Slices = tuple[slice, ...]
 Windows = Iterable[tuple[Slices, Tensor]]
@@ -24,16 +25,12 @@ def can_stitch(inferer: Inferer) -> bool:
     """Whether :func:`stitch_windows` gives what ``inferer`` would.
 
     True for MONAI's ``SlidingWindowInferer`` and ``SlidingWindowInfererAdapt`` that neither buffer nor hand the network
-    coordinates, bare or in an :class:`AutocastInferer`; a subclass may do anything, and is False.
+    coordinates, bare, in an :class:`AutocastInferer`, a :class:`SpacingInferer` or both; a subclass may do anything,
+    and is False.
     """
     window = unwrapped(inferer)
     known = type(window) in (SlidingWindowInferer, SlidingWindowInfererAdapt)
     return known and not window.with_coord and not window.buffer_steps
-
-
-def unwrapped(inferer: Inferer) -> Inferer:
-    """The inferer itself, or what an :class:`AutocastInferer` runs."""
-    return inferer.inferer if type(inferer) is AutocastInferer else inferer
 
 
 @torch.no_grad()
@@ -54,7 +51,8 @@ def stitch_windows(
     ``inferer.cpu_thresh``. ``inferer.progress`` is passed over.
 
     Args:
-        image: ``(1, C, H, W, D)``; best on the CPU, as only windows of it go to the device.
+        image: ``(1, C, H, W, D)``; best on the CPU, as only windows of it go to the device. With its metadata for a
+            :class:`SpacingInferer`.
         network: windows ``(n, C, h, w, d)`` to ``(n, K, h, w, d)``.
         inferer: one that :func:`can_stitch`.
         reduce: planes ``(1, K, h, W, D)`` to ``(1, K', h, W, D)``, voxel by voxel along the first axis, such as an
@@ -66,7 +64,8 @@ def stitch_windows(
 
     Raises:
         UsageError: another inferer, more than one image, an overlap not in [0, 1); a network that gives anything but
-            one floating-point tensor of the windows' size; a ``reduce`` that drops an axis or changes the size.
+            one floating-point tensor of the windows' size; a ``reduce`` that drops an axis or changes the size; an
+            image whose spacing a :class:`SpacingInferer` cannot tell.
 
     Example:
         >>> inferer = SlidingWindowInferer((96, 96, 96), sw_batch_size=4, overlap=0.5, mode="gaussian")
@@ -76,25 +75,27 @@ def stitch_windows(
         raise UsageError(f"inferer={type(inferer).__name__}: not one that can_stitch() knows. Call the inferer itself.")
     if len(image) != 1:
         raise UsageError(f"image: {len(image)} in a batch; one (1, C, H, W, D) is needed. Stitch one after another.")
-    window = unwrapped(inferer)
-    reduced = isinstance(inferer, AutocastInferer) and inferer.enabled
+    window, around = unwrapped(inferer), wrappers(inferer)
+    reduced = [w.dtype for w in around if isinstance(w, AutocastInferer) and w.enabled]
+    spaced = any(isinstance(w, SpacingInferer) for w in around)
     device = torch.device(device or window.sw_device or image.device)
-    context = torch.autocast(device.type, dtype=inferer.dtype) if reduced else nullcontext()
 
     def predict(windows: Tensor) -> Tensor:
-        with context:
+        with torch.autocast(device.type, dtype=reduced[-1]) if reduced else nullcontext():
             return network(windows)
 
     result = None
-    for rows, planes in _Stitcher(window, image, device).planes(predict):
-        part = reduce(planes.float() if reduced else planes)
-        if part.ndim != image.ndim or part.shape[2:] != planes.shape[2:]:
-            raise UsageError(
-                f"reduce: {tuple(planes.shape)} became {tuple(part.shape)}; only channels may change. Keep their axis."
-            )
-        if result is None:
-            result = torch.empty((1, part.shape[1], *image.shape[2:]), dtype=part.dtype)
-        result[:, :, rows] = part
+    with told_spacing(network, image) if spaced else nullcontext():
+        for rows, planes in _Stitcher(window, image, device).planes(predict):
+            part = reduce(planes.float() if reduced else planes)
+            if part.ndim != image.ndim or part.shape[2:] != planes.shape[2:]:
+                raise UsageError(
+                    f"reduce: {tuple(planes.shape)} became {tuple(part.shape)}; only channels may change. Keep their "
+                    "axis."
+                )
+            if result is None:
+                result = torch.empty((1, part.shape[1], *image.shape[2:]), dtype=part.dtype)
+            result[:, :, rows] = part
     return result
 
 

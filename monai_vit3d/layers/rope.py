@@ -249,11 +249,17 @@ class RotaryBlock(Block):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
+def mm_positions(network: nn.Module) -> list[RotaryPositions3D]:
+    """Those rotary positions in a network that need the voxel spacing."""
+    return [m for m in network.modules() if isinstance(m, RotaryPositions3D) and m.unit == "mm"]
+
+
 def set_spacing(network: nn.Module, spacing_mm: Sequence[Any] | Tensor) -> None:
     """Tell a network's rotary positions the voxel spacing of the images that come next.
 
-    It holds until the next call. An attribute and no argument of ``forward``, because sliding windows, taps, heads,
-    pretraining and tracers hand a network one tensor. ``torch.export`` and TorchScript keep the value that was set.
+    It holds until the next call; :class:`~monai_vit3d.inferers.SpacingInferer` does it by the images' affines. An
+    attribute and no argument of ``forward``, because sliding windows, taps, heads, pretraining and tracers hand a
+    network one tensor. ``torch.export`` and TorchScript keep the value that was set.
 
     Args:
         network: anything that holds a :class:`~monai_vit3d.networks.VisionTransformer3D` with ``rope="mm"``, or more
@@ -263,8 +269,7 @@ def set_spacing(network: nn.Module, spacing_mm: Sequence[Any] | Tensor) -> None:
     Raises:
         ValueError: numbers that are no spacings, or a network without positions in mm; nothing was changed then.
     """
-    rows = _spacing_rows(spacing_mm)
-    ropes = [m for m in network.modules() if isinstance(m, RotaryPositions3D) and m.unit == "mm"]
+    rows, ropes = _spacing_rows(spacing_mm), mm_positions(network)
     if not ropes:
         raise ValueError(f"{type(network).__name__} has no rotary positions in mm: build the backbone with rope='mm'.")
     for rope in ropes:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 import torch.fx
 from monai.data import MetaTensor
+from timm.layers.patch_dropout import PatchDropout, patch_dropout_forward
 from torch import Tensor, nn
 
-from ..layers import fit_pos_embed
+from ..layers import fit_pos_embed, keep_rows
 
 # A leaf for torch.fx: its branches depend on the input's shape, which a symbolic trace does not know.
 torch.fx.wrap("fit_pos_embed")
@@ -34,6 +35,22 @@ class TokenEmbedding(nn.Module):
 
     def _embed(self, x: Tensor) -> Tensor:
         """Volumes ``(B, C, H, W, D)`` to the token sequence ``(B, P + N, E)`` that enters the first block."""
+        return self.norm_pre(self.patch_drop(self._all_tokens(x)))
+
+    def _embed_rotary(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`_embed`; with rotary positions, also the angles of those patches that patch dropout leaves."""
+        rope = self._rotary(x)
+        if not torch.jit.is_scripting():  # noqa: SIM102 - in TorchScript patch dropout and rope do not train
+            if rope is not None and isinstance(self.patch_drop, PatchDropout):
+                drop = self.patch_drop
+                tokens, keep = patch_dropout_forward(
+                    self._all_tokens(x), drop.prob, drop.num_prefix_tokens, drop.ordered, drop.training
+                )
+                return self.norm_pre(tokens), rope if keep is None else keep_rows(rope, keep)
+        return self._embed(x), rope
+
+    def _all_tokens(self, x: Tensor) -> Tensor:
+        """Prefix tokens and all patches', with their positions."""
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips what is inside, and only that
             if isinstance(x, MetaTensor):
                 x = x.as_tensor()  # tokens have no affine; decoders take the metadata from the image
@@ -49,7 +66,7 @@ class TokenEmbedding(nn.Module):
         tokens = torch.cat(prefix + [tokens], dim=1)
         if pos is not None and self._pos_prefix > 0:
             tokens = tokens + pos
-        return self.norm_pre(self.patch_drop(self.pos_drop(tokens)))
+        return self.pos_drop(tokens)
 
     def _rotary(self, x: Tensor) -> Tensor | None:
         """The angles of the patches of ``x`` for every block, if there are rotary positions."""

@@ -27,9 +27,9 @@ class TokenFeatures(nn.Module):
         Returns:
             The final grid ``(B, E, H', W', D')``, and one such grid a block, not normed.
         """
-        tokens = self._embed(x)
+        tokens, rope = self._embed_rotary(x)
         grid = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3], x.shape[4]))
-        x, taken = self._run_blocks(tokens, indices, self._rotary(x))
+        x, taken = self._run_blocks(tokens, indices, rope)
         return self._as_map(self.norm(x), grid), [self._as_map(y, grid) for y in taken]
 
     def token_levels(self, x: Tensor, indices: list[int]) -> list[Tensor]:
@@ -42,7 +42,8 @@ class TokenFeatures(nn.Module):
         Returns:
             One ``(B, P + N, E)`` a block.
         """
-        _, taken = self._run_blocks(self._embed(x), indices, self._rotary(x))
+        tokens, rope = self._embed_rotary(x)
+        _, taken = self._run_blocks(tokens, indices, rope)
         return [self.norm(y) for y in taken]
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
@@ -135,10 +136,10 @@ class TokenFeatures(nn.Module):
         if as_map and self.training and not isinstance(self.patch_drop, nn.Identity):
             raise ValueError("output_fmt='NCHWD' needs every patch, but patch_drop_rate > 0 drops some in training.")
         take = resolve_indices(indices, len(self.blocks))
-        tokens = self._embed(x)
+        tokens, rope = self._embed_rotary(x)
         grid = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3], x.shape[4]))
         last = take[-1] if stop_early and take else -1
-        x, taken = self._run_blocks(tokens, take, self._rotary(x), attn_mask, last)
+        x, taken = self._run_blocks(tokens, take, rope, attn_mask, last)
         if norm:
             taken = [self.norm(y) for y in taken]
         p = self.num_prefix_tokens

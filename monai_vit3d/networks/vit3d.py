@@ -166,8 +166,6 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract, HubFiles)
         attention = resolve_attn(attn_layer)
         self.rope = resolve_rope(rope, embed_dim // num_heads)
         if self.rope is not None:
-            if patch_drop_rate:
-                raise ValueError("rope with patch_drop_rate > 0: which patches' angles to keep is not known; use 0.")
             block_fn, attention = rotary_block(self.rope, block_fn, attention, self.num_prefix_tokens), AttentionRope
         layer_scale = {} if init_values is None else {"init_values": init_values}
         self.blocks = nn.Sequential(
@@ -234,7 +232,8 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract, HubFiles)
         Raises:
             ValueError: wrong rank, channels or size.
         """
-        x, _ = self._run_blocks(self._embed(x), [], self._rotary(x), attn_mask)
+        tokens, rope = self._embed_rotary(x)
+        x, _ = self._run_blocks(tokens, [], rope, attn_mask)
         return self.norm(x)
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:

@@ -23,10 +23,12 @@ from ..data.volume import Array, Volume
 from ..inferers import (
     FlipEnsemble,
     FlipSpread,
+    SpacingInferer,
     can_stitch,
     stitch_windows,
     unwrapped,
 )
+from ..layers.rope import mm_positions
 from .bundle import Bundle
 from .labelling import Reduction, activation_of, split_steps, through, whole_numbers
 
@@ -236,10 +238,9 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
     elif options.flip_axes:
         network = FlipEnsemble(network, options.flip_axes)
     reduction = Reduction(steps, options.uncertainty, options.probabilities)
-    image = prepared.image.as_tensor()[None]
     precision: Any = torch.autocast(bundle.device.type) if bundle.autocast else contextlib.nullcontext()
     with torch.no_grad(), precision:
-        found = _run(image, network, bundle, reduction)
+        found = _run(prepared.image[None], network, bundle, reduction)
     if found.dim() == 2:
         return _classify(found[0], prepared.postprocessing)
     parts = reduction.split(found[0])
@@ -250,15 +251,19 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
     return Output(labels=labels, maps=parts)
 
 
-def _run(image: Tensor, network: Any, bundle: Bundle, reduction: Reduction) -> Tensor:
+def _run(image: MetaTensor, network: Any, bundle: Bundle, reduction: Reduction) -> Tensor:
     """Windows that are turned into labels as they come, or the bundle's inferer as it stands."""
-    if reduction.voxelwise and can_stitch(bundle.inferer):
+    # whether the bundle thinks of it or not; windows and other networks get plain tensors
+    inferer = SpacingInferer(bundle.inferer)
+    volume = image if mm_positions(network) else image.as_tensor()
+    if reduction.voxelwise and can_stitch(inferer):
         # a network whose output is no single map of the window's size is left to MONAI's inferer
         with contextlib.suppress(UsageError):
-            return stitch_windows(image, network, bundle.inferer, reduction, device=bundle.device)
-    logits = bundle.inferer(image.to(bundle.device), network)
+            return stitch_windows(volume, network, inferer, reduction, device=bundle.device)
+    logits = inferer(volume.to(bundle.device), network)
     if not isinstance(logits, Tensor):
         raise BundleError(f"{bundle.metadata.name}: the network gives {type(logits).__name__}; one tensor is needed.")
+    logits = logits.as_subclass(Tensor)
     if bundle.metadata.classifies or logits.dim() == 2:
         return logits.float().cpu()
     return reduction(logits).cpu()

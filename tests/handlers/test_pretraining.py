@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ignite.engine import Engine, Events
-from monai.data import CacheDataset, DataLoader, MetaTensor
+from monai.data import CacheDataset, DataLoader, MetaTensor, list_data_collate
 from monai.engines import SupervisedTrainer
 from monai.handlers import StatsHandler
 from monai.transforms import RandGaussianNoised
@@ -203,12 +203,19 @@ def attached(iteration, sampler=sample_jepa_masks, **options):
     return masks
 
 
-def test_batch_is_a_plain_tensor_and_masks_of_its_grid():
-    image = MetaTensor(torch.rand(3, 1, 12, 16, 10))
+def test_batch_keeps_its_affines():
+    volumes = [{"image": MetaTensor(torch.rand(1, 12, 16, 10), affine=torch.eye(4) * s)} for s in (1.0, 0.7)]
+    found, *_ = attached(1)({"image": list_data_collate(volumes)["image"]}, "cpu", False, dtype=torch.float64)
+    assert torch.equal(found.affine, torch.stack([v["image"].affine for v in volumes]))
+    assert torch.equal(found.as_tensor(), torch.stack([v["image"].as_tensor() for v in volumes]).double())
+
+
+def test_batch_is_a_tensor_and_masks_of_its_grid():
+    image = torch.rand(3, 1, 12, 16, 10)
     found, target, (masks,), options = attached(4)({"image": image}, "cpu", False, dtype=torch.float64)
     assert type(found) is torch.Tensor
     assert found.dtype is torch.float64
-    assert torch.equal(found, image.as_tensor().double())
+    assert torch.equal(found, image.double())
     assert (target, options) == (None, {})
     assert masks.context.shape[0] == masks.targets.shape[0] == 3
     grid = 3 * 4 * 5

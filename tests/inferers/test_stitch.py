@@ -11,7 +11,7 @@ from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer, Sliding
 from torch import nn
 
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.inferers import AutocastInferer, can_stitch, stitch_windows
+from monai_vit3d.inferers import AutocastInferer, SpacingInferer, can_stitch, stitch_windows
 
 MODES = ["constant", "gaussian"]
 
@@ -200,7 +200,10 @@ WINDOW = {"roi_size": (4, 4, 4)}
         (SlidingWindowInferer(**WINDOW, buffer_steps=2), False),
         (SlidingWindowInferer(**WINDOW, with_coord=True), False),
         (AutocastInferer(SlidingWindowInferer(**WINDOW, with_coord=True)), False),
-        (AutocastInferer(AutocastInferer(SlidingWindowInferer(**WINDOW))), False),
+        (AutocastInferer(AutocastInferer(SlidingWindowInferer(**WINDOW))), True),
+        (SpacingInferer(AutocastInferer(SlidingWindowInferer(**WINDOW))), True),
+        (AutocastInferer(SpacingInferer(SlidingWindowInferer(**WINDOW))), True),
+        (type("Mine", (SpacingInferer,), {})(SlidingWindowInferer(**WINDOW)), False),
         (AutocastInferer(), False),
         (SimpleInferer(), False),
         (Other(**WINDOW), False),

@@ -164,6 +164,69 @@ def test_each_sample_with_its_spacing_is_as_alone():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("rope", ROPES)
+def test_patch_dropout_leaves_the_angles_of_the_patches_that_stay(rope, recompute, monkeypatch):
+    """As if attention were forbidden to the patches that go; each sample loses others."""
+    net, p = noisy(rope=rope, patch_drop_rate=0.6, reg_tokens=1), 2
+    if rope is MM:
+        set_spacing(net, [(0.7, 0.7, 5.0), (1, 1.2, 1)])
+    x, order = volume(), randn(2, 24, seed=4)
+    monkeypatch.setattr(torch, "randn", lambda *size, device: order)  # what timm sorts
+    keep = order.argsort(1)[:, : int(24 * (1 - 0.6))]
+    mask = torch.zeros(2, 1, 1, p + 24, dtype=torch.bool)
+    mask[..., :p] = True
+    mask.scatter_(3, (keep + p)[:, None, None], True)
+    whole = net.forward_features(x, mask)
+    assert whole.shape == (2, 26, 24)  # in eval mode all stay
+    want = torch.cat([whole[:, :p], whole[:, p:].gather(1, keep[..., None].expand(-1, -1, 24))], 1)
+    net.train().set_grad_checkpointing(recompute)
+    torch.testing.assert_close(net.forward_features(x), want, rtol=0, atol=1e-12)
+    torch.testing.assert_close(net.forward_intermediates(x, [2], norm=True)[1][0], want, rtol=0, atol=1e-12)
+    torch.testing.assert_close(net.token_levels(x, [2])[0], want, rtol=0, atol=1e-12)
+
+
+def test_patch_dropout_trains_and_can_be_taken_out():
+    net = noisy(rope="patch", patch_drop_rate=0.5).train()
+    torch.manual_seed(1)
+    first = net(volume())
+    first.square().sum().backward()
+    assert all(p.grad is not None for n, p in net.named_parameters() if not n.startswith("head"))
+    assert (net(volume()) - first).abs().max() > 1e-4
+    net.patch_drop = nn.Identity()
+    assert torch.equal(net(volume()), noisy(rope="patch").train()(volume()))
+
+
+@torch.no_grad()
+def test_scripted_patch_dropout_does_not_train_silently():
+    net = noisy(rope="patch", patch_drop_rate=0.5)
+    scripted = torch.jit.script(net)
+    torch.testing.assert_close(scripted(volume()), net(volume()), rtol=0, atol=1e-12)
+    with pytest.raises(RuntimeError):
+        scripted.train()(volume())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("corner", [(0, 0, 0), (1, 2, 1)])
+@pytest.mark.parametrize("rope", ["patch", MM])
+def test_any_size_and_place_is_as_alone(rope, corner):
+    """A part of a larger volume that attends to itself only gives what it gives by itself."""
+    options = {"pos_embed": "none", "class_token": False, "global_pool": "avg", "fc_norm": False}
+    net = noisy(rope=rope, dynamic_img_size=True, **options)
+    large, patch = randn(1, 1, 16, 20, 12, seed=5), (4, 4, 2)  # a (4, 5, 6) grid; built for (2, 3, 4)
+    box = tuple(slice(c * p, (c + 2) * p) for c, p in zip(corner, patch))
+    inside = torch.zeros(4, 5, 6, dtype=torch.bool)
+    inside[tuple(slice(c, c + 2) for c in corner)] = True
+    inside = inside.flatten()
+    tokens = net.forward_features(large, inside[None, None, None])
+    alone = net.forward_features(large[(..., *box)])
+    torch.testing.assert_close(tokens[:, inside], alone, rtol=0, atol=1e-11)
+    assert (net.forward_features(large)[:, inside] - alone).abs().max() > 1e-4
+    fixed = noisy(rope=rope, img_size=(16, 20, 12), **options)
+    torch.testing.assert_close(net.forward_features(large), fixed.forward_features(large), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("rope", ROPES)
 def test_taps_and_other_sizes(rope):
     net = noisy(rope=rope, dynamic_img_size=True, dynamic_img_pad=True, pos_embed="none")
@@ -213,7 +276,7 @@ def test_gradient_checkpoints_recompute_with_their_own_angles():
 )
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_forms(form, rope):
-    net = noisy(rope=rope, reg_tokens=1, num_classes=3)
+    net = noisy(rope=rope, reg_tokens=1, num_classes=3, patch_drop_rate=0.5)
     forms = {
         "compile": lambda: torch.compile(net, backend="eager", fullgraph=True),
         "export": lambda: torch.export.export(
@@ -263,7 +326,6 @@ def test_a_segmenter_scripted_and_told_the_spacing():
     [
         ({"rope": "voxel"}, "'patch', 'mm', 'box'"),
         ({"rope": "patch", "num_heads": 6}, "heads of 4 channels"),
-        ({"rope": "patch", "patch_drop_rate": 0.5}, "patch_drop_rate > 0"),
         ({"rope": "patch", "block_fn": ResPostBlock}, "block_fn=ResPostBlock"),
         ({"rope": "patch", "block_fn": partial(ResPostBlock, init_values=0.1)}, "block_fn=ResPostBlock"),
         ({"rope": "patch", "block_fn": lambda **options: Block(**options)}, "block_fn=<lambda>"),

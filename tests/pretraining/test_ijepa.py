@@ -1,6 +1,7 @@
 """I-JEPA: nothing hidden reaches the predictor, targets and loss by hand, the moving average, every backbone."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.layers import ConvStem3D, sincos_pos_embed
+from monai_vit3d.layers import ConvStem3D, RotaryPositions3D, set_spacing, sincos_pos_embed
 from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.pretraining import IJEPA, JEPAMasks, sample_jepa_masks
 
@@ -110,6 +111,66 @@ def test_an_embedding_that_mixes_patches_does_not_leak():
         model.context_encoder.forward_visible(changed, hide.context),
         model.context_encoder.forward_visible(volume(), hide.context),
     )
+
+
+MM = partial(RotaryPositions3D, unit="mm", unit_mm=4.0)
+SPACINGS = [(1.0, 1.0, 1.0), (0.7, 0.7, 5.0)]
+
+
+def rotary(rope, **options):
+    """Rotary positions alone; each sample has a spacing of its own where they are in mm."""
+    model = exact(rope=rope, pos_embed="none", **options)
+    if rope is MM:
+        set_spacing(model, SPACINGS)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("rope", ["patch", MM])
+def test_rotary_positions_do_not_leak(rope, prefix):
+    model, hide = rotary(rope, **prefix), masks()
+    changed = torch.where(voxels_of(hide.context), volume(), 50 * volume(seed=8))
+    before, after = model(volume(), hide), model(changed, hide)
+    assert torch.equal(after.predictions, before.predictions)
+    assert (after.targets - before.targets).abs().amax(-1).min() > 1e-3
+    # a context token knows the others' places, but not those of what is hidden: fewer of them, and nothing moves
+    encoder, keep = model.context_encoder, hide.context
+    alone = encoder.forward_features(volume(), _only(keep, encoder.num_prefix_tokens))
+    seen = encoder.forward_visible(volume(), keep)[:, encoder.num_prefix_tokens :]
+    index = keep[..., None].expand(-1, -1, 24)
+    close(seen, alone[:, encoder.num_prefix_tokens :].gather(1, index), rtol=0, atol=1e-11)
+
+
+def _only(keep, prefix):
+    """An attention mask: these patches and the prefix tokens."""
+    mask = torch.zeros(len(keep), 1, 1, prefix + PATCHES, dtype=torch.bool)
+    mask[..., :prefix] = True
+    return mask.scatter(3, (keep + prefix)[:, None, None], True)
+
+
+def test_rotary_positions_train():
+    model, hide = rotary(MM).train(), masks()
+    model.set_grad_checkpointing()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    losses = []
+    for _ in range(4):
+        loss = model(volume(), hide).loss
+        optimizer.zero_grad()
+        loss.backward()
+        for name, p in model.named_parameters():
+            assert name.startswith("target_encoder") or p.grad.abs().max() > 0, name
+        optimizer.step()
+        model.update_target(0.99)
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    # one sample has another spacing: its tokens move, the other's do not
+    out = model.eval()(volume(), hide)
+    set_spacing(model, [SPACINGS[0], (0.7, 0.7, 4.0)])
+    other = model(volume(), hide)
+    for first, second in [(out.predictions, other.predictions), (out.targets, other.targets)]:
+        close(second[0], first[0], rtol=0, atol=1e-12)
+        assert (second[1] - first[1]).abs().max() > 1e-5
 
 
 # ---- loss and targets

@@ -1,5 +1,6 @@
 """MAE: patches as einops cuts them, the loss by hand, hidden voxels hidden from the encoder, tokens in their place."""
 
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -12,7 +13,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.layers import ConvStem3D, PatchEmbed3D, sincos_pos_embed
+from monai_vit3d.layers import ConvStem3D, PatchEmbed3D, RotaryPositions3D, set_spacing, sincos_pos_embed
 from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.pretraining import (
     MAE,
@@ -35,6 +36,8 @@ BACKBONES = {
     "positions of patches only": {"no_embed_class": True, "reg_tokens": 1},
     "attentive pooling": {"global_pool": "map", "num_classes": 5},
     "dynamic": {"dynamic_img_size": True},
+    "rotary": {"pos_embed": "none", "rope": "patch"},
+    "rotary in mm": {"rope": partial(RotaryPositions3D, unit="mm", unit_mm=4.0, spacing_mm=(0.7, 0.7, 5.0))},
     "layer scale, pre-norm": {"init_values": 0.1, "pre_norm": True},
 }
 grids = st.tuples(*[st.integers(1, 4)] * 3)
@@ -195,6 +198,26 @@ def test_every_parameter_learns(options):
     idle = [name for name, p in mae.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
     assert mae.no_weight_decay() <= {name for name, _ in mae.named_parameters()}
+
+
+def test_rotary_positions_in_mm_train_and_each_sample_has_its_own():
+    mae, x, masks = tiny(rope="mm", pos_embed="none").double(), volumes(2).double(), random_masks(2)
+    set_spacing(mae, [(1, 1, 1), (0.7, 0.7, 5)])
+    mae.set_grad_checkpointing()
+    optimizer = torch.optim.SGD(mae.parameters(), 0.02)
+    losses = []
+    for _ in range(4):
+        loss = mae(x, masks).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    before = mae(x, masks).prediction.view(2, -1)
+    set_spacing(mae, [(1, 1, 1), (0.7, 0.7, 4)])
+    after = mae(x, masks).prediction.view(2, -1)
+    torch.testing.assert_close(after[0], before[0], rtol=0, atol=1e-12)
+    assert (after[1] - before[1]).abs().max() > 1e-7
 
 
 def blobs(batch, seed):
