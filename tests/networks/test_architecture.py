@@ -95,7 +95,7 @@ def test_every_network_of_named_layers_is_built_again(options):
     assert_same(net, built_again(net))
 
 
-@pytest.mark.parametrize("norm", NORMS, ids=str)
+@pytest.mark.parametrize("norm", NORMS, ids=map(str, range(len(NORMS))))
 def test_every_norm_is_built_again(norm):
     net = awake(VisionTransformer3D(**SMALL, norm_layer=norm, qk_norm=True))
     assert_same(net, built_again(net))
