@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +13,14 @@ import numpy as np
 from ..errors import ImageError
 from ..files import replacing
 from ..volume import Array, Grid
+from .codec import gzip_writer
 
 _GEOMETRY = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 _GEOMETRY += ("srow_x", "srow_y", "srow_z", "xyzt_units")
 _LABEL_TYPES = ("uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "uint64")
 _LONGEST = 32767  # what NIfTI-1 can hold of an axis
-_PLANES = 32  # written at a time: no second copy of the volume in memory
+_SLAB = 2**25  # bytes that are written at a time: no second copy of a large volume in memory
+_CACHED = 2**13  # cache lines of 64 bytes that a core keeps, whatever its kind
 
 
 def write_labels(labels: Array, grid: Grid, path: str | Path) -> None:
@@ -90,12 +91,21 @@ def _label_type(labels: Array, path: str | Path) -> np.dtype:
 def _write(values: Array, dtype: np.dtype, grid: Grid, path: Path) -> None:
     header = _header((*grid.shape, values.shape[0]) if values.ndim == 4 else (*grid.shape, *(1,) * grid.trailing), grid)
     header.set_data_dtype(dtype)
+    planes = max(1, _SLAB // (grid.shape[0] * grid.shape[1] * dtype.itemsize))
     with _stream(path) as file:
         header.write_to(file)
         for volume in values if values.ndim == 4 else (values,):
-            for first in range(0, grid.shape[2], _PLANES):
-                planes = volume[:, :, first : first + _PLANES]
-                file.write(planes.astype(dtype.newbyteorder("<")).tobytes("F"))
+            for first in range(0, grid.shape[2], planes):
+                file.write(_in_file_order(volume[:, :, first : first + planes], dtype).data)
+
+
+def _in_file_order(values: Array, dtype: np.dtype) -> Array:
+    """(H, W, D) as little-endian (D, W, H), contiguous: the first axis is a NIfTI file's fastest."""
+    out = np.empty(values.shape[::-1], dtype.newbyteorder("<"))
+    rows = max(1, _CACHED // values.shape[1])  # a line, once fetched, serves all voxels of the third axis in it
+    for first in range(0, len(values), rows):
+        out[:, :, first : first + rows] = values[first : first + rows].T
+    return out
 
 
 @contextmanager
@@ -105,7 +115,7 @@ def _stream(path: Path) -> Iterator[IO[bytes]]:
         if path.suffix != ".gz":
             yield file
             return
-        with gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed:
+        with gzip_writer(file) as packed:
             yield packed
 
 
