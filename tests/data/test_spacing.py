@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor, set_track_meta
 from monai.transforms import Compose, Invertd, Orientationd, Spacing, Spacingd
 
-from monai_vit3d.data import SeparableSpacing, SeparableSpacingd, spacing
+from monai_vit3d.data import BundleError, SeparableSpacing, SeparableSpacingd, spacing
+from monai_vit3d.pipeline.safety import check_config
 
 SPACINGS_MM = st.sampled_from([0.5, 0.7, 0.9375, 1.0, 1.2, 1.5, 2.0, 2.5, 3.3, 5.0])
 LINEAR = {"pixdim": (1.5, 1.0, 2.0), "mode": "bilinear"}
@@ -272,3 +273,13 @@ def test_a_singular_affine_has_monais_error(kind):
     image = image_of((9, 8, 7), np.diag([1.0, 0.0, 1.0, 1.0]))
     with pytest.raises((ValueError, np.linalg.LinAlgError, RuntimeError)):
         kind("image", **LINEAR)({"image": image})
+
+
+@pytest.mark.parametrize("name", ["SeparableSpacingd", "spacing.SeparableSpacing", "SeparableResample"])
+def test_safe_mode_lets_it_pass(name):
+    check_config({"preprocessing": {"_target_": f"monai_vit3d.data.{name}", "pixdim": 1.0}}, ["preprocessing"])
+
+
+def test_safe_mode_lets_nothing_else_of_the_module_pass():
+    with pytest.raises(BundleError, match=r"not a monai\.transforms\.Transform"):
+        check_config({"preprocessing": {"_target_": "monai_vit3d.data.spacing._Line"}}, ["preprocessing"])

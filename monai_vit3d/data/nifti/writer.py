@@ -79,13 +79,19 @@ def _check(values: Array, grid: Grid, path: Path) -> None:
 
 def _label_type(labels: Array, path: str | Path) -> np.dtype:
     """The first type that holds all values."""
-    if labels.dtype.kind == "f" and not all((np.isfinite(part) & (part == np.rint(part))).all() for part in labels):
-        raise ImageError(f"{path}: labels with fractions, NaN or Inf; whole numbers are needed. write_map takes maps.")
-    low, high = int(labels.min()), int(labels.max())
+    low, high = labels.min(), labels.max()  # NaN comes through both
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise _fractions(path)
     for name in _LABEL_TYPES:
-        if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
+        if np.iinfo(name).min <= int(low) and int(high) <= np.iinfo(name).max:
+            if labels.dtype.kind == "f" and not all((part.astype(name) == part).all() for part in labels):
+                raise _fractions(path)
             return np.dtype(name)
-    raise ImageError(f"{path}: labels from {low} to {high}; no integer type of 64 bits holds them.")
+    raise ImageError(f"{path}: labels from {int(low)} to {int(high)}; no integer type of 64 bits holds them.")
+
+
+def _fractions(path: str | Path) -> ImageError:
+    return ImageError(f"{path}: labels with fractions, NaN or Inf; whole numbers are needed. write_map takes maps.")
 
 
 def _write(values: Array, dtype: np.dtype, grid: Grid, path: Path) -> None:
@@ -100,12 +106,12 @@ def _write(values: Array, dtype: np.dtype, grid: Grid, path: Path) -> None:
 
 
 def _in_file_order(values: Array, dtype: np.dtype) -> Array:
-    """(H, W, D) as little-endian (D, W, H), contiguous: the first axis is a NIfTI file's fastest."""
+    """The bytes of (H, W, D) values in a file, uint8: little-endian, the first axis the fastest."""
     out = np.empty(values.shape[::-1], dtype.newbyteorder("<"))
     rows = max(1, _CACHED // values.shape[1])  # a line, once fetched, serves all voxels of the third axis in it
     for first in range(0, len(values), rows):
-        out[:, :, first : first + rows] = values[first : first + rows].T
-    return out
+        out[:, :, first : first + rows] = values[first : first + rows].astype(dtype, copy=False).T
+    return out.reshape(-1).view(np.uint8)
 
 
 @contextmanager
