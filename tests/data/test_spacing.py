@@ -9,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor, set_track_meta
-from monai.transforms import Compose, Invertd, Orientationd, Spacing, Spacingd
+from monai.transforms import Compose, Invertd, Orientation, Orientationd, Spacing, Spacingd
 
 from monai_vit3d.data import BundleError, SeparableSpacing, SeparableSpacingd, spacing
 from monai_vit3d.pipeline.safety import check_config
 
 SPACINGS_MM = st.sampled_from([0.5, 0.7, 0.9375, 1.0, 1.2, 1.5, 2.0, 2.5, 3.3, 5.0])
+_MAKER = ("class", "id")
 LINEAR = {"pixdim": (1.5, 1.0, 2.0), "mode": "bilinear"}
 
 
@@ -38,7 +39,7 @@ def pair(**options):
 def trace_of(image):
     """The last trace, without who made it."""
     found = dict(image.applied_operations[-1])
-    return {key: repr(value) for key, value in found.items() if key not in ("class", "id")}
+    return {key: repr(value).replace("Separable", "Spatial") for key, value in found.items() if key not in _MAKER}
 
 
 def assert_alike(found, expected, exactly=False):
@@ -211,6 +212,14 @@ def flat():
     return MetaTensor(torch.randn(1, 9, 8), affine=torch.eye(3, dtype=torch.float64)), {"pixdim": (0.5, 0.5)}
 
 
+def half_precision():
+    return image_of((9, 8, 7), placed((1, 1, 3)), dtype=torch.float16), {"dtype": np.float16}
+
+
+def with_a_pending_turn():
+    return Orientation("RAS", labels=None, lazy=True)(image_of((9, 8, 7), placed((1, 1, 3), "LPS"))), {}
+
+
 def no_channels():
     return image_of((9, 8, 7), placed((1, 1, 3)), channels=0), {}
 
@@ -220,6 +229,7 @@ def no_channels():
     [
         refused_shear, slight_shear, turned_onto_the_world, swapped_onto_the_world, nearest_of_a_turned_tie, cubic,
         bicubic_by_order_1, zeros_outside, unchanged, nearly_unchanged, flat, no_channels,
+        half_precision, with_a_pending_turn,
     ],
 )  # fmt: skip
 def test_what_is_not_separable_is_monais_to_the_bit(separable, make):

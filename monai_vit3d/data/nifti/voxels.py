@@ -55,11 +55,6 @@ class _Source:
     def is_whole(self) -> bool:
         return self.is_plain and self.stored.dtype.kind != "f"
 
-    @property
-    def goes_straight(self) -> bool:
-        """Whether float32 by way of float64 is the same as float32 at once."""
-        return self.is_plain and (self.stored.dtype.kind == "f" or self.stored.dtype.itemsize <= 4)
-
     def parts(self) -> Iterator[Array]:
         """Stored voxels one slab after another."""
         flat = self.stored.reshape(-1, order="F")  # a view of what the file holds
@@ -114,7 +109,8 @@ def to_float32(raw: Array, slope: float, inter: float, path: str | Path) -> tupl
     if extent.low > extent.high:
         raise refusal(path, f"none of {raw.size} voxels is finite; an image is needed", "Export it again.")
     fit = _fit(source, extent)
-    straight = source.goes_straight and not fit and not any(extent.odd.values())
+    # float64 on the way would change nothing: it holds all integers that are not fitted
+    straight = source.is_plain and not fit and not any(extent.odd.values())
     out = np.empty(raw.shape, np.float32)
     for tile in _tiles(raw.shape):
         stored = raw[tile].copy(order="F")  # small, in the cache: from there it is turned

@@ -75,6 +75,39 @@ def test_faults_have_the_standard_librarys_words(by_library, content, sizes):
     assert isinstance(plain, tuple) == (content != PACKED)
 
 
+@pytest.mark.parametrize("tail", [b"g", b"garbage", PACKED[:-1], PACKED[:-8] + b"1234" + PACKED[-4:]])
+def test_a_fault_far_from_the_beginning(by_library, tail):
+    noise = np.random.default_rng(2).bytes(3 * codec.CHUNK // 2)
+    content = gzip.compress(noise, 1) + tail
+    found = []
+
+    def read():
+        reader = GzipReader(io.BytesIO(content))
+        found.append(reader.read(codec.CHUNK) + reader.read(codec.CHUNK // 4))
+        with pytest.raises((EOFError, gzip.BadGzipFile)) as caught:
+            [*iter(lambda: reader.read(codec.CHUNK), b"")]
+        return str(caught.value)
+
+    fast, plain = by_library(read)
+    assert fast == plain
+    assert found[0] == found[1] == noise[: codec.CHUNK // 4 * 5]
+
+
+def test_the_standard_library_goes_on_where_isal_stopped(monkeypatch):
+    isal = pytest.importorskip("isal.igzip")
+    read, calls = isal.GzipFile.read, []
+
+    def failing(self, size=-1):
+        calls.append(size)
+        if len(calls) == 3:
+            raise EOFError
+        return read(self, size)
+
+    monkeypatch.setattr(isal.GzipFile, "read", failing)
+    assert inflated(PACKED, [352, 500, 500]) == CONTENT
+    assert len(calls) == 3
+
+
 def test_flipped_bits_end_alike(by_library):
     rng = np.random.default_rng(1)
     for bit in rng.integers(0, len(PACKED) * 8, 200):
