@@ -26,7 +26,7 @@ _CACHED = 2**13  # cache lines of 64 bytes that a core keeps, whatever its kind
 def write_labels(labels: Array, grid: Grid, path: str | Path) -> None:
     """Write class numbers, or masks that may overlap, in the smallest integer type that holds them.
 
-    The file is whole or not there, and the same labels give the same bytes.
+    The file is whole or not there, and the same labels give the same bytes; compressed ones with the same codec.
 
     Args:
         labels: (H, W, D) or, for C masks, (C, H, W, D), which becomes the fourth axis (H, W, D, C) of the file.
