@@ -1,18 +1,22 @@
 """Inferers: how a network is run over a volume."""
 
 from .autocast import AutocastInferer
+from .backends import BACKENDS, BackendNetwork, resolve_backend
 from .spacing import SpacingInferer, spacing_of, told_spacing, unwrapped
 from .stitch import can_stitch, stitch_windows
 from .tta import FlipEnsemble, FlipSpread, ensemble_variance, predictive_entropy
 
 __all__ = [
+    "BACKENDS",
     "AutocastInferer",
+    "BackendNetwork",
     "FlipEnsemble",
     "FlipSpread",
     "SpacingInferer",
     "can_stitch",
     "ensemble_variance",
     "predictive_entropy",
+    "resolve_backend",
     "spacing_of",
     "stitch_windows",
     "told_spacing",
