@@ -92,9 +92,14 @@ class BackendNetwork(nn.Module):
             engine = _compiled(self.network) if self.backend == "compile" else self._openvino(x, precision)
             error = _difference(engine(x), self.network(x))
         except Exception as failure:  # exporters fail in almost any way
-            error, reason = float("inf"), f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
+            error, reason = (
+                float("inf"),
+                f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}",
+            )
         else:
-            reason = f"its answer differs from PyTorch's by {error:.2g} of the spread, {TOLERANCE[precision]:.2g} is allowed"
+            reason = (
+                f"its answer differs from PyTorch's by {error:.2g} of the spread, {TOLERANCE[precision]:.2g} is allowed"
+            )
         if error <= TOLERANCE[precision]:
             return engine
         if self.strict:
@@ -136,7 +141,7 @@ def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
-    """Root mean square of the difference, over the answer's spread; an answer that is constant has a hundredth of it."""
+    """Root mean square of the difference, over the answer's spread and a hundredth of its size (it may be constant)."""
     found, expected = found.double(), expected.double()
     size = expected.square().mean().sqrt()
     spread = (expected - expected.mean()).square().mean().sqrt() + size / 100

@@ -1,4 +1,4 @@
-"""Engines against PyTorch: the same answers, PyTorch itself where they do not apply, and a cache that is never stale."""
+"""Engines against PyTorch: the same answers, PyTorch where they do not apply, and a cache that is never stale."""
 
 import logging
 import subprocess
@@ -239,10 +239,13 @@ def test_fingerprint_knows_what_the_answer_depends_on():
 
 def test_fingerprint_is_the_same_in_another_process():
     code = (
-        "import torch; from torch import nn; from monai_vit3d.inferers.openvino import fingerprint; torch.manual_seed(0)\n"
+        "import torch; from torch import nn; from monai_vit3d.inferers.openvino import fingerprint\n"
+        "torch.manual_seed(0)\n"
         "print(fingerprint(nn.Sequential(nn.Conv3d(1, 2, 3), nn.GELU('tanh')), (1, 1, 8, 8, 8)))"
     )
-    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in "ab"}
+    runs = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in "ab"
+    }
     torch.manual_seed(0)
     assert runs == {fingerprint(nn.Sequential(nn.Conv3d(1, 2, 3), nn.GELU("tanh")), (1, 1, 8, 8, 8)) + "\n"}
 
