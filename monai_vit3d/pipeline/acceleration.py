@@ -11,7 +11,7 @@ from ..inferers import AutocastInferer, BackendNetwork, resolve_backend
 from .bundle import Bundle
 
 
-def accelerated(bundle: Bundle, backend: str = "auto", bf16: bool = False) -> Bundle:
+def accelerated(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> Bundle:
     """The bundle with its network on another engine, or in bfloat16.
 
     Args:

@@ -60,7 +60,7 @@ def predict_folder(
     shard: tuple[int, int] = (1, 1),
     existing: str = "refuse",
     device: str | None = None,
-    backend: str = "auto",
+    backend: str = "torch",
     bf16: bool = False,
     jobs: int = 1,
     safe: bool = False,
