@@ -13,9 +13,17 @@ from typing import Any
 
 from torch import nn
 
+from .dpt import DPTDecoder
+from .light import LightDecoder
+from .pyramid import PyramidDecoder
 from .unetr import UNETRDecoder
 
-DECODERS: dict[str, type[nn.Module]] = {"unetr": UNETRDecoder}
+DECODERS: dict[str, type[nn.Module]] = {
+    "dpt": DPTDecoder,
+    "light": LightDecoder,
+    "pyramid": PyramidDecoder,
+    "unetr": UNETRDecoder,
+}
 
 
 def decoder_class(name: str) -> type[nn.Module]:
@@ -48,4 +56,12 @@ def create_decoder(
     return decoder_class(name)(in_chans, embed_dim, patch_size, num_classes, **options)
 
 
-__all__ = ["DECODERS", "UNETRDecoder", "create_decoder", "decoder_class"]
+__all__ = [
+    "DECODERS",
+    "DPTDecoder",
+    "LightDecoder",
+    "PyramidDecoder",
+    "UNETRDecoder",
+    "create_decoder",
+    "decoder_class",
+]

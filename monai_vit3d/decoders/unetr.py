@@ -7,28 +7,12 @@ from collections.abc import Sequence
 from itertools import groupby
 
 import torch
-import torch.nn.functional as F
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
 from ..layers import to_3tuple
 from ..layers.pos_embed import Grid
-
-
-def up_strides(patch_size: Grid) -> list[Grid]:
-    """Up-sampling factors from the patch grid to (about) one voxel, coarsest stage first.
-
-    Each axis takes as many doublings as bring it nearest to its patch size. Axes with few of them take theirs
-    at the coarse stages, so that fine stages work in-plane when slices are thick.
-
-    Args:
-        patch_size: voxels per token.
-
-    Returns:
-        One factor per axis for every stage: ``(16, 16, 4)`` gives (2, 2, 2), (2, 2, 2), (2, 2, 1), (2, 2, 1).
-    """
-    doublings = [round(math.log2(p)) for p in patch_size]
-    return [tuple(2 if stage < n else 1 for n in doublings) for stage in range(max(doublings))]  # type: ignore[misc]
+from .stages import require_strides, resize, up_strides
 
 
 class UNETRDecoder(nn.Module):
@@ -71,9 +55,7 @@ class UNETRDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_size = to_3tuple(patch_size, "patch_size")
-        strides = up_strides(self.patch_size)
-        if not strides:
-            raise ValueError(f"patch_size={self.patch_size}: the decoder needs 2 voxels or more on at least one axis.")
+        strides = require_strides(self.patch_size)
         if not 1 <= image_levels <= len(strides):
             stages = f"patch_size={self.patch_size} makes {len(strides)} stages"
             raise ValueError(f"image_levels={image_levels}; {stages}: 1 to {len(strides)} are needed.")
@@ -121,7 +103,7 @@ class UNETRDecoder(nn.Module):
         size = [image.shape[2], image.shape[3], image.shape[4]]
         grid = maps[-1].shape
         work = [grid[2] * self.scale[0], grid[3] * self.scale[1], grid[4] * self.scale[2]]
-        levels = [self.image_branch(_resize(image, work))]  # finest first
+        levels = [self.image_branch(resize(image, work))]  # finest first
         for down in self.image_downs:
             levels.append(down(levels[-1]))
         skips: list[Tensor] = []  # coarsest first, as the branches and the stages stand; the earliest tap is the finest
@@ -135,20 +117,13 @@ class UNETRDecoder(nn.Module):
         for i, up in enumerate(self.up_blocks):
             x = up(x, skips[i])
             outputs.append(x)
-        out = _resize(self.head(x), size)
+        out = resize(self.head(x), size)
         if not self.training or len(self.coarse_heads) == 0:
             return out
         stack = [out]
         for i, head in enumerate(self.coarse_heads):
-            stack.append(_resize(head(outputs[len(outputs) - 2 - i]), size))
+            stack.append(resize(head(outputs[len(outputs) - 2 - i]), size))
         return torch.stack(stack, dim=1)
-
-
-def _resize(x: Tensor, size: list[int]) -> Tensor:
-    """Trilinear, and nothing at all where the size is right already."""
-    if x.shape[2] == size[0] and x.shape[3] == size[1] and x.shape[4] == size[2]:
-        return x
-    return F.interpolate(x, size=size, mode="trilinear", align_corners=False)
 
 
 def _tap_branch(embed_dim: int, width: int, strides: list[Grid], blocks: dict) -> nn.Module:

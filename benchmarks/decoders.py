@@ -1,0 +1,310 @@
+"""What each decoder costs beside UNETR's, and what it is worth on the hippocampus.
+
+    python benchmarks/decoders.py                  # cost: GMAC, time, added memory, in two settings
+    python benchmarks/decoders.py --train DATA     # also train and score each; DATA holds Task04_Hippocampus
+    python benchmarks/decoders.py --show           # the table and the picture of what has been trained
+
+Cost is measured in 96^3 windows with 14 classes (vit3d_base, patch 16) and in the hippocampus bundle's own window and
+network, fp32, batch 1, forward, all in turn: medians, and the median of the ratios round by round. The ratio is
+UNETR's time over the decoder's (the peer is "unetr", the paper's: image features at full resolution only; the bundle
+ships "unetr, 3 levels"). Memory is the peak resident memory above what is held before the call, the output included,
+for each decoder in a process of its own (Linux). The limit is the time of as many products as the decoder's in one
+large matrix product, measured in the same rounds; it leaves out that the logits have to be written.
+
+Training is the recipe of bundles/hippocampus_segmentation (its train.yaml with another decoder), the same steps for
+all; the weights' average after the last step is scored by evaluate.yaml on the test section, on which nothing is
+chosen. Runs that are done are kept under --output and not repeated. 12 epochs are 900 steps: the six decoders with
+three seeds take about an hour of one thread of a 2-core machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from hippocampus import BUNDLE, ROOT, bundle_run, read_scores
+from memory import kernel_bytes
+from monai.bundle import ConfigParser
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D, create_model
+
+PEER = "unetr"
+DECODERS: dict[str, dict] = {
+    "unetr": {"decoder": "unetr"},
+    "unetr, 3 levels": {"decoder": "unetr", "image_levels": 3},
+    "dpt": {"decoder": "dpt"},
+    "pyramid": {"decoder": "pyramid"},
+    "light + image": {"decoder": "light", "image_channels": 8},
+    "light": {"decoder": "light"},
+}
+SETTINGS = {"96^3, 14 classes, vit3d_base": (96, 96, 96), "hippocampus bundle, 32 x 48 x 32": (32, 48, 32)}
+TRAIN = {"warmup_epochs": 1, "ema_decay": 0.99}  # of the recipe, for a budget this short
+MIB = 2**20
+
+
+def network_def(name: str) -> dict:
+    """The bundle's network with this decoder."""
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLE / "configs" / "train.yaml"))
+    network = {k: v for k, v in parser["network_def"].items() if k != "image_levels"}
+    return {**network, **DECODERS[name]}
+
+
+@cache
+def vit3d_base(size: tuple[int, ...]) -> VisionTransformer3D:
+    """One backbone for all: six would be 2 GB."""
+    return create_model("vit3d_base", size, 16)
+
+
+def segmenter(setting: str, name: str) -> TokenSegmenter:
+    """One network, as it is before training."""
+    torch.manual_seed(0)
+    size = SETTINGS[setting]
+    if size == (96, 96, 96):
+        return TokenSegmenter(vit3d_base(size), num_classes=14, **DECODERS[name]).eval()
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLE / "configs" / "train.yaml"))
+    parser["network_def"] = network_def(name)
+    return parser.get_parsed_content("network_def").eval()
+
+
+def inputs(setting: str, net: TokenSegmenter) -> tuple[Tensor, list[Tensor]]:
+    """An image and the patch grids that the decoder would get."""
+    image = torch.randn(1, 1, *SETTINGS[setting], generator=torch.Generator().manual_seed(0))
+    final, maps = net._read(image)
+    return image, [*maps, final]
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """One call, timed."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def gmac(call: Callable[[], object]) -> float:
+    """Multiply-adds of a call, in 1e9."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 2e9
+
+
+def measure_memory(name: str) -> None:
+    """In a process of its own: MiB above the start at each call's peak, decoder and whole, setting by setting."""
+    torch.set_num_threads(1)
+    found = {}
+    with torch.inference_mode():
+        for setting in SETTINGS:
+            net = segmenter(setting, name)
+            image, maps = inputs(setting, net)
+            found[setting] = [peak_mib(partial(net.decoder, image, maps)), peak_mib(partial(net, image))]
+    print(json.dumps(found))
+
+
+def peak_mib(call: Callable[[], object]) -> float:
+    """Of the second call: the first one makes what stays."""
+    call()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    start = kernel_bytes("VmRSS")
+    call()
+    return (kernel_bytes("VmHWM") - start) / MIB
+
+
+def added_mib(name: str) -> dict[str, list[float]]:
+    """What :func:`measure_memory` prints; malloc gives freed memory back, so that no peak hides in it."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-W", "ignore", __file__, "--memory", name]
+    out = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return json.loads(out.stdout.splitlines()[-1])
+
+
+def measure(setting: str, rounds: int) -> dict[str, dict]:
+    """Cost of every decoder in one setting."""
+    calls: dict[str, Callable[[], object]] = {}
+    results: dict[str, dict] = {}
+    for name in DECODERS:
+        net = segmenter(setting, name)
+        image, maps = inputs(setting, net)
+        calls[name] = partial(net.decoder, image, maps)
+        calls[f"{name}/whole"] = partial(net, image)
+        results[name] = {
+            "decoder_gmac": gmac(calls[name]),
+            "gmac": gmac(calls[f"{name}/whole"]),
+            "decoder_parameters_m": sum(p.numel() for p in net.decoder.parameters()) / 1e6,
+        }
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    calls["limit"] = lambda: a @ b
+    times: dict[str, list[float]] = {key: [] for key in calls}
+    for round_ in range(rounds + 1):
+        for key, call in calls.items():
+            spent = seconds(call)
+            if round_:  # the first round warms up
+                times[key].append(spent)
+    rate = 1024**3 / 1e9 / statistics.median(times["limit"])
+    for name, row in results.items():
+        for suffix, prefix in (("", "decoder_"), ("/whole", "")):
+            mine, peer = times[name + suffix], times[PEER + suffix]
+            row[f"{prefix}ms"] = statistics.median(mine) * 1000
+            row[f"{prefix}ratio"] = statistics.median(p / m for p, m in zip(peer, mine))
+        row["limit_ms"] = row["decoder_gmac"] / rate * 1000
+    return results
+
+
+def print_costs(setting: str, rows: dict[str, dict]) -> None:
+    """One setting's table."""
+    print(f"\n{setting}    (ratio: {PEER}'s time / its own)")
+    print(f"{'':16s} {'-- the decoder alone':>49s} {'-- the whole segmenter':>35s}")
+    heads = ("M param", "GMAC", "ms", "ratio", "limit", "MiB", "GMAC", "ms", "ratio", "MiB")
+    print(f"{'decoder':16s}" + "".join(f" {h:>8s}" for h in heads))
+    keys = ("decoder_parameters_m", "decoder_gmac", "decoder_ms", "decoder_ratio", "limit_ms", "decoder_mib")
+    for name, row in rows.items():
+        print(f"{name:16s}" + "".join(f" {row[k]:8.2f}" for k in (*keys, "gmac", "ms", "ratio", "mib")))
+
+
+def train_and_score(name: str, seed: int, epochs: int, data: Path, folder: Path) -> dict:
+    """Train one network from one seed, score the test section."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = {
+        "network_def": str(network_def(name)),  # in Python's words: the command line reads no false
+        "dataset_dir": str(data / "Task04_Hippocampus"),
+        "ckpt_path": str(folder / "model.pt"),
+    }
+    # one validation, at the end: the last average is the one that is kept
+    train = {**TRAIN, "seed": seed, "epochs": epochs, "val_interval": epochs, "output_dir": str(folder)}
+    start = time.perf_counter()
+    bundle_run(["train.yaml"], {**shared, **train}, torch.get_num_threads(), folder / "train.log")
+    minutes = (time.perf_counter() - start) / 60
+    test = {"output_dir": str(folder / "test")}
+    bundle_run(["inference.yaml", "evaluate.yaml"], {**shared, **test}, torch.get_num_threads(), folder / "test.log")
+    return {"name": name, "seed": seed, "epochs": epochs, "minutes": round(minutes, 1), **read_scores(folder / "test")}
+
+
+def train_all(args: argparse.Namespace) -> None:
+    """Every decoder and seed that is not there yet; seeds outside, so that an early end leaves whole rounds."""
+    for seed in args.seeds:
+        for name in args.decoders:
+            file = args.output / f"{slug(name)}-{seed}.json"
+            if file.is_file():
+                continue
+            folder = args.output / f"{slug(name)}-{seed}"
+            result = train_and_score(name, seed, args.epochs, args.train.resolve(), folder)
+            file.write_text(json.dumps(result, indent=1))
+            print(f"{name}, seed {seed}: test Dice {result['mean']:.4f} in {result['minutes']} min", flush=True)
+
+
+def slug(name: str) -> str:
+    """A name for files."""
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+def read_results(output: Path) -> dict[str, list[dict]]:
+    """What has been trained: the runs of each decoder."""
+    found = [json.loads(path.read_text()) for path in sorted(output.glob("*-*.json"))]
+    return {name: rows for name in DECODERS if (rows := [r for r in found if r["name"] == name])}
+
+
+def print_pareto(results: dict[str, list[dict]], costs: dict[str, dict]) -> None:
+    """Test Dice beside the cost; the last column is UNETR's Dice of the same seed subtracted, case by case."""
+    print("\nhippocampus, test Dice after equal steps; cost of the decoder alone in the bundle's window")
+    heads = ("anterior", "posterior", "mean", "± SD", "GMAC", "ms", "MiB")
+    print(f"{'decoder':16s} seeds" + "".join(f" {h:>9s}" for h in heads) + "   it - unetr (± SE over cases)")
+    for name, runs in results.items():
+        means = [run["mean"] for run in runs]
+        spread = statistics.stdev(means) if len(means) > 1 else float("nan")
+        scores = [statistics.mean(run[key] for run in runs) for key in ("anterior", "posterior", "mean")]
+        cost = [costs[name][key] for key in ("decoder_gmac", "decoder_ms", "decoder_mib")]
+        line = "".join(f" {v:9.4f}" for v in (*scores, spread)) + "".join(f" {v:9.2f}" for v in cost)
+        print(f"{name:16s} {len(runs):5d}{line}   {gap(runs, results.get(PEER, []))}")
+
+
+def gap(runs: list[dict], peers: list[dict]) -> str:
+    """Mean difference to the peer over the seeds that both have, with the standard error over the cases."""
+    pairs = [(a, b) for a in runs for b in peers if a["seed"] == b["seed"] and a["name"] != b["name"]]
+    if not pairs:
+        return ""
+    cases = [statistics.mean(row) for row in zip(*([x - y for x, y in zip(a["cases"], b["cases"])] for a, b in pairs))]
+    return f"{statistics.mean(cases):+.4f} ± {statistics.stdev(cases) / len(cases) ** 0.5:.4f}"
+
+
+def draw(results: dict[str, list[dict]], costs: dict[str, dict], picture: Path) -> None:
+    """Dice against GMAC, time and memory of the decoder; bars are the spread of the seeds."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True, layout="constrained")
+    axes = {"decoder_gmac": "decoder, GMAC", "decoder_ms": "decoder, ms (CPU)", "decoder_mib": "decoder, added MiB"}
+    for panel, (key, label) in zip(panels, axes.items()):
+        for name, runs in results.items():
+            means = [run["mean"] for run in runs]
+            spread = statistics.stdev(means) if len(means) > 1 else 0
+            panel.errorbar(costs[name][key], statistics.mean(means), spread, fmt="o", capsize=3, label=name)
+        panel.set(xscale="log", xlabel=label)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("test Dice, mean ± SD over seeds")
+    panels[-1].legend(fontsize=8)
+    figure.savefig(picture, dpi=120)
+    plt.close(figure)
+
+
+def costs_of(args: argparse.Namespace) -> dict[str, dict[str, dict]]:
+    """Measured now, or by an earlier run where only results are shown."""
+    file = args.output / "costs.json"
+    if args.show and file.is_file():
+        return json.loads(file.read_text())
+    with torch.inference_mode():
+        costs = {setting: measure(setting, args.rounds) for setting in SETTINGS}
+    for name in DECODERS:
+        for setting, mib in added_mib(name).items():
+            costs[setting][name] |= dict(zip(("decoder_mib", "mib"), mib))
+    file.write_text(json.dumps(costs, indent=1))
+    return costs
+
+
+def main() -> None:
+    """Measure, train if asked, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=Path, metavar="DATA", help="the folder that holds Task04_Hippocampus")
+    parser.add_argument("--show", action="store_true", help="measure and train nothing that is there")
+    parser.add_argument("--decoders", nargs="+", choices=list(DECODERS), default=list(DECODERS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "decoders")
+    parser.add_argument("--picture", type=Path, help="default: decoders_pareto.png in --output")
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.memory:
+        measure_memory(args.memory)
+        return
+    args.output = args.output.resolve()
+    args.output.mkdir(parents=True, exist_ok=True)
+    if args.train:
+        train_all(args)
+    costs = costs_of(args)
+    for setting, rows in costs.items():
+        print_costs(setting, rows)
+    results = read_results(args.output)
+    if results:
+        picture = args.picture or args.output / "decoders_pareto.png"
+        print_pareto(results, costs[list(SETTINGS)[1]])
+        draw(results, costs[list(SETTINGS)[1]], picture)
+        print(picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""DPT's: Ranftl et al. 2021, "Vision Transformers for Dense Prediction", arXiv:2103.13413."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ..layers import to_3tuple
+from ..layers.pos_embed import Grid
+from .stages import ChannelNorm, level_strides, on_image, require_strides, resize, up_strides
+
+
+class DPTDecoder(nn.Module):
+    """Reassembled taps, fused from coarse to fine by residual convolution units.
+
+    Each tap becomes one level: a 1x1x1 convolution, a transposed one with kernel and stride equal to the level's
+    factor, and a 3x3x3 convolution to a common width. The final tokens make the coarsest level (the patch grid), the
+    earliest tap the finest (half the image's resolution). Fusion goes from coarse to fine (the paper's figure 1): up,
+    add the level's residual unit, a second unit. The head, a convolution and a linear one, works at the finest level;
+    an interpolation brings the logits to voxels. The image itself is not read. Differences to the paper: no level is
+    coarser than the patch grid, and layer norms over channels stand where it has batch norms.
+
+    Args:
+        in_chans: channels of the image.
+        embed_dim: channels of a patch grid.
+        patch_size: voxels per token along each axis; axes may differ.
+        num_classes: channels of the dense map.
+        feature_size: half the common width, which is UNETR's at half resolution.
+
+    Raises:
+        ValueError: a patch of 1 voxel, which leaves nothing to up-sample.
+    """
+
+    def __init__(
+        self, in_chans: int, embed_dim: int, patch_size: int | Sequence[int], num_classes: int, feature_size: int = 16
+    ) -> None:
+        super().__init__()
+        self.patch_size = to_3tuple(patch_size, "patch_size")
+        strides, width = require_strides(self.patch_size), 2 * feature_size
+        coarsest = feature_size * 2 ** (len(strides) - 1)
+        self.reassemble = nn.ModuleList(
+            _reassemble(embed_dim, max(width, coarsest >> i), stride, width)
+            for i, stride in enumerate(level_strides(strides))
+        )
+        self.level_units = nn.ModuleList(ResidualUnit(width) for _ in strides[1:])  # the coarsest has nothing to meet
+        self.fused_units = nn.ModuleList(ResidualUnit(width) for _ in strides)
+        self.head = nn.Sequential(
+            nn.Conv3d(width, width, kernel_size=3, padding=1),
+            ChannelNorm(width),
+            nn.ReLU(),
+            nn.Conv3d(width, num_classes, kernel_size=1),
+        )
+
+    @staticmethod
+    def num_maps(patch_size: int | Sequence[int]) -> int:
+        """How many patch grids the decoder reads, the final one counted: one a level, as many as UNETR's."""
+        return len(up_strides(to_3tuple(patch_size, "patch_size")))
+
+    def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
+        """Decode.
+
+        Args:
+            image: ``(B, C, H, W, D)``; its size and metadata are read.
+            maps: ``num_maps`` patch grids ``(B, E, H', W', D')`` in block order, the last one the final tokens.
+
+        Returns:
+            ``(B, num_classes, H, W, D)``.
+
+        Raises:
+            ValueError: another number of maps.
+        """
+        needed = len(self.reassemble)
+        if len(maps) != needed:
+            raise ValueError(f"{len(maps)} patch grids came; patch_size={self.patch_size} needs {needed}.")
+        levels: list[Tensor] = []  # coarsest first
+        for i, reassemble in enumerate(self.reassemble):
+            levels.append(reassemble(maps[needed - 1 - i]))
+        for i, unit in enumerate(self.level_units):
+            levels[i + 1] = unit(levels[i + 1])
+        x = levels[0]
+        for i, unit in enumerate(self.fused_units):
+            level = levels[i]
+            x = unit(level if i == 0 else resize(x, [level.shape[2], level.shape[3], level.shape[4]]) + level)
+        return on_image(self.head(x), image)
+
+
+class ResidualUnit(nn.Module):
+    """Two 3x3x3 convolutions, each behind a rectifier, around which the input is added (the paper's figure 1)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        parts = [(nn.ReLU(), nn.Conv3d(width, width, kernel_size=3, padding=1), ChannelNorm(width)) for _ in range(2)]
+        self.body = nn.Sequential(*parts[0], *parts[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W, D)`` in and out."""
+        return x + self.body(x)
+
+
+def _reassemble(embed_dim: int, middle: int, stride: Grid, width: int) -> nn.Sequential:
+    """From a patch grid to its level."""
+    parts: list[nn.Module] = [nn.Conv3d(embed_dim, middle, kernel_size=1)]
+    if stride != (1, 1, 1):
+        parts.append(nn.ConvTranspose3d(middle, middle, kernel_size=stride, stride=stride))
+    return nn.Sequential(*parts, nn.Conv3d(middle, width, kernel_size=3, padding=1, bias=False))

@@ -1,0 +1,77 @@
+"""What the decoders share: the stages of a patch size, a norm over channels, and the way to the image's own grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from torch import Tensor, nn
+
+from ..layers import to_3tuple
+from ..layers.pos_embed import Grid
+
+
+def up_strides(patch_size: Grid) -> list[Grid]:
+    """Up-sampling factors from the patch grid to (about) one voxel, coarsest stage first.
+
+    Each axis takes as many doublings as bring it nearest to its patch size. Axes with few of them take theirs
+    at the coarse stages, so that fine stages work in-plane when slices are thick.
+
+    Args:
+        patch_size: voxels per token.
+
+    Returns:
+        One factor per axis for every stage: ``(16, 16, 4)`` gives (2, 2, 2), (2, 2, 2), (2, 2, 1), (2, 2, 1).
+    """
+    doublings = [round(math.log2(p)) for p in patch_size]
+    return [tuple(2 if stage < n else 1 for n in doublings) for stage in range(max(doublings))]  # type: ignore[misc]
+
+
+def require_strides(patch_size: int | Sequence[int]) -> list[Grid]:
+    """The factors of :func:`up_strides`, one stage or more.
+
+    Raises:
+        ValueError: a patch of 1 voxel, which leaves nothing to up-sample.
+    """
+    patch = to_3tuple(patch_size, "patch_size")
+    strides = up_strides(patch)
+    if not strides:
+        raise ValueError(f"patch_size={patch}: the decoder needs 2 voxels or more on at least one axis.")
+    return strides
+
+
+def level_strides(strides: list[Grid]) -> list[Grid]:
+    """How much finer than the patch grid each level is: ``(1, 1, 1)`` first, the output of the last stage left out."""
+    return [tuple(math.prod(s[axis] for s in strides[:i]) for axis in range(3)) for i in range(len(strides))]  # type: ignore[misc]
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of ``(B, C, H, W, D)``, each voxel by itself, as ViTDet and Primus have it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x``; the shape stays."""
+        x = F.layer_norm(x.permute(0, 2, 3, 4, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 4, 1, 2, 3)
+
+
+def resize(x: Tensor, size: list[int]) -> Tensor:
+    """Trilinear, and nothing at all where the size is right already."""
+    if x.shape[2] == size[0] and x.shape[3] == size[1] and x.shape[4] == size[2]:
+        return x
+    return F.interpolate(x, size=size, mode="trilinear", align_corners=False)
+
+
+def on_image(x: Tensor, image: Tensor) -> Tensor:
+    """``x`` on the voxels of ``image``, with its metadata if it is a MetaTensor.
+
+    For decoders that compute nothing from the image itself, which would have passed the metadata on.
+    """
+    x = resize(x, [image.shape[2], image.shape[3], image.shape[4]])
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips what is inside, and only that
+        if isinstance(image, MetaTensor):
+            x = MetaTensor(x)
+            x.copy_meta_from(image)
+    return x
