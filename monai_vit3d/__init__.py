@@ -8,7 +8,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DPTDecoder": "decoders",
+    "LightDecoder": "decoders",
     "PatchEmbed3D": "layers",
+    "PyramidDecoder": "decoders",
     "TokenClassifier": "networks",
     "TokenSegmenter": "networks",
     "UNETRDecoder": "decoders",
