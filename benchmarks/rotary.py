@@ -1,6 +1,6 @@
 """What 3D rotary positions cost: a forward of vit3d_small with them, against one with learned positions, in turn.
 
-    python benchmarks/rotary.py --rounds 5
+    python benchmarks/rotary.py --rounds 3 --depth 3
 
 - learned: added once to the tokens.
 - patch, mm: ours, turning queries and keys in every block. The table of angles is made anew in each forward.
@@ -8,8 +8,8 @@
   beforehand. Their output must be that of patch: the two do the same work.
 
 Batch 1, patches of 8, a class token. A ratio is seconds by those of learned, or of the limit, the median over rounds;
-"table" is the time for the angles alone. --depth 4 is a third of the work: the blocks cost what they do in the whole
-network, the table thrice as much of the rest.
+"table" is the time for the angles alone, once a forward. --depth 3 is a quarter of the work and tells the same of the
+blocks.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def measure(side: int, depth: int, rounds: int) -> None:
 def main() -> None:
     """Print four lines a size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")

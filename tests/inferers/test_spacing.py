@@ -15,9 +15,9 @@ from monai.transforms import (
     RandFlip,
     RandRotate,
     RandRotate90,
-    RandSpatialCrop,
     RandZoomd,
     Spacingd,
+    SpatialCrop,
     SpatialPad,
 )
 from torch import nn
@@ -261,7 +261,7 @@ def test_one_sample_without_an_affine_is_no_guess():
         RandRotate90(1.0, spatial_axes=(0, 2)),
         RandRotate((1, 1), (0.5, 0.5), prob=1.0),
         SpatialPad([30, 30, 30]),
-        RandSpatialCrop([4, 4, 2], random_size=False),
+        SpatialCrop(roi_start=(2, 0, 1), roi_end=(6, 8, 3)),
         Orientation("LPS", labels=None),
     ],
 )
@@ -292,6 +292,31 @@ def test_an_identity_that_a_reader_gave_is_one():
 def test_networks_without_millimetres_run_as_they_are(rope):
     net, image = Seen(rope).eval(), torch.zeros(2, 1, *SIZE)
     assert torch.equal(SpacingInferer()(image, net), net(image))
+
+
+def test_all_backbones_in_a_network_are_told_and_get_back_what_they_had():
+    both, image = nn.ModuleList([Seen(), Seen()]), batch(THICK)
+    set_spacing(both[1], THIN)
+    with told_spacing(both, image):
+        assert [net.net.rope.spacing_mm.tolist() for net in both] == [[list(THICK)]] * 2
+    assert both[0].net.rope.spacing_mm is None
+    assert both[1].net.rope.spacing_mm.tolist() == [list(THIN)]
+
+
+def test_nearly_1_mm_is_a_spacing_that_somebody_gave():
+    image = MetaTensor(torch.zeros(1, 1, *SIZE), affine=torch.diag(torch.tensor([0.999, 1, 1, 1], dtype=torch.float64)))
+    assert spacing_of(image).tolist() == [[0.999, 1, 1]]
+    both = batch(THIN, (1.0, 1.001, 1.0))
+    assert spacing_of(both).tolist() == [[1, 1, 1], [1, 1.001, 1]]
+    assert spacing_of(batch((1.0, 1.001, 1.0), THIN))[1].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_one_of_two_samples_of_an_unknown_affine_is_enough(known):
+    items = [{"image": MetaTensor(torch.zeros(1, *SIZE), affine=torch.diag(torch.tensor([*THICK, 1.0])))}]
+    items.insert(1 - known, {"image": MetaTensor(torch.zeros(1, *SIZE))})
+    with pytest.raises(UsageError, match="1 mm by its affine, and no reader"):
+        spacing_of(list_data_collate(items)["image"])
 
 
 def test_what_is_no_network():
