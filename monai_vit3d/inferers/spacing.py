@@ -118,7 +118,7 @@ def spacing_of(image: Tensor) -> Tensor:
         mm ``(1, 3)`` float64 on the CPU where all volumes have one spacing, else ``(B, 3)``; along ``(H, W, D)``.
 
     Raises:
-        UsageError: no batch of volumes; no affine, or the identity that MONAI gives to arrays of no known place;
+        UsageError: no batch of volumes; no affine, or the one of 1 mm that MONAI gives to arrays of no known place;
             one affine for several volumes; an axis without a length.
     """
     if image.dim() != 5:
@@ -134,14 +134,15 @@ def spacing_of(image: Tensor) -> Tensor:
             f"image: {len(affines)} affine(s) for {len(image)} volumes; one for each is needed, as MONAI's "
             "list_data_collate keeps them."
         )
-    made_up = (affines == torch.eye(affines.shape[-1], dtype=torch.float64)).flatten(1).all(1).any()
-    if made_up and MetaKeys.ORIGINAL_AFFINE not in image.meta:
+    rows = affines[:, :3, :3].square().sum(1).sqrt()
+    # crops, flips and turns of the identity that MONAI makes up are no identity, but their voxels are still 1 mm
+    unit = torch.isclose(rows, torch.ones_like(rows), rtol=1e-6, atol=0).all(1).any()
+    if unit and MetaKeys.ORIGINAL_AFFINE not in image.meta:
         raise UsageError(
-            "image: its affine is the identity and no reader gave it: MONAI makes it up where none is known. Read the "
-            "images from files with an affine; or, if voxels are 1 mm indeed, call set_spacing(network, (1, 1, 1)) "
+            "image: voxels of 1 mm by its affine, and no reader gave it: MONAI makes one up where none is known. Read "
+            "the images from files with an affine; or, if voxels are 1 mm indeed, call set_spacing(network, (1, 1, 1)) "
             "and leave SpacingInferer out."
         )
-    rows = affines[:, :3, :3].square().sum(1).sqrt()
     if rows.shape[1] != 3 or not bool((rows.isfinite() & (rows > 0)).all()):
         raise UsageError(f"image: voxels of {rows.tolist()} mm by its affine; three lengths above 0 are needed.")
     # rotations leave a rounding error in equal spacings

@@ -1,6 +1,7 @@
 """The pretraining bundles, on phantoms and balls: what a run writes, that it resumes, and that its encoder is taken."""
 
 import json
+import traceback
 from pathlib import Path
 
 import monai.bundle
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from monai_vit3d.layers import set_spacing
 from monai_vit3d.weights import save_backbone
 from tests.bundles import helpers
 from tests.bundles.balls import QUICK, load, of
@@ -27,6 +29,7 @@ TASKS = {
     "ijepa_pretraining": {"predictor_dim": 24, "predictor_depth": 1},
     "mae_pretraining": {"decoder_dim": 24, "decoder_depth": 1},
 }
+PLAIN = {"_target_": "monai_vit3d.inferers.AutocastInferer"}
 ENCODERS = {"ijepa_pretraining": "target_encoder.", "mae_pretraining": "backbone."}
 
 
@@ -244,6 +247,35 @@ def test_folder_of_files_of_thick_slices(bundle, tiny, phantom_task, tmp_path):
         assert json.loads(file.metadata()["architecture"])["grid_size"] == [3, 4, 2]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rope", ["patch", "mm"])
+def test_rotary_positions_are_one_option(rope, bundle, tiny, phantom_task, tmp_path):
+    data, _ = phantom_task
+    options = {"spacing_mm": [1.5, 1.5, 3.0], "window": [24, 32, 8], "patch_size": [8, 8, 4], "depth": 2, "rope": rope}
+    training = {"dataset_dir": data / "imagesTr", "epochs": 1, "output_dir": tmp_path, **options, **tiny}
+    run_here(bundle, "train", "nifti", **training)
+    with safe_open(tmp_path / "encoder.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["architecture"])["rope"]["unit"] == rope
+    paths = {"encoder_path": tmp_path / "again.safetensors", "ckpt_path": tmp_path / "again.pt"}
+    run_here(bundle, "train", "nifti", "export", **training, **paths)
+    assert paths["encoder_path"].read_bytes() == (tmp_path / "encoder.safetensors").read_bytes()
+    if bundle.name == "mae_pretraining":
+        pytest.importorskip("matplotlib")
+        run_here(bundle, "train", "nifti", "export", "reconstruct", **training)
+        assert (tmp_path / "reconstruction.png").is_file()
+    options |= {"ckpt_path": tmp_path / "encoder.safetensors", "embed_dim": 48}
+    run_here(bundle, "inference", dataset_dir=data / "imagesTr", output_dir=tmp_path / "out", **options)
+    rows = [line.split(",") for line in (tmp_path / "out" / "features.csv").read_text().splitlines()]
+    parser = parsed(bundle, "inference", **options)
+    network, preprocessing = (parser.get_parsed_content(name) for name in ("network", "preprocessing"))
+    if rope == "mm":
+        set_spacing(network, (1.5, 1.5, 3.0))
+    assert len(rows) == 12
+    with torch.no_grad():
+        expected = network.cpu().eval()(torch.stack([preprocessing({"image": row[0]})["image"] for row in rows]))
+    np.testing.assert_allclose(np.array([row[1:] for row in rows], float), expected.numpy(), atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [28, 64])
 def test_official_sets_need_no_other_option(bundle, size):
     more = {} if size == 28 else {"size": size}
@@ -342,6 +374,23 @@ def test_both_downstream_networks_compute_what_the_encoder_does(bundle, tmp_path
         assert_same(started.backbone.eval().forward_features(x), encoder.forward_features(x))
 
 
+@torch.no_grad()
+def test_a_rotary_encoder_needs_a_rotary_network(bundle, tmp_path):
+    encoder = parsed(bundle, "train", window=[32, 48, 32], rope="patch").get_parsed_content("encoder").eval()
+    save_backbone(encoder, tmp_path / "encoder.safetensors")
+    options = {"pretrained": tmp_path / "encoder.safetensors"}
+    for downstream in (SEGMENTATION, CLASSIFICATION):
+        with pytest.raises(RuntimeError) as caught:
+            parsed(downstream, "train", **options).get_parsed_content("started")
+        assert "another architecture: rope=" in "".join(traceback.format_exception(caught.value))
+        parser = parsed(downstream, "train", **options, **{"network_def#backbone#rope": "patch"})
+        backbone = parser.get_parsed_content("started").backbone.eval()
+        size = backbone.patch_embed.img_size
+        encoder.set_input_size(size)
+        x = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(0))
+        assert_same(backbone.forward_features(x), encoder.forward_features(x))
+
+
 def test_split_is_the_segmentation_bundles(bundle):
     split = (bundle / "configs" / "split.json").read_text()
     assert split == (SEGMENTATION / "configs" / "split.json").read_text()
@@ -349,7 +398,17 @@ def test_split_is_the_segmentation_bundles(bundle):
 
 def test_configs_agree_and_have_what_monai_asks_for(bundle):
     train, infer = parsed(bundle, "train"), parsed(bundle, "inference")
-    for key in ("spacing_mm", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "embed_layer", "pos_embed"):
+    for key in (
+        "spacing_mm",
+        "patch_size",
+        "in_chans",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "embed_layer",
+        "pos_embed",
+        "rope",
+    ):
         assert train[key] == infer[key], key
     differing = {"global_pool": "avg", "fc_norm": False}
     assert {**infer["network_def"], "weight_init": "jax"} == {**train["backbone"], **differing}
@@ -382,6 +441,8 @@ def test_the_two_bundles_differ_in_their_method_only():
         ("train nifti", {"dataset_dir": "/nowhere"}, "/nowhere: no such folder"),
         ("train nifti", {"limit": 1}, "loader of 1 volume(s); two or more are needed"),
         ("train nifti", {"window": [32, 44, 32]}, "img_size=(32, 44, 32)"),
+        ("train nifti", {"rope": "mm", "train#inferer": PLAIN}, "rotary positions in mm need the voxel spacing"),
+        ("train nifti", {"rope": "mm", "intensity#2#track_meta": False}, "by its affine, and no reader gave it"),
         ("train medmnist", {"dataset_name": "ball"}, "'ball': no such data set. MedMNIST has organmnist3d"),
         ("train export", {}, "last.pt: no such file"),
         ("inference", {"ckpt_path": "/nowhere/model.pt"}, "/nowhere/model.pt: no such file"),
@@ -393,6 +454,12 @@ def test_what_is_wrong_is_said(configs, change, message, bundle, phantom_task, t
     said = failure_here(bundle, *configs.split(), **{**options, **change})
     assert message in said
     assert [path for path in (tmp_path / "out").glob("*") if "tfevents" not in path.name] == []
+
+
+@pytest.mark.slow
+def test_arrays_of_no_known_spacing_have_no_positions_in_mm(bundle, on_balls, tmp_path):
+    options = {"rope": "mm", "epochs": 1, "output_dir": tmp_path, **on_balls}
+    assert "by its affine, and no reader gave it" in failure_here(bundle, "train", "medmnist", **options)
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from torch.utils.data import DistributedSampler
 
 from monai_vit3d.data.errors import TrainingCollapsed, UsageError
 from monai_vit3d.handlers import AtomicCheckpoint, EpochSeed, FeatureMonitor, MaskedBatch, StepSchedule
+from monai_vit3d.layers import set_spacing
 from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.pretraining import (
     IJEPA,
@@ -403,6 +404,31 @@ def test_figures_are_those_of_all_volumes_by_hand(prefix):
     assert monitor.history[0] == pytest.approx({"epoch": 1, **expected}, rel=2e-5)
     del expected["samples"], expected["dimensions"]
     assert engine.state.metrics == pytest.approx(expected, rel=2e-5)
+
+
+def test_figures_in_millimetres_have_each_volumes_spacing():
+    spacings = [(1, 1, 1), (0.7, 0.7, 5), (2, 1, 0.5), (1, 1, 1), (1, 1, 1)]
+    encoder = encoder_of(rope="mm", pos_embed="none")
+    for block in encoder.blocks:  # attention that is not nearly even
+        block.attn.qkv.weight.data.mul_(4)
+    affines = [torch.diag(torch.tensor([*mm, 1.0], dtype=torch.float64)) for mm in spacings]
+    read = {"original_affine": np.eye(4)}
+    items = [{"image": MetaTensor(v, affine=a, meta=dict(read))} for v, a in zip(volumes(5), affines)]
+    monitor = FeatureMonitor(encoder, DataLoader(items, batch_size=2, collate_fn=list_data_collate))
+    found, tokens = monitor.report().as_dict(), []
+    assert encoder.rope.spacing_mm is None
+    for volume, mm in zip(volumes(5), spacings):
+        set_spacing(encoder, mm)
+        with torch.no_grad():
+            tokens.append(encoder.forward_features(volume[None])[:, encoder.num_prefix_tokens :].double().numpy())
+    assert found == pytest.approx(by_hand(np.concatenate(tokens)), rel=2e-5)
+    # as if all had the last one's: other figures; and so plain tensors are taken, told by hand
+    set_spacing(encoder, (1, 1, 1))
+    alike = FeatureMonitor(encoder, DataLoader(cases(5), batch_size=2)).report().as_dict()
+    assert abs(alike["rankme"] / found["rankme"] - 1) > 1e-3
+    encoder.rope.spacing_mm = None
+    with pytest.raises(ValueError, match="none was set"):
+        FeatureMonitor(encoder, DataLoader(cases(5), batch_size=2)).report()
 
 
 def test_training_goes_on_as_without_a_monitor(tmp_path):

@@ -7,7 +7,19 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor, list_data_collate
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.inferers import SimpleInferer, SlidingWindowInferer
-from monai.transforms import Compose, LoadImaged, Orientationd, RandZoomd, Spacingd
+from monai.transforms import (
+    Compose,
+    LoadImaged,
+    Orientation,
+    Orientationd,
+    RandFlip,
+    RandRotate,
+    RandRotate90,
+    RandZoomd,
+    Spacingd,
+    SpatialCrop,
+    SpatialPad,
+)
 from torch import nn
 
 from monai_vit3d.data.errors import UsageError
@@ -47,6 +59,7 @@ class Seen(nn.Module):
 def volume(spacing, size=SIZE, turn=(0.0, 0.0, 0.0), **meta):
     """``(1, H, W, D)`` noise, its grid turned in the scanner by three angles."""
     affine = nib.affines.from_matvec(nib.eulerangles.euler2mat(*turn) @ np.diag(spacing), [-30, 7, 12])
+    meta = {"original_affine": affine, **meta}
     x = torch.randn(1, *size, generator=torch.Generator().manual_seed(sum(size)))
     return MetaTensor(x, affine=torch.as_tensor(affine), meta=meta)
 
@@ -216,8 +229,8 @@ def made_up(count=1):
     [
         (torch.zeros(1, 1, *SIZE), "a plain tensor, which has no affine"),
         (volume(THIN), r"volumes \(B, C, H, W, D\)"),
-        (made_up(), "identity and no reader gave it"),
-        (made_up(2), "identity and no reader gave it"),
+        (made_up(), "1 mm by its affine, and no reader gave it"),
+        (made_up(2), "1 mm by its affine, and no reader gave it"),
         (torch.stack([volume(THIN), volume(THICK)]), r"1 affine\(s\) for 2 volumes"),
         (torch.cat([batch(THIN), batch(THICK)]), r"1 affine\(s\) for 2 volumes"),
         (batch((1, 0, 1)), "three lengths above 0"),
@@ -237,8 +250,36 @@ def test_no_affine_is_no_guess(image, match):
 def test_one_sample_without_an_affine_is_no_guess():
     known = volume(THICK, original_affine=torch.eye(4))
     image = list_data_collate([{"image": known}, {"image": MetaTensor(torch.zeros(1, *SIZE))}])["image"]
-    with pytest.raises(UsageError, match="identity and no reader"):
+    with pytest.raises(UsageError, match="1 mm by its affine, and no reader"):
         spacing_of(image)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        RandFlip(1.0, 1),
+        RandRotate90(1.0, spatial_axes=(0, 2)),
+        RandRotate((1, 1), (0.5, 0.5), prob=1.0),
+        SpatialPad([30, 30, 30]),
+        SpatialCrop(roi_start=(2, 0, 1), roi_end=(6, 8, 3)),
+        Orientation("LPS", labels=None),
+    ],
+)
+def test_what_crops_and_flips_make_of_an_unknown_affine_is_no_guess(change):
+    for known in (False, True):
+        x = MetaTensor(torch.zeros(1, *SIZE), meta={"original_affine": np.eye(4)} if known else {})
+        image = list_data_collate([{"image": change(x)}])["image"]
+        assert (image.affine != torch.eye(4)).any()
+        if known:
+            assert spacing_of(image).tolist() == [[1, 1, 1]]
+            continue
+        with pytest.raises(UsageError, match="1 mm by its affine, and no reader gave it"):
+            spacing_of(image)
+
+
+def test_another_affine_than_mm_1_needs_no_reader():
+    image = MetaTensor(torch.zeros(1, 1, *SIZE), affine=torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0])))
+    assert spacing_of(image).tolist() == [[1, 1, 2]]
 
 
 def test_an_identity_that_a_reader_gave_is_one():
@@ -251,6 +292,31 @@ def test_an_identity_that_a_reader_gave_is_one():
 def test_networks_without_millimetres_run_as_they_are(rope):
     net, image = Seen(rope).eval(), torch.zeros(2, 1, *SIZE)
     assert torch.equal(SpacingInferer()(image, net), net(image))
+
+
+def test_all_backbones_in_a_network_are_told_and_get_back_what_they_had():
+    both, image = nn.ModuleList([Seen(), Seen()]), batch(THICK)
+    set_spacing(both[1], THIN)
+    with told_spacing(both, image):
+        assert [net.net.rope.spacing_mm.tolist() for net in both] == [[list(THICK)]] * 2
+    assert both[0].net.rope.spacing_mm is None
+    assert both[1].net.rope.spacing_mm.tolist() == [list(THIN)]
+
+
+def test_nearly_1_mm_is_a_spacing_that_somebody_gave():
+    image = MetaTensor(torch.zeros(1, 1, *SIZE), affine=torch.diag(torch.tensor([0.999, 1, 1, 1], dtype=torch.float64)))
+    assert spacing_of(image).tolist() == [[0.999, 1, 1]]
+    both = batch(THIN, (1.0, 1.001, 1.0))
+    assert spacing_of(both).tolist() == [[1, 1, 1], [1, 1.001, 1]]
+    assert spacing_of(batch((1.0, 1.001, 1.0), THIN))[1].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_one_of_two_samples_of_an_unknown_affine_is_enough(known):
+    items = [{"image": MetaTensor(torch.zeros(1, *SIZE), affine=torch.diag(torch.tensor([*THICK, 1.0])))}]
+    items.insert(1 - known, {"image": MetaTensor(torch.zeros(1, *SIZE))})
+    with pytest.raises(UsageError, match="1 mm by its affine, and no reader"):
+        spacing_of(list_data_collate(items)["image"])
 
 
 def test_what_is_no_network():
