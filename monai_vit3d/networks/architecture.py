@@ -69,9 +69,10 @@ def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
 
     Returns:
         Constructor arguments by name, sizes in ``(H, W, D)``, layers as the names of their classes, what else these
-        were built with under ``block_options``, ``mlp_options``, ``act_options``, ``norm_options``; and ``class``,
-        ``grid_size`` (patches along each axis), ``norm_eps``, and ``foreign``: the arguments whose layers are known
-        neither to torch, timm nor this package, with where their classes are from. ``no_embed_class`` is False where
+        were built with under ``block_options``, ``mlp_options``, ``act_options``, ``norm_options``, the patch
+        embedding's own norm under ``embed_norm``; and ``class``, ``grid_size`` (patches along each axis),
+        ``norm_eps``, and ``foreign``: the arguments whose layers are known neither to torch, timm nor this package,
+        with where their classes are from. ``no_embed_class`` is False where
         there are no prefix tokens.
     """
     block, embed = backbone.blocks[0], backbone.patch_embed
@@ -79,6 +80,8 @@ def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
     layers = {"embed_layer": embed, "block_fn": block, "act_layer": backbone.act_layer(), "norm_layer": norm}
     layers |= {"attn_layer": _parts(block).get("attn"), "mlp_layer": _parts(block).get("mlp")}
     foreign = {key: layer for key, layer in layers.items() if layer is not None and not _has_name(key, layer)}
+    if _is_layer(embed.norm) and not _has_name("norm_layer", embed.norm):
+        foreign["embed_layer"] = embed.norm
     if backbone.rope is not None and type(backbone.rope) is not RotaryPositions3D:
         foreign["rope"] = backbone.rope
     return {
@@ -91,11 +94,12 @@ def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
         **_block_facts(block),
         "rope": _rope(backbone.rope),
         **{key: type(layer).__name__ for key, layer in layers.items()},
-        "norm_eps": next((part.eps for part in block.modules() if hasattr(part, "eps")), None),
+        "norm_eps": getattr(norm, "eps", None),
         "block_options": _details("block_fn", block),
         "mlp_options": _details("mlp_layer", layers["mlp_layer"]),
         "act_options": _details("act_layer", layers["act_layer"]),
         "norm_options": _norm_details(norm),
+        "embed_norm": _embed_norm(embed.norm),
         "foreign": {key: f"{type(layer).__module__}.{type(layer).__qualname__}" for key, layer in foreign.items()},
     }
 
@@ -198,7 +202,17 @@ def _rope(rope: nn.Module | None) -> dict[str, Any] | None:
     if type(rope) is not RotaryPositions3D:
         return None
     found = {"unit": rope.unit, "pairs": list(rope.pairs), "temperature": rope.temperature, "half": rope.half}
+    if rope.reference is not None or rope.offset:
+        found |= {"reference": rope.reference and list(rope.reference), "offset": rope.offset}
     return found | ({"unit_mm": rope.unit_mm} if rope.unit == "mm" else {})
+
+
+def _embed_norm(norm: nn.Module) -> dict[str, Any] | None:
+    """The norm of a patch embedding, in the words that the others have."""
+    if not _is_layer(norm):
+        return None
+    eps = getattr(norm, "eps", None)
+    return {"norm_layer": type(norm).__name__, "norm_eps": eps, "norm_options": _norm_details(norm)}
 
 
 def _has_name(argument: str, layer: nn.Module) -> bool:
@@ -249,11 +263,14 @@ def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
         if how and key in options:
             options[key] = partial(options[key], **how)
     if "norm_layer" not in overrides and (found.get("norm_eps") is not None or found.get("norm_options")):
-        options["norm_layer"] = _norm(options.get("norm_layer", nn.LayerNorm), found)
+        options["norm_layer"] = _norm(found)
+    if found.get("embed_norm") and "embed_layer" in options:
+        options["embed_layer"] = partial(options["embed_layer"], norm_layer=_norm(found["embed_norm"]))
     return options
 
 
-def _norm(layer: type[nn.Module], found: Mapping[str, Any]) -> Any:
+def _norm(found: Mapping[str, Any]) -> Any:
+    layer = LAYERS["norm_layer"][found.get("norm_layer", "LayerNorm")]
     how = dict(found.get("norm_options") or {})
     if "elementwise_affine" in how and layer.__module__.startswith("timm."):
         how["affine"] = how.pop("elementwise_affine")

@@ -13,7 +13,7 @@ from timm.models.eva import Eva
 from torch import nn
 
 from ...data.errors import WeightsError
-from .timm2d_embed import NormedPatchEmbed3D
+from ...layers import PatchEmbed3D
 from .timm_eva import LAYERS, eva_rope, eva_unhostable
 
 # no weights, and no part of the architecture: a caller may want other rates
@@ -61,7 +61,7 @@ def timm_options(model: nn.Module, axis: int = 2) -> dict[str, Any]:
         found["rope"] = eva_rope(model, axis)
     if _is_layer(model.patch_embed.norm):
         norm = model.patch_embed.norm
-        found["embed_layer"] = partial(NormedPatchEmbed3D, norm_layer=partial(type(norm), eps=norm.eps))
+        found["embed_layer"] = partial(PatchEmbed3D, norm_layer=partial(type(norm), eps=norm.eps))
     return found
 
 
