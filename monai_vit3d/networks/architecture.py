@@ -251,6 +251,8 @@ def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
     foreign = dict(found.get("foreign") or {})
     unknown = {key: foreign.get(key, name) for key, name in names.items() if key in foreign or name not in LAYERS[key]}
     unknown |= {key: name for key, name in foreign.items() if key not in LAYERS and key not in overrides}
+    if names.get("block_fn") == "RotaryBlock" and not {"rope"} & {*found, *overrides}:
+        unknown["rope"] = "which they are is not said"
     if unknown:
         named = "; ".join(f"{key}: {name!r}" for key, name in unknown.items())
         handed = ", ".join(f"{key}=..." for key in unknown)

@@ -22,6 +22,7 @@ LAYERS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
     EvaBlockPostNorm: (ResPostBlock,),
 }
 
+
 def eva_unhostable(model: nn.Module) -> str:
     """What of an Eva has no keyword in VisionTransformer3D; nothing if all of it has one."""
     attention, rope = [block.attn for block in model.blocks], model.rope
@@ -59,7 +60,11 @@ def eva_rope(model: nn.Module, axis: int) -> partial[RotaryPositions3D] | None:
         return None
     pairs = [int(rope.dim) // 4] * 2
     pairs.insert(axis, 0)
-    options: dict[str, Any] = {"pairs": tuple(pairs), "temperature": float(rope.temperature), "half": bool(rope.rotate_half)}
+    options: dict[str, Any] = {
+        "pairs": tuple(pairs),
+        "temperature": float(rope.temperature),
+        "half": bool(rope.rotate_half),
+    }
     if type(rope) is RotaryEmbeddingDinoV3:
         return partial(RotaryPositions3D, unit="box", **options)
     if rope.ref_feat_shape is not None:
