@@ -4,9 +4,10 @@
 
 Three files, in a temporary folder: timm's vit_large_patch14_dinov2 as safetensors and as .pt, whose kernels become 3D
 ones (and whose positions, of a 37 x 37 grid, are resampled), and vit3d_large. Ours is ``create_model(name,
-pretrained=path)``; of the last also ``VisionTransformer3D.from_pretrained(path)`` and ``backbone_from(path)``. The peer does what loading is taken for: it builds the network, reads the file with
-``torch.load`` or ``safetensors.torch.load_file``, converts what ours converts, and calls ``load_state_dict``. The
-limit is the file, once.
+pretrained=path)``; of the last also ``VisionTransformer3D.from_pretrained(path)`` and ``backbone_from(path)``. The
+peer does what loading is taken for: it builds the network, reads the file with ``torch.load`` or
+``safetensors.torch.load_file``, converts what ours converts, and calls ``load_state_dict``. The limit is the file,
+once.
 
 Every run is a process of its own, one thread, the file in the kernel's cache; the peak is the kernel's (VmHWM), so
 Linux is needed; it has the file's pages in it while they are mapped. Seconds are medians of paired runs, and the ratio
@@ -133,7 +134,10 @@ def write(name: str, path: Path) -> None:
 
 def compare(folder: Path, pairs: int) -> None:
     """The table."""
-    print(f"{'weights':>26s} {'file':>12s} {'ours':>16s} {'MiB':>6s} | {'ours':>6s} {'plain':>6s} {'plain/ours':>10s} ", end="")
+    print(
+        f"{'weights':>26s} {'file':>12s} {'ours':>16s} {'MiB':>6s} | {'ours':>6s} {'plain':>6s} {'plain/ours':>10s} ",
+        end="",
+    )
     print(f"{'ours/file':>9s} | {'ours':>6s} {'plain':>6s} {'plain/ours':>10s} {'read':>5s}   MiB | s")
     for name, suffix, function in CASES:
         path = folder / f"weights.{suffix}"
@@ -144,7 +148,10 @@ def compare(folder: Path, pairs: int) -> None:
         peaks, seconds = ([[pair[i][k] for pair in runs] for i in (0, 1)] for k in (0, 1))
         mine, peer = median(peaks[0]), median(peaks[1])
         faster = median(b / a for a, b in zip(*seconds))
-        print(f"{name:>26s} {suffix:>12s} {function:>16s} {size / MIB:6.0f} | {mine / MIB:6.0f} {peer / MIB:6.0f} ", end="")
+        print(
+            f"{name:>26s} {suffix:>12s} {function:>16s} {size / MIB:6.0f} | {mine / MIB:6.0f} {peer / MIB:6.0f} ",
+            end="",
+        )
         print(f"{peer / mine:10.2f} {mine / size:9.2f} | {median(seconds[0]):6.2f} {median(seconds[1]):6.2f} ", end="")
         print(f"{faster:10.2f} {in_own_process('read', name, path)[1]:5.2f}", flush=True)
         path.unlink()

@@ -1,6 +1,6 @@
 """Weights: reading them safely, encoders' own files, and those of other projects made ours."""
 
-from .adapters import load_adapter, save_adapter
+from .adapters import load_adapter, save_adapter, start_network
 from .backbone import embed_layer_of, load_backbone, save_backbone
 from .convert import from_monai_unetr, from_monai_vit, to_monai_unetr, to_monai_vit
 from .convert.timm2d import checkpoint_filter_fn, create_timm2d, from_timm2d, load_timm2d
@@ -32,6 +32,7 @@ __all__ = [
     "read_source",
     "save_adapter",
     "save_backbone",
+    "start_network",
     "timm_normalisation",
     "to_monai_unetr",
     "to_monai_vit",

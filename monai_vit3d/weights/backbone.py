@@ -15,6 +15,7 @@ from ..layers import ConvStem3D, PatchEmbed3D
 from ..layers.pos_embed import Grid, resample_pos_embed, sincos_pos_embed
 from ..networks import VisionTransformer3D
 from ..networks.architecture import architecture
+from ..networks.lora import merged
 from ..networks.modes import unwrapped
 from .blank import take
 from .files import as_state_dict, read_with_metadata, refuse_differences, write_safetensors
@@ -36,7 +37,7 @@ def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:
     """Write a backbone without its head as safetensors, all of it or nothing; the same weights give the same bytes.
 
     The header's metadata has the ``architecture`` (JSON, as :func:`architecture`) and the ``sha256`` of the tensors'
-    bytes; any reader of safetensors reads the file.
+    bytes; any reader of safetensors reads the file. Adapters are written merged; the network keeps them.
 
     Args:
         backbone: the network, or a DistributedDataParallel around it; its parameters keep their dtype.
@@ -50,6 +51,7 @@ def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:
         raise UsageError(
             f"backbone is a {type(backbone).__name__}; a VisionTransformer3D is needed. Give network.backbone."
         )
+    backbone = merged(backbone)
     state = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
     said = {key: value for key, value in architecture(backbone).items() if key != "num_classes"}
     write_safetensors(state, {"architecture": json.dumps(said, sort_keys=True)}, path)

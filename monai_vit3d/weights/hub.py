@@ -12,7 +12,9 @@ from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from ..data.errors import UsageError, WeightsError
 from ..data.files import replacing
 from ..networks import VisionTransformer3D
-from ..networks.architecture import architecture, build_backbone, unlike_layers
+from ..networks.architecture import architecture, build_backbone
+from ..networks.layer_facts import unlike_layers
+from ..networks.lora import merged
 from .files import as_state_dict, read_with_metadata, write_safetensors
 from .own import CONFIG, WEIGHTS, build_own, files_in, whole_architecture
 
@@ -34,7 +36,7 @@ def save_network(
     new one, or refused by :func:`load_pretrained`.
 
     Args:
-        network: the network; its head is written, too.
+        network: the network; its head is written, too. Adapters are written merged; the network keeps them.
         folder: where to; made if it is not there.
         card: ``license`` and ``tags`` for :func:`model_card`.
         unknown: arguments that nobody takes.
@@ -48,6 +50,7 @@ def save_network(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: a file; a folder is needed. Name another place.")
+    network = merged(network)
     said = architecture(network)
     _refuse_unnamed(network, said)
     new = not folder.exists()

@@ -18,7 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.layers import ConvStem3D
 from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
-from monai_vit3d.networks.architecture import architecture, unlike_layers
+from monai_vit3d.networks.architecture import architecture
+from monai_vit3d.networks.layer_facts import unlike_layers
 from monai_vit3d.weights import families, hub, load_backbone, save_backbone
 from monai_vit3d.weights.convert.wrapping import WORDS
 from monai_vit3d.weights.families import Source, backbone_from, identify, read_source

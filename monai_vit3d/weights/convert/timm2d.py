@@ -25,7 +25,7 @@ from .timm2d_options import refuse_other_layers, timm_options
 
 logger = logging.getLogger(__name__)
 
-_MODULES = ("vision_transformer", "deit", "eva")  # of timm, where VisionTransformer and Eva are built by name
+TIMM_MODULES = ("vision_transformer", "deit", "eva")  # of timm, where VisionTransformer and Eva are built by name
 _HOW = ("kernel", "positions", "axis", "grid", "strict")  # of weights, not of the network
 _ADVICE = "Name the timm model that the weights are of, or pass strict=False to load what fits."
 
@@ -195,7 +195,7 @@ def create_timm2d(
     Raises:
         WeightsError: no such Vision Transformer in timm, or as :func:`from_timm2d`.
     """
-    if not timm.models.is_model_in_modules(name.split(".")[0], _MODULES):
+    if not timm.models.is_model_in_modules(name.split(".")[0], TIMM_MODULES):
         raise WeightsError(f"{name!r} is none of timm's Vision Transformers; see timm.list_models('*vit*').")
     how = {key: options.pop(key) for key in _HOW if key in options}
     if pretrained is True:
