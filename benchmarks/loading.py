@@ -4,9 +4,10 @@
 
 Three files, in a temporary folder: timm's vit_large_patch14_dinov2 as safetensors and as .pt, whose kernels become 3D
 ones (and whose positions, of a 37 x 37 grid, are resampled), and vit3d_large. Ours is ``create_model(name,
-pretrained=path)``. The peer does what loading is taken for: it builds the network, reads the file with
-``torch.load`` or ``safetensors.torch.load_file``, converts what ours converts, and calls ``load_state_dict``. The
-limit is the file, once.
+pretrained=path)``; of the last also ``VisionTransformer3D.from_pretrained(path)`` and ``backbone_from(path)``. The
+peer does what loading is taken for: it builds the network, reads the file with ``torch.load`` or
+``safetensors.torch.load_file``, converts what ours converts, and calls ``load_state_dict``. The limit is the file,
+once.
 
 Every run is a process of its own, one thread, the file in the kernel's cache; the peak is the kernel's (VmHWM), so
 Linux is needed; it has the file's pages in it while they are mapped. Seconds are medians of paired runs, and the ratio
@@ -29,14 +30,19 @@ from statistics import median
 MIB = 2**20
 SIZE, PATCH = (112, 112, 56), (14, 14, 7)
 DINO = "vit_large_patch14_dinov2"
-CASES = [(DINO, "safetensors"), (DINO, "pt"), ("vit3d_large", "safetensors")]
+OURS = "vit3d_large"
+# weights, file, the function of ours that loads them
+CASES = [(DINO, "safetensors", "create_model"), (DINO, "pt", "create_model"), (OURS, "safetensors", "create_model")]
+CASES += [(OURS, "safetensors", "from_pretrained"), (OURS, "safetensors", "backbone_from")]
 
 
-def ours(name: str, path: Path):
+def ours(function: str, name: str, path: Path):
     """The network."""
-    from monai_vit3d import create_model
+    from monai_vit3d import VisionTransformer3D, backbone_from, create_model
 
-    return create_model(name, SIZE, PATCH, in_chans=1, pretrained=path)
+    if function == "create_model":
+        return create_model(name, SIZE, PATCH, in_chans=1, pretrained=path)
+    return VisionTransformer3D.from_pretrained(path) if function == "from_pretrained" else backbone_from(path).network
 
 
 def plain(name: str, path: Path):
@@ -83,14 +89,14 @@ def measure(tool: str, name: str, path: Path) -> None:
         return read(name, path)
     import torch
 
-    from monai_vit3d import create_model
+    from monai_vit3d import backbone_from, create_model  # noqa: F401
 
     torch.set_num_threads(1)
     create_model("vit_tiny_patch16_224", 16, 16, depth=1)  # what the libraries take once
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     held, start = kernel_bytes("VmRSS"), time.perf_counter()
-    network = {"ours": ours, "plain": plain}[tool](name, path)
+    network = plain(name, path) if tool == "plain" else ours(tool, name, path)
     seconds = time.perf_counter() - start
     peak = kernel_bytes("VmHWM") - held
     network.eval()
@@ -128,18 +134,24 @@ def write(name: str, path: Path) -> None:
 
 def compare(folder: Path, pairs: int) -> None:
     """The table."""
-    print(f"{'weights':>26s} {'file':>12s} {'MiB':>6s} | {'ours':>6s} {'plain':>6s} {'plain/ours':>10s} ", end="")
+    print(
+        f"{'weights':>26s} {'file':>12s} {'ours':>16s} {'MiB':>6s} | {'ours':>6s} {'plain':>6s} {'plain/ours':>10s} ",
+        end="",
+    )
     print(f"{'ours/file':>9s} | {'ours':>6s} {'plain':>6s} {'plain/ours':>10s} {'read':>5s}   MiB | s")
-    for name, suffix in CASES:
+    for name, suffix, function in CASES:
         path = folder / f"weights.{suffix}"
         subprocess.run([sys.executable, "-W", "ignore", __file__, "--point", "write", name, str(path)], check=True)
         size = path.stat().st_size
-        in_own_process("ours", name, path)  # the file comes into the cache
-        runs = [[in_own_process(tool, name, path) for tool in ("ours", "plain")] for _ in range(pairs)]
+        in_own_process(function, name, path)  # the file comes into the cache
+        runs = [[in_own_process(tool, name, path) for tool in (function, "plain")] for _ in range(pairs)]
         peaks, seconds = ([[pair[i][k] for pair in runs] for i in (0, 1)] for k in (0, 1))
         mine, peer = median(peaks[0]), median(peaks[1])
         faster = median(b / a for a, b in zip(*seconds))
-        print(f"{name:>26s} {suffix:>12s} {size / MIB:6.0f} | {mine / MIB:6.0f} {peer / MIB:6.0f} ", end="")
+        print(
+            f"{name:>26s} {suffix:>12s} {function:>16s} {size / MIB:6.0f} | {mine / MIB:6.0f} {peer / MIB:6.0f} ",
+            end="",
+        )
         print(f"{peer / mine:10.2f} {mine / size:9.2f} | {median(seconds[0]):6.2f} {median(seconds[1]):6.2f} ", end="")
         print(f"{faster:10.2f} {in_own_process('read', name, path)[1]:5.2f}", flush=True)
         path.unlink()

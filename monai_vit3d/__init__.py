@@ -16,9 +16,13 @@ _HOMES = {
     "TokenSegmenter": "networks",
     "UNETRDecoder": "decoders",
     "VisionTransformer3D": "networks",
+    "apply_lora": "networks",
     "attention_maps": "visualize",
+    "backbone_from": "weights",
     "create_model": "weights",
     "load_weights": "weights",
+    "merge_lora": "networks",
+    "set_spacing": "layers",
 }
 _ROOMS = (
     "data", "decoders", "handlers", "inferers", "layers", "metrics", "networks", "pipeline", "pretraining",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -156,6 +156,7 @@ class PatchEmbed3D(nn.Module):
         flatten: tokens ``(B, N, C)`` if True, a map ``(B, C, H', W', D')`` if False.
         output_fmt: ``"NLC"``, the only format when ``flatten`` is True.
         dynamic_img_pad: pad inputs with zeros, at each axis' end, to the next multiple of the patch.
+        norm_layer: constructor of a norm of the tokens, as AIMv2 has one; None for none.
         device: where to create the parameters.
         dtype: in which type to create them.
 
@@ -175,6 +176,7 @@ class PatchEmbed3D(nn.Module):
         output_fmt: str = "NLC",
         *,
         dynamic_img_pad: bool = False,
+        norm_layer: Callable[..., nn.Module] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -192,6 +194,7 @@ class PatchEmbed3D(nn.Module):
         self._set_grid()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.proj = nn.Conv3d(in_chans, embed_dim, self.patch_size, stride=self.patch_size, bias=bias, **factory)
+        self.norm = nn.Identity() if norm_layer is None else norm_layer(embed_dim, **factory)
 
     def _set_grid(self) -> None:
         self.grid_size = self.dynamic_feat_size(self.img_size)
@@ -242,7 +245,7 @@ class PatchEmbed3D(nn.Module):
             ValueError: wrong rank, channels or size.
         """
         x = check_volume(x, self.in_chans, self.img_size, self.patch_size, self.strict_img_size, self.dynamic_img_pad)
-        x = self._project(x)
+        x = self.norm(self._project(x))
         if self.flatten:
             return x.flatten(1, 3)
         return x.permute(0, 4, 1, 2, 3)

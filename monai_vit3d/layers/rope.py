@@ -45,6 +45,7 @@ def rotary_table(
     rest: int,
     temperature: float,
     half: bool,
+    offset: int = 0,
 ) -> Tensor:
     """Sines and cosines of every patch's angles, as timm's ``apply_rot_embed_cat`` takes them.
 
@@ -55,13 +56,14 @@ def rotary_table(
     Args:
         x: what the patches are of, ``(B, ...)``; its device is taken, and float64 if it has that, else float32.
         grid: patches along ``(H, W, D)``.
-        unit: ``"patch"`` counts from the first patch, ``"mm"`` from the grid's middle, ``"box"`` too, over its size.
+        unit: ``"patch"`` counts from ``offset``, ``"mm"`` from the grid's middle, ``"box"`` too, over its size.
         steps: what one patch (for ``"box"``: the whole axis) measures along each axis, in positions.
         spacing_mm: ``(1, 3)`` or ``(B, 3)``, multiplies ``steps``; None does not.
         pairs: channel pairs for ``(H, W, D)``.
         rest: further pairs, which are not rotated.
         temperature: base of the wavelengths.
         half: pair channel i with i + half the width (as DINOv3 has it), not with its neighbour (as EVA-02 has it).
+        offset: of ``"patch"``: the first patch's number.
 
     Returns:
         ``(S, 1, N, 2 * width)``, S being 1 or B, D fastest: sines, then cosines, each of a head's width.
@@ -85,8 +87,7 @@ def rotary_table(
         if axis == 2:
             speed = torch.cat([speed, speed.new_zeros(rest)])  # at speed 0 a channel stays as it is
         place = torch.arange(grid[axis], dtype=fine, device=x.device)
-        if unit != "patch":
-            place = place + 0.5 - grid[axis] / 2
+        place = place + (float(offset) if unit == "patch" else 0.5 - grid[axis] / 2)
         if unit == "box":
             place = place / grid[axis]
         angle = ((place * steps[axis])[:, None] * speed)[None]
@@ -142,6 +143,9 @@ class RotaryPositions3D(nn.Module):
         half: pair channel i with i + half the width (as DINOv3 has it), not with its neighbour (as EVA-02 has it).
         unit_mm: mm in a unit of position; part of what the weights learned, so never to be changed with the spacing.
             16 makes distances the same as in ``"patch"`` for patches of 16 voxels of 1 mm.
+        reference: of ``"patch"``: the grid ``(H, W, D)`` as much as which any other spans, as in EVA-02: patch i of n
+            is at ``(i + offset) / n * reference``.
+        offset: of ``"patch"``: the first patch's number.
         spacing_mm: voxel spacing, as :func:`set_spacing` takes it; it can be set later.
 
     Raises:
@@ -162,6 +166,8 @@ class RotaryPositions3D(nn.Module):
         temperature: float = 100.0,
         half: bool = False,
         unit_mm: float = 16.0,
+        reference: Sequence[float] | None = None,
+        offset: int = 0,
         spacing_mm: Sequence[float] | Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -176,12 +182,16 @@ class RotaryPositions3D(nn.Module):
         if min(self.pairs) < 0 or max(self.pairs) < 1 or self.rest < 0:
             raise ValueError(f"pairs={pairs}: 0 or more per axis, and at most {head_dim // 2} in all, are needed.")
         self.head_dim, self.unit, self.half = head_dim, unit, bool(half)
-        self.temperature, self.unit_mm = float(temperature), float(unit_mm)
+        self.temperature, self.unit_mm, self.offset = float(temperature), float(unit_mm), int(offset)
+        if unit != "patch" and (reference is not None or offset):
+            raise ValueError(f"reference={reference}, offset={offset}: for unit 'patch' alone, not for {unit!r}.")
+        self.reference = None if reference is None else tuple(map(float, reference))
         self.spacing_mm = None if spacing_mm is None else _spacing_rows(spacing_mm)
 
     def extra_repr(self) -> str:
         """What ``print`` shows of it."""
         unit = f"unit_mm={self.unit_mm}" if self.unit == "mm" else f"unit={self.unit!r}"
+        unit += f", reference={self.reference}, offset={self.offset}" if self.reference else ""
         return f"{unit}, pairs={self.pairs}, temperature={self.temperature}, half={self.half}"
 
     def forward(self, x: Tensor, grid: tuple[int, int, int], patch_size: tuple[int, int, int]) -> Tensor:
@@ -198,8 +208,7 @@ class RotaryPositions3D(nn.Module):
         Raises:
             ValueError: ``"mm"`` without a spacing, or as many spacings as there are not samples.
         """
-        steps = (1.0, 1.0, 1.0)
-        spacing = self.spacing_mm if self.unit == "mm" else None
+        steps, spacing = (1.0, 1.0, 1.0), self.spacing_mm if self.unit == "mm" else None
         if self.unit == "mm":
             if spacing is None:
                 raise ValueError(
@@ -209,7 +218,10 @@ class RotaryPositions3D(nn.Module):
             steps = (patch_size[0] / self.unit_mm, patch_size[1] / self.unit_mm, patch_size[2] / self.unit_mm)
         elif self.unit == "box":
             steps = (4 * math.pi, 4 * math.pi, 4 * math.pi)
-        return rotary_table(x, grid, self.unit, steps, spacing, self.pairs, self.rest, self.temperature, self.half)
+        elif self.reference is not None:
+            steps = (self.reference[0] / grid[0], self.reference[1] / grid[1], self.reference[2] / grid[2])
+        pairs, rest, offset = self.pairs, self.rest, self.offset
+        return rotary_table(x, grid, self.unit, steps, spacing, pairs, rest, self.temperature, self.half, offset)
 
 
 class RotaryBlock(Block):

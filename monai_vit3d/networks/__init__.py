@@ -1,8 +1,10 @@
 """Networks: the backbone, its named sizes, and what it becomes with a decoder or a head."""
 
+from .architecture import architecture, build_backbone
 from .classifier import TokenClassifier
 from .heads import HEADS
 from .layer_decay import layer_decay_groups
+from .lora import LoraSettings, MergedState, apply_lora, freeze, merge_lora
 from .presets import PRESETS, create_model
 from .segmenter import TokenSegmenter
 from .tasks import encode_target, probabilities, task_loss
@@ -10,13 +12,20 @@ from .vit3d import VisionTransformer3D
 
 __all__ = [
     "HEADS",
+    "LoraSettings",
+    "MergedState",
     "PRESETS",
     "TokenClassifier",
     "TokenSegmenter",
     "VisionTransformer3D",
+    "apply_lora",
+    "architecture",
+    "build_backbone",
     "create_model",
     "encode_target",
+    "freeze",
     "layer_decay_groups",
+    "merge_lora",
     "probabilities",
     "task_loss",
 ]

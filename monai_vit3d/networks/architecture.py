@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from timm.layers import Attention, AttentionRope, DiffAttention, DropPath, PatchDropout, get_act_layer, get_norm_layer
+from timm.layers import Attention, AttentionRope, DiffAttention, get_act_layer, get_norm_layer
 from timm.models import vision_transformer as timm_vit
 from torch import nn
 
 from ..data.errors import WeightsError
 from ..layers import ConvStem3D, PatchEmbed3D, RotaryBlock, RotaryPositions3D
+from .layer_facts import block_facts, is_layer, layer_details, norm_details, parts_of
 from .options import MLPS
 from .vit3d import VisionTransformer3D
 
@@ -44,18 +45,6 @@ LAYERS: dict[str, dict[str, type[nn.Module]]] = {
     "act_layer": _table(*map(get_act_layer, _ACTS), nn.GELU),
     "norm_layer": _table(*map(get_norm_layer, _NORMS), nn.RMSNorm, nn.LayerNorm),
 }
-# what else such layers were built with: attribute, and the value that goes without saying
-_DETAILS: dict[str, dict[str, Any]] = {
-    "block_fn": {"num_parallel": None, "dual_lambda": False},
-    "mlp_layer": {"gate_last": True},
-    "act_layer": {"approximate": "none", "negative_slope": 0.01, "alpha": 1.0},
-}
-# not part of what a network computes in evaluation, or shown by its modules and tensors
-_REGULARISERS = (nn.Identity, nn.Dropout, DropPath, PatchDropout)
-_NOT_FACTS = (
-    *("training", "init_values", "fused_attn", "attn_drop_p", "inplace", "grad_checkpointing", "weight_init"),
-    *("no_embed_class", "final_norm", "fc_norm_arg"),
-)
 
 
 def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
@@ -69,16 +58,19 @@ def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
 
     Returns:
         Constructor arguments by name, sizes in ``(H, W, D)``, layers as the names of their classes, what else these
-        were built with under ``block_options``, ``mlp_options``, ``act_options``, ``norm_options``; and ``class``,
-        ``grid_size`` (patches along each axis), ``norm_eps``, and ``foreign``: the arguments whose layers are known
-        neither to torch, timm nor this package, with where their classes are from. ``no_embed_class`` is False where
+        were built with under ``block_options``, ``mlp_options``, ``act_options``, ``norm_options``, the patch
+        embedding's own norm under ``embed_norm``; and ``class``, ``grid_size`` (patches along each axis),
+        ``norm_eps``, and ``foreign``: the arguments whose layers are known neither to torch, timm nor this package,
+        with where their classes are from. ``no_embed_class`` is False where
         there are no prefix tokens.
     """
     block, embed = backbone.blocks[0], backbone.patch_embed
     norm = backbone.norm_layer(int(backbone.embed_dim), device="meta")
     layers = {"embed_layer": embed, "block_fn": block, "act_layer": backbone.act_layer(), "norm_layer": norm}
-    layers |= {"attn_layer": _parts(block).get("attn"), "mlp_layer": _parts(block).get("mlp")}
+    layers |= {"attn_layer": parts_of(block).get("attn"), "mlp_layer": parts_of(block).get("mlp")}
     foreign = {key: layer for key, layer in layers.items() if layer is not None and not _has_name(key, layer)}
+    if is_layer(embed.norm) and not _has_name("norm_layer", embed.norm):
+        foreign["embed_layer"] = embed.norm
     if backbone.rope is not None and type(backbone.rope) is not RotaryPositions3D:
         foreign["rope"] = backbone.rope
     return {
@@ -88,14 +80,15 @@ def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
         "grid_size": list(backbone.grid_size),
         **_numbers(backbone),
         **_tokens(backbone),
-        **_block_facts(block),
+        **block_facts(block),
         "rope": _rope(backbone.rope),
         **{key: type(layer).__name__ for key, layer in layers.items()},
-        "norm_eps": next((part.eps for part in block.modules() if hasattr(part, "eps")), None),
-        "block_options": _details("block_fn", block),
-        "mlp_options": _details("mlp_layer", layers["mlp_layer"]),
-        "act_options": _details("act_layer", layers["act_layer"]),
-        "norm_options": _norm_details(norm),
+        "norm_eps": getattr(norm, "eps", None),
+        "block_options": layer_details("block_fn", block),
+        "mlp_options": layer_details("mlp_layer", layers["mlp_layer"]),
+        "act_options": layer_details("act_layer", layers["act_layer"]),
+        "norm_options": norm_details(norm),
+        "embed_norm": _embed_norm(embed.norm),
         "foreign": {key: f"{type(layer).__module__}.{type(layer).__qualname__}" for key, layer in foreign.items()},
     }
 
@@ -125,19 +118,6 @@ def build_backbone(
         ) from error
 
 
-def unlike_layers(one: nn.Module, other: nn.Module) -> list[str]:
-    """The names of the modules and tensors in which two networks differ, but for values, drop rates and types.
-
-    Args:
-        one: a network.
-        other: another; either may be on the meta device.
-    """
-    sides = [{name: _facts(module) for name, module in net.named_modules()} for net in (one, other)]
-    layers = [name for name in (sides[0] | sides[1]) if sides[0].get(name) != sides[1].get(name)]
-    shapes = [{key: tuple(value.shape) for key, value in net.state_dict().items()} for net in (one, other)]
-    return layers + [key for key in (shapes[0] | shapes[1]) if shapes[0].get(key) != shapes[1].get(key)]
-
-
 def _numbers(backbone: VisionTransformer3D) -> dict[str, Any]:
     return {
         "in_chans": int(backbone.in_chans),
@@ -153,7 +133,7 @@ def _numbers(backbone: VisionTransformer3D) -> dict[str, Any]:
 
 def _tokens(backbone: VisionTransformer3D) -> dict[str, Any]:
     """Prefix tokens, positions, pooling, and where the norms around the blocks are."""
-    positions, after = backbone.pos_embed, _is_layer(backbone.fc_norm)
+    positions, after = backbone.pos_embed, is_layer(backbone.fc_norm)
     own = positions is not None and positions.shape[1] > backbone.num_patches
     return {
         "class_token": backbone.has_class_token,
@@ -162,35 +142,10 @@ def _tokens(backbone: VisionTransformer3D) -> dict[str, Any]:
         "pos_embed": backbone.pos_embed_type,
         "global_pool": backbone.global_pool,
         "pool_include_prefix": backbone.pool_include_prefix,
-        "pre_norm": _is_layer(backbone.norm_pre),
+        "pre_norm": is_layer(backbone.norm_pre),
         # what was pruned is gone, whatever the constructor was told
-        "final_norm": backbone.final_norm and (after or _is_layer(backbone.norm)),
+        "final_norm": backbone.final_norm and (after or is_layer(backbone.norm)),
         "fc_norm": None if backbone.fc_norm_arg is None else after,
-    }
-
-
-def _is_layer(module: nn.Module | None) -> bool:
-    return module is not None and not isinstance(module, nn.Identity)
-
-
-def _parts(block: nn.Module) -> dict[str, nn.Module]:
-    return {name.rsplit(".", 1)[-1]: module for name, module in block.named_modules()}
-
-
-def _block_facts(block: nn.Module) -> dict[str, Any]:
-    """What a block was built with, as far as its layers have timm's names."""
-    parts = _parts(block)
-    attn, mlp = parts.get("attn"), parts.get("mlp")
-    qkv = parts.get("qkv") or parts.get("in_proj")
-    out = parts.get("proj") or parts.get("out_proj") or parts.get("attn_out_proj")
-    starts = [m.init_values for m in block.modules() if getattr(m, "init_values", None) is not None]
-    return {
-        **({} if qkv is None else {"qkv_bias": getattr(qkv, "bias", None) is not None}),
-        **({} if out is None else {"proj_bias": getattr(out, "bias", None) is not None}),
-        "qk_norm": _is_layer(getattr(attn or block, "q_norm", None)),
-        "scale_attn_norm": _is_layer(getattr(attn, "norm", None)),
-        "scale_mlp_norm": _is_layer(getattr(mlp, "norm", None)),
-        "init_values": float(starts[0]) if starts else None,
     }
 
 
@@ -198,26 +153,22 @@ def _rope(rope: nn.Module | None) -> dict[str, Any] | None:
     if type(rope) is not RotaryPositions3D:
         return None
     found = {"unit": rope.unit, "pairs": list(rope.pairs), "temperature": rope.temperature, "half": rope.half}
+    if rope.reference is not None or rope.offset:
+        found |= {"reference": rope.reference and list(rope.reference), "offset": rope.offset}
     return found | ({"unit_mm": rope.unit_mm} if rope.unit == "mm" else {})
+
+
+def _embed_norm(norm: nn.Module) -> dict[str, Any] | None:
+    """The norm of a patch embedding, in the words that the others have."""
+    if not is_layer(norm):
+        return None
+    eps = getattr(norm, "eps", None)
+    return {"norm_layer": type(norm).__name__, "norm_eps": eps, "norm_options": norm_details(norm)}
 
 
 def _has_name(argument: str, layer: nn.Module) -> bool:
     cls = type(layer)
     return cls.__name__ in LAYERS[argument] and cls.__module__.partition(".")[0] in _HOMES
-
-
-def _details(argument: str, layer: nn.Module | None) -> dict[str, Any]:
-    table = _DETAILS[argument].items()
-    found = {key: getattr(layer, key) for key, usual in table if getattr(layer, key, usual) != usual}
-    if type(layer) is timm_vit.ParallelScalingBlock:
-        found["fuse_out_proj"] = layer.out_proj is not None
-    return found
-
-
-def _norm_details(norm: nn.Module) -> dict[str, Any]:
-    if not getattr(norm, "elementwise_affine", True):
-        return {"elementwise_affine": False}
-    return {"bias": False} if isinstance(norm, nn.LayerNorm) and norm.bias is None else {}
 
 
 def _plain_options(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,6 +188,8 @@ def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
     foreign = dict(found.get("foreign") or {})
     unknown = {key: foreign.get(key, name) for key, name in names.items() if key in foreign or name not in LAYERS[key]}
     unknown |= {key: name for key, name in foreign.items() if key not in LAYERS and key not in overrides}
+    if names.get("block_fn") == "RotaryBlock" and not {"rope"} & {*found, *overrides}:
+        unknown["rope"] = "which they are is not said"
     if unknown:
         named = "; ".join(f"{key}: {name!r}" for key, name in unknown.items())
         handed = ", ".join(f"{key}=..." for key in unknown)
@@ -249,26 +202,15 @@ def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
         if how and key in options:
             options[key] = partial(options[key], **how)
     if "norm_layer" not in overrides and (found.get("norm_eps") is not None or found.get("norm_options")):
-        options["norm_layer"] = _norm(options.get("norm_layer", nn.LayerNorm), found)
+        options["norm_layer"] = _norm(found)
+    if found.get("embed_norm") and "embed_layer" in options:
+        options["embed_layer"] = partial(options["embed_layer"], norm_layer=_norm(found["embed_norm"]))
     return options
 
 
-def _norm(layer: type[nn.Module], found: Mapping[str, Any]) -> Any:
+def _norm(found: Mapping[str, Any]) -> Any:
+    layer = LAYERS["norm_layer"][found.get("norm_layer", "LayerNorm")]
     how = dict(found.get("norm_options") or {})
     if "elementwise_affine" in how and layer.__module__.startswith("timm."):
         how["affine"] = how.pop("elementwise_affine")
     return partial(layer, **how) if found.get("norm_eps") is None else partial(layer, eps=found["norm_eps"], **how)
-
-
-def _facts(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
-    """A module's class and plain attributes, but for what goes without saying; None for what only regularises."""
-    if isinstance(module, _REGULARISERS):
-        return None
-    usual = {key: value for table in _DETAILS.values() for key, value in table.items()}
-    plain = {
-        key: value
-        for key, value in vars(module).items()
-        if key[0] != "_" and key not in _NOT_FACTS and isinstance(value, (bool, int, float, str, tuple, list))
-        if key not in usual or value != usual[key]
-    }
-    return type(module).__name__, plain

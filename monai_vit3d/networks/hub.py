@@ -60,7 +60,7 @@ class HubFiles(ModelHubMixin, library_name="monai_vit3d", tags=["monai_vit3d", "
     ) -> str | None:
         """Write config.json, model.safetensors (with the head) and README.md, all of them or nothing.
 
-        A README.md that is there already stays as it is.
+        A README.md that is there already stays as it is. Adapters are written merged; the network keeps them.
 
         Args:
             save_directory: the folder; it is made if it is not there.

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from .modes import unwrapped
 
 ADAPTER = "default"  # peft's name for the one adapter of a network
 TRAINED = ("head", "decoder")
+N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,16 @@ class MergedState:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The merged weights, as they are now."""
-        if not _adapters(self.network):
-            return self.network.state_dict()
-        return merge_lora(copy.deepcopy(self.network)).state_dict()
+        return merged(self.network).state_dict()
+
+
+def merged(network: N) -> N:
+    """A network without adapters: itself if it has none, else a copy in which they are merged.
+
+    Args:
+        network: the network, or a part of one.
+    """
+    return merge_lora(copy.deepcopy(network)) if _adapters(network) else network  # type: ignore[return-value]
 
 
 def freeze(network: nn.Module, parts: str | Sequence[str]) -> nn.Module:
@@ -236,12 +244,8 @@ def _parameters(network: nn.Module, part: str, argument: str) -> list[nn.Paramet
 
 
 def _adapters(network: nn.Module) -> dict[str, Any]:
-    """The layers that have adapters, by name. Without peft there are none, and it need not be installed."""
-    if not hasattr(network, "peft_config"):
-        return {}
-    from peft.tuners.lora import LoraLayer
-
-    return {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
+    """The layers that have adapters, by name, in a whole network or a part of one."""
+    return {name: layer for name, layer in network.named_modules() if hasattr(layer, "lora_A")}
 
 
 def _inject(network: nn.Module, settings: LoraSettings, names: list[str]) -> None:

@@ -1,20 +1,39 @@
 """Weights: reading them safely, encoders' own files, and those of other projects made ours."""
 
+from .adapters import load_adapter, save_adapter, start_network
 from .backbone import embed_layer_of, load_backbone, save_backbone
+from .convert import from_monai_unetr, from_monai_vit, to_monai_unetr, to_monai_vit
 from .convert.timm2d import checkpoint_filter_fn, create_timm2d, from_timm2d, load_timm2d
+from .convert.timm2d_stats import timm_normalisation
 from .create import create_model
+from .families import Source, backbone_from, identify, read_source
 from .files import load_weights
+from .info import convert_weights, describe_weights
 from .report import LoadReport
 
 __all__ = [
     "LoadReport",
+    "Source",
+    "backbone_from",
     "checkpoint_filter_fn",
+    "convert_weights",
     "create_model",
     "create_timm2d",
+    "describe_weights",
     "embed_layer_of",
+    "from_monai_unetr",
+    "from_monai_vit",
     "from_timm2d",
+    "identify",
+    "load_adapter",
     "load_backbone",
     "load_timm2d",
     "load_weights",
+    "read_source",
+    "save_adapter",
     "save_backbone",
+    "start_network",
+    "timm_normalisation",
+    "to_monai_unetr",
+    "to_monai_vit",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..data.errors import UsageError, WeightsError
 from ..networks.lora import ADAPTER, LoraSettings, adapter_layers, apply_lora, refuse_adapters
 from ..networks.modes import unwrapped
+from .backbone import load_backbone
 from .files import as_state_dict, read_with_metadata, refuse_differences, write_safetensors
 
 _LORA = (".lora_A.", ".lora_B.")
@@ -70,6 +71,31 @@ def load_adapter(network: nn.Module, path: str | Path, strict: bool = True) -> n
     found = {key: state[_name(key)] for key in network.state_dict() if _name(key) in state}
     network.load_state_dict(found, strict=False)
     return network
+
+
+def start_network(network: nn.Module, pretrained: str | Path | None = None, lora_rank: int = 0) -> nn.Module:
+    """A network as its training starts: with an encoder's weights, and with adapters, if these are asked for.
+
+    Args:
+        network: a network with a backbone. It is changed in place.
+        pretrained: a file, as for :func:`load_backbone`; None leaves the network as it was initialised.
+        lora_rank: above 0: freeze the network and give it adapters of this rank, as :func:`apply_lora` does it.
+
+    Returns:
+        ``network``.
+
+    Raises:
+        UsageError: adapters without ``pretrained``: they would be trained beside frozen random weights.
+        WeightsError: as :func:`load_backbone`.
+    """
+    if lora_rank > 0 and not pretrained:
+        raise UsageError(
+            f"lora_rank={lora_rank} without pretrained: the encoder would stay at its random start. Name the file of "
+            "a trained encoder (pretrained), or leave lora_rank at 0."
+        )
+    if pretrained:
+        load_backbone(network, pretrained)
+    return apply_lora(network, lora_rank) if lora_rank else network
 
 
 def _split(network: nn.Module, trained: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -15,9 +15,11 @@ from ..layers import ConvStem3D, PatchEmbed3D
 from ..layers.pos_embed import Grid, resample_pos_embed, sincos_pos_embed
 from ..networks import VisionTransformer3D
 from ..networks.architecture import architecture
+from ..networks.lora import merged
 from ..networks.modes import unwrapped
-from .blank import is_blank, take
+from .blank import take
 from .files import as_state_dict, read_with_metadata, refuse_differences, write_safetensors
+from .own import architecture_in
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:
     """Write a backbone without its head as safetensors, all of it or nothing; the same weights give the same bytes.
 
     The header's metadata has the ``architecture`` (JSON, as :func:`architecture`) and the ``sha256`` of the tensors'
-    bytes; any reader of safetensors reads the file.
+    bytes; any reader of safetensors reads the file. Adapters are written merged; the network keeps them.
 
     Args:
         backbone: the network, or a DistributedDataParallel around it; its parameters keep their dtype.
@@ -49,6 +51,7 @@ def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:
         raise UsageError(
             f"backbone is a {type(backbone).__name__}; a VisionTransformer3D is needed. Give network.backbone."
         )
+    backbone = merged(backbone)
     state = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
     said = {key: value for key, value in architecture(backbone).items() if key != "num_classes"}
     write_safetensors(state, {"architecture": json.dumps(said, sort_keys=True)}, path)
@@ -81,18 +84,14 @@ def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
     """
     backbone = _backbone_of(network)
     read, metadata = read_with_metadata(path)
-    came = _architecture_in(metadata, path)
+    came = architecture_in(metadata, path)
     if isinstance(backbone, VisionTransformer3D):
         _refuse_architecture(came, architecture(backbone), path)
     part = _backbone_in(as_state_dict(read, path), path)
     state, resampled = _fit_positions(part, came, backbone, path)
-    own = backbone.state_dict()
-    wanted = {key: value for key, value in own.items() if not key.startswith(HEAD)}
+    wanted = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
     refuse_differences(wanted, state, path, type(backbone).__name__, _advice(wanted, state))
-    if isinstance(backbone, VisionTransformer3D) and is_blank(backbone):
-        take(backbone, state, "cpu", owned=True)
-    else:
-        backbone.load_state_dict({**own, **state})
+    take(backbone, state, "cpu", owned=True)
     logger.info("%s: loaded %d tensors of a backbone%s", path, len(state), resampled)
     return network
 
@@ -135,22 +134,6 @@ def _backbone_in(state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor
             "a backbone alone, are needed."
         )
     return {key: value for key, value in part.items() if not key.startswith(HEAD)}
-
-
-def _architecture_in(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
-    """What a file says of its architecture; empty if it says nothing."""
-    try:
-        found = json.loads(metadata.get("architecture", "{}"))
-        grid = found.get("grid_size", [1, 1, 1])
-        sound = len(grid) == 3 and all(isinstance(n, int) and n > 0 for n in grid)
-    except (ValueError, RecursionError, AttributeError, TypeError):
-        sound = False
-    if not sound:
-        raise WeightsError(
-            f"{path}: its header's 'architecture' cannot be read; a JSON object with a grid_size of three numbers is "
-            "needed. Fetch the file again, or save it anew with save_backbone."
-        )
-    return found
 
 
 def _refuse_architecture(came: dict[str, Any], needed: dict[str, Any], path: str | Path) -> None:

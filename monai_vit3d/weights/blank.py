@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,39 +11,42 @@ from torch import Tensor, nn
 from ..networks import VisionTransformer3D
 
 
-def blank_network(
-    img_size: int | Sequence[int], patch_size: int | Sequence[int], **options: Any
-) -> VisionTransformer3D:
+def blank_network(make: Callable[..., VisionTransformer3D], **options: Any) -> VisionTransformer3D:
     """A network on the meta device, which :func:`take` makes whole.
 
     A layer with a buffer that no state dict has could not be made whole: such a network is built as ever.
 
     Args:
-        img_size: input size in ``(H, W, D)``.
-        patch_size: patch size in ``(H, W, D)``.
-        options: keywords of :class:`VisionTransformer3D`.
+        make: :class:`VisionTransformer3D`, or what takes its keyword ``device``, too.
+        options: its keywords.
     """
-    network = VisionTransformer3D(img_size, patch_size, **{**options, "device": "meta"})
+    network = make(**{**options, "device": "meta"})
     buffers = {name for name, _ in network.named_buffers()} - set(network.state_dict())
-    return network if buffers <= {"pos_embed"} else VisionTransformer3D(img_size, patch_size, **options)
+    return network if buffers <= {"pos_embed"} else make(**options)
 
 
-def is_blank(network: nn.Module) -> bool:
-    """Whether some of a network waits for its weights."""
-    return any(value.is_meta for _, value in _tensors(network))
+def take(
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    device: torch.device | str,
+    *,
+    owned: bool,
+    keep_types: bool = False,
+) -> None:
+    """Give a network its tensors; a blank one makes those that do not come as its ``init_weights`` does.
 
-
-def take(network: VisionTransformer3D, state: Mapping[str, Tensor], device: torch.device | str, *, owned: bool) -> None:
-    """Give a blank network its tensors, in its dtype; it makes those that do not come as its ``init_weights`` does.
-
-    Random numbers are drawn for the latter alone.
+    Random numbers are drawn for the latter alone. A network that is not blank copies them, and keeps the rest.
 
     Args:
-        network: on the meta device.
+        network: any; blank, if it is on the meta device.
         state: tensors of the network's shapes, by its keys.
         device: where to.
         owned: nobody else has the tensors: they become the network's own where they are whole; else each is copied.
+        keep_types: a blank network takes the tensors' types; else they take its own.
     """
+    if not any(value.is_meta for _, value in _tensors(network)):
+        network.load_state_dict(state, strict=False)
+        return
     wanted = network.state_dict()
     missing = [(key, value) for key, value in _tensors(network) if key not in state and value.is_meta]
     for key, value in missing:
@@ -52,10 +55,13 @@ def take(network: VisionTransformer3D, state: Mapping[str, Tensor], device: torc
         made = nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
         setattr(network.get_submodule(path), leaf, made)
     if missing:
-        network.init_weights()  # what is on the meta device yet stays as it is
+        network.init_weights()  # type: ignore[operator]  # what is on the meta device yet stays as it is
     seen: set[int] = set()
     network.load_state_dict(
-        {key: _own(value, device, wanted[key].dtype, owned, seen) for key, value in state.items()},
+        {
+            key: _own(value, device, (value if keep_types else wanted[key]).dtype, owned, seen)
+            for key, value in state.items()
+        },
         strict=False,
         assign=True,
     )

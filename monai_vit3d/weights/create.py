@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def create_model(
         return create_timm2d(name, img_size, patch_size, pretrained=pretrained, **options).network
     if isinstance(pretrained, (str, Path)) and name in PRESETS:
         device = options.pop("device", None) or torch.get_default_device()
-        blank = blank_network(img_size, patch_size, **{**asdict(PRESETS[name]), **options})
+        blank = blank_network(partial(create_preset, name, img_size, patch_size), **options)
         load_backbone(blank, pretrained)
         return blank.to(device)
     if pretrained is not False:

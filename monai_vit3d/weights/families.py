@@ -4,44 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import Attention
-from timm.models.vision_transformer import Block
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.errors import UsageError, WeightsError
-from ..layers import ConvStem3D, PatchEmbed3D
 from ..layers.patch_embed import to_3tuple
 from ..networks import VisionTransformer3D
-from .backbone import HEAD, _architecture_in
+from .blank import blank_network
 from .convert import monai_keys, nidl
 from .convert.monai_vit import add_tanh
 from .convert.signs import KERNEL, POS, REFUSED, family_by_keys
-from .convert.timm2d import Inflated, checkpoint_filter_fn
+from .convert.timm2d import load_timm2d
 from .convert.wrapping import unwrap
-from .files import read_with_metadata, refuse_differences
-from .report import LoadReport
+from .files import as_state_dict, read_with_metadata
+from .own import build_own, files_in, whole_architecture
+from .report import Inflated
 
 logger = logging.getLogger(__name__)
 
 FAMILIES = ("monai_vit3d", "timm2d", "nidl", "monai_vit", "monai_unetr", "monai_vit_autoenc", "monai_mae")
-_LAYERS = {"block_fn": "Block", "attn_layer": "Attention", "mlp_layer": "Mlp", "act_layer": "GELU"}
-_SAID = (
-    "in_chans",
-    "embed_dim",
-    "depth",
-    "num_heads",
-    "mlp_ratio",
-    "class_token",
-    "reg_tokens",
-    "no_embed_class",
-    "pos_embed",
-)
 _NEEDED = ("img_size", "patch_size", "in_chans", "num_heads", "pos_embed")
 _ADVICE = "Pass the options that the weights were trained with."
 _ON_POSITIONS = (
@@ -58,10 +43,12 @@ class Source:
         family: one of ``FAMILIES``.
         wrapping: what was taken off, outermost first: ``"state_dict"`` an entry, ``"module."`` a prefix.
         state: the tensors of the encoder and its head, under the family's own keys.
-        options: keywords of :class:`VisionTransformer3D`, as far as shapes and keys show them.
+        options: keywords of :class:`VisionTransformer3D`, as far as shapes and keys show them; of our own files, what
+            :func:`~monai_vit3d.networks.architecture` said.
         assumed: those of the options that no shape shows and that were assumed.
         left_out: keys and entries that are no part of the encoder.
         name: where it came from, for messages.
+        verified: whether the file has a sha256 of its tensors, which is then theirs.
     """
 
     family: str
@@ -71,23 +58,29 @@ class Source:
     assumed: tuple[str, ...]
     left_out: tuple[str, ...]
     name: str = "state_dict"
+    verified: bool = False
 
 
 def read_source(path: str | Path, *, take: str = "teacher", family: str | None = None) -> Source:
-    """Read and recognise a checkpoint: a state dict, or what a trainer wrote around one.
+    """Read and recognise a checkpoint: a state dict, what a trainer wrote around one, or files of this package.
 
     Args:
-        path: a file by ``torch.save``, of tensors and plain containers, or safetensors.
+        path: a file by ``torch.save``, of tensors and plain containers, or safetensors; or a folder of
+            ``save_pretrained``.
         take: which of several networks, see :func:`identify`.
         family: what it is, if it is known better than its keys show.
 
     Raises:
         WeightsError: the file is missing, damaged, holds more than tensors, or as :func:`identify`.
     """
-    read, metadata = read_with_metadata(path)
-    if family in (None, "monai_vit3d") and "architecture" in metadata:
-        return _of_header(read, metadata, str(path))
-    return identify(read, str(path), take=take, family=family)
+    folder = Path(path).is_dir()
+    config, weights = files_in(Path(path)) if folder else (Path(path), Path(path))
+    read, metadata = read_with_metadata(weights)
+    if folder or (family in (None, "monai_vit3d") and "architecture" in metadata):
+        state = as_state_dict(read, weights)
+        said = whole_architecture(state, metadata, config, weights)
+        return Source("monai_vit3d", (), state, said, (), (), str(path), True)
+    return replace(identify(read, str(path), take=take, family=family), verified="sha256" in metadata)
 
 
 def identify(state: Any, name: str = "state_dict", *, take: str = "teacher", family: str | None = None) -> Source:
@@ -128,6 +121,8 @@ def backbone_from(
 ) -> Inflated:
     """A backbone with the weights of a checkpoint of another project, or of this one.
 
+    The weights of a file are in memory once.
+
     Args:
         source: a checkpoint: recognised, read, or its file.
         grid: patches along ``(H, W, D)`` that its positions were learned on, if neither those of ``img_size`` nor a
@@ -135,35 +130,41 @@ def backbone_from(
         take: which of several networks, see :func:`identify`.
         options: keywords of :class:`VisionTransformer3D`; they override what the checkpoint shows. Another
             ``patch_size`` or ``in_chans`` than its kernel's resamples that. nidl's files do not hold sin-cos
-            positions: ``pos_embed="sincos"`` gives its own table, kept as positions that are not trained.
+            positions: ``pos_embed="sincos"`` gives its own table, kept as positions that are not trained. Of our
+            own files as for :meth:`VisionTransformer3D.from_pretrained`.
 
     Returns:
-        The network, in eval mode, at least in float32; and what became of each key: all that came are named.
+        The network, in eval mode, at least in float32 (of our own files as they are); and what became of each key:
+        all that came are named.
 
     Raises:
         WeightsError: a key or a shape is unexpected, something is shown by no tensor and was not passed, or the
             family needs another constructor.
+        UsageError: of our own files: ``grid``, or options that would change what the weights compute.
     """
+    owned = isinstance(source, (str, Path))
     if not isinstance(source, Source):
         source = identify(source, take=take) if isinstance(source, Mapping) else read_source(source, take=take)
+    if source.family == "monai_vit3d":
+        if grid is not None:
+            raise UsageError(f"{source.name}: grid={grid}; weights of monai_vit3d say theirs. Leave it out.")
+        return build_own(source.options, source.state, source.name, owned=owned, **options)
     wanted, trained_patch = _completed(source, options)
     state, origins = _under_our_keys(source, trained_patch)
-    if source.family == "monai_vit3d" and grid is None and "img_size" in source.options:
-        sizes = zip(source.options["img_size"], source.options["patch_size"])
-        grid = tuple(i // p for i, p in sizes)
     if source.family == "nidl" and POS not in state and wanted["pos_embed"] == "sincos":
-        network = VisionTransformer3D(**{**wanted, "pos_embed": "learned", "no_embed_class": True})
+        network = blank_network(VisionTransformer3D, **{**wanted, "pos_embed": "learned", "no_embed_class": True})
         state[POS], origins[POS] = nidl.nidl_sincos(network.grid_size, network.embed_dim), "nidl's sin-cos table"
         network.pos_embed.requires_grad_(False)
     else:
-        network = VisionTransformer3D(**wanted)
+        network = blank_network(VisionTransformer3D, **wanted)
     new = [
         key for key in ("num_classes", "global_pool") if options.get(key, source.options[key]) != source.options[key]
     ]
     if "num_classes" not in new:
         add_tanh(network, state)
     wide = torch.float64 if any(value.dtype == torch.float64 for value in state.values()) else torch.float32
-    report = _load(network.to(wide), state, source.name, grid, bool(new)).with_origins(origins, source.left_out)
+    how = {"name": source.name, "new_head": bool(new), "grid": grid, "owned": owned, "advice": _ADVICE}
+    report = load_timm2d(network.to(wide), state, **how).with_origins(origins, source.left_out)
     assumed = ", ".join(key for key in source.assumed if key not in options) or "nothing"
     where = " ".join(source.wrapping) or "the top"
     logger.info("%s: %s at %s: %s; assumed: %s", source.name, source.family, where, report, assumed)
@@ -191,25 +192,6 @@ def _shown(
     return state, (), {**shown, "class_token": "cls_token" in state}, ()
 
 
-def _of_header(read: dict[str, Tensor], metadata: dict[str, str], path: str) -> Source:
-    """A file of save_backbone: its header says what the tensors do not show."""
-    said = _architecture_in(metadata, path)
-    try:
-        options = nidl.nidl_options(read)[0] | {key: said[key] for key in _SAID}
-        options["patch_size"] = tuple(said["patch_size"])
-        options["img_size"] = tuple(n * p for n, p in zip(said["grid_size"], said["patch_size"]))
-        options |= {key: said[key] for key, usual in _LAYERS.items() if said[key] != usual}
-        embeds = {layer.__name__: layer for layer in (PatchEmbed3D, ConvStem3D)}
-        options["embed_layer"] = embeds[said["embed_layer"]]
-        options["norm_layer"] = partial(nn.LayerNorm, eps=said["norm_eps"])
-    except (KeyError, TypeError, WeightsError) as error:
-        raise WeightsError(
-            f"{path}: its header and keys do not say all that is needed to build the network ({error}). Build it with "
-            "its options, then load_backbone(network, path)."
-        ) from error
-    return Source("monai_vit3d", (), read, options, ("global_pool",), (), path)
-
-
 def _completed(source: Source, options: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[int, int, int]]:
     """All keywords of the network, and the patch that the weights were trained with; refused if some are missing."""
     if source.family == "timm2d":
@@ -228,7 +210,6 @@ def _completed(source: Source, options: Mapping[str, Any]) -> tuple[dict[str, An
             f"{source.name}: no tensor shows {', '.join(missing)}; pass {', '.join(f'{key}=' for key in missing)}."
             + (_ON_POSITIONS if "pos_embed" in missing else "")
         )
-    _refuse_names(wanted, options, source.name)
     trained, patch = shown["patch_size"], to_3tuple(wanted["patch_size"], "patch_size")
     if "img_size" not in options:  # the grid is kept
         wanted["img_size"] = tuple(n // p * q for n, p, q in zip(shown["img_size"], trained, patch))
@@ -238,48 +219,7 @@ def _completed(source: Source, options: Mapping[str, Any]) -> tuple[dict[str, An
     return wanted, trained
 
 
-def _refuse_names(wanted: dict[str, Any], options: Mapping[str, Any], name: str) -> None:
-    """Refuse layers of which a header has only the class's name; rope= makes its own."""
-    if options.get("rope") is not None:
-        for key in ("block_fn", "attn_layer"):
-            wanted[key] = options.get(key, {"block_fn": Block, "attn_layer": Attention}[key])
-    named = [key for key in _LAYERS if isinstance(wanted.get(key), str) and key not in options]
-    if named:
-        what = ", ".join(f"{key}={wanted[key]!r}" for key in named)
-        raise WeightsError(
-            f"{name}: made with {what}; a name alone does not build it. Pass {', '.join(named)} (for rotary "
-            "positions: rope), or build the network and use load_backbone(network, path)."
-        )
-
-
 def _under_our_keys(source: Source, patch: tuple[int, int, int]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if source.family.startswith("monai_") and source.family != "monai_vit3d":
+    if source.family.startswith("monai_"):
         return monai_keys.to_our_keys(source.state, patch)
     return dict(source.state), {}
-
-
-def _load(
-    network: VisionTransformer3D, state: dict[str, Tensor], name: str, grid: tuple[int, int, int] | None, own_head: bool
-) -> LoadReport:
-    """Load all of it or nothing; a head of the network's own stays where the state's does not fit it."""
-    found = state
-    if not isinstance(network.patch_embed, ConvStem3D):  # the kernels of a stem are not the patch's
-        try:
-            found = checkpoint_filter_fn(state, network, grid=grid)
-        except (IndexError, RuntimeError, WeightsError) as error:  # also of tensors with other axes than theirs
-            raise WeightsError(f"{name}: {error}") from error
-    own = network.state_dict()
-    fits = [key for key in own if key in found and found[key].shape == own[key].shape]
-    spare = {*fits, *(key for key in (*own, *found) if own_head and key.startswith(HEAD))}
-    sides = [{key: value for key, value in side.items() if key not in spare} for side in (own, found)]
-    refuse_differences(sides[0], sides[1], name, type(network).__name__, _ADVICE)
-    network.load_state_dict({key: found[key] for key in fits}, strict=False)
-    shapes = {
-        key: f"{tuple(state[key].shape)} to {tuple(found[key].shape)}" for key in fits if found[key] is not state[key]
-    }
-    return LoadReport(
-        loaded=tuple(key for key in fits if key not in shapes),
-        converted=shapes,
-        initialised=tuple(key for key in own if key not in fits),
-        unused=tuple(key for key in found if key not in fits),
-    )

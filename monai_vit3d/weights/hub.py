@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Collection, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
-from torch import Tensor
 
 from ..data.errors import UsageError, WeightsError
 from ..data.files import replacing
-from ..layers import sincos_pos_embed
 from ..networks import VisionTransformer3D
-from ..networks.architecture import architecture, build_backbone, unlike_layers
-from ..networks.options import resolve_pool
-from .files import as_state_dict, read_with_metadata, refuse_differences, write_safetensors
-from .inflate import adapt_channels
-
-logger = logging.getLogger(__name__)
+from ..networks.architecture import architecture, build_backbone
+from ..networks.layer_facts import unlike_layers
+from ..networks.lora import merged
+from .files import as_state_dict, read_with_metadata, write_safetensors
+from .own import CONFIG, WEIGHTS, build_own, files_in, whole_architecture
 
 N = TypeVar("N", bound=VisionTransformer3D)
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CARD = "README.md"
 _HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
-_SIZES, _HEAD, _PLACE = ("img_size", "patch_size"), ("num_classes", "global_pool"), ("device", "dtype")
-# what may be told anew when weights are loaded, besides those
-_FREE = ("class", "foreign", "in_chans", "dynamic_img_size", "dynamic_img_pad", "pool_include_prefix")
-_FETCH = "Fetch the files again, or save the network anew with save_pretrained."
 
 
 def save_network(
@@ -45,7 +36,7 @@ def save_network(
     new one, or refused by :func:`load_pretrained`.
 
     Args:
-        network: the network; its head is written, too.
+        network: the network; its head is written, too. Adapters are written merged; the network keeps them.
         folder: where to; made if it is not there.
         card: ``license`` and ``tags`` for :func:`model_card`.
         unknown: arguments that nobody takes.
@@ -59,6 +50,7 @@ def save_network(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: a file; a folder is needed. Name another place.")
+    network = merged(network)
     said = architecture(network)
     _refuse_unnamed(network, said)
     new = not folder.exists()
@@ -116,32 +108,10 @@ def load_pretrained(
         UsageError: options that would change what the weights compute.
     """
     config, weights = _find(source, {key: options.pop(key) for key in _HUB if key in options})
-    sizes, head, place = ({key: options.pop(key) for key in keys if key in options} for keys in (_SIZES, _HEAD, _PLACE))
-    said, state = read_pair(config, weights)
-    network = _build(said, state, factory, options, config)
-    _adapt(network, state)
-    refuse_differences(network.state_dict(), state, weights, str(config), _FETCH)
-    network = _filled(network, state, said, factory, options)
-    if sizes:
-        network.set_input_size(**sizes)
-    new = _new_head(network, **head)
-    network.to(**place)
-    logger.info("%s: loaded %d tensors%s", weights, len(network.state_dict()), ", the head is new" if new else "")
-    return network.eval()
-
-
-def read_pair(config: str | Path, weights: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An architecture and its tensors, read and verified; nothing is built.
-
-    Args:
-        config: the path of a config.json, or that of the weights, whose header says it, too.
-        weights: the path of the safetensors file.
-
-    Raises:
-        WeightsError: a file is missing, damaged, or of another architecture than the other.
-    """
     read, metadata = read_with_metadata(weights)
-    return _said(metadata, Path(config), Path(weights)), as_state_dict(read, weights)
+    state = as_state_dict(read, weights)
+    said = whole_architecture(state, metadata, config, weights)
+    return build_own(said, state, str(weights), factory, owned=True, **options).network  # type: ignore[return-value]
 
 
 def _find(source: str | Path, hub: dict[str, Any]) -> tuple[Path, Path]:
@@ -149,11 +119,7 @@ def _find(source: str | Path, hub: dict[str, Any]) -> tuple[Path, Path]:
     if Path(source).is_file():
         return Path(source), Path(source)
     if Path(source).is_dir():
-        files = [Path(source) / name for name in (CONFIG, WEIGHTS)]
-        for file in files:
-            if not file.is_file():
-                raise WeightsError(f"{file}: no such file. Name a folder that save_pretrained wrote.")
-        return files[0], files[1]
+        return files_in(Path(source))
     try:
         paths = [Path(hf_hub_download(str(source), name, **hub)) for name in (CONFIG, WEIGHTS)]
     except Exception as error:  # the library raises its own errors, Python's and those of its HTTP client
@@ -163,88 +129,6 @@ def _find(source: str | Path, hub: dict[str, Any]) -> tuple[Path, Path]:
             "Name a folder that save_pretrained wrote, or a repository's owner/name."
         ) from error
     return paths[0], paths[1]
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: not JSON ({type(error).__name__}); it may be cut off. {_FETCH}") from error
-    if not isinstance(said, dict):
-        raise WeightsError(f"{path}: a JSON {type(said).__name__}; an object is needed. {_FETCH}")
-    return said
-
-
-def _said(metadata: dict[str, str], config: Path, weights: Path) -> dict[str, Any]:
-    """The architecture that the header and config.json agree on."""
-    if not {"architecture", "sha256"} <= set(metadata):
-        raise WeightsError(
-            f"{weights}: its header has no architecture and sha256, so it is not what save_pretrained wrote. For "
-            "tensors alone build the network and use load_weights."
-        )
-    try:
-        came = dict(json.loads(metadata["architecture"]))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise WeightsError(f"{weights}: its header's architecture cannot be read. {_FETCH}") from error
-    said = came if config == weights else _read_config(config)
-    unlike = [key for key in sorted({*said, *came}) if key not in said or key not in came or said[key] != came[key]]
-    if unlike:
-        both = "; ".join(f"{key}: {said.get(key)!r} there, {came.get(key)!r} here" for key in unlike[:5])
-        more = f"; and {len(unlike) - 5} more" if len(unlike) > 5 else ""
-        raise WeightsError(f"{weights}: of another architecture than {config.name} says: {both}{more}. {_FETCH}")
-    return said
-
-
-def _build(
-    said: dict[str, Any], state: dict[str, Tensor], factory: type[N], options: dict[str, Any], config: Path
-) -> N:
-    """The network without values, its options those of config.json but for what may be told anew."""
-    counts = [said.get("depth"), dict(said.get("block_options") or {}).get("num_parallel")]
-    if any(isinstance(count, (int, float)) and count > len(state) for count in counts):
-        raise WeightsError(f"{config}: {counts[0]} blocks, but the weights are {len(state)} tensors. {_FETCH}")
-    try:
-        network = build_backbone(said, factory, **{**options, "device": "meta"})
-    except WeightsError as error:
-        raise WeightsError(f"{config}: {error}") from error
-    now = architecture(network)
-    changed = [key for key in now if key in said and key not in _FREE and now[key] != said[key]]
-    if changed:
-        both = "; ".join(f"{key}={said[key]!r} came, {now[key]!r} was asked for" for key in changed)
-        raise UsageError(f"{config}: the weights would compute something else: {both}. Leave out what changes that.")
-    return network  # type: ignore[return-value]
-
-
-def _adapt(network: VisionTransformer3D, state: dict[str, Tensor]) -> None:
-    """The first kernel for as many channels as the network has."""
-    key = next((k for k in ("patch_embed.stem.0.weight", "patch_embed.proj.weight") if k in state), None)
-    if key is not None and state[key].dim() == 5:
-        state[key] = adapt_channels(state[key], int(network.in_chans))
-
-
-def _filled(network: N, state: dict[str, Tensor], said: dict[str, Any], factory: type[N], options: dict[str, Any]) -> N:
-    """The network with the tensors themselves as its parameters, so that there is never a second copy of all."""
-    dtype = state["patch_embed.proj.weight"].dtype if "patch_embed.proj.weight" in state else None
-    # a copy of one after the other: those of the file lie in its mapping, at odd addresses, and change with it
-    own = {key: state.pop(key).clone() for key in list(state)}
-    network.load_state_dict(own, assign=True)
-    table = network.pos_embed
-    if table is not None and table.is_meta:
-        network.pos_embed = sincos_pos_embed(network.grid_size, int(network.embed_dim)).to(dtype)
-    if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
-        network = build_backbone(said, factory, dtype=dtype, **options)  # type: ignore[assignment]
-        network.load_state_dict(own)  # a layer of the user's own with a buffer that no file holds
-    return network
-
-
-def _new_head(network: VisionTransformer3D, num_classes: int | None = None, global_pool: str | None = None) -> bool:
-    """Give the network what head and pooling were asked for; whether the head is a new one."""
-    pool = None if global_pool is None else resolve_pool(global_pool, network.has_class_token)
-    classes, head = network.num_classes if num_classes is None else int(num_classes), network.head
-    keep = classes == network.num_classes
-    if not keep or pool not in (None, network.global_pool):
-        network.reset_classifier(classes, pool)
-        network.head = head if keep else network.head
-    return not keep and classes > 0
 
 
 def model_card(network: VisionTransformer3D, license: str | None = None, tags: Collection[str] = ()) -> ModelCard:

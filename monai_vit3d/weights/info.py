@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.errors import UsageError, WeightsError
 from .backbone import save_backbone
-from .convert.timm2d import Inflated, create_timm2d
+from .convert.timm2d import TIMM_MODULES, create_timm2d
 from .families import Source, backbone_from, read_source
-from .hub import CONFIG, WEIGHTS, load_pretrained, read_pair
-from .report import LoadReport
+from .report import Inflated, LoadReport
 
 _INFLATE = ("axis", "kernel", "positions")
 # a head may be another, positions are resampled; the last two are renamed or left out
@@ -39,7 +37,7 @@ def describe_weights(path: str | Path, *, take: str = "teacher") -> dict[str, An
     Raises:
         WeightsError: missing, damaged, more than tensors, or no Vision Transformer that is known.
     """
-    source = _read(Path(path), take)
+    source = read_source(path, take=take)
     tensors = source.state.values()
     return {
         "file": str(path),
@@ -50,9 +48,9 @@ def describe_weights(path: str | Path, *, take: str = "teacher") -> dict[str, An
         "tensors": len(source.state),
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         "types": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}),
-        "sha256": "verified" if "sha256" in _metadata(_file_of(Path(path))) else "not in the file",
+        "sha256": "verified" if source.verified else "not in the file",
         "left_out": list(source.left_out),
-        **_what_would_load(source, Path(path)),
+        **_what_would_load(source),
     }
 
 
@@ -87,7 +85,7 @@ def convert_weights(
     single = out.suffix.lower() == ".safetensors"
     if not overwrite and (out.exists() if single or not out.is_dir() else any(out.iterdir())):
         raise UsageError(f"{out}: there already. Pass overwrite=True (--overwrite), or name another place.")
-    network, report = _built(_read(Path(path), take), Path(path), timm_name, options)
+    network, report = _built(read_source(path, take=take), timm_name, options)
     if single:
         save_backbone(network, out)
         return report
@@ -107,7 +105,7 @@ def fitting_timm_models(state: Mapping[str, Tensor]) -> list[str]:
     Args:
         state: under timm's keys, its head and the number of its positions aside.
     """
-    names = sorted({*timm.list_models(module="vision_transformer"), *timm.list_models(module="deit")})
+    names = sorted({name for module in TIMM_MODULES for name in timm.list_models(module=module)})
     patch, wanted = state["patch_embed.proj.weight"].shape[-1], _shapes(state)
     depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
     rest = {key: shape for key, shape in wanted.items() if not key.startswith("blocks.")}
@@ -117,20 +115,14 @@ def fitting_timm_models(state: Mapping[str, Tensor]) -> list[str]:
         said = re.search(r"patch(\d+)_", name)
         if said is not None and int(said[1]) != patch:
             continue
-        # without its blocks first: most are told apart by that, in a tenth of the time
-        bare = timm.create_model(name, pretrained=False, device="meta", block_fn=_NoBlock)
-        if len(bare.blocks) == depth and _shapes(bare.state_dict()) == rest:
+        try:  # with one block first: most are told apart by that, in a tenth of the time
             one = timm.create_model(name, pretrained=False, device="meta", depth=1)
-            if _shapes(one.state_dict()) == {**rest, **first}:
-                fits.append(name)
+        except AssertionError:  # one whose blocks differ (Sapiens2), and which could not be hosted
+            continue
+        if _shapes(one.state_dict()) == {**rest, **first}:
+            whole = timm.create_model(name, pretrained=False, device="meta")
+            fits += [name] if len(whole.blocks) == depth else []
     return fits
-
-
-class _NoBlock(nn.Module):
-    """Stands where a block would be."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__()
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -138,27 +130,6 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     if "register_tokens" in state:  # DINOv2's own word
         found["reg_token"] = tuple(state["register_tokens"].shape)
     return found
-
-
-def _read(path: Path, take: str) -> Source:
-    """Weights of any family; of ours, the header says what they are."""
-    file = _file_of(path)
-    if not path.is_dir() and not {"architecture", "sha256"} <= set(_metadata(file)):
-        return read_source(path, take=take)
-    said, state = read_pair(path / CONFIG if path.is_dir() else file, file)
-    return Source("monai_vit3d", (), state, said, (), ())
-
-
-def _file_of(path: Path) -> Path:
-    return path / WEIGHTS if path.is_dir() else path
-
-
-def _metadata(file: Path) -> dict[str, str]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return dict(opened.metadata() or {})
-    except (SafetensorError, OSError):
-        return {}  # of torch.save, or the reader will say what is wrong with it
 
 
 def _plain(value: Any) -> Any:
@@ -172,7 +143,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _what_would_load(source: Source, path: Path) -> dict[str, Any]:
+def _what_would_load(source: Source) -> dict[str, Any]:
     if source.family == "timm2d":
         fits, side = fitting_timm_models(source.state), int(source.state["patch_embed.proj.weight"].shape[-1])
         patch = (side, side, max(side // 2, 1))
@@ -180,9 +151,9 @@ def _what_would_load(source: Source, path: Path) -> dict[str, Any]:
         example = f"{how[0]} {how[1]} --patch-size {','.join(map(str, patch))}"
         return {"needed": f"timm's name of the model, img_size and patch_size: {example}", "timm_models": fits}
     try:
-        report = _built(source, path, None, {}).report
+        report = _built(source, None, {}).report
     except WeightsError as error:
-        return {"needed": str(error).removeprefix(f"{path}: ")}
+        return {"needed": str(error).removeprefix(f"{source.name}: ")}
     return {
         "loaded": len(report.loaded),
         "converted": dict(report.converted),
@@ -192,40 +163,24 @@ def _what_would_load(source: Source, path: Path) -> dict[str, Any]:
     }
 
 
-def _built(source: Source, path: Path, timm_name: str | None, options: dict[str, Any]) -> Inflated:
+def _built(source: Source, timm_name: str | None, options: dict[str, Any]) -> Inflated:
     """The network of weights of any family."""
     if source.family == "timm2d":
-        return _from_timm(source, path, timm_name, options)
-    spare = [key for key in (*_INFLATE, *(("grid",) if source.family == "monai_vit3d" else ())) if key in options]
-    spare += ["timm_name"] if timm_name else []
+        return _from_timm(source, timm_name, options)
+    spare = [key for key in _INFLATE if key in options] + (["timm_name"] if timm_name else [])
     if spare:
-        raise UsageError(f"{path}: weights of {source.family}; {', '.join(spare)} are for others. Leave them out.")
-    if source.family != "monai_vit3d":
-        return backbone_from(source, **options)
-    network = load_pretrained(path, **options)
-    own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    came = {key: tuple(value.shape) for key, value in source.state.items()}
-    changed = {key: f"{came[key]} to {shape}" for key, shape in own.items() if key in came and came[key] != shape}
-    new = tuple(key for key in own if key not in came or (key in changed and key.startswith("head.")))
-    return Inflated(
-        network,
-        LoadReport(
-            loaded=tuple(key for key in own if key in came and key not in changed),
-            converted={key: how for key, how in changed.items() if key not in new},
-            initialised=new,
-            unused=tuple(key for key in came if key not in own or key in new),
-        ),
-    )
+        raise UsageError(f"{source.name}: {', '.join(spare)}: for 2D weights, not for {source.family}. Leave it out.")
+    return backbone_from(source, **options)
 
 
-def _from_timm(source: Source, path: Path, name: str | None, options: dict[str, Any]) -> Inflated:
+def _from_timm(source: Source, name: str | None, options: dict[str, Any]) -> Inflated:
     missing = [key for key in ("img_size", "patch_size") if key not in options]
     if name is None or missing:
         needed = ", ".join([*(["timm_name (--timm)"] if name is None else []), *missing])
         fits = "" if name else f" By their shapes these fit: {', '.join(fitting_timm_models(source.state)) or 'none'}."
-        raise UsageError(f"{path}: weights of a 2D Vision Transformer; {needed} are needed.{fits}")
+        raise UsageError(f"{source.name}: weights of a 2D Vision Transformer; {needed} are needed.{fits}")
     try:
         network, report = create_timm2d(name, pretrained=source.state, **options)
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+        raise WeightsError(f"{source.name}: {error}") from error
     return Inflated(network, report.with_origins({}, source.left_out))

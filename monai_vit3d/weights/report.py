@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ..networks import VisionTransformer3D
 
 
 @dataclass(frozen=True)
@@ -43,5 +46,12 @@ class LoadReport:
             loaded=tuple(key for key in self.loaded if key not in said),
             converted={key: ", ".join(parts) for key, parts in said.items()},
             initialised=self.initialised,
-            unused=self.unused + dropped,
+            unused=(*(origins.get(key, key).removeprefix("from ") for key in self.unused), *dropped),
         )
+
+
+class Inflated(NamedTuple):
+    """A 3D network, and what became of each tensor."""
+
+    network: VisionTransformer3D
+    report: LoadReport

@@ -75,13 +75,15 @@ def test_classification(balls, tmp_path):
 @pytest.mark.parametrize("entry", ["network", "network#module"], ids=["one process", "torchrun"])
 @pytest.mark.parametrize("rank", [0, 5])
 @pytest.mark.parametrize("bundle", ["hippocampus_segmentation", "medmnist3d_classification"])
-def test_the_network_has_adapters_where_they_are_asked_for(bundle, rank, entry, balls, monkeypatch):
+def test_the_network_has_adapters_where_they_are_asked_for(bundle, rank, entry, balls, monkeypatch, tmp_path):
     monkeypatch.setenv("LOCAL_RANK", "0")
     configs = ["train", "multi_gpu_train"] if "module" in entry else ["train"]
     parser = ConfigParser()
     parser.read_config([str(BUNDLES / bundle / "configs" / f"{name}.yaml") for name in configs])
     options = SMALL if bundle.startswith("hippo") else b.of(balls)
-    for key, value in {**options, "lora_rank": rank, "device": "cpu"}.items():
+    encoder(BUNDLES / bundle, tmp_path / "encoder.safetensors", options)
+    options = {**options, "lora_rank": rank, "pretrained": tmp_path / "encoder.safetensors", "device": "cpu"}
+    for key, value in options.items():
         parser[key] = str(value) if isinstance(value, Path) else value
     network = parser.get_parsed_content(entry)
     learns = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
@@ -90,6 +92,12 @@ def test_the_network_has_adapters_where_they_are_asked_for(bundle, rank, entry, 
     assert any(not name.startswith("backbone.") for name in learns)
     if rank:
         merge_lora(network)
+
+
+def test_adapters_need_an_encoder_that_was_trained(balls, tmp_path):
+    said = failure_here(b.BUNDLE, "train", lora_rank=2, output_dir=tmp_path, **b.of(balls))
+    assert "lora_rank=2 without pretrained" in said
+    assert not list(tmp_path.glob("*.pt"))
 
 
 def test_a_rank_that_cannot_be(balls, tmp_path):

@@ -20,7 +20,8 @@ from torch import nn
 from monai_vit3d.data.errors import WeightsError
 from monai_vit3d.layers import ConvStem3D, PatchEmbed3D, RotaryPositions3D, set_spacing
 from monai_vit3d.networks import TokenClassifier, VisionTransformer3D
-from monai_vit3d.networks.architecture import architecture, build_backbone, unlike_layers
+from monai_vit3d.networks.architecture import architecture, build_backbone
+from monai_vit3d.networks.layer_facts import unlike_layers
 
 SMALL = {"img_size": (8, 12, 8), "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
 NORMS = [

@@ -8,8 +8,10 @@ import torch
 from safetensors import safe_open
 
 from monai_vit3d.data.errors import UsageError, WeightsError
-from monai_vit3d.networks.lora import apply_lora, merge_lora
-from monai_vit3d.weights.adapters import load_adapter, save_adapter
+from monai_vit3d.networks import VisionTransformer3D
+from monai_vit3d.networks.lora import MergedState, apply_lora, merge_lora
+from monai_vit3d.weights import load_backbone, save_backbone
+from monai_vit3d.weights.adapters import load_adapter, save_adapter, start_network
 from monai_vit3d.weights.files import read_with_metadata, write_safetensors
 from tests.weights.nets import classifier, network
 
@@ -164,3 +166,44 @@ def test_the_networks_dtype_is_kept(file, dtype):
     net = load_adapter(network().to(dtype), file, strict=False)
     kept = {p.dtype for name, p in net.named_parameters() if ".lora_" not in name}
     assert kept == {dtype}
+
+
+# whole networks' own files
+
+
+def test_files_of_networks_with_adapters_hold_them_merged(tmp_path):
+    net = trained(network())
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    wanted = {key: value for key, value in MergedState(net).state_dict().items() if key.startswith("backbone.")}
+    save_backbone(net.backbone, tmp_path / "encoder.safetensors")
+    net.backbone.save_pretrained(tmp_path / "net")
+    for again in (
+        VisionTransformer3D.from_pretrained(tmp_path / "net"),
+        load_backbone(network(1), tmp_path / "encoder.safetensors").backbone,
+    ):
+        assert same({f"backbone.{key}": value for key, value in again.state_dict().items()}, wanted)
+        x = torch.randn(1, 1, 8, 8, 8)
+        torch.testing.assert_close(again(x), net.backbone(x))
+        assert not torch.allclose(again(x), network().backbone(x))
+    assert same(net.state_dict(), before)  # it goes on training
+    assert all(
+        ".lora_" in key or not key.startswith("backbone") for key, p in net.named_parameters() if p.requires_grad
+    )
+
+
+def test_what_training_starts_from(tmp_path):
+    save_backbone(network(1).backbone, tmp_path / "encoder.safetensors")
+    net = network()
+    assert start_network(net) is net
+    assert same(net.state_dict(), network().state_dict())
+    assert same(start_network(network(), tmp_path / "encoder.safetensors").backbone.state_dict(),
+                network(1).backbone.state_dict())  # fmt: skip
+    net = start_network(network(), tmp_path / "encoder.safetensors", 2)
+    assert net.lora.rank == 2
+    assert torch.equal(net.backbone.blocks[0].mlp.fc1.weight, network(1).backbone.blocks[0].mlp.fc1.weight)
+    net = network()
+    with pytest.raises(
+        UsageError, match=r"lora_rank=2 without pretrained: .*Name the file .*, or leave lora_rank at 0"
+    ):
+        start_network(net, None, 2)
+    assert same(net.state_dict(), network().state_dict())

@@ -14,7 +14,7 @@ from monai_vit3d.layers import RotaryPositions3D
 from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.weights.convert.timm2d import KERNEL, create_timm2d, from_timm2d
 from monai_vit3d.weights.convert.timm2d_options import refuse_other_layers, timm_options
-from monai_vit3d.weights.convert.timm_eva import ReferenceRotary3D, under_block_names
+from monai_vit3d.weights.convert.timm_eva import under_block_names
 from monai_vit3d.weights.create import create_model
 from tests.weights.test_timm2d import EXACT, HEADS, flat, image, sizes, stack
 
@@ -76,6 +76,14 @@ def eva(name, patch=16, **options):
 def family(request):
     name, patch, options = FAMILIES[request.param]
     return eva(name, patch, **options)
+
+
+@torch.no_grad()
+def test_it_is_built_again_from_its_own_files(family, tmp_path):
+    net = from_timm2d(family, *sizes(family, tokens=2)).network
+    net.save_pretrained(tmp_path)
+    x = stack(image(family), tokens=2)
+    assert torch.equal(VisionTransformer3D.from_pretrained(tmp_path)(x), net(x))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -244,7 +252,6 @@ def test_by_name_and_file_as_the_issue_has_it(monkeypatch, tmp_path):
 def test_reference_angles_in_every_form_that_users_run():
     model = eva("vit_pe_spatial_tiny_patch16_512")
     net = from_timm2d(model, *sizes(model, tokens=2), dynamic_img_size=True).network
-    assert isinstance(net.rope, ReferenceRotary3D)
     assert "reference=(32.0, 32.0, 1.0), offset=1" in str(net.rope)
     x = stack(image(model), tokens=2)
     torch.testing.assert_close(torch.jit.script(net)(x), net(x), rtol=0, atol=1e-12)

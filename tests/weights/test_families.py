@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import timm
@@ -10,15 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks.nets import ViT
 from safetensors.torch import save_file
+from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.layers import ConvStem3D
 from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
-from monai_vit3d.weights import save_backbone
+from monai_vit3d.networks.architecture import architecture
+from monai_vit3d.networks.layer_facts import unlike_layers
+from monai_vit3d.weights import families, hub, load_backbone, save_backbone
 from monai_vit3d.weights.convert.wrapping import WORDS
 from monai_vit3d.weights.families import Source, backbone_from, identify, read_source
+from monai_vit3d.weights.files import read_with_metadata, write_safetensors
 
 WIDE = {"embed_dim": 64, "depth": 1, "num_heads": 1}
 
@@ -169,7 +174,7 @@ def test_our_own_files_say_all_that_no_tensor_shows(tmp_path, options):
     net = VisionTransformer3D((8, 12, 16), (4, 4, 8), embed_dim=24, depth=1, **{"num_heads": 2, **options}).eval()
     save_backbone(net, tmp_path / "encoder.safetensors")
     source = read_source(tmp_path / "encoder.safetensors")
-    assert (source.family, source.assumed) == ("monai_vit3d", ("global_pool",))
+    assert (source.family, source.assumed) == ("monai_vit3d", ())
     again, report = backbone_from(source)
     x = torch.randn(1, 1, 8, 12, 16)
     assert torch.equal(again(x), net(x))
@@ -180,21 +185,95 @@ def test_our_own_files_say_all_that_no_tensor_shows(tmp_path, options):
         assert torch.equal(larger.state_dict().get("pos_embed", larger.pos_embed), net.pos_embed)
 
 
-def test_layers_of_which_a_header_has_the_name_alone(tmp_path):
-    net = vit(rope="patch", pos_embed="none")
-    save_backbone(net, tmp_path / "rope.safetensors")
-    with pytest.raises(WeightsError, match=r"made with block_fn='RotaryBlock', attn_layer='AttentionRope'; .* rope"):
-        backbone_from(tmp_path / "rope.safetensors")
-    again = backbone_from(tmp_path / "rope.safetensors", rope="patch").network
-    x = torch.randn(1, 1, 8, 8, 8)
-    assert torch.equal(again(x), net(x))
-    save_backbone(vit(act_layer="relu"), tmp_path / "relu.safetensors")
-    with pytest.raises(WeightsError, match="made with act_layer='ReLU'"):
-        backbone_from(tmp_path / "relu.safetensors")
-    assert isinstance(backbone_from(tmp_path / "relu.safetensors", act_layer="relu").network.blocks[0].mlp.act, nn.ReLU)
-    save_file(vit().state_dict(), tmp_path / "cut.safetensors", {"architecture": json.dumps({"grid_size": [2, 2, 2]})})
-    with pytest.raises(WeightsError, match=r"cut\.safetensors: its header and keys do not say all .*load_backbone"):
-        read_source(tmp_path / "cut.safetensors")
+# the keys of the first files' headers
+OLD = (  # noqa: SIM905
+    "class patch_size grid_size in_chans embed_dim depth num_heads mlp_ratio class_token reg_tokens no_embed_class "
+    "pos_embed embed_layer block_fn attn_layer mlp_layer act_layer norm_eps"
+).split()
+
+
+def older(net, path, without=()):
+    """A file whose header says less."""
+    said = {key: architecture(net)[key] for key in OLD if key not in without}
+    state = {key: value for key, value in net.state_dict().items() if not key.startswith("head.")}
+    write_safetensors(state, {"architecture": json.dumps(said)}, path)
+    return path
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [
+    {}, {"qkv_bias": False, "proj_bias": False, "init_values": 0.1}, {"qk_norm": True, "scale_mlp_norm": True},
+    {"pre_norm": True, "act_layer": "relu", "mlp_ratio": 8 / 3}, {"global_pool": "avg", "class_token": False},
+    {"embed_layer": ConvStem3D, "reg_tokens": 2}, {"final_norm": False, "class_token": False, "global_pool": ""},
+], ids=str)  # fmt: skip
+def test_what_older_headers_do_not_say_the_tensors_show(tmp_path, options):
+    net = vit(**options)
+    older(net, tmp_path / "old.safetensors")
+    for again in (
+        VisionTransformer3D.from_pretrained(tmp_path / "old.safetensors"),
+        backbone_from(tmp_path / "old.safetensors").network,
+        load_backbone(vit(1, **options), tmp_path / "old.safetensors"),
+    ):
+        x = torch.randn(1, 1, 8, 8, 8)
+        assert torch.equal(again(x), net(x))
+
+
+def test_older_headers_that_do_not_say_enough(tmp_path):
+    rotary = older(vit(rope="patch", pos_embed="none"), tmp_path / "rope.safetensors")
+    with pytest.raises(WeightsError, match=r"rope\.safetensors: .*rope: 'which they are is not said'.*rope=\.\.\."):
+        backbone_from(rotary)
+    again, x = backbone_from(rotary, rope="patch").network, torch.randn(1, 1, 8, 8, 8)
+    assert torch.equal(again(x), vit(rope="patch", pos_embed="none")(x))
+    for key in ("num_heads", "pos_embed", "grid_size", "patch_size"):
+        with pytest.raises(WeightsError, match=rf"header and keys do not say {key}, .*load_backbone"):
+            read_source(older(vit(), tmp_path / "cut.safetensors", without=[key]))
+    with pytest.raises(WeightsError, match="do not say qkv_bias, "):
+        read_source(older(vit(block_fn=ParallelScalingBlock), tmp_path / "other.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_one_way_for_our_own(tmp_path, kind, caplog):
+    net, path = vit(num_classes=3 * (kind == "folder"), rope="mm", act_layer="relu"), tmp_path / "net.safetensors"
+    net.save_pretrained(path) if kind == "folder" else save_backbone(net, path)
+    source = read_source(path)
+    with caplog.at_level(logging.INFO, logger="monai_vit3d"):
+        first = backbone_from(source, num_classes=2, global_pool="avg", drop_path_rate=0.5)
+    assert caplog.records[0].getMessage() == f"{path}: {first.report}"
+    again = VisionTransformer3D.from_pretrained(path, num_classes=2, global_pool="avg")
+    assert unlike_layers(first.network, again) == []
+    assert first.report.converted == {f"fc_norm.{part}": f"from norm.{part}" for part in ("weight", "bias")}
+    assert first.report.initialised == ("head.weight", "head.bias")
+    assert first.report.unused == (("head.bias", "head.weight") if kind == "folder" else ())
+    assert same(backbone_from(source).network, net.state_dict())  # a source is not used up
+    first.network.blocks[0].mlp.fc1.weight.data.zero_()
+    assert same(backbone_from(source).network, net.state_dict())
+    with pytest.raises(UsageError, match="would compute something else: act_layer="):
+        backbone_from(source, act_layer="gelu")
+    with pytest.raises(UsageError, match=r"grid=\(2, 2, 2\); weights of monai_vit3d say theirs"):
+        backbone_from(source, grid=(2, 2, 2))
+
+
+def test_weights_of_a_file_are_in_memory_once(tmp_path, monkeypatch):
+    torch.save(monai_vit().state_dict(), tmp_path / "monai.pt")
+    save_backbone(vit(), tmp_path / "ours.safetensors")
+    read = {}
+
+    def spy(path):
+        found = read_with_metadata(path)
+        read[path.name] = found[0]
+        return found
+
+    monkeypatch.setattr(families, "read_with_metadata", lambda path: spy(Path(path)))
+    monkeypatch.setattr(hub, "read_with_metadata", lambda path: spy(Path(path)))
+    for make, name in (
+        (backbone_from, "monai.pt"),
+        (backbone_from, "ours.safetensors"),
+        (VisionTransformer3D.from_pretrained, "ours.safetensors"),
+    ):
+        found = make(tmp_path / name)
+        net = getattr(found, "network", found)
+        places = {value.data_ptr() for value in read[name].values()}
+        assert {value.data_ptr() for value in net.state_dict().values()} <= places
 
 
 # what is shown, what was assumed, what is said
@@ -237,7 +316,7 @@ def test_a_new_head_is_said_to_be_new():
     net, report = backbone_from(state, num_classes=5)
     assert isinstance(net.head, nn.Linear)
     assert report.initialised == ("head.weight", "head.bias")
-    assert {"head.0.weight", "head.0.bias"} < {*report.unused}
+    assert {"classification_head.0.weight", "classification_head.0.bias"} < {*report.unused}
     assert backbone_from(state).network.head[0].out_features == 3
     assert backbone_from(state, global_pool="avg").report.unused == (
         "blocks.0.norm_cross_attn.weight",

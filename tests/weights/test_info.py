@@ -86,12 +86,23 @@ def test_of_timms_the_wrapping_and_the_models_that_fit(flat, flat_file):
     ("vit_small_patch14_dinov2", []),
     ("vit_tiny_patch16_224", ["deit_tiny_patch16_224", "vit_tiny_patch16_384"]),
     ("vit_pwee_patch16_reg1_gap_256", []),
+    ("vit_small_patch16_dinov3", []),
+    ("eva02_tiny_patch14_224", ["eva02_tiny_patch14_336"]),
 ])  # fmt: skip
 def test_models_are_told_apart_by_keys_and_shapes(name, others):
     state = timm.create_model(name, pretrained=False, device="meta", num_classes=7).state_dict()
     assert sorted([name, *others]) == [fit for fit in fitting_timm_models(state) if not fit.startswith("vit_wee")]
     deeper = {**state, **{k.replace("blocks.0.", "blocks.99."): v for k, v in state.items() if "blocks.0." in k}}
     assert fitting_timm_models(deeper) == []
+
+
+def test_a_dinov3_is_a_2d_network_of_timms(tmp_path):
+    model = timm.create_model("vit_small_patch16_dinov3", pretrained=False, embed_dim=24, depth=2, num_heads=2)
+    torch.save({"model": model.state_dict()}, tmp_path / "w.pt")
+    found = describe_weights(tmp_path / "w.pt")
+    assert (found["family"], found["wrapping"], found["assumed"]) == ("timm2d", ["model"], [])
+    assert found["architecture"] == {"in_chans": 3, "embed_dim": 24, "depth": 2, "class_token": True}
+    assert found["needed"].startswith("timm's name of the model")
 
 
 def test_dinov2s_own_words_are_understood():
@@ -228,7 +239,7 @@ def test_options_of_other_families_are_refused(tmp_path, monai_file):
         (tmp_path / "x.safetensors", {"grid": (2, 2, 2)}),
         (monai_file, {"kernel": "mean", "num_heads": 2}),
     ):
-        with pytest.raises(UsageError, match=f"{next(iter(options))} are for others"):
+        with pytest.raises(UsageError, match=rf"{path.name}: {next(iter(options))}.*Leave it out"):
             convert_weights(path, tmp_path / "net", **options)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
@@ -15,25 +16,18 @@ from torch import Tensor, nn
 from ...data.errors import WeightsError
 from ...networks import VisionTransformer3D
 from ..backbone import HEAD
-from ..blank import blank_network, is_blank, take
+from ..blank import blank_network, take
 from ..files import read_checkpoint, refuse_differences
-from ..report import LoadReport
+from ..report import Inflated, LoadReport
 from .timm2d_filter import KERNEL, POS, checkpoint_filter_fn
 from .timm2d_names import under_timms_names
 from .timm2d_options import refuse_other_layers, timm_options
 
 logger = logging.getLogger(__name__)
 
-_MODULES = ("vision_transformer", "deit", "eva")  # of timm, where VisionTransformer and Eva are built by name
+TIMM_MODULES = ("vision_transformer", "deit", "eva")  # of timm, where VisionTransformer and Eva are built by name
 _HOW = ("kernel", "positions", "axis", "grid", "strict")  # of weights, not of the network
 _ADVICE = "Name the timm model that the weights are of, or pass strict=False to load what fits."
-
-
-class Inflated(NamedTuple):
-    """A 3D network, and what became of each tensor."""
-
-    network: VisionTransformer3D
-    report: LoadReport
 
 
 def load_timm2d(
@@ -43,6 +37,8 @@ def load_timm2d(
     name: str = "state_dict",
     new_head: bool = False,
     strict: bool = True,
+    owned: bool = False,
+    advice: str = _ADVICE,
     **how: Any,
 ) -> LoadReport:
     """Load the state dict of a timm VisionTransformer into a 3D network, all of it or nothing.
@@ -54,6 +50,8 @@ def load_timm2d(
         new_head: the network has a head or a pooling of its own: those keys of the state that do not fit it are
             left out, those that it lacks stay as they are.
         strict: refuse keys and shapes that do not fit; else they are only reported.
+        owned: nobody else has the tensors: a network on the meta device takes them for its own.
+        advice: what to do about those that do not fit.
         how: ``kernel``, ``positions``, ``axis``, ``grid``, as for :func:`checkpoint_filter_fn`.
 
     Returns:
@@ -63,32 +61,18 @@ def load_timm2d(
         WeightsError: keys or shapes differ, and ``strict``; the network is unchanged then.
         UsageError: an unknown way to inflate.
     """
-    return _load(network, state, name=name, new_head=new_head, strict=strict, owned=False, **how)
-
-
-def _load(
-    network: VisionTransformer3D,
-    state: Mapping[str, Tensor],
-    *,
-    name: str,
-    new_head: bool,
-    strict: bool,
-    owned: bool,
-    **how: Any,
-) -> LoadReport:
-    """:func:`load_timm2d`; a blank network takes the tensors for its own where they are ``owned``, else copies."""
-    found = checkpoint_filter_fn(state, network, **how)
+    try:
+        found = checkpoint_filter_fn(state, network, **how)
+    except (IndexError, RuntimeError, WeightsError) as error:  # also of tensors with other axes than theirs
+        raise WeightsError(f"{name}: {error}") from error
     own = network.state_dict()
     fits = [key for key in own if key in found and found[key].shape == own[key].shape]
     if strict:
         spare = {*fits, *(key for key in (*own, *found) if new_head and key.startswith(HEAD))}
         sides = [{key: value for key, value in side.items() if key not in spare} for side in (own, found)]
-        refuse_differences(sides[0], sides[1], name, type(network).__name__, _ADVICE)
+        refuse_differences(sides[0], sides[1], name, type(network).__name__, advice)
     come = {key: found[key] for key in fits}
-    if is_blank(network):
-        take(network, come, found[KERNEL].device, owned=owned)
-    else:
-        network.load_state_dict(come, strict=False)
+    take(network, come, found[KERNEL].device, owned=owned)
     changed = {
         key: f"{tuple(state[key].shape)} to {tuple(found[key].shape)}" for key in fits if found[key] is not state[key]
     }
@@ -167,7 +151,8 @@ def _inflated(
     how = {"axis": 2, "grid": None, "strict": True, **how}
     wanted = timm_options(model, how["axis"])
     place = {key: options.pop(key, None) for key in ("device", "dtype")}
-    network = (blank_network if how["strict"] else VisionTransformer3D)(img_size, patch_size, **{**wanted, **options})
+    make = partial(VisionTransformer3D, img_size, patch_size, **{**wanted, **options})
+    network = blank_network(make) if how["strict"] else make()
     if how["strict"]:
         refuse_other_layers(model, network, how["axis"])
     tensors, origins, dropped = under_timms_names(state, model, name)
@@ -179,7 +164,7 @@ def _inflated(
     weight = tensors[KERNEL]
     network.to(place["dtype"] or torch.promote_types(weight.dtype, torch.float32)).train(model.training)
     own_head = any(options.get(key, wanted[key]) != wanted[key] for key in ("num_classes", "global_pool"))
-    report = _load(network, tensors, name=name, new_head=own_head, owned=owned, **how)
+    report = load_timm2d(network, tensors, name=name, new_head=own_head, owned=owned, **how)
     network.to(place["device"] or weight.device)
     report = report.with_origins(origins, dropped)
     logger.info("%s: %s", name, report)
@@ -210,7 +195,7 @@ def create_timm2d(
     Raises:
         WeightsError: no such Vision Transformer in timm, or as :func:`from_timm2d`.
     """
-    if not timm.models.is_model_in_modules(name.split(".")[0], _MODULES):
+    if not timm.models.is_model_in_modules(name.split(".")[0], TIMM_MODULES):
         raise WeightsError(f"{name!r} is none of timm's Vision Transformers; see timm.list_models('*vit*').")
     how = {key: options.pop(key) for key in _HOW if key in options}
     if pretrained is True:

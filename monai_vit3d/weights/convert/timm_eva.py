@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
-import torch.fx
 from timm.layers import Attention, AttentionRope
 from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, RotaryEmbeddingDinoV3
 from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
@@ -15,7 +13,6 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 
 from ...layers import RotaryPositions3D
-from ...layers.rope import rotary_table
 
 # what computes the same as each of Eva's layers; rotary networks make their own of the first two
 LAYERS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
@@ -24,40 +21,6 @@ LAYERS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
     AttentionRope: (Attention, AttentionRope),
     EvaBlockPostNorm: (ResPostBlock,),
 }
-
-# A leaf for torch.fx: its loops and branches depend on shapes, which a symbolic trace does not know.
-torch.fx.wrap("rotary_table")
-
-
-class ReferenceRotary3D(RotaryPositions3D):
-    """Rotary positions that span as much on any grid, as EVA-02 and the Perception Encoder have them.
-
-    Patch i of n along an axis is at ``(i + offset) / n * reference``, so that a network meets the angles that it
-    learned on whatever size its images have.
-
-    Args:
-        head_dim: channels of a head.
-        reference: the grid that the network was trained with, for ``(H, W, D)``.
-        offset: the first patch's number.
-        options: as for :class:`RotaryPositions3D`, but the unit, which is ``"patch"``.
-    """
-
-    def __init__(self, head_dim: int, reference: Sequence[float], *, offset: int = 0, **options: Any) -> None:
-        super().__init__(head_dim, "patch", **options)
-        self.reference = (float(reference[0]), float(reference[1]), float(reference[2]))
-        self.offset = int(offset)
-
-    def extra_repr(self) -> str:
-        """What ``print`` shows of it."""
-        return f"reference={self.reference}, offset={self.offset}, {super().extra_repr()}"
-
-    def forward(self, x: Tensor, grid: tuple[int, int, int], patch_size: tuple[int, int, int]) -> Tensor:
-        """The table for a patch grid, as :meth:`RotaryPositions3D.forward`."""
-        o, (h, w, d) = self.offset, grid
-        steps = (self.reference[0] / h, self.reference[1] / w, self.reference[2] / d)
-        large = (h + o, w + o, d + o)
-        table = rotary_table(x, large, "patch", steps, None, self.pairs, self.rest, self.temperature, self.half)
-        return table.reshape(table.shape[0], 1, large[0], large[1], large[2], -1)[:, :, o:, o:, o:].flatten(2, 4)
 
 
 def eva_unhostable(model: nn.Module) -> str:
@@ -97,15 +60,18 @@ def eva_rope(model: nn.Module, axis: int) -> partial[RotaryPositions3D] | None:
         return None
     pairs = [int(rope.dim) // 4] * 2
     pairs.insert(axis, 0)
-    options = {"pairs": tuple(pairs), "temperature": float(rope.temperature), "half": bool(rope.rotate_half)}
+    options: dict[str, Any] = {
+        "pairs": tuple(pairs),
+        "temperature": float(rope.temperature),
+        "half": bool(rope.rotate_half),
+    }
     if type(rope) is RotaryEmbeddingDinoV3:
         return partial(RotaryPositions3D, unit="box", **options)
-    reference, offset = rope.ref_feat_shape, int(rope.grid_offset)
-    if reference is None:
-        return partial(RotaryPositions3D, unit="patch", **options)
-    span = [float(n) for n in reference]
-    span.insert(axis, 1.0)
-    return partial(ReferenceRotary3D, reference=tuple(span), offset=offset, **options)
+    if rope.ref_feat_shape is not None:
+        span = [float(n) for n in rope.ref_feat_shape]
+        span.insert(axis, 1.0)
+        options |= {"reference": tuple(span), "offset": int(rope.grid_offset)}
+    return partial(RotaryPositions3D, unit="patch", **options)
 
 
 def under_block_names(

@@ -1,0 +1,118 @@
+"""What layers are, read off them: their kinds, their plain attributes, the options that they were built with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from timm.layers import DropPath, PatchDropout
+from timm.models.vision_transformer import ParallelScalingBlock
+from torch import nn
+
+# what else such layers were built with: attribute, and the value that goes without saying
+_DETAILS: dict[str, dict[str, Any]] = {
+    "block_fn": {"num_parallel": None, "dual_lambda": False},
+    "mlp_layer": {"gate_last": True},
+    "act_layer": {"approximate": "none", "negative_slope": 0.01, "alpha": 1.0},
+}
+# not part of what a network computes in evaluation, or shown by its modules and tensors
+_REGULARISERS = (nn.Identity, nn.Dropout, DropPath, PatchDropout)
+_NOT_FACTS = (
+    *("training", "init_values", "fused_attn", "attn_drop_p", "inplace", "grad_checkpointing", "weight_init"),
+    *("no_embed_class", "final_norm", "fc_norm_arg"),
+)
+
+
+def is_layer(module: nn.Module | None) -> bool:
+    """Whether there is a layer that computes something."""
+    return module is not None and not isinstance(module, nn.Identity)
+
+
+def parts_of(block: nn.Module) -> dict[str, Any]:
+    """A block's layers, by the last part of their names."""
+    return {name.rsplit(".", 1)[-1]: module for name, module in block.named_modules()}
+
+
+def block_facts(block: nn.Module) -> dict[str, Any]:
+    """What a block was built with, as far as its layers have timm's names: options of VisionTransformer3D.
+
+    Args:
+        block: ours, or one of timm's.
+    """
+    parts = parts_of(block)
+    attn, mlp = parts.get("attn"), parts.get("mlp")
+    qkv = parts.get("qkv") or parts.get("q_proj") or parts.get("in_proj")
+    out = parts.get("proj") or parts.get("out_proj") or parts.get("attn_out_proj")
+    starts = [m.init_values for m in block.modules() if getattr(m, "init_values", None) is not None]
+    return {
+        **({} if qkv is None else {"qkv_bias": any(m is not None for m in (qkv.bias, getattr(attn, "q_bias", None)))}),
+        **({} if out is None else {"proj_bias": getattr(out, "bias", None) is not None}),
+        "qk_norm": is_layer(getattr(attn or block, "q_norm", None)),
+        "scale_attn_norm": is_layer(getattr(attn, "norm", None)),
+        "scale_mlp_norm": is_layer(getattr(mlp, "norm", None)),
+        "init_values": float(starts[0]) if starts else None,
+    }
+
+
+def layer_details(argument: str, layer: nn.Module | None) -> dict[str, Any]:
+    """With what else a layer was built than its kind says; nothing where that goes without saying.
+
+    Args:
+        argument: ``"block_fn"``, ``"mlp_layer"`` or ``"act_layer"``.
+        layer: the layer, or None for none.
+    """
+    table = _DETAILS[argument].items()
+    found = {key: getattr(layer, key) for key, usual in table if getattr(layer, key, usual) != usual}
+    if type(layer) is ParallelScalingBlock:
+        found["fuse_out_proj"] = layer.out_proj is not None
+    return found
+
+
+def constructor(argument: str, layer: nn.Module) -> Callable[..., nn.Module]:
+    """What builds such a layer again.
+
+    Args:
+        argument: ``"block_fn"``, ``"mlp_layer"`` or ``"act_layer"``.
+        layer: the layer.
+    """
+    how = layer_details(argument, layer)
+    return partial(type(layer), **how) if how else type(layer)
+
+
+def norm_details(norm: nn.Module) -> dict[str, Any]:
+    """What of its own a norm lacks: all parameters, or the bias."""
+    if not getattr(norm, "elementwise_affine", True):
+        return {"elementwise_affine": False}
+    return {"bias": False} if isinstance(norm, nn.LayerNorm) and norm.bias is None else {}
+
+
+def layer_facts(module: nn.Module | None) -> tuple[str, dict[str, Any]] | None:
+    """A module's class and plain attributes, but for what goes without saying; None for what only regularises.
+
+    Args:
+        module: a layer, or None for none.
+    """
+    if module is None or isinstance(module, _REGULARISERS):
+        return None
+    usual = {key: value for table in _DETAILS.values() for key, value in table.items()}
+    plain = {
+        key: value
+        for key, value in vars(module).items()
+        if key[0] != "_" and key not in _NOT_FACTS and isinstance(value, (bool, int, float, str, tuple, list))
+        if key not in usual or value != usual[key]
+    }
+    return type(module).__name__, plain
+
+
+def unlike_layers(one: nn.Module, other: nn.Module) -> list[str]:
+    """The names of the modules and tensors in which two networks differ, but for values, drop rates and types.
+
+    Args:
+        one: a network.
+        other: another; either may be on the meta device.
+    """
+    sides = [{name: layer_facts(module) for name, module in net.named_modules()} for net in (one, other)]
+    layers = [name for name in (sides[0] | sides[1]) if sides[0].get(name) != sides[1].get(name)]
+    shapes = [{key: tuple(value.shape) for key, value in net.state_dict().items()} for net in (one, other)]
+    return layers + [key for key in (shapes[0] | shapes[1]) if shapes[0].get(key) != shapes[1].get(key)]
