@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.fx
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 UNITS = ("patch", "mm", "box")
@@ -80,8 +79,7 @@ def rotary_table(
     fine = torch.float32 if x.device.type == "mps" else torch.float64
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     count = max(pairs[0], pairs[1], pairs[2])
-    ladder = temperature ** (-torch.arange(count, dtype=fine, device=x.device) / count)
-    parts = []
+    ladder, parts = temperature ** (-torch.arange(count, dtype=fine, device=x.device) / count), []
     for axis in range(3):
         speed = ladder[: pairs[axis]]
         if axis == 2:
@@ -222,43 +220,6 @@ class RotaryPositions3D(nn.Module):
             steps = (self.reference[0] / grid[0], self.reference[1] / grid[1], self.reference[2] / grid[2])
         pairs, rest, offset = self.pairs, self.rest, self.offset
         return rotary_table(x, grid, self.unit, steps, spacing, pairs, rest, self.temperature, self.half, offset)
-
-
-class RotaryBlock(Block):
-    """timm's Block, its attention timm's AttentionRope, with the angles as an argument.
-
-    timm's Block has no way to hand them on, and angles left on the attention as an attribute would be the wrong ones
-    when a checkpointed block runs again, when threads share a network, and in ``torch.export``. The parameters and
-    their names are those of Block.
-
-    Args:
-        num_prefix_tokens: tokens before the patches, which are not rotated.
-        rotate_half: ``half`` of the :class:`RotaryPositions3D`.
-        args: as Block.
-        kwargs: as Block; ``attn_layer`` must be timm's AttentionRope.
-    """
-
-    def __init__(self, *args: Any, num_prefix_tokens: int = 0, rotate_half: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.attn.num_prefix_tokens, self.attn.rotate_half = num_prefix_tokens, rotate_half
-
-    def forward(self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Run the block.
-
-        Args:
-            x: ``(B, P + N, E)``.
-            rope: the patches' ``(S, 1, N, 2 * head_dim)`` as :func:`rotary_table`.
-            attn_mask: as timm's attention takes it.
-
-        Raises:
-            ValueError: no angles. (They have a default because TorchScript compiles ``nn.Sequential.forward``.)
-        """
-        if rope is None:
-            raise ValueError(
-                "a RotaryBlock needs the patches' angles: call the network, or pass rope=network.rope(...)"
-            )
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), rope=rope, attn_mask=attn_mask)))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
 def mm_positions(network: nn.Module) -> list[RotaryPositions3D]:

@@ -121,8 +121,7 @@ def predict_folder(
             record.close()
             if record.begun:
                 publish(plan.output)
-        if any(case.bids for case in plan.cases):
-            _describe_derivative(plan.output, loaded.metadata)
+        _describe_derivative(plan, loaded.metadata)
     return summary
 
 
@@ -215,8 +214,10 @@ def _device_name(bundle: Bundle) -> str:
     return str(bundle.device)
 
 
-def _describe_derivative(output: Path, metadata: Metadata) -> None:
-    """What BIDS asks of a folder with derivatives (https://bids-specification.readthedocs.io)."""
+def _describe_derivative(plan: Plan, metadata: Metadata) -> None:
+    """What BIDS asks of a folder with derivatives of its own (https://bids-specification.readthedocs.io)."""
+    if not any(case.bids for case in plan.cases):
+        return
     generators = [{"Name": "monai_vit3d", "Version": versions()["monai-vit3d"]}, {"Name": metadata.name}]
     content = {"Name": metadata.name, "BIDSVersion": "1.9.0", "DatasetType": "derivative", "GeneratedBy": generators}
-    write_json(content, output / "dataset_description.json")
+    write_json(content, plan.output / "dataset_description.json")

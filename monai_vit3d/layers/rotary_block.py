@@ -1,0 +1,45 @@
+"""timm's Block with rotary positions as an argument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models.vision_transformer import Block
+from torch import Tensor
+
+
+class RotaryBlock(Block):
+    """timm's Block, its attention timm's AttentionRope, with the angles as an argument.
+
+    timm's Block has no way to hand them on, and angles left on the attention as an attribute would be the wrong ones
+    when a checkpointed block runs again, when threads share a network, and in ``torch.export``. The parameters and
+    their names are those of Block.
+
+    Args:
+        num_prefix_tokens: tokens before the patches, which are not rotated.
+        rotate_half: ``half`` of the :class:`~monai_vit3d.layers.RotaryPositions3D`.
+        args: as Block.
+        kwargs: as Block; ``attn_layer`` must be timm's AttentionRope.
+    """
+
+    def __init__(self, *args: Any, num_prefix_tokens: int = 0, rotate_half: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.attn.num_prefix_tokens, self.attn.rotate_half = num_prefix_tokens, rotate_half
+
+    def forward(self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Run the block.
+
+        Args:
+            x: ``(B, P + N, E)``.
+            rope: the patches' ``(S, 1, N, 2 * head_dim)`` as :func:`~monai_vit3d.layers.rope.rotary_table`.
+            attn_mask: as timm's attention takes it.
+
+        Raises:
+            ValueError: no angles. (They have a default because TorchScript compiles ``nn.Sequential.forward``.)
+        """
+        if rope is None:
+            raise ValueError(
+                "a RotaryBlock needs the patches' angles: call the network, or pass rope=network.rope(...)"
+            )
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), rope=rope, attn_mask=attn_mask)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
