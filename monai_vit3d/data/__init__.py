@@ -21,10 +21,11 @@ _NIFTI = ("NiftiReader", "cut_box", "label_volumes_ml", "nifti_files")
 _NIFTI += ("read_grid", "read_volume", "write_labels", "write_map")
 _VOLUME = ("Grid", "Volume")
 _MEDMNIST3D = ("MedMNIST3DDataset", "class_names", "medmnist3d_info")
+_SPACING = ("SeparableResample", "SeparableSpacing", "SeparableSpacingd")
 _TABLES = ("check_classes", "class_balanced_weights", "labelled_volumes")
 __all__ = ["BundleError", "DatasetError", "ImageError", "ScoreError", "TrainingCollapsed", "UsageError", "Vit3dError"]
 __all__ += ["WeightsError", "decathlon_split", "resolve_task"]
-__all__ += [*_NIFTI, *_VOLUME, *_MEDMNIST3D, *_TABLES]
+__all__ += [*_NIFTI, *_VOLUME, *_MEDMNIST3D, *_SPACING, *_TABLES]
 
 
 def __getattr__(name: str) -> Any:
@@ -41,6 +42,10 @@ def __getattr__(name: str) -> Any:
         from . import medmnist3d
 
         return getattr(medmnist3d, name)
+    if name in _SPACING:
+        from . import spacing
+
+        return getattr(spacing, name)
     if name in _TABLES:
         from . import tables
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from ..errors import ImageError
 from ..volume import Array
+from .codec import CHUNK, GzipReader
 
 GZIP_MAGIC = b"\x1f\x8b"
 DEFLATE_LIMIT = 1032  # deflate cannot inflate more: 258 bytes from two bits
-CHUNK = 2**20  # bytes
 AGAIN = "Copy, download or export it again."
 
 _CONVERTERS = {
@@ -74,7 +74,7 @@ class Stream:
             self.packed = file.read(2) == GZIP_MAGIC
             file.seek(0)
         self.path, self.warnings = path, list[str]()
-        self._file = gzip.GzipFile(fileobj=file) if self.packed else file
+        self._file: BinaryIO | GzipReader = GzipReader(file) if self.packed else file
         self._at = 0
         if self.packed != path.name.lower().endswith(".gz"):
             self.warnings.append(f"read as {'gzip' if self.packed else 'not compressed'}, whatever its name says")
@@ -120,7 +120,7 @@ class Stream:
         block = np.empty(length, np.uint8)
         view = memoryview(block)
         with _worded(self.path):
-            # in pieces: gzip's readinto makes a copy of what it is asked for
+            # in pieces: a gzip reader makes a copy of what it is asked for
             for first in range(0, length, CHUNK):
                 self._at += self._file.readinto(view[first : first + CHUNK])
         if self._at < start + length:

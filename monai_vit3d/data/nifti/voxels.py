@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,11 @@ import numpy as np
 from ..volume import Array
 from .stream import refusal
 
-SLAB = 2**20  # voxels that are float64 at a time
+SLAB = 2**17  # voxels that are float64 at a time: they stay in a core's cache
+ROWS, TILE = (
+    128,
+    2**14,
+)  # voxels along the first axis, and of a tile, that change from the file's order to C's at a time
 HUGE = 1e15  # squares and sums of larger ones leave float32
 ROUNDING = 0.01  # of the standard deviation; more would be seen
 
@@ -36,7 +41,7 @@ class _Range:
 
 @dataclass(frozen=True)
 class _Source:
-    """Stored voxels in the file's order, ``(N,)``, and what they stand for."""
+    """Stored voxels, in the file's order, and what they stand for."""
 
     stored: Array
     slope: float
@@ -50,9 +55,19 @@ class _Source:
     def is_whole(self) -> bool:
         return self.is_plain and self.stored.dtype.kind != "f"
 
-    def values(self, part: slice, extent: _Range | None = None) -> Array:
-        """Scaled values of a part, float64; with an extent, those that are not finite are repaired."""
-        values = self.stored[part].astype(np.float64)
+    @property
+    def goes_straight(self) -> bool:
+        """Whether float32 by way of float64 is the same as float32 at once."""
+        return self.is_plain and (self.stored.dtype.kind == "f" or self.stored.dtype.itemsize <= 4)
+
+    def parts(self) -> Iterator[Array]:
+        """Stored voxels one slab after another."""
+        flat = self.stored.reshape(-1, order="F")  # a view of what the file holds
+        return (flat[first : first + SLAB] for first in range(0, flat.size, SLAB))
+
+    def values(self, part: Array, extent: _Range | None = None) -> Array:
+        """Scaled values of stored ones, float64; with an extent, those that are not finite are repaired."""
+        values = part.astype(np.float64)
         if not self.is_plain:
             values *= self.slope
             values += self.inter
@@ -83,40 +98,42 @@ def to_float32(raw: Array, slope: float, inter: float, path: str | Path) -> tupl
     so far from 0 that rounding exceeds 1 % of their standard deviation) are shifted and scaled in float64 first.
 
     Args:
-        raw: stored values of any real type and byte order; float32 of native order is changed in place.
+        raw: (H, W, D) stored values of any real type and byte order, in Fortran order.
         slope: of the values.
         inter: added to slope times value, as nibabel does.
         path: the file, for messages.
 
     Returns:
-        float32 of the same shape, Fortran order, and a sentence for each oddity.
+        (H, W, D) float32 in C order, as torch wants it, and a sentence for each oddity.
 
     Raises:
         ImageError: no voxel is finite.
     """
-    source = _Source(raw.reshape(-1, order="F"), slope, inter)  # a view of what the file holds
-    keeps = source.is_plain and raw.dtype == np.float32 and raw.dtype.isnative
+    source = _Source(raw, slope, inter)
     extent = _extent(source)
     if extent.low > extent.high:
         raise refusal(path, f"none of {raw.size} voxels is finite; an image is needed", "Export it again.")
     fit = _fit(source, extent)
-    out = raw if keeps else np.empty(raw.shape, np.float32, order="F")
-    if not keeps or fit or any(extent.odd.values()):
-        result = out.reshape(-1, order="F")
-        for part in _parts(raw.size):
-            values = source.values(part, extent)
-            result[part] = fit.apply(values) if fit else values
+    straight = source.goes_straight and not fit and not any(extent.odd.values())
+    out = np.empty(raw.shape, np.float32)
+    for tile in _tiles(raw.shape):
+        stored = raw[tile].copy(order="F")  # small, in the cache: from there it is turned
+        values = stored if straight else source.values(stored, extent)
+        out[tile] = fit.apply(values) if fit else values
     return out, _told(extent, raw.size, fit)
 
 
-def _parts(size: int) -> Iterator[slice]:
-    return (slice(first, first + SLAB) for first in range(0, size, SLAB))
+def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+    """Parts of the first two axes: a whole volume turned at once would wait for memory at every voxel."""
+    columns = max(1, TILE // (ROWS * shape[2]))
+    starts = product(range(0, shape[0], ROWS), range(0, shape[1], columns))
+    return ((slice(row, row + ROWS), slice(column, column + columns)) for row, column in starts)
 
 
 def _extent(source: _Source) -> _Range:
     extent = _Range()
-    for part in _parts(source.stored.size):
-        extent.add(source.stored[part] if source.is_plain else source.values(part))
+    for part in source.parts():
+        extent.add(part if source.is_plain else source.values(part))
     return extent
 
 
@@ -133,7 +150,7 @@ def _fit(source: _Source, extent: _Range) -> _Fit | None:
     least = (extent.high - extent.low) / np.sqrt(2 * size)
     if peak <= HUGE and rounding <= ROUNDING * least:
         return None
-    parts = [*_parts(size)]
+    parts = [*source.parts()]
     # in units of the peak: squares do not overflow
     mean = float(sum((source.values(p, extent) / unit).sum() for p in parts) / size)
     std = float(np.sqrt(sum(((source.values(p, extent) / unit - mean) ** 2).sum() for p in parts) / size))

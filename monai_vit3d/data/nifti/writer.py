@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +13,14 @@ import numpy as np
 from ..errors import ImageError
 from ..files import replacing
 from ..volume import Array, Grid
+from .codec import gzip_writer
 
 _GEOMETRY = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 _GEOMETRY += ("srow_x", "srow_y", "srow_z", "xyzt_units")
 _LABEL_TYPES = ("uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "uint64")
 _LONGEST = 32767  # what NIfTI-1 can hold of an axis
-_PLANES = 32  # written at a time: no second copy of the volume in memory
+_SLAB = 2**25  # bytes that are written at a time: no second copy of a large volume in memory
+_CACHED = 2**13  # cache lines of 64 bytes that a core keeps, whatever its kind
 
 
 def write_labels(labels: Array, grid: Grid, path: str | Path) -> None:
@@ -78,24 +79,39 @@ def _check(values: Array, grid: Grid, path: Path) -> None:
 
 def _label_type(labels: Array, path: str | Path) -> np.dtype:
     """The first type that holds all values."""
-    if labels.dtype.kind == "f" and not all((np.isfinite(part) & (part == np.rint(part))).all() for part in labels):
-        raise ImageError(f"{path}: labels with fractions, NaN or Inf; whole numbers are needed. write_map takes maps.")
-    low, high = int(labels.min()), int(labels.max())
+    low, high = labels.min(), labels.max()  # NaN comes through both
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise _fractions(path)
     for name in _LABEL_TYPES:
-        if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
+        if np.iinfo(name).min <= int(low) and int(high) <= np.iinfo(name).max:
+            if labels.dtype.kind == "f" and not all((part.astype(name) == part).all() for part in labels):
+                raise _fractions(path)
             return np.dtype(name)
-    raise ImageError(f"{path}: labels from {low} to {high}; no integer type of 64 bits holds them.")
+    raise ImageError(f"{path}: labels from {int(low)} to {int(high)}; no integer type of 64 bits holds them.")
+
+
+def _fractions(path: str | Path) -> ImageError:
+    return ImageError(f"{path}: labels with fractions, NaN or Inf; whole numbers are needed. write_map takes maps.")
 
 
 def _write(values: Array, dtype: np.dtype, grid: Grid, path: Path) -> None:
     header = _header((*grid.shape, values.shape[0]) if values.ndim == 4 else (*grid.shape, *(1,) * grid.trailing), grid)
     header.set_data_dtype(dtype)
+    planes = max(1, _SLAB // (grid.shape[0] * grid.shape[1] * dtype.itemsize))
     with _stream(path) as file:
         header.write_to(file)
         for volume in values if values.ndim == 4 else (values,):
-            for first in range(0, grid.shape[2], _PLANES):
-                planes = volume[:, :, first : first + _PLANES]
-                file.write(planes.astype(dtype.newbyteorder("<")).tobytes("F"))
+            for first in range(0, grid.shape[2], planes):
+                file.write(_in_file_order(volume[:, :, first : first + planes], dtype).data)
+
+
+def _in_file_order(values: Array, dtype: np.dtype) -> Array:
+    """The bytes of (H, W, D) values in a file, uint8: little-endian, the first axis the fastest."""
+    out = np.empty(values.shape[::-1], dtype.newbyteorder("<"))
+    rows = max(1, _CACHED // values.shape[1])  # a line, once fetched, serves all voxels of the third axis in it
+    for first in range(0, len(values), rows):
+        out[:, :, first : first + rows] = values[first : first + rows].astype(dtype, copy=False).T
+    return out.reshape(-1).view(np.uint8)
 
 
 @contextmanager
@@ -105,7 +121,7 @@ def _stream(path: Path) -> Iterator[IO[bytes]]:
         if path.suffix != ".gz":
             yield file
             return
-        with gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed:
+        with gzip_writer(file) as packed:
             yield packed
 
 

@@ -21,6 +21,8 @@ SCALINGS = [(1, 0), (2, 0), (1, -1024), (-0.37, 12.5), (0, 7), (np.nan, 7), (np.
 @pytest.fixture(autouse=True)
 def small_slabs(monkeypatch):
     monkeypatch.setattr(voxels, "SLAB", 77)  # divides nothing: 720 voxels are ten slabs
+    monkeypatch.setattr(voxels, "ROWS", 5)
+    monkeypatch.setattr(voxels, "TILE", 200)  # four columns of five rows: six tiles
 
 
 def data_of(dtype, seed=0):
@@ -43,6 +45,7 @@ def test_values_are_nibabels(save, dtype, endian, slope, inter, version):
     assert (volume.voxels.dtype, volume.voxels.dtype.isnative, volume.warnings) == (np.float32, True, ())
     np.testing.assert_array_equal(volume.voxels, nib.load(path).get_fdata().astype(np.float32))
     assert volume.voxels.flags.writeable
+    assert volume.voxels.flags.c_contiguous
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

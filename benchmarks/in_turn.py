@@ -1,0 +1,67 @@
+"""What benchmarks share: calls timed in turn, and a child process for each setting of the allocator.
+
+A large block that is freed goes back to the kernel, and its pages are faulted in anew when the next one is asked for.
+glibc keeps such blocks when it is told to never map them; the settings have to stand in the environment before a
+process begins. Elsewhere than with glibc they do nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+ALLOCATORS: dict[str, dict[str, str]] = {
+    "allocator as it is": {},
+    "allocator keeps large blocks": {
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(2**36),
+        "MALLOC_TOP_PAD_": str(2**26),
+    },
+}
+
+
+def arguments(doc: str | None) -> argparse.Namespace:
+    """The command line of a benchmark: rounds, threads, and the mark of a child."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def with_each_allocator() -> None:
+    """Run the calling script again, as a child, with each setting."""
+    for name, env in ALLOCATORS.items():
+        print(f"\n{name}", flush=True)
+        command = [sys.executable, "-W", "ignore", *sys.argv, "--child"]
+        subprocess.run(command, env={**os.environ, **env}, check=True)
+
+
+def timed(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, all of them in turn, after one round that warms up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if round_:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def show(title: str, times: Mapping[str, list[float]], ours: str, peer: str, limit: str) -> None:
+    """One line: medians in ms, and medians of the ratios of each pair."""
+    mine, theirs, least = (statistics.median(times[name]) * 1000 for name in (ours, peer, limit))
+    ratio = statistics.median(p / o for p, o in zip(times[peer], times[ours]))
+    near = statistics.median(o / n for o, n in zip(times[ours], times[limit]))
+    print(f"{title:>44s} {mine:8.0f} {theirs:8.0f} {ratio:7.1f} {least:8.0f} {near:10.1f}", flush=True)
+
+
+def head(title: str, limit: str) -> None:
+    """The line above."""
+    print(f"{title:>44s} {'ours':>8s} {'MONAI':>8s} {'ratio':>7s} {'limit':>8s} {'ours/limit':>10s}   ({limit})")
