@@ -41,6 +41,8 @@ class Bundle:
         task: of a classifier.
         autocast: whether the config asks for mixed precision.
         flip_axes: axes of the network's input along which it was trained with flips; the config's ``flip_axes``.
+        backend: what runs the network, with its version where that is not PyTorch itself.
+        bf16: whether the network was told to compute in bfloat16, whatever the config says.
     """
 
     metadata: Metadata
@@ -57,6 +59,8 @@ class Bundle:
     task: str
     autocast: bool
     flip_axes: tuple[int, ...] = ()
+    backend: str = "torch"
+    bf16: bool = False
 
 
 def inference_config(root: Path) -> Path:

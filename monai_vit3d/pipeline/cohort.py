@@ -140,6 +140,8 @@ class _Cohort:
             "config_sha256": bundle.config_sha256,
             "options": json.loads(json.dumps(asdict(options))),  # as it will be read back: a tuple comes as a list
             "device": bundle.device.type,
+            "backend": bundle.backend,
+            "bf16": bundle.bf16,
         }
 
     def blank(self, case: Case) -> dict[str, Any]:

@@ -60,6 +60,8 @@ def predict_folder(
     shard: tuple[int, int] = (1, 1),
     existing: str = "refuse",
     device: str | None = None,
+    backend: str = "auto",
+    bf16: bool = False,
     jobs: int = 1,
     safe: bool = False,
     begin: Callable[[Plan], None] = lambda plan: None,
@@ -84,6 +86,9 @@ def predict_folder(
         shard: ``(i, n)``: do the i-th of n parts, from 1. All parts share OUT.
         existing: ``"refuse"`` outputs that are there, ``"resume"`` (skip those that are verified) or ``"overwrite"``.
         device: a torch device; None takes a GPU where there is one.
+        backend: what runs the network: ``"torch"``, ``"compile"``, ``"openvino"``, or ``"auto"``: OpenVINO on a CPU,
+            if it is installed. Their numbers differ by rounding; run.json says which it was.
+        bf16: whether the network computes in bfloat16, whatever the bundle says.
         jobs: threads that read ahead of the network, and threads that write behind it.
         safe: whether to refuse a bundle whose config is more than settings.
         begin: is given the plan before any work.
@@ -93,7 +98,7 @@ def predict_folder(
         How many were done, skipped, failed.
 
     Raises:
-        UsageError: as :func:`plan_folder`, or another run is at work in OUT.
+        UsageError: as :func:`plan_folder`, a device or backend that is not there, or another run is at work in OUT.
         BundleError: a bundle that cannot be used, or is not safe.
         WeightsError: weights that are missing, damaged or of another network.
     """
@@ -102,9 +107,11 @@ def predict_folder(
     with open_bundle(bundle) as root:
         plan = _plan(inputs, output, read_metadata(root), tta, uncertainty, probabilities, shard, existing)
         loaded = load_bundle(root, device, safe)
+        from .acceleration import accelerated
         from .cohort import predict_cohort
         from .predict import Options
 
+        loaded = accelerated(loaded, backend, bf16)
         begin(plan)
         options = Options(_flip_axes(tta, loaded), uncertainty, probabilities, volume, max_voxels)
         record = RunRecord(plan.output, _about(loaded, Path(bundle), options, plan), shard)
@@ -181,6 +188,8 @@ def _about(bundle: Bundle, given: Path, options: Options, plan: Plan) -> dict[st
         "weights_sha256": bundle.weights_sha256,
         "config_sha256": bundle.config_sha256,
         "device": _device_name(bundle),
+        "backend": bundle.backend,
+        "bf16": bundle.bf16,
         "options": asdict(options),
         "shard": list(plan.shard),
         "versions": versions(),

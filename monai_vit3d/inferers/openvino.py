@@ -1,0 +1,162 @@
+"""OpenVINO: a network exported once, kept on disk under the SHA-256 of all that it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+_PACKAGES = ("openvino", "torch", "timm", "monai", "monai-vit3d")
+_PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_INTERNAL = ("_parameters", "_buffers", "_modules", "training")
+
+
+class OpenVINOEngine:
+    """A network compiled by OpenVINO for one shape of input, on the CPU.
+
+    Args:
+        network: one tensor in, one tensor out; its weights are copied.
+        shape: of the input, ``(B, C, H, W, D)``.
+        precision: float32, or bfloat16 for the products (what the processor does not have is done in float32).
+        cache_dir: where the exported model is kept for the next time; None keeps none.
+    """
+
+    def __init__(
+        self, network: nn.Module, shape: Sequence[int], precision: torch.dtype, cache_dir: str | Path | None = None
+    ) -> None:
+        import openvino
+
+        model = _kept(network, tuple(shape), None if cache_dir is None else Path(cache_dir))
+        model.reshape(list(shape))
+        # as many threads as PyTorch has; LATENCY: one input at a time
+        config = {
+            "INFERENCE_PRECISION_HINT": _PRECISION[precision],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self.model = openvino.Core().compile_model(model, "CPU", config)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Run the network on ``x``; the output is float32 and the caller's own."""
+        found = self.model(x.detach().contiguous().numpy(), share_inputs=True)
+        return torch.from_numpy(found[0])
+
+
+def _kept(network: nn.Module, shape: tuple[int, ...], cache: Path | None) -> Any:
+    """The exported model, from the cache if it is there whole."""
+    import openvino
+
+    name = None if cache is None else fingerprint(network, shape)
+    if cache is None or name is None:
+        return _exported(network, shape)
+    place = cache / name
+    if not _is_whole(place):
+        shutil.rmtree(place, ignore_errors=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".part-") as folder:
+            made = Path(folder) / "model"
+            made.mkdir()
+            openvino.save_model(_exported(network, shape), made / "model.xml", compress_to_fp16=False)
+            (made / "sha256").write_text(_files_sha256(made))
+            try:
+                made.rename(place)
+            except OSError:  # another process was faster: its model is the same
+                if not _is_whole(place):
+                    raise
+    return openvino.Core().read_model(place / "model.xml")
+
+
+def _exported(network: nn.Module, shape: tuple[int, ...]) -> Any:
+    import openvino
+
+    # 2: a batch of 1 would be taken for a constant
+    example = torch.zeros((2, *shape[1:]))
+    with torch.autocast("cpu", enabled=False):  # both steps trace, and would take its casts for the network's
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},))
+        return openvino.convert_model(program)
+
+
+def _is_whole(place: Path) -> bool:
+    try:
+        return (place / "sha256").read_text() == _files_sha256(place)
+    except OSError:
+        return False
+
+
+def _files_sha256(place: Path) -> str:
+    return _sha256((place / name).read_bytes() for name in ("model.xml", "model.bin"))
+
+
+class _Unreadable(Exception):
+    """A setting that cannot be told apart from another one."""
+
+
+def fingerprint(network: nn.Module, shape: Sequence[int]) -> str | None:
+    """SHA-256 of all that a network's answer depends on: weights, settings, code, versions, the input's shape.
+
+    Args:
+        network: any module.
+        shape: of the input; its batch does not count.
+
+    Returns:
+        64 hexadecimal digits; None if a module has a setting that cannot be read, so that nothing may be kept.
+    """
+    modules = dict(network.named_modules())
+    said = [f"{package} {version(package)}" for package in _PACKAGES] + [str(tuple(shape)[1:])]
+    try:
+        for name, module in modules.items():
+            settings = {key: value for key, value in vars(module).items() if key not in _INTERNAL}
+            said.append(f"{name} {_name(type(module))} {_plainly(settings)}")
+    except _Unreadable:
+        return None
+    sources = {inspect.getsourcefile(type(module)) for module in modules.values()}
+    said += [_sha256([Path(source).read_bytes()]) for source in sorted(source for source in sources if source)]
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return _sha256(["\n".join(said).encode(), *(part for pair in tensors.items() for part in _bytes_of(*pair))])
+
+
+def _plainly(value: Any) -> str:
+    """A value in words that are the same in every process."""
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__}({', '.join(map(_plainly, value))})"
+    if isinstance(value, (set, frozenset)):
+        return f"set({', '.join(sorted(map(_plainly, value)))})"
+    if isinstance(value, dict):
+        return f"dict({', '.join(f'{_plainly(k)}: {_plainly(v)}' for k, v in value.items())})"
+    if isinstance(value, partial):
+        return f"partial({_plainly(value.func)}, {_plainly(value.args)}, {_plainly(value.keywords)})"
+    if isinstance(value, Tensor):
+        return _sha256(_bytes_of("", value))
+    return _name(value)
+
+
+def _name(value: Any) -> str:
+    """Where a class or function is defined."""
+    name = getattr(value, "__qualname__", "<")
+    if "<" in name:  # an object, a lambda, a function within a function
+        raise _Unreadable
+    return f"{value.__module__}.{name}"
+
+
+def _bytes_of(name: str, value: Tensor) -> tuple[bytes, memoryview]:
+    value = value.detach().cpu().contiguous()
+    return f"{name} {value.dtype} {tuple(value.shape)}".encode(), memoryview(value.flatten().view(torch.uint8).numpy())
+
+
+def _sha256(parts: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
