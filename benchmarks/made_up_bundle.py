@@ -47,6 +47,7 @@ def _config(monai: bool) -> dict[str, Any]:
     ours = {"_target_": "monai_vit3d.networks.TokenSegmenter", "backbone": backbone, "decoder": "unetr"}
     ours |= {"num_classes": CLASSES, "taps": [3, 6, 9]}
     back = {"transform": "@preprocessing", "orig_keys": "image", "nearest_interp": False, "to_tensor": True}
+    saving = {"output_dir": "@output_dir", "output_postfix": "seg", "resample": False, "print_log": False}
     shipped = ConfigParser.load_config_file(SHIPPED / "configs" / "inference.yaml")
     kept = ("imports", "num_workers", "device", "data_files", "dataset", "dataloader", "network", "evaluator", "run")
     config = {
@@ -67,7 +68,7 @@ def _config(monai: bool) -> dict[str, Any]:
         "postprocessing": _compose(
             ("Invertd", "pred", back),
             ("AsDiscreted", "pred", {"argmax": True}),
-            ("SaveImaged", "pred", {"output_dir": "@output_dir", "output_postfix": "seg", "resample": False}),
+            ("SaveImaged", "pred", saving),
         ),
     }
     del config["evaluator"]["val_handlers"]

@@ -2,11 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pytest
 import torch
+from monai.inferers import SimpleInferer, SlidingWindowInferer
 
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.nifti import read_volume
@@ -65,7 +67,8 @@ def by_torch(tmp_path, tiny_bundle, cohort):
 def test_labels_are_those_of_pytorch(tmp_path, tiny_bundle, cohort, by_torch, options):
     out = tmp_path / "out"
     assert predict(cohort, to=out, bundle=tiny_bundle, options=options) == 0
-    assert len(products(out)) == 13 and products(out) == products(by_torch)
+    assert len(products(out)) == 13
+    assert products(out) == products(by_torch)
 
 
 def test_bfloat16_labels_differ_in_few_voxels(tmp_path, tiny_bundle, cohort, by_torch):
@@ -127,8 +130,10 @@ def test_the_bundle_that_was_given_stays_as_it_is(loaded):
     fast = accelerated(loaded, "openvino", bf16=True)
     assert (loaded.network, loaded.inferer) == (network, inferer)
     assert (loaded.backend, loaded.bf16, inferer.sw_batch_size) == ("torch", False, 4)
-    assert isinstance(fast.network, BackendNetwork) and not fast.network.training
-    assert isinstance(fast.inferer, AutocastInferer) and unwrapped(fast.inferer).sw_batch_size == 1
+    assert isinstance(fast.network, BackendNetwork)
+    assert not fast.network.training
+    assert isinstance(fast.inferer, AutocastInferer)
+    assert unwrapped(fast.inferer).sw_batch_size == 1
 
 
 def test_torch_changes_nothing(loaded):
@@ -185,20 +190,13 @@ def test_a_network_for_other_channels_fails_case_by_case(tmp_path, cohort):
 
 
 def test_other_inferers_are_left_alone(loaded):
-    from dataclasses import replace
-
-    from monai.inferers import SimpleInferer
-
     fast = accelerated(replace(loaded, inferer=SimpleInferer()), "openvino")
-    assert isinstance(fast.inferer, SimpleInferer) and not engines(fast)
+    assert isinstance(fast.inferer, SimpleInferer)
+    assert not engines(fast)
 
 
 @pytest.mark.parametrize("roi_size", [-1, (16, 16, -1), (16, 16, None)])
 def test_windows_of_the_images_size_wait_for_the_image(loaded, roi_size):
-    from dataclasses import replace
-
-    from monai.inferers import SlidingWindowInferer
-
     fast = accelerated(replace(loaded, inferer=SlidingWindowInferer(roi_size, sw_batch_size=4)), "openvino")
     assert not engines(fast)
     image = torch.rand((1, 1, 20, 18, 17))
