@@ -7,9 +7,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from ..data.errors import UsageError
@@ -17,37 +18,33 @@ from ..layers.rope import mm_positions
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "torch", "compile", "openvino")
-MAX_SHAPES = 4  # of inputs, for which engines are made: each takes seconds
+BACKENDS = ("torch", "auto", "compile", "openvino")
+MAX_ENGINES = 4  # that are kept: shapes of the input times precisions
 # root mean square of the difference to PyTorch's answer, over the answer's spread, above which an engine is not used
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
-
-class _Key(NamedTuple):
-    """What an engine was made for: weights are baked into it, so their versions count."""
-
-    shape: tuple[int, ...]
-    precision: torch.dtype
-    versions: int
+Engine = Callable[[Tensor], Tensor]
 
 
 class BackendNetwork(nn.Module):
     """A network in evaluation, run by OpenVINO or ``torch.compile`` without a change in how it is called.
 
-    An engine is made for each shape of input when it first comes, and only used if its answer to that input is
-    PyTorch's own. Under ``torch.autocast`` it computes in bfloat16. PyTorch runs the network itself wherever an
-    engine does not apply: in training mode or with gradients on, on another device or dtype, after
-    ``MAX_SHAPES`` shapes, and with rotary positions in mm, whose spacing changes from image to image.
+    An engine is made for each shape of input when it first comes, and only used if its answer to noise of that shape
+    is PyTorch's within ``TOLERANCE``. Under ``torch.autocast`` it computes in bfloat16. PyTorch runs the network
+    itself where an engine does not apply: in training mode, with gradients on, for float64 or half precision, and on
+    other devices than the CPU (``compile`` runs on all). An engine holds a copy of the weights: it is made anew when
+    they are loaded or trained on; only changes through ``.data`` are not seen.
 
     Args:
         network: one tensor in, one tensor out.
         backend: ``"openvino"`` (CPU; ``pip install monai-vit3d[cpu]``), ``"compile"`` (``torch.compile``, weights
             frozen; the first call takes tens of seconds), ``"torch"``, or ``"auto"``: OpenVINO if it is installed
-            and the input lies on the CPU.
+            and can run the network, else PyTorch.
         cache_dir: where OpenVINO's models are kept, under their own SHA-256; None keeps none.
 
     Raises:
-        UsageError: an unknown backend; OpenVINO asked for and not installed.
+        UsageError: an unknown backend; by name, one that is not installed, or a network with rotary positions in mm,
+            whose spacing an engine would keep from one image to the next.
 
     Example:
         >>> network = BackendNetwork(load_weights(network, "model.pt").eval(), "openvino")
@@ -56,13 +53,16 @@ class BackendNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, backend: str = "auto", cache_dir: str | Path | None = None) -> None:
         super().__init__()
-        self.network, self.cache_dir = network, cache_dir
+        self.training = network.training
+        self.network, self.cache_dir, self.strict = network, cache_dir, backend != "auto"
         self.backend = resolve_backend(backend)
-        self.strict = backend != "auto"
-        self._engines: dict[_Key, Callable[[Tensor], Tensor]] = {}
-        # an export would keep the spacing of the image that it was made with
-        self._fixed = not mm_positions(network)
-        self.train(network.training)
+        if self.backend != "torch" and mm_positions(network):
+            if self.strict:
+                raise UsageError(f"backend={backend!r}: rotary positions in mm change with the image. Use 'torch'.")
+            self.backend = "torch"
+        self._engines: dict[tuple[Any, ...], Engine | None] = {}
+        self._refused = ""
+        self._weights: list[Any] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """What the network gives for ``x``, in float32 where an engine computed it.
@@ -70,47 +70,69 @@ class BackendNetwork(nn.Module):
         Raises:
             UsageError: the backend was asked for by name, and cannot run this network.
         """
-        precision = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        if not self._applies(x, precision):
+        engine = self.engine(tuple(x.shape), x.device, x.dtype)
+        if engine is None:
             return self.network(x)
-        versions = sum(tensor._version for tensor in (*self.network.parameters(), *self.network.buffers()))
-        key = _Key(tuple(x.shape), precision, versions)
+        if not isinstance(x, MetaTensor):
+            return engine(x)
+        return MetaTensor(engine(x.as_tensor()), meta=x.meta, applied_operations=x.applied_operations)
+
+    def engine(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Engine | None:
+        """The engine for inputs of a shape, made if it is not there; None where PyTorch runs the network itself.
+
+        Args:
+            shape: ``(B, C, H, W, D)``.
+            device: the inputs'.
+            dtype: the inputs'.
+
+        Raises:
+            UsageError: as :meth:`forward`.
+        """
+        autocast = torch.is_autocast_enabled(device.type)
+        precision = torch.get_autocast_dtype(device.type) if autocast else dtype
+        if not self._applies(device, dtype) or precision not in TOLERANCE:
+            return None
+        tensors = [*self.network.parameters(), *self.network.buffers()]
+        weights = [(id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        if weights != self._weights:
+            self._engines, self._weights = {}, weights
+        key = (shape, device, precision)
         if key not in self._engines:
-            if len(self._engines) >= MAX_SHAPES:
-                return self.network(x)
-            self._engines[key] = self._build(x, precision)
-        return self._engines[key](x)
+            while len(self._engines) >= MAX_ENGINES:
+                self._engines.pop(next(iter(self._engines)))
+            self._engines[key] = self._build(shape, device, precision)
+        if self._engines[key] is None and self.strict:
+            raise UsageError(f"backend={self.backend!r} cannot run this network: {self._refused}. Use 'torch'.")
+        return self._engines[key]
 
-    def _applies(self, x: Tensor, precision: torch.dtype) -> bool:
-        here = x.device.type == "cpu" or self.backend == "compile"
-        plain = self.backend == "torch" or self.training or torch.is_grad_enabled() or torch.jit.is_tracing()
-        return here and self._fixed and not plain and x.dtype == torch.float32 and precision in TOLERANCE
+    def _applies(self, device: torch.device, dtype: torch.dtype) -> bool:
+        here = device.type == "cpu" or self.backend == "compile"
+        if self.backend == "torch" or not here or dtype != torch.float32:
+            return False
+        live = torch.is_grad_enabled() or torch.jit.is_tracing() or any(m.training for m in self.network.modules())
+        return not live
 
-    def _build(self, x: Tensor, precision: torch.dtype) -> Callable[[Tensor], Tensor]:
-        """An engine that was seen to give PyTorch's answer; the network itself if there is none."""
+    def _build(self, shape: tuple[int, ...], device: torch.device, precision: torch.dtype) -> Engine | None:
+        """An engine that was seen to give PyTorch's answer to noise: of air a norm may leave nothing but rounding."""
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+        expected = self.network(noise)
         try:
-            engine = _compiled(self.network) if self.backend == "compile" else self._openvino(x, precision)
-            error = _difference(engine(x), self.network(x))
+            engine = _compiled(self.network) if self.backend == "compile" else self._openvino(shape, precision)
+            error = _difference(engine(noise), expected)
         except Exception as failure:  # exporters fail in almost any way
-            error, reason = (
-                float("inf"),
-                f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}",
-            )
+            self._refused = f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
         else:
-            reason = (
-                f"its answer differs from PyTorch's by {error:.2g} of the spread, {TOLERANCE[precision]:.2g} is allowed"
-            )
-        if error <= TOLERANCE[precision]:
-            return engine
-        if self.strict:
-            raise UsageError(f"backend={self.backend!r} cannot run this network: {reason}. Use backend='torch'.")
-        logger.warning("%s cannot run this network (%s); PyTorch runs it", self.backend, reason)
-        return self.network
+            if error <= TOLERANCE[precision]:
+                return engine
+            self._refused = f"its answer differs from PyTorch's by {error:.2g} of the spread"
+        if not self.strict:
+            logger.warning("%s cannot run this network (%s); PyTorch runs it", self.backend, self._refused)
+        return None
 
-    def _openvino(self, x: Tensor, precision: torch.dtype) -> Callable[[Tensor], Tensor]:
+    def _openvino(self, shape: tuple[int, ...], precision: torch.dtype) -> Engine:
         from .openvino import OpenVINOEngine
 
-        return OpenVINOEngine(self.network, x.shape, precision, self.cache_dir)
+        return OpenVINOEngine(self.network, shape, precision, self.cache_dir)
 
 
 def resolve_backend(backend: str) -> str:
@@ -134,7 +156,7 @@ def resolve_backend(backend: str) -> str:
     return "torch"
 
 
-def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
+def _compiled(network: nn.Module) -> Engine:
     run: Any = torch.compile(network, options={"freezing": True})
     # windows come as views with other strides each: each would be compiled anew
     return lambda x: run(x.contiguous()).clone()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import shutil
+import logging
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = ("openvino", "torch", "timm", "monai", "monai-vit3d")
 _PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -53,27 +56,38 @@ class OpenVINOEngine:
 
 
 def _kept(network: nn.Module, shape: tuple[int, ...], cache: Path | None) -> Any:
-    """The exported model, from the cache if it is there whole."""
+    """The exported model, from the cache if it is there whole; a folder that cannot be written to keeps nothing."""
     import openvino
 
     name = None if cache is None else fingerprint(network, shape)
     if cache is None or name is None:
         return _exported(network, shape)
-    place = cache / name
-    if not _is_whole(place):
-        shutil.rmtree(place, ignore_errors=True)
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".part-") as folder:
-            made = Path(folder) / "model"
-            made.mkdir()
-            openvino.save_model(_exported(network, shape), made / "model.xml", compress_to_fp16=False)
-            (made / "sha256").write_text(_files_sha256(made))
-            try:
-                made.rename(place)
-            except OSError:  # another process was faster: its model is the same
-                if not _is_whole(place):
-                    raise
-    return openvino.Core().read_model(place / "model.xml")
+    try:
+        if not _is_whole(cache / name):
+            _keep(_exported(network, shape), cache / name)
+        return openvino.Core().read_model(cache / name / "model.xml")
+    except OSError as error:
+        logger.warning("%s: no exported model can be kept there (%s)", cache, error.strerror or error)
+        return _exported(network, shape)
+
+
+def _keep(model: Any, place: Path) -> None:
+    """Write a model whole or not at all; what lies there is damaged, and makes room."""
+    import openvino
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".part-") as folder:
+        made = Path(folder) / "model"
+        made.mkdir()
+        openvino.save_model(model, made / "model.xml", compress_to_fp16=False)
+        (made / "sha256").write_text(_files_sha256(made))
+        with suppress(OSError):
+            place.rename(Path(folder) / "damaged")
+        try:
+            made.rename(place)
+        except OSError:  # another process was faster: its model is the same
+            if not _is_whole(place):
+                raise
 
 
 def _exported(network: nn.Module, shape: tuple[int, ...]) -> Any:
@@ -111,18 +125,32 @@ def fingerprint(network: nn.Module, shape: Sequence[int]) -> str | None:
     Returns:
         64 hexadecimal digits; None if a module has a setting that cannot be read, so that nothing may be kept.
     """
-    modules = dict(network.named_modules())
     said = [f"{package} {version(package)}" for package in _PACKAGES] + [str(tuple(shape)[1:])]
+    kinds: set[type] = set()
     try:
-        for name, module in modules.items():
+        for name, module in network.named_modules():
             settings = {key: value for key, value in vars(module).items() if key not in _INTERNAL}
             said.append(f"{name} {_name(type(module))} {_plainly(settings)}")
+            kinds |= set(type(module).__mro__)
+        said += [_sha256([path.read_bytes()]) for path in _sources(kinds)]
     except _Unreadable:
         return None
-    sources = {inspect.getsourcefile(type(module)) for module in modules.values()}
-    said += [_sha256([Path(source).read_bytes()]) for source in sorted(source for source in sources if source)]
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     return _sha256(["\n".join(said).encode(), *(part for pair in tensors.items() for part in _bytes_of(*pair))])
+
+
+def _sources(kinds: set[type]) -> list[Path]:
+    """This package's code, and that of classes and of all that lies beside them."""
+    folders, own = set(), Path(__file__).parents[1]
+    for kind in kinds:
+        # what has a version is named by it
+        if kind.__module__.partition(".")[0] in ("builtins", "torch", "timm", "monai"):
+            continue
+        try:
+            folders.add(Path(inspect.getfile(kind)).parent)
+        except (OSError, TypeError) as error:  # of a class that was typed in, no code can be read
+            raise _Unreadable from error
+    return sorted({*own.rglob("*.py"), *(path for folder in folders for path in folder.glob("*.py"))})
 
 
 def _plainly(value: Any) -> str:
@@ -145,7 +173,8 @@ def _plainly(value: Any) -> str:
 def _name(value: Any) -> str:
     """Where a class or function is defined."""
     name = getattr(value, "__qualname__", "<")
-    if "<" in name:  # an object, a lambda, a function within a function
+    bound = getattr(value, "__self__", None)
+    if "<" in name or not (bound is None or inspect.ismodule(bound)):  # an object, a lambda, an object's method
         raise _Unreadable
     return f"{value.__module__}.{name}"
 

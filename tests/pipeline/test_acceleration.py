@@ -1,0 +1,208 @@
+"""A bundle on another engine: what runs it, that the labels are PyTorch's, and that run.json and --resume know."""
+
+import json
+import os
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import pytest
+import torch
+from monai.inferers import SimpleInferer, SlidingWindowInferer
+
+from monai_vit3d.cli import _parser
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.nifti import read_volume
+from monai_vit3d.inferers import BACKENDS, AutocastInferer, BackendNetwork, backends, openvino, unwrapped
+from monai_vit3d.pipeline.acceleration import accelerated, cache_folder
+from monai_vit3d.pipeline.bundle import load_bundle
+from tests.pipeline.tiny import predict, products, records, statuses, write_bundle
+
+OPENVINO = f"openvino {version('openvino')}"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Exported models of a test are its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "monai_vit3d"
+
+
+@pytest.fixture
+def without_openvino(monkeypatch):
+    def missing(package):
+        if package == "openvino":
+            raise PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(backends, "version", missing)
+
+
+@pytest.fixture
+def loaded(tiny_bundle):
+    return load_bundle(tiny_bundle, "cpu", safe=True)
+
+
+def run_json(out):
+    return json.loads((out / "run.json").read_text())
+
+
+def engines(bundle):
+    return [type(engine).__name__ for engine in bundle.network._engines.values()]
+
+
+def labels(out, name):
+    return read_volume(records(out)[name]["output"]).voxels
+
+
+@pytest.fixture
+def by_torch(tmp_path, tiny_bundle, cohort):
+    out = tmp_path / "torch"
+    assert predict(cohort, to=out, bundle=tiny_bundle, options=["--backend", "torch"]) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--backend", "openvino"], ["--backend", "auto"], pytest.param(["--backend", "compile"], marks=pytest.mark.slow)],
+)
+def test_labels_are_those_of_pytorch(tmp_path, tiny_bundle, cohort, by_torch, options):
+    out = tmp_path / "out"
+    assert predict(cohort, to=out, bundle=tiny_bundle, options=options) == 0
+    assert len(products(out)) == 13
+    assert products(out) == products(by_torch)
+
+
+def test_bfloat16_labels_differ_in_few_voxels(tmp_path, tiny_bundle, cohort, by_torch):
+    """Half the brightness' digits: a voxel next to the limit of 20.3 or 60.3 may fall on its other side."""
+    out = tmp_path / "out"
+    assert predict(cohort, to=out, bundle=tiny_bundle, options=["--bf16"]) == 0
+    for name in records(by_torch):
+        found, expected = labels(out, name), labels(by_torch, name)
+        assert len(np.unique(found)) == 3
+        assert (found == expected).mean() > 0.98
+
+
+@pytest.mark.parametrize(
+    ("options", "backend", "bf16"),
+    [
+        ([], "torch", False),
+        (["--backend", "auto"], OPENVINO, False),
+        (["--backend", "openvino", "--bf16"], OPENVINO, True),
+        (["--backend", "torch", "--bf16"], "torch", True),
+    ],
+)
+def test_run_json_says_which(tmp_path, tiny_bundle, cohort, options, backend, bf16):
+    image = cohort / "case00.nii.gz"
+    assert predict(image, to=tmp_path / "out", bundle=tiny_bundle, options=options) == 0
+    about = run_json(tmp_path / "out")
+    assert (about["backend"], about["bf16"]) == (backend, bf16)
+    made_with = about["files"][0]["made_with"]
+    assert (made_with["backend"], made_with["bf16"]) == (backend, bf16)
+
+
+@pytest.mark.usefixtures("without_openvino")
+def test_auto_is_pytorch_where_openvino_is_not_installed(tmp_path, tiny_bundle, cohort, cache):
+    image = cohort / "case00.nii.gz"
+    assert predict(image, to=tmp_path / "out", bundle=tiny_bundle, options=["--backend", "auto"]) == 0
+    assert run_json(tmp_path / "out")["backend"] == "torch"
+    assert not cache.exists()
+
+
+@pytest.mark.usefixtures("without_openvino")
+def test_openvino_by_name_must_be_installed(tmp_path, tiny_bundle, cohort, capsys):
+    image = cohort / "case00.nii.gz"
+    assert predict(image, to=tmp_path / "out", bundle=tiny_bundle, options=["--backend", "openvino"]) == 2
+    assert "pip install monai-vit3d[cpu]" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize("change", [["--backend", "auto"], ["--bf16"]])
+def test_resume_does_not_mix_backends(tmp_path, tiny_bundle, cohort, change):
+    out, images = tmp_path / "out", [cohort / "case00.nii.gz", cohort / "case01.nii.gz"]
+    assert predict(*images, to=out, bundle=tiny_bundle) == 0
+    assert predict(*images, to=out, bundle=tiny_bundle, options=["--resume"]) == 0
+    assert set(statuses(out).values()) == {"skipped"}
+    assert predict(*images, to=out, bundle=tiny_bundle, options=["--resume", *change]) == 0
+    assert set(statuses(out).values()) == {"done"}
+
+
+def test_the_bundle_that_was_given_stays_as_it_is(loaded):
+    network, inferer = loaded.network, loaded.inferer
+    fast = accelerated(loaded, "openvino", bf16=True)
+    assert (loaded.network, loaded.inferer) == (network, inferer)
+    assert (loaded.backend, loaded.bf16, inferer.sw_batch_size) == ("torch", False, 4)
+    assert isinstance(fast.network, BackendNetwork)
+    assert isinstance(fast.inferer, AutocastInferer)
+    assert unwrapped(fast.inferer).sw_batch_size == 1
+
+
+def test_torch_changes_nothing(loaded):
+    assert accelerated(loaded, "torch") is loaded
+
+
+def test_the_engine_is_there_before_the_first_image(loaded, cache):
+    fast = accelerated(loaded, "auto")
+    assert engines(fast) == ["OpenVINOEngine"]
+    assert len(list(cache.iterdir())) == 1
+    image = torch.rand((1, 1, 20, 20, 16))
+    with torch.no_grad():
+        fast.inferer(image, fast.network)
+    assert engines(fast) == ["OpenVINOEngine"]  # one window at a time: no other shape came
+
+
+def test_openvino_is_for_the_cpu(loaded):
+    with pytest.raises(UsageError, match="--backend openvino: for the CPU, the network runs on cuda"):
+        accelerated(replace(loaded, device=torch.device("cuda")), "openvino")
+    assert accelerated(replace(loaded, device=torch.device("cuda")), "auto").backend == "torch"
+
+
+def test_the_command_knows_every_backend():
+    (action,) = [a for a in _parser()._subparsers._group_actions[0].choices["predict"]._actions if a.dest == "backend"]
+    assert tuple(action.choices) == BACKENDS
+
+
+def test_an_engine_that_gives_another_answer_is_not_used(loaded, monkeypatch, caplog):
+    call = openvino.OpenVINOEngine.__call__
+    monkeypatch.setattr(openvino.OpenVINOEngine, "__call__", lambda self, x: 1.1 * call(self, x))
+    plain = accelerated(loaded, "auto")
+    assert (plain.network, plain.backend) == (loaded.network, "torch")  # run.json tells what it was
+    assert "PyTorch runs it" in caplog.text
+    with pytest.raises(UsageError, match="Use 'torch'"):
+        accelerated(loaded, "openvino")
+
+
+def test_a_network_for_other_channels_fails_case_by_case(tmp_path, cohort):
+    root = write_bundle(tmp_path / "bundle")
+    config = root / "configs" / "inference.yaml"
+    config.write_text(config.read_text().replace("in_channels: 1", "in_channels: 2"))
+    weight = torch.zeros(3, 2, 1, 1, 1)
+    torch.save({"weight": weight, "bias": torch.zeros(3)}, root / "models" / "model.pt")
+    out = tmp_path / "out"
+    assert predict(cohort / "case00.nii.gz", to=out, bundle=root) == 1
+    assert "case00.nii.gz" in records(out)["case00"]["error"]
+
+
+def test_other_inferers_are_left_alone(loaded):
+    assert accelerated(replace(loaded, inferer=SimpleInferer()), "auto").backend == "torch"
+    fast = accelerated(replace(loaded, inferer=SimpleInferer()), "openvino")
+    assert isinstance(fast.inferer, SimpleInferer)
+    assert not engines(fast)
+
+
+@pytest.mark.parametrize("roi_size", [-1, (16, 16, -1), (16, 16, None)])
+def test_windows_of_the_images_size_wait_for_the_image(loaded, roi_size):
+    fast = accelerated(replace(loaded, inferer=SlidingWindowInferer(roi_size, sw_batch_size=4)), "openvino")
+    assert not engines(fast)
+    image = torch.rand((1, 1, 20, 18, 17))
+    with torch.no_grad():
+        torch.testing.assert_close(fast.inferer(image, fast.network), loaded.network(image), atol=1e-3, rtol=1e-4)
+    assert engines(fast) == ["OpenVINOEngine"]
+
+
+def test_the_cache_lies_in_the_users_own_folder(monkeypatch, tmp_path):
+    assert cache_folder() == tmp_path / "cache" / "monai_vit3d"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "monai_vit3d"
+    assert os.environ["HOME"] == str(tmp_path)
