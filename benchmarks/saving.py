@@ -2,13 +2,13 @@
 
     python benchmarks/saving.py --rounds 5
 
-The labels are 14 classes of blobs, 512x512x100. MONAI's `SaveImaged` writes float32 by default; in the rows "uint8"
-it is told what ours finds out by itself (`output_dtype=uint8`), and to look for no resampling (`resample=False`), so
-that it is at its fastest. Labels come as the uint8 that `vit3d predict` has, or as the float32 of MONAI's
-`AsDiscreted`. The map is the float32 probability of one class, a sigmoid of the distance to a ball's surface; there
-MONAI does not resample either. The limit is the codec alone, over the bytes as they lie in the file: ISA-L where it is
-installed, else zlib. Last, what each codec makes of the labels, of the map, of a float32 ramp, and of int16 noise,
-which nobody compresses.
+The labels are 14 classes of blobs, 512x512x100. MONAI's `SaveImaged` writes float32 by default. In the rows "uint8,
+not resampled" it is told what ours finds out by itself (`output_dtype=uint8`), and to look for no resampling
+(`resample=False`), so that it is at its fastest. Labels come as the uint8 that `vit3d predict` has, or as the float32
+of MONAI's `AsDiscreted`. The map is the float32 probability of one class, a sigmoid of the distance to a ball's
+surface; there MONAI does not resample either. The limit is the codec alone, over the bytes as they lie in the file:
+ISA-L where it is installed, else zlib. Last, what each codec makes of the labels, of the map, of a float32 ramp, and of
+int16 noise, which nobody compresses.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def compare(labels: np.ndarray, chances: np.ndarray, folder: Path, rounds: int) 
     plain, fastest = {"resample": False}, {"output_dtype": np.uint8, "resample": False}
     head("ms", "codec")
     for kind in (np.uint8, np.float32):
-        for title, options in (("default", {}), ("uint8, no resampling", fastest)):
-            title = f"labels, {np.dtype(kind)} in, MONAI's {title}"
+        for title, options in (("default", {}), ("uint8, not resampled", fastest)):
+            title = f"labels {np.dtype(kind)}, MONAI's {title}"
             compare_one(title, write_labels, labels.astype(kind), labels, options, folder, rounds)
-    compare_one("map, float32, MONAI's no resampling", write_map, chances, chances, plain, folder, rounds)
+    compare_one("map float32, MONAI's not resampled", write_map, chances, chances, plain, folder, rounds)
 
 
 def compare_one(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_vit3d.data import Grid, ImageError
-from monai_vit3d.data.nifti import codec, read_volume, write_labels, writer
+from monai_vit3d.data.nifti import codec, read_volume, write_labels, write_map, writer
 from monai_vit3d.data.nifti.codec import GzipReader, gzip_writer
 
 from .conftest import nifti_bytes
