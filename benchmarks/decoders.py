@@ -3,6 +3,7 @@
     python benchmarks/decoders.py                  # cost: GMAC, time, added memory, in two settings
     python benchmarks/decoders.py --train DATA     # also train and score each; DATA holds Task04_Hippocampus
     python benchmarks/decoders.py --show           # the table and the picture of what has been trained
+    python benchmarks/decoders.py --show --runs DIR         # of runs that lie elsewhere
 
 Cost is measured in 96^3 windows with 14 classes (vit3d_base, patch 16) and in the hippocampus bundle's own window and
 network, fp32, batch 1, forward, all in turn: medians, and the median of the ratios round by round. The ratio is
@@ -13,7 +14,8 @@ large matrix product, measured in the same rounds; it leaves out that the logits
 
 Training is the recipe of bundles/hippocampus_segmentation (its train.yaml with another decoder), the same steps for
 all; the weights' average after the last step is scored by evaluate.yaml on the test section, on which nothing is
-chosen. Runs that are done are kept under --output and not repeated. 12 epochs are 900 steps: the six decoders with
+chosen. Runs that are done are kept under --runs, named by decoder, epochs and seed, and not repeated; the table shows
+those of --epochs. 12 epochs are 900 steps: the six decoders with
 three seeds take about an hour of one thread of a 2-core machine.
 """
 
@@ -31,7 +33,8 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
-from hippocampus import BUNDLE, ROOT, bundle_run, read_scores
+from decoder_runs import DECODERS, PEER, draw, network_def, print_pareto, read_results, train_all
+from hippocampus import BUNDLE, ROOT
 from memory import kernel_bytes
 from monai.bundle import ConfigParser
 from torch import Tensor
@@ -39,26 +42,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D, create_model
 
-PEER = "unetr"
-DECODERS: dict[str, dict] = {
-    "unetr": {"decoder": "unetr"},
-    "unetr, 3 levels": {"decoder": "unetr", "image_levels": 3},
-    "dpt": {"decoder": "dpt"},
-    "pyramid": {"decoder": "pyramid"},
-    "light + image": {"decoder": "light", "image_channels": 8},
-    "light": {"decoder": "light"},
-}
 SETTINGS = {"96^3, 14 classes, vit3d_base": (96, 96, 96), "hippocampus bundle, 32 x 48 x 32": (32, 48, 32)}
-TRAIN = {"warmup_epochs": 1, "ema_decay": 0.99}  # of the recipe, for a budget this short
 MIB = 2**20
-
-
-def network_def(name: str) -> dict:
-    """The bundle's network with this decoder."""
-    parser = ConfigParser()
-    parser.read_config(str(BUNDLE / "configs" / "train.yaml"))
-    network = {k: v for k, v in parser["network_def"].items() if k != "image_levels"}
-    return {**network, **DECODERS[name]}
 
 
 @cache
@@ -80,10 +65,12 @@ def segmenter(setting: str, name: str) -> TokenSegmenter:
 
 
 def inputs(setting: str, net: TokenSegmenter) -> tuple[Tensor, list[Tensor]]:
-    """An image and the patch grids that the decoder would get."""
-    image = torch.randn(1, 1, *SETTINGS[setting], generator=torch.Generator().manual_seed(0))
-    final, maps = net._read(image)
-    return image, [*maps, final]
+    """An image and the patch grids that the decoder gets."""
+    image, maps = torch.randn(1, 1, *SETTINGS[setting], generator=torch.Generator().manual_seed(0)), []
+    hook = net.decoder.register_forward_pre_hook(lambda _, given: maps.extend(given[1]))
+    net(image)
+    hook.remove()
+    return image, maps
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -172,96 +159,9 @@ def print_costs(setting: str, rows: dict[str, dict]) -> None:
         print(f"{name:16s}" + "".join(f" {row[k]:8.2f}" for k in (*keys, "gmac", "ms", "ratio", "mib")))
 
 
-def train_and_score(name: str, seed: int, epochs: int, data: Path, folder: Path) -> dict:
-    """Train one network from one seed, score the test section."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shared = {
-        "network_def": str(network_def(name)),  # in Python's words: the command line reads no false
-        "dataset_dir": str(data / "Task04_Hippocampus"),
-        "ckpt_path": str(folder / "model.pt"),
-    }
-    # one validation, at the end: the last average is the one that is kept
-    train = {**TRAIN, "seed": seed, "epochs": epochs, "val_interval": epochs, "output_dir": str(folder)}
-    start = time.perf_counter()
-    bundle_run(["train.yaml"], {**shared, **train}, torch.get_num_threads(), folder / "train.log")
-    minutes = (time.perf_counter() - start) / 60
-    test = {"output_dir": str(folder / "test")}
-    bundle_run(["inference.yaml", "evaluate.yaml"], {**shared, **test}, torch.get_num_threads(), folder / "test.log")
-    return {"name": name, "seed": seed, "epochs": epochs, "minutes": round(minutes, 1), **read_scores(folder / "test")}
-
-
-def train_all(args: argparse.Namespace) -> None:
-    """Every decoder and seed that is not there yet; seeds outside, so that an early end leaves whole rounds."""
-    for seed in args.seeds:
-        for name in args.decoders:
-            file = args.output / f"{slug(name)}-{seed}.json"
-            if file.is_file():
-                continue
-            folder = args.output / f"{slug(name)}-{seed}"
-            result = train_and_score(name, seed, args.epochs, args.train.resolve(), folder)
-            file.write_text(json.dumps(result, indent=1))
-            print(f"{name}, seed {seed}: test Dice {result['mean']:.4f} in {result['minutes']} min", flush=True)
-
-
-def slug(name: str) -> str:
-    """A name for files."""
-    return "".join(c if c.isalnum() else "_" for c in name)
-
-
-def read_results(output: Path) -> dict[str, list[dict]]:
-    """What has been trained: the runs of each decoder."""
-    found = [json.loads(path.read_text()) for path in sorted(output.glob("*-*.json"))]
-    return {name: rows for name in DECODERS if (rows := [r for r in found if r["name"] == name])}
-
-
-def print_pareto(results: dict[str, list[dict]], costs: dict[str, dict]) -> None:
-    """Test Dice beside the cost; the last column is UNETR's Dice of the same seed subtracted, case by case."""
-    print("\nhippocampus, test Dice after equal steps; cost of the decoder alone in the bundle's window")
-    heads = ("anterior", "posterior", "mean", "± SD", "GMAC", "ms", "MiB")
-    print(f"{'decoder':16s} seeds" + "".join(f" {h:>9s}" for h in heads) + "   it - unetr (± SE over cases)")
-    for name, runs in results.items():
-        means = [run["mean"] for run in runs]
-        spread = statistics.stdev(means) if len(means) > 1 else float("nan")
-        scores = [statistics.mean(run[key] for run in runs) for key in ("anterior", "posterior", "mean")]
-        cost = [costs[name][key] for key in ("decoder_gmac", "decoder_ms", "decoder_mib")]
-        line = "".join(f" {v:9.4f}" for v in (*scores, spread)) + "".join(f" {v:9.2f}" for v in cost)
-        print(f"{name:16s} {len(runs):5d}{line}   {gap(runs, results.get(PEER, []))}")
-
-
-def gap(runs: list[dict], peers: list[dict]) -> str:
-    """Mean difference to the peer over the seeds that both have, with the standard error over the cases."""
-    pairs = [(a, b) for a in runs for b in peers if a["seed"] == b["seed"] and a["name"] != b["name"]]
-    if not pairs:
-        return ""
-    cases = [statistics.mean(row) for row in zip(*([x - y for x, y in zip(a["cases"], b["cases"])] for a, b in pairs))]
-    return f"{statistics.mean(cases):+.4f} ± {statistics.stdev(cases) / len(cases) ** 0.5:.4f}"
-
-
-def draw(results: dict[str, list[dict]], costs: dict[str, dict], picture: Path) -> None:
-    """Dice against GMAC, time and memory of the decoder; bars are the spread of the seeds."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True, layout="constrained")
-    axes = {"decoder_gmac": "decoder, GMAC", "decoder_ms": "decoder, ms (CPU)", "decoder_mib": "decoder, added MiB"}
-    for panel, (key, label) in zip(panels, axes.items()):
-        for name, runs in results.items():
-            means = [run["mean"] for run in runs]
-            spread = statistics.stdev(means) if len(means) > 1 else 0
-            panel.errorbar(costs[name][key], statistics.mean(means), spread, fmt="o", capsize=3, label=name)
-        panel.set(xscale="log", xlabel=label)
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("test Dice, mean ± SD over seeds")
-    panels[-1].legend(fontsize=8)
-    figure.savefig(picture, dpi=120)
-    plt.close(figure)
-
-
 def costs_of(args: argparse.Namespace) -> dict[str, dict[str, dict]]:
     """Measured now, or by an earlier run where only results are shown."""
-    file = args.output / "costs.json"
+    file = args.runs / "costs.json"
     if args.show and file.is_file():
         return json.loads(file.read_text())
     with torch.inference_mode():
@@ -283,24 +183,24 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "decoders")
-    parser.add_argument("--picture", type=Path, help="default: decoders_pareto.png in --output")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "decoders", help="the folder of the runs")
+    parser.add_argument("--picture", type=Path, help="default: decoders_pareto.png in --runs")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.memory:
         measure_memory(args.memory)
         return
-    args.output = args.output.resolve()
-    args.output.mkdir(parents=True, exist_ok=True)
+    runs = args.runs.resolve()
+    runs.mkdir(parents=True, exist_ok=True)
     if args.train:
-        train_all(args)
+        train_all(args.decoders, args.seeds, args.epochs, args.train, runs)
     costs = costs_of(args)
     for setting, rows in costs.items():
         print_costs(setting, rows)
-    results = read_results(args.output)
+    results = read_results(runs, args.epochs)
     if results:
-        picture = args.picture or args.output / "decoders_pareto.png"
+        picture = args.picture or runs / "decoders_pareto.png"
         print_pareto(results, costs[list(SETTINGS)[1]])
         draw(results, costs[list(SETTINGS)[1]], picture)
         print(picture)

@@ -1,17 +1,21 @@
-"""Labels to a compressed NIfTI: ours (`write_labels`) against MONAI's `SaveImaged`, in turn.
+"""Labels and a map to a compressed NIfTI: ours (`write_labels`, `write_map`) against MONAI's `SaveImaged`, in turn.
 
     python benchmarks/saving.py --rounds 5
 
-The labels are 14 classes of blobs, 512x512x100. MONAI's `SaveImaged` writes float32 by default; with
-`output_dtype=uint8` it is told what ours finds out by itself. Labels come as the uint8 that `vit3d predict` has, or as
-the float32 of MONAI's `AsDiscreted`. The limit is the codec alone, over the bytes as they lie in the file: ISA-L where
-it is installed, else zlib. Last, what each codec makes of these bytes, and of int16 noise, which nobody compresses.
+The labels are 14 classes of blobs, 512x512x100. MONAI's `SaveImaged` writes float32 by default. In the rows "uint8,
+not resampled" it is told what ours finds out by itself (`output_dtype=uint8`), and to look for no resampling
+(`resample=False`), so that it is at its fastest. Labels come as the uint8 that `vit3d predict` has, or as the float32
+of MONAI's `AsDiscreted`. The map is the float32 probability of one class, a sigmoid of the distance to a ball's
+surface; there MONAI does not resample either. The limit is the codec alone, over the bytes as they lie in the file:
+ISA-L where it is installed, else zlib. Last, what each codec makes of the labels, of the map, of a float32 ramp, and of
+int16 noise, which nobody compresses.
 """
 
 from __future__ import annotations
 
 import gzip
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +24,7 @@ from in_turn import arguments, head, show, timed, with_each_allocator
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
-from monai_vit3d.data import Grid, write_labels
+from monai_vit3d.data import Grid, write_labels, write_map
 
 try:
     from isal import igzip
@@ -44,23 +48,44 @@ def blobs() -> np.ndarray:
     return labels.numpy()
 
 
-def compare(labels: np.ndarray, folder: Path, rounds: int) -> None:
-    """A line for each pair of types that come in and go out."""
-    grid, path, raw = Grid(SHAPE, AFFINE), folder / "ours.nii.gz", labels.tobytes("F")
-    header = {"filename_or_obj": str(folder / "image.nii.gz")}
-    head("labels, ms", "codec")
+def ball() -> np.ndarray:
+    """(H, W, D) float32 probabilities."""
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in SHAPE), indexing="ij", sparse=True)
+    return 1 / (1 + np.exp(20 * (np.sqrt(x * x + y * y + z * z) - np.float32(0.6))))
+
+
+def compare(labels: np.ndarray, chances: np.ndarray, folder: Path, rounds: int) -> None:
+    """A line for each pair of types that come in and go out, and one for the map."""
+    plain, fastest = {"resample": False}, {"output_dtype": np.uint8, "resample": False}
+    head("ms", "codec")
     for kind in (np.uint8, np.float32):
-        given = labels.astype(kind)
-        image = MetaTensor(torch.from_numpy(given)[None], affine=torch.as_tensor(AFFINE), meta=header)
-        for title, options in (("default", {}), ("uint8", {"output_dtype": np.uint8, "resample": False})):
-            save = SaveImaged("pred", output_dir=folder, separate_folder=False, print_log=False, **options)
-            calls = {
-                "ours": lambda given=given: write_labels(given, grid, path),
-                "MONAI": lambda save=save, image=image: save({"pred": image}),
-                "limit": lambda: packed(raw),
-            }
-            show(f"{np.dtype(kind)} in, MONAI's {title}", timed(calls, rounds), "ours", "MONAI", "limit")
-            print(f"{'MB':>44s} {size_mb(path):8.2f} {size_mb(folder / 'image_trans.nii.gz'):8.2f}")
+        for title, options in (("default", {}), ("uint8, not resampled", fastest)):
+            title = f"labels {np.dtype(kind)}, MONAI's {title}"
+            compare_one(title, write_labels, labels.astype(kind), labels, options, folder, rounds)
+    compare_one("map float32, MONAI's not resampled", write_map, chances, chances, plain, folder, rounds)
+
+
+def compare_one(
+    title: str,
+    write: Callable[[np.ndarray, Grid, Path], None],
+    given: np.ndarray,
+    stored: np.ndarray,
+    options: dict,
+    folder: Path,
+    rounds: int,
+) -> None:
+    """One line, and the sizes of the files; the limit packs ``stored``."""
+    grid, path, raw = Grid(SHAPE, AFFINE), folder / "ours.nii.gz", stored.tobytes("F")
+    header = {"filename_or_obj": str(folder / "image.nii.gz")}
+    image = MetaTensor(torch.from_numpy(given)[None], affine=torch.as_tensor(AFFINE), meta=header)
+    save = SaveImaged("pred", output_dir=folder, separate_folder=False, print_log=False, **options)
+    calls = {
+        "ours": lambda: write(given, grid, path),
+        "MONAI": lambda: save({"pred": image}),
+        "limit": lambda: packed(raw),
+    }
+    show(title, timed(calls, rounds), "ours", "MONAI", "limit")
+    print(f"{'MB':>44s} {size_mb(path):8.2f} {size_mb(folder / 'image_trans.nii.gz'):8.2f}")
 
 
 def packed(raw: bytes) -> bytes:
@@ -73,16 +98,21 @@ def size_mb(path: Path) -> float:
     return path.stat().st_size / 1e6
 
 
-def codecs(labels: np.ndarray, rounds: int) -> None:
+def codecs(labels: np.ndarray, chances: np.ndarray, rounds: int) -> None:
     """A line for each codec and level."""
-    noise = np.random.default_rng(0).normal(0, 12, SHAPE[0] * SHAPE[1] * 10).astype(np.int16)
-    print(f"{'codec':>44s} {'labels':>14s} {'noise':>14s}   (MB, ms)")
+    parts = {
+        "labels": labels.tobytes("F"),
+        "map": chances.tobytes("F"),
+        "ramp": np.linspace(0, 1, labels.size // 4, dtype=np.float32).tobytes(),
+        "noise": np.random.default_rng(0).normal(0, 12, labels.size // 10).astype(np.int16).tobytes(),
+    }
+    print(f"{'codec':>16s}" + "".join(f" {name:>14s}" for name in parts) + "   (MB, ms)")
     for name, module, level in [("zlib", gzip, 1), ("zlib", gzip, 6), *(("ISA-L", igzip, n) for n in (0, 1, 2))]:
-        line = f"{f'{name}, level {level}':>44s}"
-        for raw in (labels.tobytes("F"), noise.tobytes()) if module else ():
+        line = f"{f'{name}, level {level}':>16s}"
+        for raw in parts.values() if module else ():
             times = timed({"it": lambda m=module, n=level, r=raw: m.compress(r, n)}, max(1, rounds // 3))["it"]
             line += f" {len(module.compress(raw, level)) / 1e6:7.2f} {min(times) * 1000:6.0f}"
-        print(line)
+        print(line, flush=True)
 
 
 def main() -> None:
@@ -95,10 +125,10 @@ def main() -> None:
         )
         with_each_allocator()
         return
-    labels = blobs()
+    labels, chances = blobs(), ball()
     with tempfile.TemporaryDirectory() as folder:
-        compare(labels, Path(folder), args.rounds)
-    codecs(labels, args.rounds)
+        compare(labels, chances, Path(folder), args.rounds)
+    codecs(labels, chances, args.rounds)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid
 
 TURN_VOXELS = 1e-7  # what a turned axis may shift a voxel by; more would be seen in the seventh digit
+HUGE = 1e38  # the difference of two larger values leaves float32
 TIE_VOXELS = 1e-6  # nearer to the middle of two voxels, rounding decides which one is nearest
 
 
@@ -27,7 +28,8 @@ class SeparableResample(SpatialResample):
 
     The coordinates are MONAI's own. Values differ by rounding, less than 1e-6 of the largest; nearest ones not at all.
     MONAI's way is taken for anything else: other modes than bilinear and nearest, coordinates outside the image with
-    another padding than border, images that are not 3D, not on the CPU, lazy, or part of a gradient.
+    another padding than border, images that are not 3D, not on the CPU, lazy, or part of a gradient, and for linear
+    interpolation of values that are not finite or above 1e38.
 
     Arguments are those of ``monai.transforms.SpatialResample``.
     """
@@ -66,7 +68,7 @@ class SeparableResample(SpatialResample):
         )
         lazy = self.lazy if lazy is None else lazy
         move = None if lazy else _Move.between(img, dst_affine, spatial_size)
-        lines = move and move.lines(*given)
+        lines = move and _is_served(img, given[0]) and move.lines(*given)
         if not move or not lines:
             return super().__call__(img, dst_affine, spatial_size, *given, lazy=lazy)
         traced = self._traced(img, move, *given)
@@ -249,6 +251,15 @@ def _resample(image: Tensor, lines: list[_Line]) -> Tensor:
             plane = torch.lerp(planes[lower], planes[upper], weight) if weight else planes[lower]
             result.copy_(third.along(second.along(plane, 0), 1))
     return out
+
+
+def _is_served(image: MetaTensor, mode: Any) -> bool:
+    """Whether differences of values are finite, where they are taken; NaN fails, too."""
+    if mode != "bilinear" or not image.is_floating_point():
+        return True
+    # axes as they lie in memory: others take 100 times as long
+    low, high = image.as_tensor().permute(sorted(range(4), key=lambda axis: -image.stride(axis))).aminmax()
+    return bool(low >= -HUGE) and bool(high <= HUGE)
 
 
 def _separable(resample: SpatialResample) -> SeparableResample:

@@ -8,7 +8,16 @@ from torch import Tensor, nn
 
 from ..layers import to_3tuple
 from ..layers.pos_embed import Grid
-from .stages import ChannelNorm, level_strides, on_image, require_strides, resize, up_strides
+from .stages import (
+    ChannelNorm,
+    level_strides,
+    on_image,
+    require_counts,
+    require_maps,
+    require_strides,
+    resize,
+    stage_maps,
+)
 
 
 class DPTDecoder(nn.Module):
@@ -29,13 +38,14 @@ class DPTDecoder(nn.Module):
         feature_size: half the common width, which is UNETR's at half resolution.
 
     Raises:
-        ValueError: a patch of 1 voxel, which leaves nothing to up-sample.
+        ValueError: a patch of 1 voxel, which leaves nothing to up-sample; channels below 1.
     """
 
     def __init__(
         self, in_chans: int, embed_dim: int, patch_size: int | Sequence[int], num_classes: int, feature_size: int = 16
     ) -> None:
         super().__init__()
+        require_counts(1, in_chans=in_chans, embed_dim=embed_dim, num_classes=num_classes, feature_size=feature_size)
         self.patch_size = to_3tuple(patch_size, "patch_size")
         strides, width = require_strides(self.patch_size), 2 * feature_size
         coarsest = feature_size * 2 ** (len(strides) - 1)
@@ -52,10 +62,7 @@ class DPTDecoder(nn.Module):
             nn.Conv3d(width, num_classes, kernel_size=1),
         )
 
-    @staticmethod
-    def num_maps(patch_size: int | Sequence[int]) -> int:
-        """How many patch grids the decoder reads, the final one counted: one a level, as many as UNETR's."""
-        return len(up_strides(to_3tuple(patch_size, "patch_size")))
+    num_maps = staticmethod(stage_maps)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
         """Decode.
@@ -71,8 +78,7 @@ class DPTDecoder(nn.Module):
             ValueError: another number of maps.
         """
         needed = len(self.reassemble)
-        if len(maps) != needed:
-            raise ValueError(f"{len(maps)} patch grids came; patch_size={self.patch_size} needs {needed}.")
+        require_maps(maps, needed, self.patch_size)
         levels: list[Tensor] = []  # coarsest first
         for i, reassemble in enumerate(self.reassemble):
             levels.append(reassemble(maps[needed - 1 - i]))

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import to_3tuple
-from .stages import ChannelNorm, on_image, require_strides, resize, up_strides
+from .stages import (
+    ChannelNorm,
+    on_image,
+    require_counts,
+    require_maps,
+    require_strides,
+    resize,
+    stage_maps,
+    stage_widths,
+)
 
 
 class LightDecoder(nn.Module):
@@ -17,8 +26,14 @@ class LightDecoder(nn.Module):
 
     The taps and the final tokens, each after a layer norm of its own, are concatenated and go up together; layer
     norms over channels and GELUs stand between the stages, and the last stage gives the logits (Primus, which reads
-    the final tokens only). Where the patch is no power of two, an interpolation brings the logits to voxels. Without
-    ``image_channels`` all that the logits know has gone through the tokens.
+    the final tokens only), or with ``image_channels`` features that meet the image's. Where the patch is no power of
+    two, an interpolation brings what the last stage gives to voxels. Without ``image_channels`` all that the logits
+    know has gone through the tokens.
+
+    All places of a kernel start with the same weights, so that a patch's voxels start with one value (ICNR: Aitken et
+    al. 2017, "Checkerboard artifact free sub-pixel convolution", arXiv:1707.02937). With weights drawn for each place
+    the voxels of a patch pull their token in random directions that nearly cancel: in the hippocampus bundle the first
+    gradient that reached the backbone was 30 times smaller, and training stayed at background for 300 steps.
 
     Args:
         in_chans: channels of the image.
@@ -30,7 +45,7 @@ class LightDecoder(nn.Module):
             second one and a linear head. 0 leaves the image out.
 
     Raises:
-        ValueError: a patch of 1 voxel, which leaves nothing to up-sample.
+        ValueError: a patch of 1 voxel, which leaves nothing to up-sample; channels below 1, or image channels below 0.
     """
 
     def __init__(
@@ -43,9 +58,11 @@ class LightDecoder(nn.Module):
         image_channels: int = 0,
     ) -> None:
         super().__init__()
+        require_counts(1, in_chans=in_chans, embed_dim=embed_dim, num_classes=num_classes, feature_size=feature_size)
+        require_counts(0, image_channels=image_channels)
         self.patch_size = to_3tuple(patch_size, "patch_size")
         strides = require_strides(self.patch_size)
-        widths = [feature_size * 2**level for level in reversed(range(1, len(strides)))]  # coarsest stage first
+        widths = stage_widths(strides, feature_size)
         before = [embed_dim * len(strides), *widths]
         self.norms = nn.ModuleList(ChannelNorm(embed_dim) for _ in strides)
         self.stages = nn.ModuleList(
@@ -53,6 +70,7 @@ class LightDecoder(nn.Module):
             for a, b, s in zip(before, widths, strides)
         )
         self.last = nn.ConvTranspose3d(before[-1], image_channels or num_classes, strides[-1], strides[-1])
+        _start_alike(self)
         self.image_branch = self.head = None
         if image_channels:
             self.image_branch = nn.Conv3d(in_chans, image_channels, kernel_size=3, padding=1, bias=False)
@@ -63,10 +81,7 @@ class LightDecoder(nn.Module):
                 nn.Conv3d(image_channels, num_classes, kernel_size=1),
             )
 
-    @staticmethod
-    def num_maps(patch_size: int | Sequence[int]) -> int:
-        """How many patch grids the decoder reads, the final one counted: one a stage, as many as UNETR's."""
-        return len(up_strides(to_3tuple(patch_size, "patch_size")))
+    num_maps = staticmethod(stage_maps)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
         """Decode.
@@ -81,8 +96,7 @@ class LightDecoder(nn.Module):
         Raises:
             ValueError: another number of maps.
         """
-        if len(maps) != len(self.norms):
-            raise ValueError(f"{len(maps)} patch grids came; patch_size={self.patch_size} needs {len(self.norms)}.")
+        require_maps(maps, len(self.norms), self.patch_size)
         grids: list[Tensor] = []
         for i, norm in enumerate(self.norms):
             grids.append(norm(maps[i]))
@@ -94,3 +108,11 @@ class LightDecoder(nn.Module):
             return on_image(x, image)
         x = resize(x, [image.shape[2], image.shape[3], image.shape[4]])
         return self.head(x + self.image_branch(image))
+
+
+def _start_alike(decoder: nn.Module) -> None:
+    """Every place of a transposed convolution's kernel gets the weights that the first one was drawn."""
+    with torch.no_grad():
+        for module in decoder.modules():
+            if isinstance(module, nn.ConvTranspose3d):
+                module.weight.copy_(module.weight[:, :, :1, :1, :1].expand_as(module.weight))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..layers import to_3tuple
 from ..layers.pos_embed import Grid
-from .stages import ChannelNorm, on_image, require_strides, resize
+from .stages import ChannelNorm, on_image, require_counts, require_maps, require_strides, resize, stage_widths
 
 
 class PyramidDecoder(nn.Module):
@@ -29,16 +29,17 @@ class PyramidDecoder(nn.Module):
         feature_size: half the channels of a level, which are UNETR's at half resolution.
 
     Raises:
-        ValueError: a patch of 1 voxel, which leaves nothing to up-sample.
+        ValueError: a patch of 1 voxel, which leaves nothing to up-sample; channels below 1.
     """
 
     def __init__(
         self, in_chans: int, embed_dim: int, patch_size: int | Sequence[int], num_classes: int, feature_size: int = 16
     ) -> None:
         super().__init__()
+        require_counts(1, in_chans=in_chans, embed_dim=embed_dim, num_classes=num_classes, feature_size=feature_size)
         self.patch_size = to_3tuple(patch_size, "patch_size")
         strides = require_strides(self.patch_size)
-        widths = [feature_size * 2**level for level in reversed(range(1, len(strides)))]  # of the chains
+        widths = stage_widths(strides, feature_size)  # of the chains
         self.levels = nn.ModuleList(
             _level(embed_dim, widths[:i], strides[:i], 2 * feature_size) for i in range(len(strides))
         )
@@ -62,8 +63,7 @@ class PyramidDecoder(nn.Module):
         Raises:
             ValueError: another number of maps.
         """
-        if len(maps) != 1:
-            raise ValueError(f"{len(maps)} patch grids came; a pyramid needs 1, the final one.")
+        require_maps(maps, 1, self.patch_size)
         total = maps[0]
         for i, level in enumerate(self.levels):  # coarsest first
             x = level(maps[0])

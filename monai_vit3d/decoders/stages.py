@@ -43,6 +43,41 @@ def require_strides(patch_size: int | Sequence[int]) -> list[Grid]:
     return strides
 
 
+def stage_maps(patch_size: int | Sequence[int]) -> int:
+    """How many patch grids a decoder reads, the final one counted, that has one for each stage.
+
+    Raises:
+        ValueError: as of :func:`require_strides`.
+    """
+    return len(require_strides(patch_size))
+
+
+def stage_widths(strides: list[Grid], feature_size: int) -> list[int]:
+    """Channels behind each stage but the last, coarsest first: they halve down to ``2 * feature_size``."""
+    return [feature_size * 2**level for level in reversed(range(1, len(strides)))]
+
+
+def require_counts(least: int, **counts: int) -> None:
+    """Refuse numbers of channels that no layer can have.
+
+    Raises:
+        ValueError: one is below ``least``.
+    """
+    for name, count in counts.items():
+        if count < least:
+            raise ValueError(f"{name}={count}; {least} or more is needed.")
+
+
+def require_maps(maps: list[Tensor], needed: int, patch_size: Grid) -> None:
+    """Refuse another number of patch grids.
+
+    Raises:
+        ValueError: fewer or more came.
+    """
+    if len(maps) != needed:
+        raise ValueError(f"{len(maps)} patch grids came; patch_size={patch_size} needs {needed}.")
+
+
 def level_strides(strides: list[Grid]) -> list[Grid]:
     """How much finer than the patch grid each level is: ``(1, 1, 1)`` first, the output of the last stage left out."""
     return [tuple(math.prod(s[axis] for s in strides[:i]) for axis in range(3)) for i in range(len(strides))]  # type: ignore[misc]

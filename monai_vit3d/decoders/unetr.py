@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..layers import to_3tuple
 from ..layers.pos_embed import Grid
-from .stages import require_strides, resize, up_strides
+from .stages import require_counts, require_maps, require_strides, resize, stage_maps, stage_widths
 
 
 class UNETRDecoder(nn.Module):
@@ -37,7 +37,8 @@ class UNETRDecoder(nn.Module):
             MONAI's DynUNet does: ``(B, stages, num_classes, H, W, D)``, the finest first.
 
     Raises:
-        ValueError: a patch of 1 voxel, which leaves nothing to up-sample, or more image levels than stages.
+        ValueError: a patch of 1 voxel, which leaves nothing to up-sample; channels below 1, or more image levels than
+            stages.
     """
 
     def __init__(
@@ -54,13 +55,14 @@ class UNETRDecoder(nn.Module):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
+        require_counts(1, in_chans=in_chans, embed_dim=embed_dim, num_classes=num_classes, feature_size=feature_size)
         self.patch_size = to_3tuple(patch_size, "patch_size")
         strides = require_strides(self.patch_size)
         if not 1 <= image_levels <= len(strides):
             stages = f"patch_size={self.patch_size} makes {len(strides)} stages"
             raise ValueError(f"image_levels={image_levels}; {stages}: 1 to {len(strides)} are needed.")
         self.scale = tuple(math.prod(s[axis] for s in strides) for axis in range(3))
-        widths = [feature_size * 2**level for level in reversed(range(len(strides)))]  # coarsest stage first
+        widths = [*stage_widths(strides, feature_size), feature_size]  # coarsest stage first
         blocks = {"spatial_dims": 3, "kernel_size": 3, "norm_name": norm_name, "res_block": res_block}
         self.image_branch = UnetrBasicBlock(in_channels=in_chans, out_channels=feature_size, stride=1, **blocks)
         self.image_downs = nn.ModuleList(
@@ -79,10 +81,7 @@ class UNETRDecoder(nn.Module):
         coarse = widths[:-1][::-1] if deep_supervision else []
         self.coarse_heads = nn.ModuleList(UnetOutBlock(3, width, num_classes) for width in coarse)
 
-    @staticmethod
-    def num_maps(patch_size: int | Sequence[int]) -> int:
-        """How many patch grids the decoder reads, the final one counted: one a stage."""
-        return len(up_strides(to_3tuple(patch_size, "patch_size")))
+    num_maps = staticmethod(stage_maps)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
         """Decode.
@@ -98,8 +97,7 @@ class UNETRDecoder(nn.Module):
         Raises:
             ValueError: another number of maps.
         """
-        if len(maps) != len(self.up_blocks):
-            raise ValueError(f"{len(maps)} patch grids came; patch_size={self.patch_size} needs {len(self.up_blocks)}.")
+        require_maps(maps, len(self.up_blocks), self.patch_size)
         size = [image.shape[2], image.shape[3], image.shape[4]]
         grid = maps[-1].shape
         work = [grid[2] * self.scale[0], grid[3] * self.scale[1], grid[4] * self.scale[2]]

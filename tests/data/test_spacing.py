@@ -128,6 +128,28 @@ def test_types(separable, dtype, mode):
     assert len(separable) == 1
 
 
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan, 3.3e38, -3.3e38, 1e38])
+@pytest.mark.parametrize("pixdim", [(1.5, 1.0, 2.0), (1.0, 1.0, 1.5), (0.5, 1.0, 3.0)])
+def test_odd_values_are_monais(separable, odd, pixdim):
+    image = image_of((9, 8, 7), placed((1, 1, 3)))
+    image[0, 4, 4, 3], image[0, 5, 4, 3] = odd, -odd / 2  # their difference may leave float32
+    expected, found = (step({"image": image.clone()})["image"] for step in pair(**LINEAR | {"pixdim": pixdim}))
+    if abs(odd) == 1e38:
+        assert_alike(found, expected)
+    else:
+        np.testing.assert_array_equal(found.numpy(), expected.numpy())
+    assert len(separable) == (abs(odd) == 1e38)
+
+
+@pytest.mark.parametrize("odd", [np.inf, np.nan, 3.3e38])
+def test_odd_values_are_copied_by_nearest(separable, odd):
+    image = image_of((9, 8, 7), placed((1, 1, 3)))
+    image[0, 4, 4, 3] = odd
+    expected, found = (step({"image": image.clone()})["image"] for step in pair(**LINEAR | {"mode": "nearest"}))
+    np.testing.assert_array_equal(found.numpy(), expected.numpy())
+    assert len(separable) == 1
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 3, 2, 1), (0, 2, 3, 1), (3, 0, 1, 2)])
 def test_any_layout_in_memory(separable, order):
     image = image_of((9, 8, 7), placed((1, 1, 3)), channels=2)

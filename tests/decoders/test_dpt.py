@@ -4,26 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from monai_vit3d.decoders import DPTDecoder
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def decoder(patch, **options):
-    torch.manual_seed(1)
-    return DPTDecoder(1, 12, patch, 3, **{"feature_size": 4, **options}).eval()
-
-
-def maps_for(patch, grid=(2, 3, 2), batch=2):
-    return [noise(batch, 12, *grid, seed=i) for i in range(DPTDecoder.num_maps(patch))]
-
-
-def norm(x, module):
-    mean, var = x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False)
-    shape = (-1, 1, 1, 1)
-    return (x - mean) / (var + 1e-5).sqrt() * module.weight.view(shape) + module.bias.view(shape)
+from tests.decoders.decoder_parts import idle, maps_for, noise, noisy, norm
 
 
 def unit(x, module):
@@ -36,9 +17,7 @@ def unit(x, module):
 @torch.no_grad()
 def test_equals_the_paper_written_out():
     patch = (8, 8, 2)
-    net, maps = decoder(patch), maps_for(patch)
-    for parameter in net.parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter))
+    net, maps = noisy("dpt", patch), maps_for("dpt", patch)
     levels = []
     for parts, tokens, factor in zip(net.reassemble, reversed(maps), [(1, 1, 1), (2, 2, 2), (4, 4, 2)]):
         x = torch.einsum("bihwd,oi->bohwd", tokens, parts[0].weight[..., 0, 0, 0]) + parts[0].bias[:, None, None, None]
@@ -58,9 +37,9 @@ def test_equals_the_paper_written_out():
 
 @pytest.mark.parametrize("patch", [(8, 8, 2), (6, 6, 6), (2, 2, 2), (1, 8, 8)], ids=str)
 def test_every_parameter_and_every_tap_learns(patch):
-    net, maps = decoder(patch), [m.requires_grad_() for m in maps_for(patch)]
+    net, maps = noisy("dpt", patch), [m.requires_grad_() for m in maps_for("dpt", patch)]
     size = [g * p for g, p in zip((2, 3, 2), patch)]
     out = net(noise(2, 1, *size), maps)
     (out * noise(*out.shape, seed=2)).sum().backward()
     assert all(m.grad.abs().max() > 0 for m in maps)
-    assert {n for n, p in net.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-9} == set()
+    assert idle(net) == set()

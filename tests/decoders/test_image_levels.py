@@ -3,26 +3,18 @@
 import pytest
 import torch
 
-from monai_vit3d.decoders import UNETRDecoder
+from tests.decoders.decoder_parts import fresh, maps_for, noise, noisy
 
 
 def inputs(patch):
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(2, 1, 32, 16, 8, generator=generator)
     grid = [s // p for s, p in zip((32, 16, 8), patch)]
-    maps = [torch.randn(2, 12, *grid, generator=generator) for _ in range(UNETRDecoder.num_maps(patch))]
-    return image, maps
-
-
-def decoder(patch, **options):
-    torch.manual_seed(1)
-    return UNETRDecoder(1, 12, patch, 3, feature_size=4, **options)
+    return noise(2, 1, 32, 16, 8, seed=9), maps_for("unetr", patch, grid)
 
 
 @pytest.mark.parametrize("patch", [(8, 8, 8), (16, 8, 4), (6, 6, 4)])
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_every_parameter_learns_and_scripts(patch, levels):
-    net, (image, maps) = decoder(patch, image_levels=levels), inputs(patch)
+    net, (image, maps) = noisy("unetr", patch, image_levels=levels).train(), inputs(patch)
     assert len(net.image_downs) == levels - 1
     out = net(image, maps)
     assert out.shape == (2, 3, 32, 16, 8)
@@ -34,7 +26,7 @@ def test_every_parameter_learns_and_scripts(patch, levels):
 @torch.no_grad()
 def test_a_level_adds_its_features_to_the_tap():
     patch = (8, 8, 4)
-    net, (image, maps) = decoder(patch, image_levels=3).eval(), inputs(patch)
+    net, (image, maps) = noisy("unetr", patch, image_levels=3), inputs(patch)
     full = net.image_branch(image)
     half = net.image_downs[0](full)
     quarter = net.image_downs[1](half)
@@ -49,4 +41,4 @@ def test_a_level_adds_its_features_to_the_tap():
 @pytest.mark.parametrize("levels", [0, 4])
 def test_levels_are_as_many_as_stages_at_most(levels):
     with pytest.raises(ValueError, match=rf"image_levels={levels}.*\(8, 8, 8\).*1 to 3"):
-        decoder((8, 8, 8), image_levels=levels)
+        fresh("unetr", (8, 8, 8), image_levels=levels)

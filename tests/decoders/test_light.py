@@ -9,27 +9,9 @@ import torch.nn.functional as F
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 from torch import nn
 
-from monai_vit3d.decoders import DECODERS, LightDecoder, create_decoder
+from monai_vit3d.decoders import DECODERS, create_decoder
 from monai_vit3d.decoders.stages import level_strides, up_strides
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def maps_for(patch, grid=(2, 3, 2), batch=2, embed_dim=12):
-    return [noise(batch, embed_dim, *grid, seed=i) for i in range(LightDecoder.num_maps(patch))]
-
-
-def decoder(patch, in_chans=1, **options):
-    torch.manual_seed(1)
-    net = LightDecoder(in_chans, 12, patch, 3, **{"feature_size": 4, **options}).eval()
-    with torch.no_grad():  # norms that do something, so that a mistaken order shows
-        for module in net.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.weight.normal_(1, 0.3)
-                module.bias.normal_(0, 0.3)
-    return net
+from tests.decoders.decoder_parts import fresh, idle, maps_for, noise, noisy
 
 
 def layer_norm(x, norm):
@@ -48,7 +30,7 @@ def up(x, conv, factor):
 @pytest.mark.parametrize("patch", [(2, 2, 2), (8, 8, 2), (1, 4, 8), (16, 8, 4)])
 @torch.no_grad()
 def test_equals_the_products_written_out(patch):
-    net, maps = decoder(patch), maps_for(patch)
+    net, maps = noisy("light", patch), maps_for("light", patch)
     size = [g * p for g, p in zip((2, 3, 2), patch)]
     out = net(torch.zeros(2, 1, *size), maps)
     for item in range(2):
@@ -63,7 +45,7 @@ def test_equals_the_products_written_out(patch):
 
 @torch.no_grad()
 def test_one_stage_is_torchs_transposed_convolution():
-    net, (tokens,) = decoder((2, 2, 2)), maps_for((2, 2, 2))
+    net, (tokens,) = noisy("light", (2, 2, 2)), maps_for("light", (2, 2, 2))
     normed = F.layer_norm(tokens.movedim(1, -1), (12,), net.norms[0].weight, net.norms[0].bias).movedim(-1, 1)
     expected = F.conv_transpose3d(normed, net.last.weight, net.last.bias, stride=2)
     torch.testing.assert_close(net(torch.zeros(2, 1, 4, 6, 4), [tokens]), expected)
@@ -72,7 +54,7 @@ def test_one_stage_is_torchs_transposed_convolution():
 @pytest.mark.parametrize("patch", [(8, 8, 2), (16, 8, 4)])
 @torch.no_grad()
 def test_a_token_acts_on_its_patch_and_nowhere_else(patch):
-    net, maps = decoder(patch), maps_for(patch, (3, 3, 3), batch=1)
+    net, maps = noisy("light", patch), maps_for("light", patch, (3, 3, 3), batch=1)
     image = torch.zeros(1, 1, *(3 * p for p in patch))
     for i in range(len(maps)):
         moved = [m.clone() for m in maps]
@@ -86,7 +68,7 @@ def test_a_token_acts_on_its_patch_and_nowhere_else(patch):
 @torch.no_grad()
 def test_tokens_that_change_places_take_their_voxels_along():
     patch = (8, 4, 4)
-    net, maps = decoder(patch), maps_for(patch)
+    net, maps = noisy("light", patch), maps_for("light", patch)
     image = torch.zeros(2, 1, 16, 12, 8)
     rolled = net(image, [m.roll((1, 2, 1), (2, 3, 4)) for m in maps])
     torch.testing.assert_close(rolled, net(image, maps).roll((8, 8, 4), (2, 3, 4)))
@@ -94,8 +76,8 @@ def test_tokens_that_change_places_take_their_voxels_along():
 
 @torch.no_grad()
 def test_a_patch_that_is_no_power_of_two_is_interpolated():
-    net, maps = decoder((6, 6, 5)), maps_for((6, 6, 5))
-    work = decoder((8, 8, 4))
+    net, maps = noisy("light", (6, 6, 5)), maps_for("light", (6, 6, 5))
+    work = noisy("light", (8, 8, 4))
     work.load_state_dict(net.state_dict())
     expected = F.interpolate(work(torch.zeros(2, 1, 16, 24, 8), maps), (12, 18, 10), mode="trilinear")
     torch.testing.assert_close(net(torch.zeros(2, 1, 12, 18, 10), maps), expected)
@@ -104,8 +86,8 @@ def test_a_patch_that_is_no_power_of_two_is_interpolated():
 @torch.no_grad()
 def test_the_image_is_left_out_or_added():
     patch, image = (4, 4, 2), noise(2, 2, 8, 12, 4, seed=7)
-    maps = maps_for(patch)
-    plain, seeing = decoder(patch, in_chans=2), decoder(patch, in_chans=2, image_channels=5)
+    maps = maps_for("light", patch)
+    plain, seeing = noisy("light", patch, in_chans=2), noisy("light", patch, in_chans=2, image_channels=5)
     assert torch.equal(plain(image, maps), plain(image.flip(2), maps))
     kernel = seeing.image_branch.weight
     x = F.conv3d(F.pad(image, (1,) * 6), kernel)
@@ -115,24 +97,56 @@ def test_the_image_is_left_out_or_added():
     x = F.conv3d(F.gelu(x), first.weight, first.bias, padding=1)
     expected = torch.einsum("bihwd,oi->bohwd", F.gelu(x), second.weight[..., 0, 0, 0])
     expected = expected + second.bias[:, None, None, None]
-    torch.testing.assert_close(decoder(patch, in_chans=2, image_channels=5)(image, maps), expected)
+    torch.testing.assert_close(noisy("light", patch, in_chans=2, image_channels=5)(image, maps), expected)
     assert expected.shape == (2, 3, 8, 12, 4)
+
+
+@pytest.mark.parametrize("patch", [(8, 8, 2), (1, 4, 8), (16, 8, 4)], ids=str)
+@torch.no_grad()
+def test_the_voxels_of_a_patch_start_with_one_value(patch):
+    size = [g * p for g, p in zip((2, 3, 2), patch)]
+    out = fresh("light", patch)(torch.zeros(2, 1, *size), maps_for("light", patch))
+    firsts = out[:, :, :: patch[0], :: patch[1], :: patch[2]]
+    torch.testing.assert_close(out, F.interpolate(firsts, size, mode="nearest"))
+    assert firsts.std((2, 3, 4)).min() > 0.01  # tokens do differ
+
+
+@pytest.mark.parametrize("image_channels", [0, 5])
+def test_the_first_step_pulls_tokens_one_way_and_parts_the_places(image_channels):
+    patch, image = (8, 8, 8), noise(2, 1, 16, 24, 16)
+    net = fresh("light", patch, image_channels=image_channels)
+    drawn = copy.deepcopy(net)
+    pulls = []
+    for decoder in (net, drawn):
+        for module in decoder.modules():
+            if isinstance(module, nn.ConvTranspose3d) and decoder is drawn:
+                module.reset_parameters()  # every place by itself, as torch does
+        maps = [m.requires_grad_() for m in maps_for("light", patch)]
+        F.cross_entropy(decoder(image, maps), torch.ones(2, 16, 24, 16, dtype=torch.long)).backward()
+        pulls.append(float(torch.stack([m.grad.norm() for m in maps]).norm()))
+    assert pulls[0] > 4 * pulls[1]
+    net.zero_grad()
+    (net(image, maps_for("light", patch)) * noise(2, 3, 16, 24, 16, seed=2)).sum().backward()
+    for conv in [*(stage[0] for stage in net.stages), net.last]:
+        places = conv.weight.grad.flatten(2)
+        assert (places - places.mean(2, keepdim=True)).norm() > 0.1 * places.norm()
 
 
 @pytest.mark.parametrize("image_channels", [0, 5])
 @pytest.mark.parametrize("patch", [(8, 8, 2), (6, 6, 6), (2, 2, 2), (1, 8, 8)], ids=str)
 def test_every_parameter_and_every_tap_learns(patch, image_channels):
-    net, maps = decoder(patch, image_channels=image_channels), [m.requires_grad_() for m in maps_for(patch)]
+    net = noisy("light", patch, image_channels=image_channels)
+    maps = [m.requires_grad_() for m in maps_for("light", patch)]
     size = [g * p for g, p in zip((2, 3, 2), patch)]
     out = net(noise(2, 1, *size), maps)
     (out * noise(*out.shape, seed=2)).sum().backward()
     assert all(m.grad.abs().max() > 0 for m in maps)
-    assert {n for n, p in net.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-9} == set()
+    assert idle(net) == set()
 
 
 @pytest.mark.parametrize("patch", [(8, 8, 8), (6, 6, 5), (2, 2, 1)], ids=str)
 def test_seeing_decoder_scripts_and_needs_no_second_patch(patch):
-    net, maps = decoder(patch, image_channels=4), maps_for(patch, (1, 1, 1))
+    net, maps = noisy("light", patch, image_channels=4), maps_for("light", patch, (1, 1, 1))
     image = noise(2, 1, *patch)
     out = net(image, maps)
     assert out.shape == (2, 3, *patch)
@@ -145,14 +159,13 @@ def test_seeing_decoder_scripts_and_needs_no_second_patch(patch):
 @torch.no_grad()
 def test_mirrored_kernels_mirror_the_map(name, axis, patch):
     # nothing between a token and its voxels leans to one side: a shift of half a voxel would show
-    torch.manual_seed(0)
-    net = create_decoder(name, 1, 12, patch, 3, feature_size=4).double().eval()
+    net = noisy(name, patch).double()
     mirror = copy.deepcopy(net)
     for module in mirror.modules():
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
             module.weight.copy_(module.weight.flip(axis))
     size = [g * p for g, p in zip((2, 3, 2), patch)]
-    image, maps = noise(1, 1, *size).double(), [m.double() for m in maps_for(patch, batch=1)][-net.num_maps(patch) :]
+    image, maps = noise(1, 1, *size).double(), [m.double() for m in maps_for(name, patch, batch=1)]
     out = mirror(image.flip(axis), [m.flip(axis) for m in maps])
     torch.testing.assert_close(out, net(image, maps).flip(axis), atol=1e-9, rtol=1e-9)
 
@@ -163,8 +176,7 @@ def test_metatensors_keep_their_places(name):
     # also where the decoder computes nothing from the image
     affine = torch.diag(torch.tensor([2.0, 3, 4, 1], dtype=torch.double))
     image = MetaTensor(noise(2, 1, 16, 24, 4), affine=affine, meta={"filename_or_obj": "a.nii.gz"})
-    net = create_decoder(name, 1, 12, (8, 8, 2), 3, feature_size=4).eval()
-    maps = [noise(2, 12, 2, 3, 2, seed=i) for i in range(net.num_maps((8, 8, 2)))]
+    net, maps = fresh(name, (8, 8, 2)), maps_for(name, (8, 8, 2))
     out = net(image, maps)
     assert isinstance(out, MetaTensor)
     assert torch.equal(out.affine, affine)

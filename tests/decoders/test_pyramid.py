@@ -5,30 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from monai_vit3d.decoders import PyramidDecoder
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def decoder(patch, **options):
-    torch.manual_seed(1)
-    return PyramidDecoder(1, 12, patch, 3, **{"feature_size": 4, **options}).eval()
-
-
-def norm(x, module):
-    """Each voxel's channels to zero mean and unit variance, then scaled."""
-    mean, var = x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False)
-    shape = (-1, 1, 1, 1)
-    return (x - mean) / (var + 1e-5).sqrt() * module.weight.view(shape) + module.bias.view(shape)
+from tests.decoders.decoder_parts import idle, noise, noisy, norm
 
 
 @torch.no_grad()
 def test_equals_the_paper_written_out():
     patch = (8, 8, 2)
-    net, tokens = decoder(patch), noise(2, 12, 2, 3, 2)
-    for parameter in net.parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter))
+    net, tokens = noisy("pyramid", patch), noise(2, 12, 2, 3, 2)
     one, two, four = net.levels
 
     def lateral(x, parts):
@@ -56,8 +39,8 @@ def test_widths_are_those_of_unetr():
 
 @pytest.mark.parametrize("patch", [(8, 8, 2), (6, 6, 6), (2, 2, 2), (1, 8, 8)], ids=str)
 def test_every_parameter_learns_from_one_token(patch):
-    net, tokens = decoder(patch), noise(2, 12, 1, 1, 1).requires_grad_()
+    net, tokens = noisy("pyramid", patch), noise(2, 12, 1, 1, 1).requires_grad_()
     out = net(noise(2, 1, *patch), [tokens])
     (out * noise(*out.shape, seed=2)).sum().backward()
     assert tokens.grad.abs().min() > 0
-    assert {n for n, p in net.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-9} == set()
+    assert idle(net) == set()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from monai_vit3d.decoders import DECODERS, UNETRDecoder, create_decoder, decoder_class
-from monai_vit3d.decoders.unetr import up_strides
+from monai_vit3d.decoders.stages import up_strides
 from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
 
 PATCHES = [8, (8, 8, 2), (12, 12, 12), (6, 6, 6), (5, 7, 3), (1, 8, 8), 2]
@@ -35,12 +35,35 @@ def inputs(num_maps, size, grid=(2, 3, 2), in_chans=2, embed_dim=12, batch=2):
         ((14, 14, 7), [(2, 2, 2)] * 3 + [(2, 2, 1)]),
         ((1, 16, 16), [(1, 2, 2)] * 4),
         ((2, 2, 2), [(2, 2, 2)]),
-        ((1, 1, 1), []),
     ],
 )
 def test_up_strides(patch, strides):
     assert up_strides(patch) == strides
     assert UNETRDecoder.num_maps(patch) == len(strides)
+
+
+@pytest.mark.parametrize("name", ["dpt", "light", "unetr"])
+@pytest.mark.parametrize("patch", [1, (1, 1, 1)])
+def test_no_maps_are_named_for_a_decoder_that_cannot_be_built(name, patch):
+    assert up_strides((1, 1, 1)) == []
+    for call in (DECODERS[name].num_maps, lambda p: create_decoder(name, 1, 12, p, 3)):
+        with pytest.raises(ValueError, match=r"patch_size=\(1, 1, 1\).*2 voxels"):
+            call(patch)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("option", ["in_chans", "embed_dim", "num_classes", "feature_size"])
+@pytest.mark.parametrize("count", [0, -1])
+def test_channels_are_1_or_more(name, option, count):
+    options = {"in_chans": 1, "embed_dim": 12, "patch_size": 8, "num_classes": 2, option: count}
+    with pytest.raises(ValueError, match=f"^{option}={count}; 1 or more"):
+        create_decoder(name, **options)
+    assert create_decoder(name, **options | {option: 1})
+
+
+def test_image_channels_are_0_or_more():
+    with pytest.raises(ValueError, match=r"^image_channels=-1; 0 or more"):
+        create_decoder("light", 1, 12, 8, 2, image_channels=-1)
 
 
 @pytest.mark.parametrize("patch", range(1, 33))

@@ -11,7 +11,10 @@ except ImportError:  # no wheel for this platform
     igzip = isal_zlib = None
 
 CHUNK = 2**20  # bytes
-_LEVEL = 1  # the fastest of zlib; ISA-L's files of this level are smaller, or larger by 3 % at most
+# The fastest of zlib. ISA-L's files of this level beside zlib's, by benchmarks/saving.py: labels 5 % smaller, noise 2 %
+# and probabilities around a ball 4 % larger (7 % to 9 % for smaller balls). Regular floats fare worst: a ramp's file is
+# 2.4 times as large.
+_LEVEL = 1
 
 
 class GzipReader:

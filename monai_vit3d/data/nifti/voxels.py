@@ -1,4 +1,4 @@
-"""Stored voxels to finite float32, whatever type they have, with little memory more than the result."""
+"""Stored voxels to finite float32, whatever type they have; memory for the stored ones and the result, little more."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from ..volume import Array
 from .stream import refusal
 
 SLAB = 2**17  # voxels that are float64 at a time: they stay in a core's cache
-ROWS, TILE = (
-    128,
-    2**14,
-)  # voxels along the first axis, and of a tile, that change from the file's order to C's at a time
+ROWS = 128  # voxels along the first axis that change from the file's order to C's at a time
+TILE = 2**14  # voxels of such a part at most
 HUGE = 1e15  # squares and sums of larger ones leave float32
 ROUNDING = 0.01  # of the standard deviation; more would be seen
 
