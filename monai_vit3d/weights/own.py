@@ -15,7 +15,7 @@ from ..data.errors import UsageError, WeightsError
 from ..networks import VisionTransformer3D
 from ..networks.architecture import architecture, build_backbone
 from ..networks.options import resolve_pool
-from .blank import blank_network, take
+from .blank import blank_network, fill
 from .convert.nidl import nidl_options
 from .files import refuse_differences
 from .inflate import adapt_channels
@@ -156,7 +156,7 @@ def build_own(
         found[kernel] = adapt_channels(found[kernel], int(network.in_chans))
     refuse_differences(network.state_dict(), found, name, "its architecture says", _FETCH)
     network.to(found["patch_embed.proj.weight"].dtype)
-    take(network, found, "cpu", owned=owned, keep_types=True)
+    fill(network, found, "cpu", owned=owned, keep_types=True)
     if sizes:
         network.set_input_size(**sizes)
     before = network.state_dict(keep_vars=True)
