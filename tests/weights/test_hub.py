@@ -27,6 +27,7 @@ from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.networks.architecture import architecture
 from monai_vit3d.weights import hub, load_backbone, save_backbone
 from monai_vit3d.weights.convert.timm2d import from_timm2d
+from monai_vit3d.weights.info import describe_weights
 from tests.weights.test_timm2d import FAMILIES, flat, sizes
 
 SMALL = {"img_size": (8, 12, 16), "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 2, "num_classes": 3}
@@ -386,6 +387,38 @@ def test_a_file_of_save_backbone_is_enough(tmp_path):
     torch.save(net.state_dict(), tmp_path / "encoder.pt")
     with pytest.raises(WeightsError, match="no architecture and sha256"):
         VisionTransformer3D.from_pretrained(tmp_path / "encoder.pt")
+
+
+@pytest.mark.parametrize("options", [{}, {"rope": "mm"}], ids=str)
+def test_a_pool_that_save_backbone_leaves_out_is_new(tmp_path, caplog, options):
+    net = vit(1, global_pool="map", num_classes=0, **options)
+    save_backbone(net, tmp_path / "encoder.safetensors")
+    torch.manual_seed(3)
+    with caplog.at_level("INFO", logger="monai_vit3d"):
+        again = VisionTransformer3D.from_pretrained(tmp_path / "encoder.safetensors")
+    assert "initialised: attn_pool.latent, attn_pool." in caplog.text
+    came, pool = net.state_dict(), {key for key in net.state_dict() if key.startswith("attn_pool.")}
+    assert all(torch.equal(value, came[key]) for key, value in again.state_dict().items() if key not in pool)
+    assert again.global_pool == "map"
+    torch.manual_seed(4)
+    fresh = VisionTransformer3D(**{**SMALL, "num_classes": 0}, global_pool="map", **options).state_dict()
+    for key in pool:  # drawn as a new network draws it
+        one, other = again.state_dict()[key], fresh[key]
+        assert torch.equal(one, other) or (one.std() / other.std() - 1).abs() < 0.6, key
+    other = VisionTransformer3D.from_pretrained(tmp_path / "encoder.safetensors", global_pool="avg", num_classes=2)
+    assert (other.global_pool, other.head.weight.shape) == ("avg", (2, 12))
+    found = describe_weights(tmp_path / "encoder.safetensors")
+    assert set(found["initialised"]) == pool
+    assert found["loaded"] == len(came) - len(pool)
+
+
+def test_a_pool_is_missed_in_a_whole_network(tmp_path):
+    net = vit(1, global_pool="map")
+    net.save_pretrained(tmp_path)
+    state = {key: value for key, value in net.state_dict().items() if not key.startswith("attn_pool.")}
+    metadata = {"architecture": (tmp_path / "config.json").read_text()}
+    hub.write_safetensors(state, metadata, tmp_path / "model.safetensors")
+    refused(tmp_path, r"attn_pool\.latent is missing")
 
 
 def test_a_word_that_is_no_option_is_refused(saved):
