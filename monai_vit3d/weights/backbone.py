@@ -31,6 +31,7 @@ HEAD = ("head.", "attn_pool.")
 _MAY_DIFFER = (
     *("class", "foreign", "img_size", "grid_size", "mlp_ratio", "init_values", "qkv_bias", "proj_bias", "num_classes"),
     *("global_pool", "pool_include_prefix", "final_norm", "fc_norm", "dynamic_img_size", "dynamic_img_pad"),
+    "pos_trained",
 )
 
 

@@ -15,6 +15,7 @@ from ..data.errors import UsageError, WeightsError
 from ..networks import VisionTransformer3D
 from ..networks.architecture import architecture, build_backbone
 from ..networks.options import resolve_pool
+from .asked import check_options
 from .blank import blank_network, fill
 from .convert.nidl import nidl_options
 from .files import refuse_differences
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _SIZES, _HEAD, _PLACE = ("img_size", "patch_size"), ("num_classes", "global_pool"), ("device", "dtype")
 # what may be told anew when weights are loaded, besides those
-_FREE = ("class", "foreign", "in_chans", "dynamic_img_size", "dynamic_img_pad", "pool_include_prefix")
+_FREE = ("class", "foreign", "in_chans", "dynamic_img_size", "dynamic_img_pad", "pool_include_prefix", "pos_trained")
 _POOL = "attn_pool."
 _FETCH = "Fetch the files again, or save the network anew with save_pretrained."
 # what the tensors show where an older header does not say it, and what none shows
@@ -150,6 +151,7 @@ def build_own(
         WeightsError: tensors that are not of this architecture, or one that cannot be built.
         UsageError: options that would change what the weights compute.
     """
+    check_options(options, said, factory, name)
     sizes, head, place = ({key: options.pop(key) for key in keys if key in options} for keys in (_SIZES, _HEAD, _PLACE))
     network, found = _blank(said, state, factory, options, name), dict(state)
     kernel = next((key for key in ("patch_embed.stem.0.weight", "patch_embed.proj.weight") if key in found), None)
