@@ -190,7 +190,7 @@ def as_state_dict(state: Any, path: str | Path) -> dict[str, torch.Tensor]:
     beside = [key for key, v in state.items() if not isinstance(v, torch.Tensor)] if isinstance(state, dict) else []
     if isinstance(state, dict) and not beside:
         return state
-    if 0 < len(beside) < len(state):
+    if 0 < len(beside) < len(state) and not any(isinstance(state[key], Mapping) for key in beside):
         shown = ", ".join(f"{key!r} ({type(state[key]).__name__})" for key in beside[:5])
         raise WeightsError(
             f"{path}: not a state dict of tensors: it also has {shown}. Take those entries out, and save the rest."

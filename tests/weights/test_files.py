@@ -228,6 +228,9 @@ def test_an_entry_beside_the_tensors_is_named(tmp_path):
     with pytest.raises(WeightsError, match=r"it also has 'epoch' \(int\)\. Take those entries out") as caught:
         load_weights(network(), tmp_path / "model.pt")
     assert "last.pt" not in str(caught.value)
+    torch.save({"network": network().state_dict(), "loss": torch.ones(1)}, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match=r"Save network\.state_dict\(\) alone"):
+        load_weights(network(), tmp_path / "model.pt")
 
 
 # safetensors
