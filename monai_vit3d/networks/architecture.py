@@ -62,7 +62,8 @@ def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
         embedding's own norm under ``embed_norm``; and ``class``, ``grid_size`` (patches along each axis),
         ``norm_eps``, and ``foreign``: the arguments whose layers are known neither to torch, timm nor this package,
         with where their classes are from. ``no_embed_class`` is False where
-        there are no prefix tokens.
+        there are no prefix tokens; ``pos_trained`` where positions are a parameter that takes no gradient, as a
+        table of another project's, though the patch kernel takes one.
     """
     block, embed = backbone.blocks[0], backbone.patch_embed
     norm = backbone.norm_layer(int(backbone.embed_dim), device="meta")
@@ -108,7 +109,7 @@ def build_backbone(
         WeightsError: a layer without a name here that was not handed, or no architecture.
     """
     try:
-        return factory(**{**_plain_options(found), **_layer_options(found, overrides), **overrides})
+        network = factory(**{**_plain_options(found), **_layer_options(found, overrides), **overrides})
     except WeightsError:
         raise
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
@@ -116,6 +117,9 @@ def build_backbone(
             f"no network can be built of this architecture ({type(error).__name__}: {error}). Options of "
             "VisionTransformer3D, as networks.architecture.architecture() writes them, are needed."
         ) from error
+    if isinstance(network.pos_embed, nn.Parameter) and not found.get("pos_trained", True):
+        network.pos_embed.requires_grad_(False)
+    return network
 
 
 def _numbers(backbone: VisionTransformer3D) -> dict[str, Any]:
@@ -140,6 +144,7 @@ def _tokens(backbone: VisionTransformer3D) -> dict[str, Any]:
         "reg_tokens": backbone.num_reg_tokens,
         "no_embed_class": backbone.num_prefix_tokens > 0 and not own,
         "pos_embed": backbone.pos_embed_type,
+        "pos_trained": _are_trained(backbone),
         "global_pool": backbone.global_pool,
         "pool_include_prefix": backbone.pool_include_prefix,
         "pre_norm": is_layer(backbone.norm_pre),
@@ -147,6 +152,12 @@ def _tokens(backbone: VisionTransformer3D) -> dict[str, Any]:
         "final_norm": backbone.final_norm and (after or is_layer(backbone.norm)),
         "fc_norm": None if backbone.fc_norm_arg is None else after,
     }
+
+
+def _are_trained(backbone: VisionTransformer3D) -> bool:
+    """False for positions that are kept as they are; in a network that is frozen as a whole none are marked so."""
+    positions, kernel = backbone.pos_embed, backbone.patch_embed.proj.weight
+    return not isinstance(positions, nn.Parameter) or positions.requires_grad or not kernel.requires_grad
 
 
 def _rope(rope: nn.Module | None) -> dict[str, Any] | None:

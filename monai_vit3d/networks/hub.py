@@ -28,18 +28,19 @@ class HubFiles(ModelHubMixin, library_name="monai_vit3d", tags=["monai_vit3d", "
 
         Args:
             pretrained_model_name_or_path: the folder, a file of ``save_backbone``, or the hub's ``"owner/name"``.
-            options: ``img_size`` and ``patch_size`` (positions and kernel are resampled), ``in_chans`` (the kernel is
+            options: ``img_size`` and ``patch_size`` (positions and kernel are resampled; rotary positions that count
+                patches, ``unit="patch"`` without a reference, take no other patch), ``in_chans`` (the kernel is
                 adapted), ``num_classes`` and ``global_pool`` (a new head, unless they are the file's), ``device``,
-                ``dtype`` (the file's by default), and any other keyword of the constructor that leaves the weights'
-                meaning alone, as drop rates; for the hub also ``revision``, ``token``, ``cache_dir``,
-                ``force_download``, ``local_files_only``.
+                ``dtype`` (the file's by default; torch's or its name), and any other keyword of the constructor that
+                leaves the weights' meaning alone, as drop rates; for the hub also ``revision``, ``token``,
+                ``cache_dir``, ``force_download``, ``local_files_only``.
 
         Returns:
             The network, in evaluation mode.
 
         Raises:
             WeightsError: nothing there, or files that are cut off, altered, or of two architectures.
-            UsageError: options that would change what the weights compute.
+            UsageError: unknown options, or such as would change what the weights compute.
 
         Example:
             >>> net = VisionTransformer3D.from_pretrained("folder", img_size=(64, 64, 32), num_classes=3)
@@ -60,7 +61,8 @@ class HubFiles(ModelHubMixin, library_name="monai_vit3d", tags=["monai_vit3d", "
     ) -> str | None:
         """Write config.json, model.safetensors (with the head) and README.md, all of them or nothing.
 
-        A README.md that is there already stays as it is. Adapters are written merged; the network keeps them.
+        A README.md that people wrote or changed stays; one that was written here is written anew, with this call's
+        ``license`` and ``tags``. Adapters are written merged; the network keeps them.
 
         Args:
             save_directory: the folder; it is made if it is not there.

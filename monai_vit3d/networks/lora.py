@@ -17,6 +17,7 @@ from .modes import unwrapped
 
 ADAPTER = "default"  # peft's name for the one adapter of a network
 TRAINED = ("head", "decoder")
+_MARKS = ("peft_config", "lora")
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -99,6 +100,7 @@ def apply_lora(
     refuse_adapters(network)
     names = adapter_layers(network, targets, trained)
     parameters = [parameter for part in trained for parameter in _parameters(network, part, "trained")]
+    _unmark(network)  # what merging a part alone left
     _inject(network, settings, list(names))
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -123,13 +125,12 @@ def merge_lora(network: nn.Module) -> nn.Module:
     """
     network = unwrapped(network)
     layers = _adapters(network)
-    if not layers:
+    if not layers and not any(mark in vars(part) for part in network.modules() for mark in _MARKS):
         raise UsageError(f"{type(network).__name__} has no adapters to merge: call apply_lora first.")
     for name, layer in layers.items():
         layer.merge()
         network.set_submodule(name, layer.get_base_layer())
-    for attribute in ("peft_config", "lora"):
-        vars(network).pop(attribute, None)
+    _unmark(network)
     return network
 
 
@@ -211,14 +212,14 @@ def refuse_adapters(network: nn.Module) -> None:
     """Refuse a network that cannot be given adapters.
 
     Raises:
-        UsageError: it has adapters already, or is wrapped.
+        UsageError: it, or a part of it, has adapters already, or it is wrapped.
     """
     if unwrapped(network) is not network:
         raise UsageError(
             "network is in a DistributedDataParallel, which knows only the parameters that it began with: call "
             "apply_lora on the network first, then wrap it."
         )
-    if hasattr(network, "peft_config"):
+    if _adapters(network):
         raise UsageError(f"{type(network).__name__} has adapters already: call merge_lora first.")
 
 
@@ -246,6 +247,13 @@ def _parameters(network: nn.Module, part: str, argument: str) -> list[nn.Paramet
 def _adapters(network: nn.Module) -> dict[str, Any]:
     """The layers that have adapters, by name, in a whole network or a part of one."""
     return {name: layer for name, layer in network.named_modules() if hasattr(layer, "lora_A")}
+
+
+def _unmark(network: nn.Module) -> None:
+    """Take off what says that a network, or a part of it, has adapters."""
+    for part in network.modules():
+        for mark in _MARKS:
+            vars(part).pop(mark, None)
 
 
 def _inject(network: nn.Module, settings: LoraSettings, names: list[str]) -> None:

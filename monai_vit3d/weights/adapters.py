@@ -34,7 +34,8 @@ def save_adapter(network: nn.Module, path: str | Path) -> None:
     """
     network = unwrapped(network)
     settings = getattr(network, "lora", None)
-    if not isinstance(settings, LoraSettings):
+    none = not any(word in key for key in network.state_dict() for word in _LORA)  # or a part was merged alone
+    if none or not isinstance(settings, LoraSettings):
         raise UsageError(f"{type(network).__name__} has no adapters to save: call apply_lora first.")
     ours, base = _split(network, settings.trained)
     said = {"lora": json.dumps(asdict(settings), sort_keys=True), "base_sha256": _sha256(base)}

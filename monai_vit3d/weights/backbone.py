@@ -6,7 +6,7 @@ import json
 import logging
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -17,10 +17,11 @@ from ..networks import VisionTransformer3D
 from ..networks.architecture import architecture
 from ..networks.lora import merged
 from ..networks.modes import unwrapped
-from .blank import take
-from .files import as_state_dict, read_with_metadata, refuse_differences, write_safetensors
+from .blank import fill
+from .files import as_state_dict, names_in, read_with_metadata, refuse_differences, write_safetensors
 from .own import architecture_in
 
+V = TypeVar("V")
 logger = logging.getLogger(__name__)
 
 PREFIX = "backbone."
@@ -30,6 +31,7 @@ HEAD = ("head.", "attn_pool.")
 _MAY_DIFFER = (
     *("class", "foreign", "img_size", "grid_size", "mlp_ratio", "init_values", "qkv_bias", "proj_bias", "num_classes"),
     *("global_pool", "pool_include_prefix", "final_norm", "fc_norm", "dynamic_img_size", "dynamic_img_pad"),
+    "pos_trained",
 )
 
 
@@ -91,7 +93,7 @@ def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
     state, resampled = _fit_positions(part, came, backbone, path)
     wanted = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
     refuse_differences(wanted, state, path, type(backbone).__name__, _advice(wanted, state))
-    take(backbone, state, "cpu", owned=True)
+    fill(backbone, state, "cpu", owned=True)
     logger.info("%s: loaded %d tensors of a backbone%s", path, len(state), resampled)
     return network
 
@@ -100,7 +102,7 @@ def embed_layer_of(path: str | Path) -> type[PatchEmbed3D]:
     """The patch embedding that the backbone in a file was built with, for a network that is to start from it.
 
     Args:
-        path: as for :func:`load_backbone`.
+        path: as for :func:`load_backbone`. Of safetensors the header alone is read; :func:`load_backbone` verifies it.
 
     Returns:
         :class:`ConvStem3D`, if the file has the tensors of its stem; else :class:`PatchEmbed3D`.
@@ -108,8 +110,8 @@ def embed_layer_of(path: str | Path) -> type[PatchEmbed3D]:
     Raises:
         WeightsError: the file is missing, damaged, holds more than tensors, or holds no backbone.
     """
-    state = _backbone_in(as_state_dict(read_with_metadata(path)[0], path), path)
-    return ConvStem3D if any(key.startswith("patch_embed.stem.") for key in state) else PatchEmbed3D
+    names = _backbone_in(dict.fromkeys(names_in(path)), path)
+    return ConvStem3D if any(key.startswith("patch_embed.stem.") for key in names) else PatchEmbed3D
 
 
 def _backbone_of(network: nn.Module) -> nn.Module:
@@ -123,7 +125,7 @@ def _backbone_of(network: nn.Module) -> nn.Module:
     return backbone
 
 
-def _backbone_in(state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+def _backbone_in(state: dict[str, V], path: str | Path) -> dict[str, V]:
     """The backbone's tensors under their own names, without a head."""
     part = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     if not part and any(key.startswith("patch_embed.") for key in state):

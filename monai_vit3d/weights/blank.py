@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.errors import WeightsError
 from ..networks import VisionTransformer3D
+from .files import unlike_kinds
 
 
 def blank_network(make: Callable[..., VisionTransformer3D], **options: Any) -> VisionTransformer3D:
-    """A network on the meta device, which :func:`take` makes whole.
+    """A network on the meta device, which :func:`fill` makes whole.
 
     A layer with a buffer that no state dict has could not be made whole: such a network is built as ever.
 
@@ -25,7 +27,7 @@ def blank_network(make: Callable[..., VisionTransformer3D], **options: Any) -> V
     return network if buffers <= {"pos_embed"} else make(**options)
 
 
-def take(
+def fill(
     network: nn.Module,
     state: Mapping[str, Tensor],
     device: torch.device | str,
@@ -42,9 +44,17 @@ def take(
         state: tensors of the network's shapes, by its keys.
         device: where to.
         owned: nobody else has the tensors: they become the network's own where they are whole; else each is copied.
-        keep_types: a blank network takes the tensors' types; else they take its own.
+        keep_types: the network takes the tensors' types, each its own; else they take the network's.
+
+    Raises:
+        WeightsError: whole or complex numbers where real ones are needed, or the reverse. The network is unchanged.
     """
+    unlike = unlike_kinds(network.state_dict(), state)
+    if unlike:
+        raise WeightsError(f"state_dict: {'; '.join(unlike[:5])}. Weights that are not quantised are needed.")
     if not any(value.is_meta for _, value in _tensors(network)):
+        for key, value in _tensors(network) if keep_types else ():
+            value.data = value.data.to(state[key].dtype if key in state else value.dtype)
         network.load_state_dict(state, strict=False)
         return
     wanted = network.state_dict()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -16,15 +17,11 @@ from torch import nn
 
 from ..data.errors import WeightsError
 from ..data.files import replacing
+from .tensor_bytes import HEADER, HEADER_SUM, TENSORS_SUM, header_sha256, tensors_in
 
-_HEADER = 8  # bytes that say how long a safetensors file's header is
-_DTYPES = {
-    **{"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn},
-    **{"U16": torch.uint16, "I16": torch.int16, "F16": torch.float16, "BF16": torch.bfloat16},
-    **{"U32": torch.uint32, "I32": torch.int32, "F32": torch.float32, "F8_E5M2": torch.float8_e5m2},
-    **{"U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "C64": torch.complex64},
-}
-_CHUNK = 1 << 20  # bytes that are read, and added to the sum, at a time
+logger = logging.getLogger(__name__)
+
+_OURS = ("architecture", "lora")  # older files of ours have one of them, and no sum of the header
 
 
 def read_checkpoint(path: str | Path) -> Any:
@@ -32,11 +29,14 @@ def read_checkpoint(path: str | Path) -> Any:
 
     The tensors are in memory, once: nothing of the file is mapped, so it may be written anew, cut or deleted after.
 
+    Checksums are verified where the file has some: the sha256 of our own safetensors, the CRC-32 of what
+    ``torch.save`` writes now. What it wrote before torch 1.6 has none, which is logged as a warning.
+
     Args:
         path: the file; its content, or the suffix ``.safetensors``, says which of the two it is.
 
     Raises:
-        WeightsError: the file is missing, damaged (checksums are verified), or holds more than tensors.
+        WeightsError: the file is missing, damaged, or holds more than tensors.
     """
     return read_with_metadata(path)[0]
 
@@ -61,74 +61,92 @@ def write_safetensors(state: Mapping[str, torch.Tensor], metadata: Mapping[str, 
 
     Args:
         state: the tensors by name; each keeps its dtype.
-        metadata: what the header says of them; ``format`` and ``sha256``, of the tensors' bytes, are added.
+        metadata: what the header says of them; ``format``, ``sha256`` (of the tensors' bytes) and ``sha256_header``
+            (of their names, types, shapes and places, and the other metadata) are added.
         path: the file; its folder is made if it is not there.
     """
     # copies: the library refuses tensors that share memory
     blob = memoryview(save({key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}))
-    start = _HEADER + int.from_bytes(blob[:_HEADER], "little")
-    said = {**metadata, "format": "pt", "sha256": hashlib.sha256(blob[start:]).hexdigest()}
+    start = HEADER + int.from_bytes(blob[:HEADER], "little")
+    said = {**metadata, "format": "pt", TENSORS_SUM: hashlib.sha256(blob[start:]).hexdigest()}
     # the library writes the metadata in another order each time
-    entries = {key: value for key, value in json.loads(bytes(blob[_HEADER:start])).items() if key != "__metadata__"}
+    entries = {key: value for key, value in json.loads(bytes(blob[HEADER:start])).items() if key != "__metadata__"}
+    said[HEADER_SUM] = header_sha256(entries, said)
     header = json.dumps({"__metadata__": dict(sorted(said.items())), **entries}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % _HEADER)  # the tensors stay aligned
+    header += b" " * (-len(header) % HEADER)  # the tensors stay aligned
     with replacing(path, "wb") as file:
-        file.write(len(header).to_bytes(_HEADER, "little") + header)
+        file.write(len(header).to_bytes(HEADER, "little") + header)
         file.write(blob[start:])
+
+
+def is_ours(metadata: Mapping[str, str]) -> bool:
+    """Whether a file's sums are ours, and so were verified; another project's ``sha256`` may be of anything.
+
+    Args:
+        metadata: what :func:`read_with_metadata` returned of the file.
+    """
+    return HEADER_SUM in metadata or (TENSORS_SUM in metadata and any(key in metadata for key in _OURS))
+
+
+def names_in(path: str | Path) -> list[str]:
+    """The names of the tensors in a file; of safetensors the header alone is read, and nothing is verified.
+
+    Args:
+        path: as for :func:`read_checkpoint`.
+
+    Raises:
+        WeightsError: as :func:`read_checkpoint`, or not a state dict.
+    """
+    path = Path(path)
+    if not path.is_file() or not _is_safetensors(path):
+        return list(as_state_dict(read_checkpoint(path), path))
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return list(file.keys())
+    except Exception as error:  # the library raises its own errors and Python's
+        raise _unreadable(path, error) from error
 
 
 def _is_safetensors(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            head = file.read(_HEADER + 1)
+            head = file.read(HEADER + 1)
     except OSError:
         head = b""  # the reader will say why it cannot be opened
-    said = head[_HEADER:] == b"{" and int.from_bytes(head[:_HEADER], "little") < path.stat().st_size
+    said = head[HEADER:] == b"{" and int.from_bytes(head[:HEADER], "little") < path.stat().st_size
     return said or path.suffix.lower() == ".safetensors"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:  # the header is sound, or it raises
-            metadata = dict(file.metadata() or {})
+        with safe_open(path, framework="pt", device="cpu"):  # the header is sound, or it raises
+            pass
         with path.open("rb") as raw:
-            state, digest = _tensors_in(raw)
+            state, metadata, sums = tensors_in(raw)
     except Exception as error:  # the library raises its own errors, Python's and torch's
-        raise WeightsError(
-            f"{path}: not a readable safetensors file ({type(error).__name__}: {error}). It may be cut off, or of "
-            "another format. Fetch the file again, or name another."
-        ) from error
-    if "sha256" in metadata and metadata["sha256"] != digest:
-        raise WeightsError(
-            f"{path}: damaged, the sha256 of its tensors is not the one that its header has. Fetch the file again."
-        )
+        raise _unreadable(path, error) from error
+    if is_ours(metadata):
+        for key, part in ((HEADER_SUM, "header"), (TENSORS_SUM, "tensors")):
+            if metadata.get(key, sums[key]) != sums[key]:
+                raise WeightsError(
+                    f"{path}: damaged, the sha256 of its {part} is not the one that its header has. "
+                    "Fetch the file again."
+                )
     return state, metadata
 
 
-def _tensors_in(file: BinaryIO) -> tuple[dict[str, torch.Tensor], str]:
-    """The tensors of a safetensors file whose header is sound, and their sha256, from one reading.
-
-    The library maps the file into memory, and a map would show what is written to the file later, or end the process
-    if the file is cut; so each tensor gets memory of its own.
-    """
-    header = json.loads(file.read(int.from_bytes(file.read(_HEADER), "little")))
-    header.pop("__metadata__", None)
-    state, digest = {}, hashlib.sha256()
-    for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):  # that is without holes
-        state[key] = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
-        memory = memoryview(state[key].reshape(-1).view(torch.uint8).numpy())
-        for start in range(0, len(memory), _CHUNK):
-            part = memory[start : start + _CHUNK]
-            if file.readinto(part) != len(part):
-                raise EOFError(f"{key} ends too early")
-            digest.update(part)
-    return state, digest.hexdigest()
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"{path}: not a readable safetensors file ({type(error).__name__}: {error}). It may be cut off, or of "
+        "another format. Fetch the file again, or name another."
+    )
 
 
 def _read_torch(path: Path) -> Any:
     try:
         # torch does not check the archive's checksums: a flipped bit would load as another weight
-        damaged = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
+        archive = zipfile.is_zipfile(path)
+        damaged = zipfile.ZipFile(path).testzip() if archive else None
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch's reader raise almost anything
         raise WeightsError(
@@ -137,6 +155,8 @@ def _read_torch(path: Path) -> Any:
         ) from error
     if damaged is not None:
         raise WeightsError(f"{path}: damaged, the checksum of {damaged} is wrong. Fetch the file again.")
+    if not archive:
+        logger.warning("%s: torch's format before 1.6, without checksums: damage would not show. Save it anew.", path)
     return state
 
 
@@ -167,12 +187,18 @@ def as_state_dict(state: Any, path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         WeightsError: not a dict of tensors alone.
     """
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    beside = [key for key, v in state.items() if not isinstance(v, torch.Tensor)] if isinstance(state, dict) else []
+    if isinstance(state, dict) and not beside:
+        return state
+    if 0 < len(beside) < len(state) and not any(isinstance(state[key], Mapping) for key in beside):
+        shown = ", ".join(f"{key!r} ({type(state[key]).__name__})" for key in beside[:5])
         raise WeightsError(
-            f"{path}: not a state dict of tensors. Save network.state_dict() alone; of a training's folder, where "
-            "last.pt holds the optimizer, too, take model.pt or encoder.safetensors."
+            f"{path}: not a state dict of tensors: it also has {shown}. Take those entries out, and save the rest."
         )
-    return state
+    raise WeightsError(
+        f"{path}: not a state dict of tensors. Save network.state_dict() alone; of a training's folder, where "
+        "last.pt holds the optimizer, too, take model.pt or encoder.safetensors."
+    )
 
 
 def load_state(network: nn.Module, state: Any, path: str | Path) -> nn.Module:
@@ -197,7 +223,9 @@ def load_state(network: nn.Module, state: Any, path: str | Path) -> nn.Module:
 def refuse_differences(
     wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], path: str | Path, name: str, advice: str = ""
 ) -> None:
-    """Refuse a state dict whose names or shapes are not those that are needed.
+    """Refuse a state dict whose names, shapes or kinds of numbers are not those that are needed.
+
+    Kinds are real, complex, whole and boolean; real numbers may be of another precision.
 
     Args:
         wanted: the network's own state dict.
@@ -209,7 +237,7 @@ def refuse_differences(
     Raises:
         WeightsError: they differ; the message names the first five differences.
     """
-    differences = _differences(wanted, found)
+    differences = _differences(wanted, found) or unlike_kinds(wanted, found)
     if not differences:
         return
     shown = "; ".join(differences[:5])
@@ -226,3 +254,24 @@ def _differences(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.T
     ]
     missing = [f"{key} is missing" for key in wanted if key not in found]
     return shapes + missing + [f"{key} is not known" for key in found if key not in wanted]
+
+
+def unlike_kinds(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
+    """What copying would turn into other numbers, in words: whole numbers (of quantised weights) or complex ones.
+
+    Args:
+        wanted: the network's own state dict.
+        found: the file's; names that only one of the two has are left out.
+    """
+    both = [(key, value.dtype, found[key].dtype) for key, value in wanted.items() if key in found]
+    return [
+        f"{key} is {str(came).removeprefix('torch.')}, {str(needed).removeprefix('torch.')} is needed"
+        for key, needed, came in both
+        if _kind(came) != _kind(needed)
+    ]
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_complex or dtype.is_floating_point:
+        return "complex" if dtype.is_complex else "real"
+    return "boolean" if dtype == torch.bool else "whole"

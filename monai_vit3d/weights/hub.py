@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ from .own import CONFIG, WEIGHTS, build_own, files_in, whole_architecture
 
 N = TypeVar("N", bound=VisionTransformer3D)
 CARD = "README.md"
+_MARK = (
+    "<!-- written by monai_vit3d {}: written anew by the next save_pretrained, unless somebody changes this page -->"
+)
 _HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
@@ -30,7 +34,9 @@ def save_network(
     card: Mapping[str, Any] | None = None,
     unknown: Collection[str] = (),
 ) -> None:
-    """Write config.json, model.safetensors and README.md, all of them or nothing; a README.md that is there stays.
+    """Write config.json, model.safetensors and README.md, all of them or nothing.
+
+    A README.md that is there stays if people wrote or changed it; one that this function wrote is written anew.
 
     Every file is written beside its place and moved there at the end, config.json last: a folder is the old one, the
     new one, or refused by :func:`load_pretrained`.
@@ -54,7 +60,7 @@ def save_network(
     said = architecture(network)
     _refuse_unnamed(network, said)
     new = not folder.exists()
-    readme = None if (folder / CARD).exists() else str(model_card(network, **(card or {})))
+    readme = None if _is_somebodys(folder / CARD) else str(model_card(network, **(card or {})))
     try:
         with replacing(folder / CONFIG, "w", encoding="utf-8") as file:
             file.write(json.dumps(said, indent=2, sort_keys=True) + "\n")
@@ -85,6 +91,19 @@ def _refuse_unnamed(network: VisionTransformer3D, said: dict[str, Any]) -> None:
             f"config.json could not say what this network is: {', '.join(unlike[:3])}{more} would not be built as "
             f"they are. {advice}"
         )
+
+
+def _is_somebodys(page: Path) -> bool:
+    """Whether people wrote a page, or changed what :func:`model_card` wrote."""
+    if not page.exists():
+        return False
+    text, _, mark = page.read_bytes().decode(errors="replace").replace("\r\n", "\n").rstrip().rpartition("\n")
+    return mark != _mark(text)
+
+
+def _mark(text: str) -> str:
+    """The last line of a page of ours, by which a changed one is known."""
+    return _MARK.format(hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def load_pretrained(
@@ -147,7 +166,7 @@ def model_card(network: VisionTransformer3D, license: str | None = None, tags: C
     count = sum(parameter.numel() for parameter in network.parameters())
     rows = "\n".join(f"| `{key}` | `{json.dumps(value)}` |" for key, value in sorted(said.items()))
     size = ", ".join(str(n) for n in (said["in_chans"], *said["img_size"]))
-    return ModelCard(
+    page = (
         f"---\n{data.to_yaml()}\n---\n\n# {said['class']}\n\n"
         f"A 3D Vision Transformer of `monai_vit3d` with {count:,} parameters.\n\n"
         "```python\nimport torch\nfrom monai_vit3d import VisionTransformer3D\n\n"
@@ -156,3 +175,5 @@ def model_card(network: VisionTransformer3D, license: str | None = None, tags: C
         "Nothing is known here of the data that the weights were trained on, nor of what they are fit for.\n\n"
         f"## Architecture\n\n| option | value |\n|---|---|\n{rows}\n"
     )
+    text = str(ModelCard(page))  # as it will stand in the file
+    return ModelCard(f"{text}\n{_mark(text)}\n")

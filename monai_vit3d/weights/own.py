@@ -15,7 +15,8 @@ from ..data.errors import UsageError, WeightsError
 from ..networks import VisionTransformer3D
 from ..networks.architecture import architecture, build_backbone
 from ..networks.options import resolve_pool
-from .blank import blank_network, take
+from .asked import check_options
+from .blank import blank_network, fill
 from .convert.nidl import nidl_options
 from .files import refuse_differences
 from .inflate import adapt_channels
@@ -26,7 +27,8 @@ logger = logging.getLogger(__name__)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _SIZES, _HEAD, _PLACE = ("img_size", "patch_size"), ("num_classes", "global_pool"), ("device", "dtype")
 # what may be told anew when weights are loaded, besides those
-_FREE = ("class", "foreign", "in_chans", "dynamic_img_size", "dynamic_img_pad", "pool_include_prefix")
+_FREE = ("class", "foreign", "in_chans", "dynamic_img_size", "dynamic_img_pad", "pool_include_prefix", "pos_trained")
+_POOL = "attn_pool."
 _FETCH = "Fetch the files again, or save the network anew with save_pretrained."
 # what the tensors show where an older header does not say it, and what none shows
 _SHOWN = (
@@ -149,17 +151,21 @@ def build_own(
         WeightsError: tensors that are not of this architecture, or one that cannot be built.
         UsageError: options that would change what the weights compute.
     """
+    check_options(options, said, factory, name)
     sizes, head, place = ({key: options.pop(key) for key in keys if key in options} for keys in (_SIZES, _HEAD, _PLACE))
     network, found = _blank(said, state, factory, options, name), dict(state)
     kernel = next((key for key in ("patch_embed.stem.0.weight", "patch_embed.proj.weight") if key in found), None)
     if kernel is not None and found[kernel].dim() == 5:
         found[kernel] = adapt_channels(found[kernel], int(network.in_chans))
-    refuse_differences(network.state_dict(), found, name, "its architecture says", _FETCH)
+    wanted = network.state_dict()
+    if "num_classes" not in said and not any(key.startswith(_POOL) for key in found):  # save_backbone leaves it out
+        wanted = {key: value for key, value in wanted.items() if not key.startswith(_POOL)}
+    refuse_differences(wanted, found, name, "its architecture says", _FETCH)
     network.to(found["patch_embed.proj.weight"].dtype)
-    take(network, found, "cpu", owned=owned, keep_types=True)
+    fill(network, found, "cpu", owned=owned, keep_types=True)
     if sizes:
         network.set_input_size(**sizes)
-    before = network.state_dict(keep_vars=True)
+    before = {key: value for key, value in network.state_dict(keep_vars=True).items() if key in found}
     _new_head(network, **head)
     report = _report(state, before, network)
     logger.info("%s: %s", name, report)

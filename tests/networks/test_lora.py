@@ -384,3 +384,26 @@ def test_peft_is_asked_for(monkeypatch):
         apply_lora(net, 2)
     assert all(parameter.requires_grad for parameter in net.parameters())
     assert not hasattr(net, "lora")
+
+
+def test_adapters_of_a_part_are_the_networks():
+    net = classifier()
+    apply_lora(net.backbone, 2)
+    with pytest.raises(UsageError, match="TokenClassifier has adapters already: call merge_lora first"):
+        apply_lora(net, 2, ("fc1",))
+    assert merge_lora(net) is net
+    assert not hasattr(net.backbone, "peft_config")
+    assert not hasattr(net.backbone, "lora")
+    with pytest.raises(UsageError, match="has no adapters to merge"):
+        merge_lora(net.backbone)
+
+
+@pytest.mark.parametrize("again", [merge_lora, lambda net: apply_lora(net, 2, "fc1")], ids=["merge", "apply"])
+def test_a_part_that_was_merged_alone_leaves_nothing_behind(again):
+    net = learned(apply_lora(classifier(), 2))
+    wanted, x = net(image(net)), image(net)
+    merge_lora(net.backbone)
+    assert again(net) is net
+    torch.testing.assert_close(net(x), wanted, rtol=0, atol=1e-12)
+    assert len(adapters(net)) == (0 if again is merge_lora else 3)
+    assert list((net if again is merge_lora else merge_lora(net)).state_dict()) == list(classifier().state_dict())

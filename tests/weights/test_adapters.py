@@ -207,3 +207,10 @@ def test_what_training_starts_from(tmp_path):
     ):
         start_network(net, None, 2)
     assert same(net.state_dict(), network().state_dict())
+
+
+def test_a_network_whose_adapters_were_merged_in_a_part_has_none_to_save(tmp_path):
+    net = apply_lora(network(), 2)
+    merge_lora(net.backbone)
+    with pytest.raises(UsageError, match="has no adapters to save"):
+        save_adapter(net, tmp_path / "a.safetensors")

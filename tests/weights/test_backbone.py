@@ -106,7 +106,7 @@ def test_safetensors_itself_reads_the_file(tmp_path):
     assert equal(load_file(path), wanted)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    assert set(metadata) == {"format", "architecture", "sha256"}
+    assert set(metadata) == {"format", "architecture", "sha256", "sha256_header"}
     assert metadata["format"] == "pt"
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
@@ -269,6 +269,13 @@ def test_embedding_of_a_file(tmp_path, embed, suffix):
         prefix = "backbone." if suffix == "wrapped.pt" else ""
         torch.save({prefix + key: value for key, value in net.state_dict().items()}, path)
     assert embed_layer_of(path) is embed
+    if suffix == "safetensors":  # the names alone are read
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert embed_layer_of(path) is embed
+        path.write_bytes(content[:-1])
+        with pytest.raises(WeightsError, match="not a readable safetensors file"):
+            embed_layer_of(path)
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from monai_vit3d.data.errors import Vit3dError, WeightsError
-from monai_vit3d.weights import create_model, load_weights, save_backbone
-from monai_vit3d.weights.files import read_checkpoint, read_with_metadata, write_safetensors
+from monai_vit3d.weights import create_model, load_backbone, load_weights, save_backbone
+from monai_vit3d.weights.blank import fill
+from monai_vit3d.weights.files import is_ours, read_checkpoint, read_with_metadata, write_safetensors
 from tests.weights.nets import FORMATS, Payload, network, stored
 
 DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32,
@@ -184,6 +185,54 @@ def test_another_architecture(net, tmp_path, options, message):
         load_weights(net, tmp_path / "model.pt")
 
 
+@pytest.mark.parametrize(("convert", "message"), [
+    (lambda v: v.to(torch.int8), r"backbone\.norm\.weight is int8, float32 is needed"),
+    (lambda v: v.to(torch.complex64), r"backbone\.norm\.weight is complex64, float32 is needed"),
+    (lambda v: v > 0, r"backbone\.norm\.weight is bool, float32 is needed"),
+], ids=["int8", "complex64", "bool"])  # fmt: skip
+@pytest.mark.parametrize("load", [load_weights, load_backbone])
+def test_other_kinds_of_numbers(net, tmp_path, convert, message, load):
+    state = network(seed=1).state_dict()
+    state["backbone.norm.weight"] = convert(state["backbone.norm.weight"])
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match=message.removeprefix(r"backbone\." if load is load_backbone else "")):
+        load(net, tmp_path / "model.pt")
+
+
+def test_real_numbers_where_whole_ones_are_counted(net, tmp_path):
+    state = network(seed=1).state_dict()
+    key = next(key for key in state if key.endswith("num_batches_tracked"))
+    torch.save({**state, key: state[key] + 0.5}, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match="num_batches_tracked is float32, int64 is needed"):
+        load_weights(net, tmp_path / "model.pt")
+
+
+def test_quantised_weights_are_no_filling():
+    layer, state = nn.Linear(2, 3), nn.Linear(2, 3).state_dict()
+    before = layer.weight.detach().clone()
+    with pytest.raises(WeightsError, match="weight is int8, float32 is needed"):
+        fill(layer, {**state, "weight": state["weight"].to(torch.int8)}, "cpu", owned=True)
+    assert torch.equal(layer.weight, before)
+
+
+def test_what_has_no_checksums_is_said(tmp_path, caplog):
+    for how, said in (("legacy", True), ("zip", False)):
+        caplog.clear()
+        (tmp_path / "model.pt").write_bytes(stored(network().state_dict(), **FORMATS[how]))
+        load_weights(network(), tmp_path / "model.pt")
+        assert ("without checksums" in caplog.text) == said
+
+
+def test_an_entry_beside_the_tensors_is_named(tmp_path):
+    torch.save({**network().state_dict(), "epoch": 3}, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match=r"it also has 'epoch' \(int\)\. Take those entries out") as caught:
+        load_weights(network(), tmp_path / "model.pt")
+    assert "last.pt" not in str(caught.value)
+    torch.save({"network": network().state_dict(), "loss": torch.ones(1)}, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match=r"Save network\.state_dict\(\) alone"):
+        load_weights(network(), tmp_path / "model.pt")
+
+
 # safetensors
 
 
@@ -196,9 +245,76 @@ def test_safetensors_by_suffix_or_content(net, tmp_path, name):
         assert torch.equal(other.state_dict()[key], value), key
     read = read_checkpoint(tmp_path / name)
     assert set(read) == set(source)
-    save_file(source, tmp_path / name, {"sha256": "0" * 64})
+    save_file(source, tmp_path / name, {"sha256": "0" * 64, "architecture": "{}"})  # an older one of ours
     with pytest.raises(WeightsError, match=r"damaged, the sha256 of its tensors.* Fetch the file again\."):
         load_weights(net, tmp_path / name)
+
+
+def test_another_projects_sha256_is_none_of_ours(net, tmp_path):
+    path, source = tmp_path / "model.safetensors", network(seed=1).state_dict()
+    save_file(source, path, {"sha256": "of the training's images"})
+    state, metadata = read_with_metadata(path)
+    assert torch.equal(state["backbone.norm.bias"], source["backbone.norm.bias"])
+    assert not is_ours(metadata)
+    save_backbone(network().backbone, path)
+    assert is_ours(read_with_metadata(path)[1])
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    (b'num_heads\\": 2', b'num_heads\\": 4'), (b'"norm.weight"', b'"norm.wEight"'), (b'"F16"', b'"I16"'),
+    (b'"sha256"', b'"sha257"'), (b'"format":"pt"', b'"format":"pd"'),
+], ids=str)  # fmt: skip
+def test_an_altered_header(tmp_path, old, new):
+    path = tmp_path / "encoder.safetensors"
+    save_backbone(network().backbone.half(), path)
+    whole = path.read_bytes()
+    assert old in whole
+    path.write_bytes(whole.replace(old, new))
+    for read in (read_checkpoint, lambda path: load_backbone(network().half(), path)):
+        with pytest.raises(WeightsError, match=r"damaged, the sha256 of its header.* Fetch the file again\."):
+            read(path)
+
+
+def test_swapped_names(tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    save_backbone(network().backbone, path)
+    one, two, other = b'"blocks.0.norm1.weight"', b'"blocks.1.norm1.weight"', b'"blocks.x.norm1.weight"'
+    path.write_bytes(path.read_bytes().replace(one, other).replace(two, one).replace(other, two))
+    with pytest.raises(WeightsError, match="damaged, the sha256 of its header"):
+        read_checkpoint(path)
+
+
+def test_every_flipped_bit_of_the_header_is_refused_or_changes_nothing(tmp_path):
+    path, choose = tmp_path / "some.safetensors", random.Random(0)
+    state = {"one": torch.arange(6).half(), "two": torch.arange(3.0)}
+    write_safetensors(state, {"architecture": '{"num_heads": 2}'}, path)
+    whole, refused = path.read_bytes(), 0
+    for place in range(8 + int.from_bytes(whole[:8], "little")):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << choose.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            read, metadata = read_with_metadata(path)
+        except WeightsError:
+            refused += 1
+            continue
+        assert metadata["architecture"] == '{"num_heads": 2}'
+        assert set(read) == set(state)
+        for key, value in state.items():
+            assert value.dtype is read[key].dtype
+            assert torch.equal(value, read[key])
+    assert refused > 300
+
+
+def test_an_older_file_of_ours_without_a_sum_of_its_header(tmp_path):
+    path, source = tmp_path / "encoder.safetensors", network(seed=1).backbone
+    save_backbone(source, path)
+    state, metadata = read_with_metadata(path)
+    del metadata["sha256_header"]
+    save_file(state, path, metadata)
+    assert is_ours(read_with_metadata(path)[1])
+    net = load_backbone(network(), path)
+    assert torch.equal(net.backbone.norm.weight, source.norm.weight)
 
 
 @pytest.mark.parametrize(

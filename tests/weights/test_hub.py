@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub.hub_mixin
@@ -22,11 +23,12 @@ from timm.layers import Mlp
 from torch import nn
 
 from monai_vit3d.data.errors import UsageError, WeightsError
-from monai_vit3d.layers import ConvStem3D, set_spacing
+from monai_vit3d.layers import ConvStem3D, RotaryPositions3D, set_spacing
 from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.networks.architecture import architecture
 from monai_vit3d.weights import hub, load_backbone, save_backbone
 from monai_vit3d.weights.convert.timm2d import from_timm2d
+from monai_vit3d.weights.info import describe_weights
 from tests.weights.test_timm2d import FAMILIES, flat, sizes
 
 SMALL = {"img_size": (8, 12, 16), "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 2, "num_classes": 3}
@@ -152,6 +154,34 @@ def test_a_page_that_is_there_stays_and_the_rest_is_new(saved):
     assert (folder / "README.md").read_text() == "mine"
     assert {path.name for path in folder.iterdir()} == FILES | {"notes.txt"}
     assert_same(other, VisionTransformer3D.from_pretrained(folder))
+
+
+def test_a_page_that_was_written_here_follows_the_network(saved):
+    _, folder = saved
+    other = vit(2, depth=1)
+    other.save_pretrained(folder, license="mit")
+    card = ModelCard.load(folder / "README.md")
+    assert card.content == other.generate_model_card(license="mit").content
+    assert "| `depth` | `1` |" in card.text
+    other.save_pretrained(folder)
+    assert ModelCard.load(folder / "README.md").data.license is None
+    (folder / "README.md").write_bytes((folder / "README.md").read_bytes().replace(b"\n", b"\r\n"))
+    vit(2, depth=3).save_pretrained(folder)
+    assert "| `depth` | `3` |" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("change", [
+    ("library_name: monai_vit3d", "library_name: monai_vit3d\nlicense: mit"),
+    ("Nothing is known here of the data", "Trained on 400 livers. Nothing else is known of the data"),
+    ("<!-- written by", "Ask us.\n<!-- written by"), ("changes this page -->\n", "changes this page -->\nAsk us.\n"),
+], ids=["yaml", "text", "before the mark", "after the mark"])  # fmt: skip
+def test_a_page_that_was_changed_stays(saved, change):
+    page = saved[1] / "README.md"
+    text = page.read_text()
+    assert change[0] in text
+    page.write_text(text.replace(*change))
+    vit(2, depth=1).save_pretrained(saved[1])
+    assert page.read_text() == text.replace(*change)
 
 
 @pytest.mark.parametrize("failing", [*sorted(FILES), "architecture"])
@@ -388,9 +418,111 @@ def test_a_file_of_save_backbone_is_enough(tmp_path):
         VisionTransformer3D.from_pretrained(tmp_path / "encoder.pt")
 
 
-def test_a_word_that_is_no_option_is_refused(saved):
-    with pytest.raises(WeightsError, match="unexpected keyword argument 'img_sise'"):
-        VisionTransformer3D.from_pretrained(saved[1], img_sise=16)
+@pytest.mark.parametrize("options", [{}, {"rope": "mm"}], ids=str)
+def test_a_pool_that_save_backbone_leaves_out_is_new(tmp_path, caplog, options):
+    net = vit(1, global_pool="map", num_classes=0, **options)
+    save_backbone(net, tmp_path / "encoder.safetensors")
+    torch.manual_seed(3)
+    with caplog.at_level("INFO", logger="monai_vit3d"):
+        again = VisionTransformer3D.from_pretrained(tmp_path / "encoder.safetensors")
+    assert "initialised: attn_pool.latent, attn_pool." in caplog.text
+    came, pool = net.state_dict(), {key for key in net.state_dict() if key.startswith("attn_pool.")}
+    assert all(torch.equal(value, came[key]) for key, value in again.state_dict().items() if key not in pool)
+    assert again.global_pool == "map"
+    torch.manual_seed(4)
+    fresh = VisionTransformer3D(**{**SMALL, "num_classes": 0}, global_pool="map", **options).state_dict()
+    for key in pool:  # drawn as a new network draws it
+        one, other = again.state_dict()[key], fresh[key]
+        assert torch.equal(one, other) or (one.std() / other.std() - 1).abs() < 0.6, key
+    other = VisionTransformer3D.from_pretrained(tmp_path / "encoder.safetensors", global_pool="avg", num_classes=2)
+    assert (other.global_pool, other.head.weight.shape) == ("avg", (2, 12))
+    found = describe_weights(tmp_path / "encoder.safetensors")
+    assert set(found["initialised"]) == pool
+    assert found["loaded"] == len(came) - len(pool)
+
+
+def test_a_pool_is_missed_in_a_whole_network(tmp_path):
+    net = vit(1, global_pool="map")
+    net.save_pretrained(tmp_path)
+    state = {key: value for key, value in net.state_dict().items() if not key.startswith("attn_pool.")}
+    metadata = {"architecture": (tmp_path / "config.json").read_text()}
+    hub.write_safetensors(state, metadata, tmp_path / "model.safetensors")
+    refused(tmp_path, r"attn_pool\.latent is missing")
+
+
+@pytest.mark.parametrize(("options", "match"), [
+    ({"img_sise": 16}, "unknown option img_sise; VisionTransformer3D has none such"),
+    ({"torch_dtype": torch.float16}, "unknown option torch_dtype; dtype= is meant"),
+    ({"map_location": "cpu"}, "unknown option map_location; device= is meant"),
+    ({"strict": False}, "unknown option strict; a network is loaded whole"),
+    ({"dtype": "bfloat"}, "dtype='bfloat'; a type of real numbers"),
+    ({"dtype": "nn"}, "dtype='nn'; a type of real numbers"),
+    ({"dtype": torch.int8}, r"dtype=torch\.int8; a type of real numbers"),
+    ({"num_classes": -1}, "num_classes=-1; a whole number from 0"),
+    ({"num_classes": True}, "num_classes=True; a whole number from 0"),
+], ids=str)  # fmt: skip
+def test_what_is_no_option_is_refused(saved, options, match):
+    for cls in (VisionTransformer3D, Buffered) if "dtype" in match.split(";")[1] else (VisionTransformer3D,):
+        with pytest.raises(UsageError, match=match):
+            cls.from_pretrained(saved[1], **options)
+
+
+def test_a_type_by_its_name(saved):
+    for word in ("bfloat16", "torch.bfloat16"):
+        net = VisionTransformer3D.from_pretrained(saved[1], dtype=word)
+        assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
+
+
+def test_rotary_positions_that_count_patches_take_no_other_patch(tmp_path):
+    counting = {"rope": "patch", "pos_embed": "none"}
+    vit(1, **counting).save_pretrained(tmp_path / "patch")
+    with pytest.raises(UsageError, match=r"patch_size=2; the rotary positions count patches of \[4, 4, 4\]"):
+        VisionTransformer3D.from_pretrained(tmp_path / "patch", patch_size=2)
+    again = VisionTransformer3D.from_pretrained(tmp_path / "patch", patch_size=(4, 4, 4), img_size=16)
+    assert again.grid_size == (4, 4, 4)
+    vit(1, **{**counting, "rope": "box"}).save_pretrained(tmp_path / "box")
+    assert VisionTransformer3D.from_pretrained(tmp_path / "box", patch_size=2).grid_size == (4, 6, 8)
+    related = partial(RotaryPositions3D, unit="patch", reference=(2, 3, 4))
+    vit(1, **{**counting, "rope": related}).save_pretrained(tmp_path / "related")
+    assert VisionTransformer3D.from_pretrained(tmp_path / "related", patch_size=2).grid_size == (4, 6, 8)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"img_size": 16}], ids=str)
+def test_positions_that_are_not_trained_stay_so(tmp_path, sizes):
+    net = vit(1)
+    net.pos_embed.requires_grad_(False)
+    net.save_pretrained(tmp_path / "net")
+    save_backbone(net, tmp_path / "encoder.safetensors")
+    for place in ("net", "encoder.safetensors"):
+        again = VisionTransformer3D.from_pretrained(tmp_path / place, **sizes)
+        assert [name for name, p in again.named_parameters() if not p.requires_grad] == ["pos_embed"]
+    trained = load_backbone(vit(), tmp_path / "encoder.safetensors")  # the caller's network is the caller's
+    assert trained.pos_embed.requires_grad
+    net.requires_grad_(False)  # frozen as a whole: no mark of the positions
+    net.save_pretrained(tmp_path / "net")
+    assert all(p.requires_grad for p in VisionTransformer3D.from_pretrained(tmp_path / "net").parameters())
+
+
+def test_an_older_architecture_says_nothing_of_training(saved):
+    net, folder = saved
+    said = {key: value for key, value in architecture(net).items() if key != "pos_trained"}
+    (folder / "config.json").write_text(json.dumps(said))
+    hub.write_safetensors(net.state_dict(), {"architecture": json.dumps(said)}, folder / "model.safetensors")
+    again = VisionTransformer3D.from_pretrained(folder)
+    assert_same(net, again)
+    assert again.pos_embed.requires_grad
+
+
+def test_a_network_that_was_not_blank_keeps_mixed_types(tmp_path):
+    torch.manual_seed(0)
+    net = Buffered(**SMALL).eval()
+    net.blocks.half()
+    net.save_pretrained(tmp_path)
+    again = Buffered.from_pretrained(tmp_path)
+    types = {key: value.dtype for key, value in net.state_dict().items()}
+    assert {key: value.dtype for key, value in again.state_dict().items()} == types
+    assert set(types.values()) == {torch.float16, torch.float32}
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in net.state_dict().items())
 
 
 def test_rotary_positions_in_mm_have_no_spacing_until_it_is_set(tmp_path):

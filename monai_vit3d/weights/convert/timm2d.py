@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...data.errors import WeightsError
 from ...networks import VisionTransformer3D
 from ..backbone import HEAD
-from ..blank import blank_network, take
+from ..blank import blank_network, fill
 from ..files import read_checkpoint, refuse_differences
 from ..report import Inflated, LoadReport
 from .timm2d_filter import KERNEL, POS, checkpoint_filter_fn
@@ -72,7 +72,7 @@ def load_timm2d(
         sides = [{key: value for key, value in side.items() if key not in spare} for side in (own, found)]
         refuse_differences(sides[0], sides[1], name, type(network).__name__, advice)
     come = {key: found[key] for key in fits}
-    take(network, come, found[KERNEL].device, owned=owned)
+    fill(network, come, found[KERNEL].device, owned=owned)
     changed = {
         key: f"{tuple(state[key].shape)} to {tuple(found[key].shape)}" for key in fits if found[key] is not state[key]
     }

@@ -1,0 +1,66 @@
+"""What may be asked for when weights of ours are loaded, refused in words before anything is built."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data.errors import UsageError
+from ..layers.patch_embed import to_3tuple
+
+_MEANT = {"torch_dtype": "dtype", "map_location": "device"}
+_NEVER = {"strict": "a network is loaded whole or not at all"}
+
+
+def check_options(options: dict[str, Any], said: Mapping[str, Any], factory: type[nn.Module], name: str) -> None:
+    """Refuse options that nobody takes or that cannot be; a ``dtype`` in words becomes torch's.
+
+    Args:
+        options: as for :meth:`VisionTransformer3D.from_pretrained`; ``dtype`` is changed in place.
+        said: the architecture of the weights.
+        factory: the class that is to be built.
+        name: where the weights are from, for messages.
+
+    Raises:
+        UsageError: an unknown word, a ``dtype`` of no real numbers, ``num_classes`` below 0, or another ``patch_size``
+            for rotary positions that count patches.
+    """
+    known = inspect.signature(factory).parameters.values()
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in known)
+    unknown = [key for key in options if key not in {one.name for one in known}]
+    for key in unknown:
+        if takes_all and key not in _MEANT and key not in _NEVER:  # a subclass hands on what it does not name
+            continue
+        advice = f"{_MEANT[key]}= is meant" if key in _MEANT else _NEVER.get(key, f"{factory.__name__} has none such")
+        raise UsageError(f"{name}: unknown option {key}; {advice}. Leave {key} out.")
+    if options.get("dtype") is not None:
+        options["dtype"] = _dtype(options["dtype"])
+    classes = options.get("num_classes")
+    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 0):
+        raise UsageError(f"{name}: num_classes={classes!r}; a whole number from 0 is needed (0: no head).")
+    _refuse_patch(options, said, name)
+
+
+def _dtype(asked: Any) -> torch.dtype:
+    found = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UsageError(f"dtype={asked!r}; a type of real numbers is needed, as torch.float32 or 'bfloat16'.")
+    return found
+
+
+def _refuse_patch(options: Mapping[str, Any], said: Mapping[str, Any], name: str) -> None:
+    """Positions that count patches would be as many times further apart as patches are smaller."""
+    rope = said.get("rope")
+    counts = isinstance(rope, Mapping) and rope.get("unit") == "patch" and rope.get("reference") is None
+    if not counts or options.get("patch_size") is None:
+        return
+    if list(to_3tuple(options["patch_size"], "patch_size")) != list(said["patch_size"]):
+        raise UsageError(
+            f"{name}: patch_size={options['patch_size']}; the rotary positions count patches of {said['patch_size']}, "
+            "and would mean other places. Leave patch_size out, and resample the volumes instead."
+        )
