@@ -13,9 +13,10 @@ from torch import nn
 from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.weights.backbone import save_backbone
+from monai_vit3d.weights.convert.shapes import mlp_ratio
 from monai_vit3d.weights.convert.timm2d import KERNEL, create_timm2d, from_timm2d, load_timm2d
 from monai_vit3d.weights.convert.timm2d import checkpoint_filter_fn as filter_3d
-from monai_vit3d.weights.convert.timm2d_options import _ratio, refuse_other_layers, timm_options
+from monai_vit3d.weights.convert.timm2d_options import refuse_other_layers, timm_options
 from monai_vit3d.weights.convert.timm2d_stats import timm_normalisation
 from monai_vit3d.weights.create import create_model
 from tests.weights.nets import stored
@@ -400,7 +401,7 @@ def test_names_and_ways_that_are_not_known_are_refused(tmp_path):
 @given(st.integers(1, 4096), st.integers(1, 16384))
 @settings(max_examples=300, deadline=None)
 def test_the_mlp_ratio_gives_the_hidden_width_back(width, hidden):
-    assert int(width * _ratio(width, hidden)) == hidden
+    assert int(width * mlp_ratio(width, hidden)) == hidden
 
 
 def test_half_precision_becomes_float32_and_the_mode_is_kept():

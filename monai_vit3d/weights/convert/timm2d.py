@@ -19,7 +19,8 @@ from ..backbone import HEAD
 from ..blank import blank_network, take
 from ..files import read_checkpoint, refuse_differences
 from ..report import Inflated, LoadReport
-from .timm2d_filter import KERNEL, POS, checkpoint_filter_fn
+from .shapes import KERNEL, POS
+from .timm2d_filter import assumed_grid, checkpoint_filter_fn
 from .timm2d_names import under_timms_names
 from .timm2d_options import refuse_other_layers, timm_options
 
@@ -81,6 +82,7 @@ def load_timm2d(
         converted=changed,
         initialised=tuple(key for key in own if key not in fits),
         unused=tuple(key for key in found if key not in fits),
+        assumed=tuple(filter(None, [assumed_grid(state, network, **how)])),
     )
 
 
