@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,25 @@ def convert_weights(
     network, report = _built(read_source(path, take=take), timm_name, options)
     if single:
         save_backbone(network, out)
-        return report
+        return _without_head(report)
     try:
         network.save_pretrained(out)
     except UsageError as error:  # a head of MONAI's ends in a tanh
         more = "If it is the head: num_classes=0 (--num-classes 0) leaves it out, as OUT.safetensors does."
         raise UsageError(f"{path}: {error} {more}") from error
     return report
+
+
+def _without_head(report: LoadReport) -> LoadReport:
+    """The report of a file that holds the encoder alone: what came of the head is not used."""
+    gone = [key for key in (*report.loaded, *report.converted) if key.startswith("head.")]
+    return replace(
+        report,
+        loaded=tuple(key for key in report.loaded if key not in gone),
+        converted={key: how for key, how in report.converted.items() if key not in gone},
+        initialised=tuple(key for key in report.initialised if not key.startswith("head.")),
+        unused=(*report.unused, *gone),
+    )
 
 
 def fitting_timm_models(state: Mapping[str, Tensor]) -> list[str]:

@@ -328,7 +328,8 @@ def test_a_grid_that_is_assumed_is_said(caplog):
     state = monai_vit().state_dict()  # 8 positions
     for options, said in (
         ({}, ("grid 2x2x2",)), ({"img_size": 8}, ()), ({"img_size": 16}, ("grid 2x2x2",)),
-        ({"img_size": 16, "grid": (1, 2, 4)}, ()), ({"grid": (1, 2, 4)}, ()), ({"img_size": (4, 8, 16)}, ("grid 1x2x4",)),
+        ({"img_size": 16, "grid": (1, 2, 4)}, ()), ({"grid": (1, 2, 4)}, ()),
+        ({"img_size": (4, 8, 16)}, ("grid 1x2x4",)),
     ):  # fmt: skip
         caplog.clear()
         assert backbone_from(state, **options).report.assumed == said
