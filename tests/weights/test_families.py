@@ -110,6 +110,36 @@ def test_several_networks_are_refused_by_name():
         identify(vit().state_dict(), take="net")
 
 
+@pytest.mark.parametrize("word", ["ema_model", "net_ema", "backbone_momentum", "momentum_encoder", "teacher_backbone"])
+def test_an_average_is_known_by_its_word(word):
+    one, other = vit().state_dict(), vit(1).state_dict()
+    checkpoint = {**under(one, "backbone."), **under(other, f"{word}.")}
+    assert torch.equal(identify(checkpoint).state["cls_token"], other["cls_token"])
+    assert torch.equal(identify(checkpoint, take="student").state["cls_token"], one["cls_token"])
+
+
+def test_an_average_beside_the_tensors():
+    one, other = vit().state_dict(), vit(1).state_dict()
+    source = identify({**one, "model_ema": other})
+    assert torch.equal(source.state["cls_token"], other["cls_token"])
+    assert {*source.left_out} == {*one}
+    assert torch.equal(identify({**one, "model_ema": other}, take="student").state["cls_token"], one["cls_token"])
+
+
+@pytest.mark.parametrize("stranger", ["key_encoder.", "key_encoder"])
+def test_another_network_under_a_strange_word_is_refused(stranger):
+    one, other = vit().state_dict(), vit(1).state_dict()
+    checkpoint = (
+        {"net": one, stranger: other} if "." not in stranger else {**under(one, "net."), **under(other, stranger)}
+    )
+    with pytest.raises(
+        WeightsError, match=r"^w\.pt: it holds several .*'net\.?' and 'key_encoder\.'.*take='key_encoder'"
+    ):
+        identify(checkpoint, "w.pt")
+    for take, state in (("net", one), ("key_encoder", other)):
+        assert torch.equal(identify(checkpoint, take=take).state["cls_token"], state["cls_token"])
+
+
 def test_averages_of_torch_itself():
     net = vit()
     source = identify(under(AveragedModel(net).state_dict(), "_orig_mod."))

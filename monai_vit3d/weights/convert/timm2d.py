@@ -233,7 +233,8 @@ def timms_name(name: str) -> str:
 
 def _check_how(kernel: str = "mean", positions: str = "repeat", axis: int = 2, **_others: Any) -> None:
     """Refuse words that would be refused with weights, though there are none."""
-    for key, came, known in (("kernel", kernel, KERNELS), ("positions", positions, POSITIONS), ("axis", axis, (0, 1, 2))):
+    known_words = {"kernel": (kernel, KERNELS), "positions": (positions, POSITIONS), "axis": (axis, (0, 1, 2))}
+    for key, (came, known) in known_words.items():
         if came not in known:
             raise UsageError(f"{key}={came!r}; one of {', '.join(map(repr, known))} is needed.")
 
