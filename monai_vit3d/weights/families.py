@@ -32,6 +32,10 @@ logger = logging.getLogger(__name__)
 FAMILIES = ("monai_vit3d", "timm2d", "nidl", "monai_vit", "monai_unetr", "monai_vit_autoenc", "monai_mae")
 _NEEDED = ("img_size", "patch_size", "in_chans", "num_heads", "pos_embed")
 _ADVICE = "Pass the options that the weights were trained with."
+_BARE = (
+    " By its keys it is nidl's or a bare state dict of this package; of the latter, build it as it was and use "
+    "load_backbone, or save it with save_pretrained, which says all."
+)
 # what is taken where no tensor shows it
 _TAKEN = {"norm_layer": "LayerNorm of eps 1e-5", "act_layer": "GELU", "rope": "no rotary positions"}
 _ON_POSITIONS = (
@@ -181,7 +185,8 @@ def _built(source: Source, grid: tuple[int, int, int] | None, owned: bool, optio
     report = load_timm2d(network.to(place["dtype"] or wide), state, **how).with_origins(origins, source.left_out)
     report = replace(report, assumed=(*assumed, *report.assumed))
     where = " ".join(source.wrapping) or "the top"
-    logger.info("%s: %s at %s: %s", source.name, source.family, where, report)
+    family = "nidl or a bare state dict of this package" if source.family == "nidl" else source.family
+    logger.info("%s: %s at %s: %s", source.name, family, where, report)
     if assumed:
         logger.warning("%s: no tensor shows it, so it was assumed: %s", source.name, ", ".join(assumed))
     return Inflated(network.to(place["device"]).eval() if place["device"] else network.eval(), report)
@@ -228,7 +233,7 @@ def _completed(
         sides = to_3tuple(grid, "grid")
         shown = {**shown, "img_size": tuple(n * p for n, p in zip(sides, shown["patch_size"]))}
     wanted = {**shown, **options}
-    _refuse_missing(source.name, wanted)
+    _refuse_missing(source, wanted)
     trained, patch = shown["patch_size"], to_3tuple(wanted["patch_size"], "patch_size")
     if "img_size" not in options:  # the grid is kept
         wanted["img_size"] = tuple(n // p * q for n, p, q in zip(shown["img_size"], trained, patch))
@@ -239,14 +244,14 @@ def _completed(
     return wanted, trained, tuple(_assumed(key, wanted) for key in assumed if key not in told)
 
 
-def _refuse_missing(name: str, wanted: Mapping[str, Any]) -> None:
+def _refuse_missing(source: Source, wanted: Mapping[str, Any]) -> None:
     missing = [key for key in _NEEDED if key not in wanted]
     if missing:
         width = wanted["embed_dim"]
         hint = f" ({HEAD_WIDTH}-wide heads would be {width // HEAD_WIDTH})" if width % HEAD_WIDTH == 0 else ""
         asked = ", ".join(f"{key}={hint if key == 'num_heads' else ''}" for key in missing)
-        more = _ON_POSITIONS if "pos_embed" in missing else ""
-        raise WeightsError(f"{name}: no tensor shows {', '.join(missing)}; pass {asked}.{more}")
+        more = _ON_POSITIONS if "pos_embed" in missing else _BARE if source.family == "nidl" else ""
+        raise WeightsError(f"{source.name}: no tensor shows {', '.join(missing)}; pass {asked}.{more}")
 
 
 def _assumed(key: str, wanted: Mapping[str, Any]) -> str:
