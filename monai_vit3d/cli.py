@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_weights import add_weights
+
 if TYPE_CHECKING:
     from .pipeline.plan import Plan
 
@@ -22,8 +24,6 @@ Several GPUs: torchrun --nproc_per_node=2 -m monai_vit3d.cli predict IN -o OUT -
 SLURM array:  vit3d predict IN -o OUT --bundle DIR --shard $SLURM_ARRAY_TASK_ID/8   (--array=1-8)
 
 Exit code: 0 all done, 1 some files failed (run.json says why), 2 wrong usage or bundle."""
-
-_TAKE = "which of several networks in a checkpoint: teacher (the averaged one), student, or a word of its keys"
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -98,37 +98,6 @@ def _info(args: argparse.Namespace) -> int:
     for key, value in describe_bundle(args.bundle).items():
         print(f"{key:12s}  {value}")
     return 0
-
-
-def _weights_info(args: argparse.Namespace) -> int:
-    from .weights.info import describe_weights
-
-    found = describe_weights(args.file, take=args.take)
-    if args.json:
-        print(json.dumps(found, indent=1))
-        return 0
-    for key, value in found.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{name}={json.dumps(one)}" for name, one in value.items())
-        elif isinstance(value, list):
-            value = ", ".join(map(str, value))
-        print(f"{key:12s}  {'none' if value == '' else value}")
-    return 0
-
-
-def _weights_convert(args: argparse.Namespace) -> int:
-    from .weights.info import convert_weights
-
-    known = ("img_size", "patch_size", "in_chans", "num_heads", "num_classes", "axis", "kernel", "positions", "grid")
-    options = {key: getattr(args, key) for key in known if getattr(args, key) is not None}
-    options |= {"timm_name": args.timm, "take": args.take, "overwrite": args.overwrite}
-    print(convert_weights(args.file, args.output, **options))
-    return 0
-
-
-def _size(text: str) -> tuple[int, ...]:
-    numbers = _axes(text)
-    return numbers * 3 if len(numbers) == 1 else numbers
 
 
 class _Progress:
@@ -208,33 +177,6 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-voxels", type=int, default=2**30, metavar="N", help="the largest volume taken (2^30)")
 
 
-def _add_weights(verbs: Any) -> None:
-    about = verbs.add_parser("weights", help="say what weights are, or make those of other projects ours")
-    ways = about.add_subparsers(required=True, metavar="WAY")
-    info = ways.add_parser("info", help="say of which family weights are, and what would be loaded")
-    info.add_argument("file", type=Path, metavar="FILE", help="the weights, or a folder of save_pretrained")
-    info.add_argument("--take", default="teacher", metavar="WORD", help=_TAKE)
-    info.add_argument("--json", action="store_true", help="as JSON")
-    info.set_defaults(run=_weights_info)
-    convert = ways.add_parser("convert", help="write weights of other projects, or of another size, as ours")
-    add = convert.add_argument
-    add("file", type=Path, metavar="IN", help="the weights, or a folder of save_pretrained")
-    add("output", type=Path, metavar="OUT", help="NAME.safetensors for the backbone alone, or a folder")
-    add("--timm", metavar="NAME", help="timm's name of the model, for 2D weights")
-    add("--img-size", type=_size, metavar="H,W,D", help="input size in voxels")
-    add("--patch-size", type=_size, metavar="H,W,D", help="patch size in voxels")
-    add("--in-chans", type=int, metavar="N", help="input channels")
-    add("--num-heads", type=int, metavar="N", help="attention heads, which no tensor shows")
-    add("--num-classes", type=int, metavar="N", help="outputs of a new head")
-    add("--axis", type=int, choices=[0, 1, 2], help="the slice axis of 2D weights (2)")
-    add("--kernel", choices=["mean", "center", "trilinear"], help="how 2D kernels gain an axis (mean)")
-    add("--positions", choices=["repeat", "factored"], help="how 2D positions gain an axis (repeat)")
-    add("--grid", type=_axes, metavar="H,W[,D]", help="patches that the positions were learned on")
-    add("--take", default="teacher", metavar="WORD", help=_TAKE)
-    add("--overwrite", action="store_true", help="write OUT anew if it is there already")
-    convert.set_defaults(run=_weights_convert)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vit3d", description="3D Vision Transformers for NIfTI volumes.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -246,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     info = verbs.add_parser("info", help="say what a bundle is for and what it needs")
     info.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle: a folder or a zip")
     info.set_defaults(run=_info)
-    _add_weights(verbs)
+    add_weights(verbs)
     demo = verbs.add_parser("demo", help="segment both hippocampi of nilearn's MNI152 template")
     demo.add_argument(
         "--bundle", type=Path, default=Path("bundles/hippocampus_segmentation"), help="the bundle's folder"

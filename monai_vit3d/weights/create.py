@@ -15,7 +15,7 @@ from ..networks import PRESETS, VisionTransformer3D
 from ..networks import create_model as create_preset
 from .backbone import load_backbone
 from .blank import blank_network
-from .convert.timm2d import create_timm2d
+from .convert.timm2d import create_timm2d, timms_name
 
 
 def create_model(
@@ -23,7 +23,7 @@ def create_model(
     img_size: int | Sequence[int] = 96,
     patch_size: int | Sequence[int] = 16,
     *,
-    pretrained: bool | Mapping[str, Any] | str | Path = False,
+    pretrained: bool | Mapping[str, Any] | str | Path | None = False,
     **options: Any,
 ) -> VisionTransformer3D:
     """Build a backbone of a named size, or one of timm's 2D Vision Transformers in 3D.
@@ -38,7 +38,7 @@ def create_model(
         pretrained: of timm's names: True takes timm's weights, a state dict or a file are taken instead. What became
             of each key is logged; :func:`create_timm2d` returns it. Of presets: a file, as for :func:`load_backbone`.
         options: any keyword of :class:`VisionTransformer3D`; it overrides the name's own. Of timm's names also
-            ``kernel``, ``positions``, ``axis``, ``grid``, ``strict``, as for :func:`from_timm2d`.
+            ``kernel``, ``positions``, ``axis``, ``grid``, ``strict``, ``take``, as for :func:`from_timm2d`.
 
     Raises:
         ValueError: an unknown name.
@@ -51,14 +51,14 @@ def create_model(
         >>> net.num_reg_tokens
         4
     """
-    if name not in PRESETS and timm.is_model(name):
+    if name not in PRESETS and timm.is_model(timms_name(name)):
         return create_timm2d(name, img_size, patch_size, pretrained=pretrained, **options).network
     if isinstance(pretrained, (str, Path)) and name in PRESETS:
         device = options.pop("device", None) or torch.get_default_device()
         blank = blank_network(partial(create_preset, name, img_size, patch_size), **options)
         load_backbone(blank, pretrained)
         return blank.to(device)
-    if pretrained is not False:
+    if pretrained is not False and pretrained is not None:
         raise UsageError(
             f"{name}: no pretrained weights are published under this name. Use pretrained=False, or the path of a "
             "file of yours; or one of timm's names."

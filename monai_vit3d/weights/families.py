@@ -16,19 +16,28 @@ from ..layers.patch_embed import to_3tuple
 from ..networks import VisionTransformer3D
 from .blank import blank_network
 from .convert import monai_keys, nidl
+from .convert.building import options_checked
 from .convert.monai_vit import add_tanh
-from .convert.signs import KERNEL, POS, REFUSED, family_by_keys
+from .convert.shapes import HEAD_WIDTH, KERNEL, POS
+from .convert.signs import REFUSED, family_by_keys
 from .convert.timm2d import load_timm2d
 from .convert.wrapping import unwrap
-from .files import as_state_dict, read_with_metadata
+from .files import as_state_dict, is_ours, read_with_metadata
 from .own import build_own, files_in, whole_architecture
 from .report import Inflated
 
 logger = logging.getLogger(__name__)
 
+# "nidl" is timm's layout in 3D: nidl's network, or a bare state dict of this package's, which no key tells apart
 FAMILIES = ("monai_vit3d", "timm2d", "nidl", "monai_vit", "monai_unetr", "monai_vit_autoenc", "monai_mae")
 _NEEDED = ("img_size", "patch_size", "in_chans", "num_heads", "pos_embed")
 _ADVICE = "Pass the options that the weights were trained with."
+_BARE = (
+    " By its keys it is nidl's or a bare state dict of this package; of the latter, build it as it was and use "
+    "load_backbone, or save it with save_pretrained, which says all."
+)
+# what is taken where no tensor shows it
+_TAKEN = {"norm_layer": "LayerNorm of eps 1e-5", "act_layer": "GELU", "rope": "no rotary positions"}
 _ON_POSITIONS = (
     " There are no learned positions: pos_embed='sincos' is nidl's table, which its files do not hold; 'none' none. "
     "Weights of a VisionTransformer3D of this package with sin-cos positions: build it and use load_backbone."
@@ -45,7 +54,7 @@ class Source:
         state: the tensors of the encoder and its head, under the family's own keys.
         options: keywords of :class:`VisionTransformer3D`, as far as shapes and keys show them; of our own files, what
             :func:`~monai_vit3d.networks.architecture` said.
-        assumed: those of the options that no shape shows and that were assumed.
+        assumed: those of the options that no shape shows and that are assumed unless they are passed.
         left_out: keys and entries that are no part of the encoder.
         name: where it came from, for messages.
         verified: whether the file has a sha256 of its tensors, which is then theirs.
@@ -80,7 +89,7 @@ def read_source(path: str | Path, *, take: str = "teacher", family: str | None =
         state = as_state_dict(read, weights)
         said = whole_architecture(state, metadata, config, weights)
         return Source("monai_vit3d", (), state, said, (), (), str(path), True)
-    return replace(identify(read, str(path), take=take, family=family), verified="sha256" in metadata)
+    return replace(identify(read, str(path), take=take, family=family), verified=is_ours(metadata))
 
 
 def identify(state: Any, name: str = "state_dict", *, take: str = "teacher", family: str | None = None) -> Source:
@@ -126,30 +135,39 @@ def backbone_from(
     Args:
         source: a checkpoint: recognised, read, or its file.
         grid: patches along ``(H, W, D)`` that its positions were learned on, if neither those of ``img_size`` nor a
-            cube; they are resampled trilinearly to the grid of ``img_size``.
+            cube; they are resampled trilinearly to the grid of ``img_size``, without which it is that of the network.
         take: which of several networks, see :func:`identify`.
-        options: keywords of :class:`VisionTransformer3D`; they override what the checkpoint shows. Another
+        options: keywords of :class:`VisionTransformer3D`; they override what the checkpoint shows. No tensor of
+            MONAI's networks or nidl's shows ``num_heads``: it must be passed. nidl's layout is that of a bare state
+            dict of this package, too, of which no tensor shows the eps, the activation or rotary positions. Another
             ``patch_size`` or ``in_chans`` than its kernel's resamples that. nidl's files do not hold sin-cos
             positions: ``pos_embed="sincos"`` gives its own table, kept as positions that are not trained. Of our
             own files as for :meth:`VisionTransformer3D.from_pretrained`.
 
     Returns:
-        The network, in eval mode, at least in float32 (of our own files as they are); and what became of each key:
-        all that came are named.
+        The network, in eval mode, at least in float32 (of our own files as they are) unless ``device`` and ``dtype``
+        say otherwise; and what became of each key: all that came are named, and what was assumed.
 
     Raises:
         WeightsError: a key or a shape is unexpected, something is shown by no tensor and was not passed, or the
             family needs another constructor.
-        UsageError: of our own files: ``grid``, or options that would change what the weights compute.
+        UsageError: options that no network can be built with; of our own files: ``grid``, or options that would
+            change what the weights compute.
     """
     owned = isinstance(source, (str, Path))
     if not isinstance(source, Source):
         source = identify(source, take=take) if isinstance(source, Mapping) else read_source(source, take=take)
-    if source.family == "monai_vit3d":
-        if grid is not None:
-            raise UsageError(f"{source.name}: grid={grid}; weights of monai_vit3d say theirs. Leave it out.")
-        return build_own(source.options, source.state, source.name, owned=owned, **options)
-    wanted, trained_patch = _completed(source, options)
+    if source.family == "monai_vit3d" and grid is not None:
+        raise UsageError(f"{source.name}: grid={grid}; weights of monai_vit3d say theirs. Leave it out.")
+    with options_checked(source.name):
+        if source.family == "monai_vit3d":
+            return build_own(source.options, source.state, source.name, owned=owned, **options)
+        return _built(source, grid, owned, options)
+
+
+def _built(source: Source, grid: tuple[int, int, int] | None, owned: bool, options: dict[str, Any]) -> Inflated:
+    place = {key: options.pop(key, None) for key in ("device", "dtype")}
+    wanted, trained_patch, assumed = _completed(source, options, grid)
     state, origins = _under_our_keys(source, trained_patch)
     if source.family == "nidl" and POS not in state and wanted["pos_embed"] == "sincos":
         network = blank_network(VisionTransformer3D, **{**wanted, "pos_embed": "learned", "no_embed_class": True})
@@ -164,11 +182,14 @@ def backbone_from(
         add_tanh(network, state)
     wide = torch.float64 if any(value.dtype == torch.float64 for value in state.values()) else torch.float32
     how = {"name": source.name, "new_head": bool(new), "grid": grid, "owned": owned, "advice": _ADVICE}
-    report = load_timm2d(network.to(wide), state, **how).with_origins(origins, source.left_out)
-    assumed = ", ".join(key for key in source.assumed if key not in options) or "nothing"
+    report = load_timm2d(network.to(place["dtype"] or wide), state, **how).with_origins(origins, source.left_out)
+    report = replace(report, assumed=(*assumed, *report.assumed))
     where = " ".join(source.wrapping) or "the top"
-    logger.info("%s: %s at %s: %s; assumed: %s", source.name, source.family, where, report, assumed)
-    return Inflated(network.eval(), report)
+    family = "nidl or a bare state dict of this package" if source.family == "nidl" else source.family
+    logger.info("%s: %s at %s: %s", source.name, family, where, report)
+    if assumed:
+        logger.warning("%s: no tensor shows it, so it was assumed: %s", source.name, ", ".join(assumed))
+    return Inflated(network.to(place["device"]).eval() if place["device"] else network.eval(), report)
 
 
 def _shown(
@@ -192,31 +213,53 @@ def _shown(
     return state, (), {**shown, "class_token": "cls_token" in state}, ()
 
 
-def _completed(source: Source, options: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[int, int, int]]:
-    """All keywords of the network, and the patch that the weights were trained with; refused if some are missing."""
+def _completed(
+    source: Source, options: Mapping[str, Any], grid: tuple[int, int, int] | None
+) -> tuple[dict[str, Any], tuple[int, int, int], tuple[str, ...]]:
+    """All keywords of the network, the patch that the weights were trained with, and what was assumed in words.
+
+    Refused if some are missing.
+    """
     if source.family == "timm2d":
         raise WeightsError(
             f"{source.name}: a 2D Vision Transformer of timm; no key tells which. "
             "create_model(NAME, img_size, patch_size, pretrained=PATH), with timm's NAME, makes it 3D."
         )
-    shown = source.options
-    if "patch_size" in options and ("patch_size" in source.assumed or "patch_size" not in shown):
+    shown, assumed = source.options, source.assumed
+    if "patch_size" in options and "patch_size" not in shown:
         patch = to_3tuple(options["patch_size"], "patch_size")
-        shown = monai_keys.encoder_options(source.state, source.family, patch)[0]
+        shown, assumed = monai_keys.encoder_options(source.state, source.family, patch)
+    if grid is not None and "patch_size" in shown:
+        sides = to_3tuple(grid, "grid")
+        shown = {**shown, "img_size": tuple(n * p for n, p in zip(sides, shown["patch_size"]))}
     wanted = {**shown, **options}
-    missing = [key for key in _NEEDED if key not in wanted]
-    if missing:
-        raise WeightsError(
-            f"{source.name}: no tensor shows {', '.join(missing)}; pass {', '.join(f'{key}=' for key in missing)}."
-            + (_ON_POSITIONS if "pos_embed" in missing else "")
-        )
+    _refuse_missing(source, wanted)
     trained, patch = shown["patch_size"], to_3tuple(wanted["patch_size"], "patch_size")
     if "img_size" not in options:  # the grid is kept
         wanted["img_size"] = tuple(n // p * q for n, p, q in zip(shown["img_size"], trained, patch))
     elif source.family == "nidl" and POS in source.state and "no_embed_class" not in options:
         prefix = int(wanted["class_token"]) + wanted["reg_tokens"]
         wanted |= nidl.place_prefix(source.state[POS].shape[1], prefix, options["img_size"], patch)
-    return wanted, trained
+    told = {*options, *(["img_size"] if grid is not None else [])}
+    return wanted, trained, tuple(_assumed(key, wanted) for key in assumed if key not in told)
+
+
+def _refuse_missing(source: Source, wanted: Mapping[str, Any]) -> None:
+    missing = [key for key in _NEEDED if key not in wanted]
+    if missing:
+        width = wanted["embed_dim"]
+        hint = f" ({HEAD_WIDTH}-wide heads would be {width // HEAD_WIDTH})" if width % HEAD_WIDTH == 0 else ""
+        asked = ", ".join(f"{key}={hint if key == 'num_heads' else ''}" for key in missing)
+        more = _ON_POSITIONS if "pos_embed" in missing else _BARE if source.family == "nidl" else ""
+        raise WeightsError(f"{source.name}: no tensor shows {', '.join(missing)}; pass {asked}.{more}")
+
+
+def _assumed(key: str, wanted: Mapping[str, Any]) -> str:
+    """An option that was assumed, in words."""
+    if key == "img_size":
+        sides = [n // p for n, p in zip(wanted["img_size"], to_3tuple(wanted["patch_size"], "patch_size"))]
+        return f"grid {'x'.join(map(str, sides))}"
+    return _TAKEN.get(key, f"{key}={wanted[key]!r}" if key in wanted else key)
 
 
 def _under_our_keys(source: Source, patch: tuple[int, int, int]) -> tuple[dict[str, Tensor], dict[str, str]]:

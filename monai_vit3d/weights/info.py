@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ _INFLATE = ("axis", "kernel", "positions")
 _NOT_COMPARED = ("head.", "pos_embed", "mask_token", "register_tokens")
 
 
-def describe_weights(path: str | Path, *, take: str = "teacher") -> dict[str, Any]:
+def describe_weights(path: str | Path, *, take: str = "teacher", family: str | None = None) -> dict[str, Any]:
     """What weights are, and what would be loaded of them.
 
     Args:
         path: a file, or a folder of ``save_pretrained``.
         take: which of several networks, as for :func:`read_source`.
+        family: what they are, if it is known better than their keys show.
 
     Returns:
         JSON's types: ``file``, ``family``, ``wrapping`` (what was taken off), ``architecture`` (as far as it is
@@ -37,7 +39,7 @@ def describe_weights(path: str | Path, *, take: str = "teacher") -> dict[str, An
     Raises:
         WeightsError: missing, damaged, more than tensors, or no Vision Transformer that is known.
     """
-    source = read_source(path, take=take)
+    source = read_source(path, take=take, family=family)
     tensors = source.state.values()
     return {
         "file": str(path),
@@ -60,6 +62,7 @@ def convert_weights(
     *,
     timm_name: str | None = None,
     take: str = "teacher",
+    family: str | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> LoadReport:
@@ -70,6 +73,7 @@ def convert_weights(
         out: ``.safetensors`` is a file of ``save_backbone``, without a head; else the folder of ``save_pretrained``.
         timm_name: for 2D weights: timm's name of their model.
         take: which of several networks, as for :func:`read_source`.
+        family: what they are, if it is known better than their keys show.
         overwrite: write anew what is there.
         options: keywords of the network, as ``img_size``, ``patch_size``, ``in_chans``, ``num_heads``; for 2D weights
             also ``axis``, ``kernel``, ``positions``, ``grid``, as for :func:`from_timm2d`.
@@ -79,22 +83,34 @@ def convert_weights(
 
     Raises:
         WeightsError: as :func:`describe_weights`, or an option is missing that no tensor shows.
-        UsageError: ``out`` is there, or options that the family has not.
+        UsageError: ``out`` is there, or options that the family has not, or with which no network can be built.
     """
     out = Path(out)
     single = out.suffix.lower() == ".safetensors"
     if not overwrite and (out.exists() if single or not out.is_dir() else any(out.iterdir())):
         raise UsageError(f"{out}: there already. Pass overwrite=True (--overwrite), or name another place.")
-    network, report = _built(read_source(path, take=take), timm_name, options)
+    network, report = _built(read_source(path, take=take, family=family), timm_name, options)
     if single:
         save_backbone(network, out)
-        return report
+        return _without_head(report)
     try:
         network.save_pretrained(out)
     except UsageError as error:  # a head of MONAI's ends in a tanh
         more = "If it is the head: num_classes=0 (--num-classes 0) leaves it out, as OUT.safetensors does."
         raise UsageError(f"{path}: {error} {more}") from error
     return report
+
+
+def _without_head(report: LoadReport) -> LoadReport:
+    """The report of a file that holds the encoder alone: what came of the head is not used."""
+    gone = [key for key in (*report.loaded, *report.converted) if key.startswith("head.")]
+    return replace(
+        report,
+        loaded=tuple(key for key in report.loaded if key not in gone),
+        converted={key: how for key, how in report.converted.items() if key not in gone},
+        initialised=tuple(key for key in report.initialised if not key.startswith("head.")),
+        unused=(*report.unused, *gone),
+    )
 
 
 def fitting_timm_models(state: Mapping[str, Tensor]) -> list[str]:
@@ -181,6 +197,6 @@ def _from_timm(source: Source, name: str | None, options: dict[str, Any]) -> Inf
         raise UsageError(f"{source.name}: weights of a 2D Vision Transformer; {needed} are needed.{fits}")
     try:
         network, report = create_timm2d(name, pretrained=source.state, **options)
-    except WeightsError as error:
-        raise WeightsError(f"{source.name}: {error}") from error
+    except (WeightsError, UsageError) as error:
+        raise type(error)(f"{source.name}: {error}") from error
     return Inflated(network, report.with_origins({}, source.left_out))

@@ -18,18 +18,21 @@ class LoadReport:
         converted: the network's keys whose tensors were changed, and how.
         initialised: the network's keys for which nothing came; they keep their random start.
         unused: keys that came and that the network has no place for.
+        assumed: what no tensor shows, and what was taken in its place.
     """
 
     loaded: tuple[str, ...] = ()
     converted: dict[str, str] = field(default_factory=dict)
     initialised: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         changed = "; ".join(f"{key}: {how}" for key, how in self.converted.items())
         return (
             f"{len(self.loaded)} loaded, {len(self.converted)} converted ({changed}), initialised: "
             f"{', '.join(self.initialised) or 'none'}, unused: {', '.join(self.unused) or 'none'}"
+            + (f", assumed: {', '.join(self.assumed)}" if self.assumed else "")
         )
 
     def with_origins(self, origins: Mapping[str, str], dropped: tuple[str, ...]) -> LoadReport:
@@ -47,6 +50,7 @@ class LoadReport:
             converted={key: ", ".join(parts) for key, parts in said.items()},
             initialised=self.initialised,
             unused=(*(origins.get(key, key).removeprefix("from ") for key in self.unused), *dropped),
+            assumed=self.assumed,
         )
 
 

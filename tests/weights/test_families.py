@@ -22,7 +22,7 @@ from monai_vit3d.networks.architecture import architecture
 from monai_vit3d.networks.layer_facts import unlike_layers
 from monai_vit3d.weights import families, hub, load_backbone, save_backbone
 from monai_vit3d.weights.convert.wrapping import WORDS
-from monai_vit3d.weights.families import Source, backbone_from, identify, read_source
+from monai_vit3d.weights.families import Source, identify, read_source
 from monai_vit3d.weights.files import read_with_metadata, write_safetensors
 
 WIDE = {"embed_dim": 64, "depth": 1, "num_heads": 1}
@@ -38,6 +38,12 @@ def monai_vit(seed=0, **options):
     net = ViT(1, 8, 4, hidden_size=64, mlp_dim=32, num_layers=1, num_heads=1, **options).eval()
     nn.init.normal_(net.norm.bias)
     return net
+
+
+def backbone_from(source, **options):
+    """Of WIDE, whose heads no tensor shows; our own files say theirs."""
+    ours = getattr(source, "family", "") == "monai_vit3d" or str(source).endswith("safetensors")
+    return families.backbone_from(source, **{**({} if ours else {"num_heads": 1}), **options})
 
 
 def under(state, step):
@@ -104,6 +110,36 @@ def test_several_networks_are_refused_by_name():
         identify(vit().state_dict(), take="net")
 
 
+@pytest.mark.parametrize("word", ["ema_model", "net_ema", "backbone_momentum", "momentum_encoder", "teacher_backbone"])
+def test_an_average_is_known_by_its_word(word):
+    one, other = vit().state_dict(), vit(1).state_dict()
+    checkpoint = {**under(one, "backbone."), **under(other, f"{word}.")}
+    assert torch.equal(identify(checkpoint).state["cls_token"], other["cls_token"])
+    assert torch.equal(identify(checkpoint, take="student").state["cls_token"], one["cls_token"])
+
+
+def test_an_average_beside_the_tensors():
+    one, other = vit().state_dict(), vit(1).state_dict()
+    source = identify({**one, "model_ema": other})
+    assert torch.equal(source.state["cls_token"], other["cls_token"])
+    assert {*source.left_out} == {*one}
+    assert torch.equal(identify({**one, "model_ema": other}, take="student").state["cls_token"], one["cls_token"])
+
+
+@pytest.mark.parametrize("stranger", ["key_encoder.", "key_encoder"])
+def test_another_network_under_a_strange_word_is_refused(stranger):
+    one, other = vit().state_dict(), vit(1).state_dict()
+    checkpoint = (
+        {"net": one, stranger: other} if "." not in stranger else {**under(one, "net."), **under(other, stranger)}
+    )
+    with pytest.raises(
+        WeightsError, match=r"^w\.pt: it holds several .*'net\.?' and 'key_encoder\.'.*take='key_encoder'"
+    ):
+        identify(checkpoint, "w.pt")
+    for take, state in (("net", one), ("key_encoder", other)):
+        assert torch.equal(identify(checkpoint, take=take).state["cls_token"], state["cls_token"])
+
+
 def test_averages_of_torch_itself():
     net = vit()
     source = identify(under(AveragedModel(net).state_dict(), "_orig_mod."))
@@ -154,7 +190,7 @@ def test_files_of_trainers_and_of_ours(tmp_path, caplog):
     assert said.startswith(
         f"{tmp_path / 'last.ckpt'}: monai_vit at state_dict model.: 7 loaded, 9 converted (pos_embed: "
     )
-    assert said.endswith("unused: " + ", ".join(source.left_out) + "; assumed: num_heads, img_size")
+    assert said.endswith("unused: " + ", ".join(source.left_out) + ", assumed: grid 2x2x2")
     save_file(net.state_dict(), tmp_path / "w.safetensors")
     assert read_source(str(tmp_path / "w.safetensors")).wrapping == ()
     torch.save({"state_dict": net.state_dict(), "hparams": nn.Linear(1, 1)}, tmp_path / "code.ckpt")
@@ -279,22 +315,81 @@ def test_weights_of_a_file_are_in_memory_once(tmp_path, monkeypatch):
 # what is shown, what was assumed, what is said
 
 
-def test_what_was_assumed_is_said():
-    source = identify(monai_vit().state_dict())
-    assert source.assumed == ("num_heads", "img_size")
+def test_what_no_tensor_shows_must_be_passed():
+    source = identify(monai_vit().state_dict(), "w.pt")
+    assert source.assumed == ("img_size",)
     assert source.options["img_size"] == (8, 8, 8)
-    source = identify(monai_vit(proj_type="perceptron").state_dict())
-    assert source.assumed == ("patch_size", "in_chans", "num_heads", "img_size")
+    with pytest.raises(
+        WeightsError, match=r"^w\.pt: no tensor shows num_heads; pass num_heads= \(64-wide heads would be 1\)\.$"
+    ):
+        families.backbone_from(source)
     narrow = ViT(1, (8, 4, 4), 4, hidden_size=24, mlp_dim=32, num_layers=1, num_heads=2)
     with pytest.raises(
         WeightsError, match=r"^w\.pt: no tensor shows img_size, num_heads; pass img_size=, num_heads=\.$"
     ):
-        backbone_from(identify(narrow.state_dict(), "w.pt"))
+        families.backbone_from(identify(narrow.state_dict(), "w.pt"))
+    with pytest.raises(WeightsError, match=r"no tensor shows num_heads; .*nidl's or a bare state dict of this package"):
+        families.backbone_from(vit().state_dict(), img_size=8)
+
+
+@torch.no_grad()
+def test_the_heads_are_those_that_were_passed():
+    torch.manual_seed(0)
+    net = ViT(1, 8, 4, hidden_size=128, mlp_dim=32, num_layers=1, num_heads=8).eval()
+    x = torch.randn(1, 1, 8, 8, 8)
+    made = [families.backbone_from(net.state_dict(), num_heads=heads).network for heads in (8, 2)]
+    torch.testing.assert_close(made[0](x), net(x)[0], rtol=0, atol=1e-5)
+    assert (made[1](x) - net(x)[0]).abs().max() > 1e-3
+
+
+def test_the_patch_of_a_linear_embedding_must_be_passed():
+    cube = monai_vit(proj_type="perceptron").state_dict()
+    assert identify(cube).assumed == ()
+    with pytest.raises(WeightsError, match="no tensor shows img_size, patch_size, in_chans; pass"):
+        backbone_from(cube)
+    net, report = backbone_from(cube, patch_size=4)
+    assert (net.in_chans, net.grid_size, report.assumed) == (1, (2, 2, 2), ("grid 2x2x2",))
     linear = ViT(3, 8, (4, 4, 2), hidden_size=24, mlp_dim=32, num_layers=1, num_heads=2, proj_type="perceptron")
-    with pytest.raises(WeightsError, match="no tensor shows img_size, patch_size, in_chans, num_heads"):
-        backbone_from(linear.state_dict())
     net = backbone_from(linear.state_dict(), patch_size=(4, 4, 2), img_size=8, num_heads=2).network
     assert (net.in_chans, net.grid_size) == (3, (2, 2, 4))
+
+
+def test_a_grid_that_is_assumed_is_said(caplog):
+    state = monai_vit().state_dict()  # 8 positions
+    for options, said in (
+        ({}, ("grid 2x2x2",)), ({"img_size": 8}, ()), ({"img_size": 16}, ("grid 2x2x2",)),
+        ({"img_size": 16, "grid": (1, 2, 4)}, ()), ({"grid": (1, 2, 4)}, ()),
+        ({"img_size": (4, 8, 16)}, ("grid 1x2x4",)),
+    ):  # fmt: skip
+        caplog.clear()
+        assert backbone_from(state, **options).report.assumed == said
+        assert [record.levelname for record in caplog.records] == ["WARNING"] * len(said)
+        assert all(word in caplog.text for word in said)
+    assert backbone_from(state, grid=(1, 2, 4)).network.grid_size == (1, 2, 4)
+
+
+def test_of_a_bare_state_dict_what_is_taken_for_granted_is_said(caplog):
+    report = backbone_from(vit(rope="patch", act_layer="relu").state_dict(), img_size=8).report
+    words = ("LayerNorm of eps 1e-5", "GELU", "no rotary positions")
+    assert {*words} <= {*report.assumed}
+    assert all(word in caplog.text and word in str(report) for word in words)
+    told = backbone_from(vit().state_dict(), img_size=8, act_layer="relu", norm_layer="layernorm", rope="patch").report
+    assert not {*words} & {*told.assumed}
+
+
+def test_device_and_dtype_are_taken():
+    state = monai_vit().state_dict()
+    assert {p.dtype for p in backbone_from(state, dtype=torch.bfloat16).network.parameters()} == {torch.bfloat16}
+    assert backbone_from(state, device="meta").network.norm.weight.is_meta
+
+
+@pytest.mark.parametrize("options", [{"img_size": (8, 8)}, {"img_size": 9}, {"num_heads": 7}], ids=str)
+def test_options_that_cannot_be_are_usage_errors(tmp_path, options):
+    save_backbone(vit(), tmp_path / "x.safetensors")
+    torch.save(monai_vit().state_dict(), tmp_path / "x.pt")
+    for name in ("x.safetensors", "x.pt"):
+        with pytest.raises((UsageError, WeightsError), match=name):
+            backbone_from(tmp_path / name, **options)
 
 
 @torch.no_grad()

@@ -258,3 +258,53 @@ def test_safetensors_without_a_header_of_ours_are_told_by_their_keys(flat, tmp_p
     save_file(flat.state_dict(), tmp_path / "w.safetensors")
     found = describe_weights(tmp_path / "w.safetensors")
     assert (found["family"], found["sha256"]) == ("timm2d", "not in the file")
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--num-heads", 7], "m.pt: "),
+    (["--num-heads", 2, "--img-size", 33], "m.pt: "),
+    ([], r"no tensor shows num_heads; pass --num-heads."),
+    (["--take", "net"], "--take 'net' fits 0"),
+    (["--family", "resnet"], "--family 'resnet'; one of"),
+    (["--num-heads", 2, "--kernel", "mean"], "kernel: for 2D weights"),
+])  # fmt: skip
+def test_what_cannot_be_is_said_in_the_commands_words(monai_file, tmp_path, capsys, words, said):
+    assert run("convert", monai_file, tmp_path / "x.safetensors", *words) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize(("flag", "words"), [
+    ("--img-size", "abc"), ("--img-size", "32,32"), ("--patch-size", "0"), ("--grid", "4"), ("--grid", "a,b"),
+])  # fmt: skip
+def test_sizes_that_are_none_are_said(monai_file, tmp_path, capsys, flag, words):
+    with pytest.raises(SystemExit):
+        run("convert", monai_file, tmp_path / "x.safetensors", flag, words)
+    said = capsys.readouterr().err
+    assert f"argument {flag}: '{words}'; " in said
+    assert "needed" in said
+
+
+def test_2d_sizes_that_cannot_be_are_said(flat_file, tmp_path, capsys):
+    how = ["--timm", NAME, "--img-size", 33, "--patch-size", "16,16,4"]
+    assert run("convert", flat_file, tmp_path / "x.safetensors", *how) == 2
+    assert "flat.pt: " in capsys.readouterr().err
+
+
+def test_positions_and_family_can_be_said(tmp_path, capsys):
+    torch.save(ours(pos_embed="none").state_dict(), tmp_path / "w.pt")
+    how = ["--img-size", 8, "--num-heads", 2]
+    assert run("convert", tmp_path / "w.pt", tmp_path / "x.safetensors", *how) == 2
+    assert "pass --pos-embed." in capsys.readouterr().err
+    for family in ([], ["--family", "nidl"]):
+        words = [*how, "--pos-embed", "none", "--overwrite", *family]
+        assert run("convert", tmp_path / "w.pt", tmp_path / "x.safetensors", *words) == 0
+    assert run("info", tmp_path / "w.pt", "--family", "nidl") == 0
+    assert "pass --img-size, --num-heads, --pos-embed" in capsys.readouterr().out
+
+
+def test_of_a_file_without_a_head_none_is_said_to_be_loaded(tmp_path):
+    torch.save(ours(num_classes=3).state_dict(), tmp_path / "w.pt")
+    report = convert_weights(tmp_path / "w.pt", tmp_path / "x.safetensors", num_heads=2, img_size=8)
+    assert set(report.unused) == {"head.weight", "head.bias"}
+    assert not any(key.startswith("head.") for key in (*report.loaded, *report.converted, *report.initialised))

@@ -13,9 +13,10 @@ from torch import nn
 from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.weights.backbone import save_backbone
+from monai_vit3d.weights.convert.shapes import mlp_ratio
 from monai_vit3d.weights.convert.timm2d import KERNEL, create_timm2d, from_timm2d, load_timm2d
 from monai_vit3d.weights.convert.timm2d import checkpoint_filter_fn as filter_3d
-from monai_vit3d.weights.convert.timm2d_options import _ratio, refuse_other_layers, timm_options
+from monai_vit3d.weights.convert.timm2d_options import refuse_other_layers, timm_options
 from monai_vit3d.weights.convert.timm2d_stats import timm_normalisation
 from monai_vit3d.weights.create import create_model
 from tests.weights.nets import stored
@@ -168,9 +169,9 @@ def test_the_filter_function_alone_does_the_same():
     net = from_timm2d(model, *sizes(model)).network
     other = VisionTransformer3D(*sizes(model), **timm_options(model)).double().eval()
     given = model.state_dict()
-    with pytest.raises(WeightsError, match="patches, grid=None"):  # 2 x 3 is no square
-        filter_3d(given, other)
-    other.load_state_dict(filter_3d(given, other, grid=(2, 3)))
+    with pytest.raises(WeightsError, match=r"patches, grid=\(2, 2\)"):
+        filter_3d(given, other, grid=(2, 2))
+    other.load_state_dict(filter_3d(given, other))  # 2 x 3 is no square, but the network's own plane
     for key, value in net.state_dict().items():
         assert torch.equal(other.state_dict()[key], value), key
     assert given["patch_embed.proj.weight"].dim() == 4
@@ -372,7 +373,7 @@ def test_pretrained_true_asks_timm_for_its_weights(monkeypatch, tiny):
 @pytest.mark.parametrize(("weights", "match"), [
     ({}, "no patch_embed.proj.weight"),
     ({"text.weight": torch.ones(2)}, "no patch_embed.proj.weight"),
-    ({"patch_embed.proj.weight": torch.ones(24, 3, 14, 14), "epoch": 3}, "not a state dict of tensors"),
+    ({"patch_embed.proj.weight": torch.ones(24, 3, 14, 14), "epoch": 3}, "cls_token is missing"),
     ({"mask_token": torch.ones(1), "register_tokens": torch.ones(1)}, "timm cannot read these weights"),
     ({"patch_embed.proj.weight": torch.ones(24, 588)}, r"of shape \(24, 588\)"),
     ({"patch_embed.proj.weight": torch.ones(24, 3, 14, 14)}, "cls_token is missing"),
@@ -400,7 +401,7 @@ def test_names_and_ways_that_are_not_known_are_refused(tmp_path):
 @given(st.integers(1, 4096), st.integers(1, 16384))
 @settings(max_examples=300, deadline=None)
 def test_the_mlp_ratio_gives_the_hidden_width_back(width, hidden):
-    assert int(width * _ratio(width, hidden)) == hidden
+    assert int(width * mlp_ratio(width, hidden)) == hidden
 
 
 def test_half_precision_becomes_float32_and_the_mode_is_kept():
@@ -592,3 +593,39 @@ def test_normalisation_of_other_channels_and_names():
     for name in ("vit_colossal", "vit_tiny_patch16_224.no_such_tag"):
         with pytest.raises(WeightsError, match=name):
             timm_normalisation(name)
+
+
+def test_2d_weights_come_out_of_any_wrapping():
+    models = [timm.create_model("test_vit", pretrained=False, img_size=32).state_dict() for _ in range(2)]
+    for number, state in enumerate(models):
+        state["norm.bias"] = torch.full_like(state["norm.bias"], number)
+    one, other = models
+    inside = {f"module.{key}": value for key, value in other.items()}
+    for checkpoint, take, number in (
+        ({"model": one, "model_ema": other}, "teacher", 1), ({"model": one, "model_ema": other}, "student", 0),
+        ({"state_dict": inside, "epoch": 3}, "teacher", 1), ({"teacher": other, "student": one}, "teacher", 1),
+    ):  # fmt: skip
+        net, report = create_timm2d("test_vit", (32, 32, 8), (16, 16, 4), pretrained=checkpoint, take=take)
+        assert (net.norm.bias == number).all()
+        left = {*checkpoint} - ({"state_dict"} if "state_dict" in checkpoint else set())
+        taken = {("teacher", 1): {"model_ema", "teacher"}, ("student", 0): {"model"}}[take, number]
+        assert {*report.unused} == left - taken
+    with pytest.raises(WeightsError, match="take='net' fits 0"):
+        create_timm2d("test_vit", (32, 32, 8), (16, 16, 4), pretrained={"model": one}, take="net")
+
+
+def test_what_timm_cannot_read_is_no_raw_error():
+    with pytest.raises(WeightsError, match="Weights of a ViT are needed"):
+        create_timm2d("test_vit", (32, 32, 8), (16, 16, 4), pretrained={"other": {"weight": torch.ones(1)}})
+
+
+@pytest.mark.parametrize("how", [{"kernel": "bogus"}, {"positions": "bogus"}, {"axis": 3}, {"num_heads": 7}], ids=str)
+def test_words_are_checked_without_weights_as_well(how):
+    with pytest.raises(UsageError, match=next(iter(how))):
+        create_timm2d("test_vit", (32, 32, 8), (16, 16, 4), **how)
+
+
+@pytest.mark.parametrize("prefix", ["timm/", "hf-hub:timm/", "hf_hub:timm/"])
+def test_names_on_the_hub_are_timms(prefix):
+    net = create_model(f"{prefix}test_vit", (32, 32, 8), (16, 16, 4), pretrained=None)
+    assert net.embed_dim == 64

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ...data.errors import WeightsError
 from ...decoders import UNETRDecoder
 from ...networks import TokenSegmenter, VisionTransformer3D
-from .monai_keys import IN_BLOCK, RENAMES, STALE, kernel_to_linear, linear_to_kernel
-from .monai_vit import check_proj_type
+from .monai_keys import IN_BLOCK, KERNEL, LINEAR, RENAMES, STALE, kernel_to_linear, linear_to_kernel
+from .monai_vit import check_proj_type, refuse_other_way_back
+from .shapes import mlp_ratio
 
 MONAI_TAPS = (3, 6, 9)  # what MONAI's UNETR reads: the outputs of its blocks 4, 7 and 10
 
@@ -24,7 +25,7 @@ _RENAMES = [
     ("encoder1.", "decoder.image_branch."),
     ("out.", "decoder.head."),
 ]
-_LINEAR, _KERNEL = ("vit.patch_embedding.patch_embeddings.1.", "vit.patch_embedding.patch_embeddings.")
+_LINEAR, _KERNEL = (f"vit.{key.removesuffix('weight')}" for key in (LINEAR, KERNEL))
 
 
 def _rename(key: str, forward: bool) -> str:
@@ -65,7 +66,7 @@ def from_monai_unetr(unetr: UNETR) -> TokenSegmenter:
         embed_dim=unetr.hidden_size,
         depth=len(unetr.vit.blocks),
         num_heads=block.attn.num_heads,
-        mlp_ratio=block.mlp.linear1.out_features / unetr.hidden_size,
+        mlp_ratio=mlp_ratio(unetr.hidden_size, block.mlp.linear1.out_features),
         qkv_bias=block.attn.qkv.bias is not None,
         class_token=False,
         global_pool="",
@@ -146,15 +147,7 @@ def to_monai_unetr(segmenter: TokenSegmenter, proj_type: str = "conv") -> UNETR:
         back = from_monai_unetr(unetr)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise WeightsError(f"MONAI's UNETR cannot express this segmenter: {error}") from error
-    # the way back must give the same layers, dropout, norms and activations and all
-    lines = zip(repr(segmenter).splitlines(), repr(back).splitlines())
-    different = [
-        f"{ours.strip()} where MONAI has {theirs.strip()}"
-        for ours, theirs in lines
-        if ours != theirs and "(head_drop)" not in ours
-    ]
-    if different:
-        raise WeightsError(f"MONAI's UNETR cannot express this segmenter: it has {different[0]}.")
+    refuse_other_way_back(segmenter, back, "MONAI's UNETR cannot express this segmenter", ignored="(head_drop)")
     return unetr.train(segmenter.training)
 
 

@@ -10,16 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from ...data.errors import WeightsError
-from .timm2d_options import _ratio
+from .shapes import cube_side, mlp_ratio
 
-HEAD_WIDTH = 64  # of ViT-B and most others; no tensor's shape shows the number of heads
 UNETR_PATCH = (16, 16, 16)
-_KERNEL, _LINEAR = "patch_embedding.patch_embeddings.weight", "patch_embedding.patch_embeddings.1.weight"
-_POS = "patch_embedding.position_embeddings"
+KERNEL, LINEAR = "patch_embedding.patch_embeddings.weight", "patch_embedding.patch_embeddings.1.weight"
+POSITIONS = "patch_embedding.position_embeddings"
 # MONAI's key, ours; both ways
 RENAMES = [
     ("patch_embedding.patch_embeddings.", "patch_embed.proj."),
-    (_POS, "pos_embed"),
+    (POSITIONS, "pos_embed"),
     ("norm.", "norm."),
     ("cls_token", "cls_token"),
     ("classification_head.", "head."),
@@ -54,7 +53,7 @@ def linear_to_kernel(weight: Tensor, patch: tuple[int, int, int]) -> Tensor:
     """
     if weight.dim() != 2 or weight.shape[1] % prod(patch):
         raise WeightsError(
-            f"{_LINEAR} is {tuple(weight.shape)}, which is no number of channels times the voxels of a patch of "
+            f"{LINEAR} is {tuple(weight.shape)}, which is no number of channels times the voxels of a patch of "
             f"{patch}. Pass patch_size= as the network was trained with."
         )
     return weight.reshape(weight.shape[0], *patch, -1).permute(0, 4, 1, 2, 3).contiguous()
@@ -69,7 +68,7 @@ def family_of(state: Mapping[str, Tensor]) -> str:
     """Which of MONAI's networks has these keys; empty for none."""
     if any(key.startswith("vit.patch_embedding.") for key in state):
         return "monai_unetr" if "encoder1.layer.conv1.conv.weight" in state else ""
-    if _KERNEL not in state and _LINEAR not in state:
+    if KERNEL not in state and LINEAR not in state:
         return ""
     if "decoder_embed.weight" in state or "mask_tokens" in state:
         return "monai_mae"
@@ -96,20 +95,22 @@ def encoder_options(
         patch: the patch ``(h, w, d)``, where it is known from elsewhere.
 
     Returns:
-        The keywords. ``num_heads`` is of 64-wide heads, ``img_size`` of a cubic grid, and both are missing where
-        there is no such number. A linear patch embedding does not show its patch: a cubic one of one channel is
-        assumed if there is one.
+        The keywords. ``num_heads`` is never among them. ``img_size`` is of a cubic grid, and missing where there is
+        none. A linear patch embedding does not show its patch: ``patch_size`` and ``in_chans`` are missing then,
+        but for UNETR and ViTAutoEnc, whose patch is known.
 
     Raises:
         WeightsError: a network in 2D, or not all of one.
     """
     own = {key.removeprefix("vit."): value for key, value in split_encoder(state, family)[0].items()}
     depth = len({key.split(".")[1] for key in own if re.match(r"blocks\.\d+\.norm1\.", key)})
-    if not depth or "blocks.0.mlp.linear1.weight" not in own or _POS not in own:
-        raise WeightsError(f"MONAI's layout ({family}), but not all of a network: blocks.0 or {_POS} is not there.")
+    if not depth or "blocks.0.mlp.linear1.weight" not in own or POSITIONS not in own:
+        raise WeightsError(
+            f"MONAI's layout ({family}), but not all of a network: blocks.0 or {POSITIONS} is not there."
+        )
     hidden, width = own["blocks.0.mlp.linear1.weight"].shape
     head = next((own[key] for key in own if re.fullmatch(r"classification_head\.(0\.)?weight", key)), None)
-    options: dict[str, Any] = {"embed_dim": width, "depth": depth, "mlp_ratio": _ratio(width, hidden)}
+    options: dict[str, Any] = {"embed_dim": width, "depth": depth, "mlp_ratio": mlp_ratio(width, hidden)}
     options |= {
         "class_token": "cls_token" in own,
         "no_embed_class": True,
@@ -121,41 +122,31 @@ def encoder_options(
         "global_pool": "cls_token" if "cls_token" in own else "",
         "num_classes": 0 if head is None else len(head),
     }
-    found, assumed = _patch_options(state, own, family, patch)
-    options |= found
-    if width % HEAD_WIDTH == 0:
-        options["num_heads"], assumed = width // HEAD_WIDTH, (*assumed, "num_heads")
-    side = cube_side(own[_POS].shape[1])
-    if side and "patch_size" in options:
-        options["img_size"], assumed = tuple(side * p for p in options["patch_size"]), (*assumed, "img_size")
-    return options, assumed
+    options |= _patch_options(state, own, family, patch)
+    side = cube_side(own[POSITIONS].shape[1])
+    if not side or "patch_size" not in options:
+        return options, ()
+    return {**options, "img_size": tuple(side * p for p in options["patch_size"])}, ("img_size",)
 
 
 def _patch_options(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], family: str, patch: tuple[int, int, int] | None
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """``patch_size`` and ``in_chans``, and which of them were assumed."""
-    if _KERNEL in own:
-        kernel = own[_KERNEL]
+) -> dict[str, Any]:
+    """``patch_size`` and ``in_chans``, if they are known."""
+    if KERNEL in own:
+        kernel = own[KERNEL]
         if kernel.dim() != 5:
-            raise WeightsError(f"{_KERNEL} is {tuple(kernel.shape)}, of a 2D network; (E, C, h, w, d) is needed.")
-        return {"patch_size": tuple(kernel.shape[2:]), "in_chans": kernel.shape[1]}, ()
+            raise WeightsError(f"{KERNEL} is {tuple(kernel.shape)}, of a 2D network; (E, C, h, w, d) is needed.")
+        return {"patch_size": tuple(kernel.shape[2:]), "in_chans": kernel.shape[1]}
     if family == "monai_unetr":
         patch = UNETR_PATCH
     if family == "monai_vit_autoenc" and "conv3d_transpose.weight" in state:
         sides = [n * n for n in state["conv3d_transpose.weight"].shape[2:]]  # two of them make a patch
         patch = patch or (sides[0], sides[1], sides[-1])
-    width = own[_LINEAR].shape[1]
+    width = own[LINEAR].shape[1]
     if patch is not None and width % prod(patch) == 0:
-        return {"patch_size": patch, "in_chans": width // prod(patch)}, ()
-    side = cube_side(width)
-    return ({"patch_size": (side,) * 3, "in_chans": 1}, ("patch_size", "in_chans")) if side else ({}, ())
-
-
-def cube_side(count: int) -> int:
-    """The side of the cube that has ``count`` parts; 0 if there is none."""
-    side = round(max(count, 0) ** (1 / 3))
-    return side if side**3 == count else 0
+        return {"patch_size": patch, "in_chans": width // prod(patch)}
+    return {}
 
 
 def to_our_keys(state: Mapping[str, Tensor], patch: tuple[int, int, int]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -172,7 +163,7 @@ def to_our_keys(state: Mapping[str, Tensor], patch: tuple[int, int, int]) -> tup
     depth = len({key.split(".")[1] for key in state if ".norm1." in key and "blocks." in key})
     for key, value in state.items():
         name = _our_name(key.removeprefix("vit."), depth)
-        if key.endswith(_LINEAR):
+        if key.endswith(LINEAR):
             value = linear_to_kernel(value, patch)
         found[name], origins[name] = value, f"from {key}"
     return found, {name: origin for name, origin in origins.items() if origin != f"from {name}"}

@@ -14,8 +14,8 @@ from ...data.errors import UsageError, WeightsError
 from ...layers.patch_embed import to_3tuple
 from ...networks import VisionTransformer3D
 from .monai_keys import (
+    LINEAR,
     STALE,
-    cube_side,
     encoder_options,
     family_of,
     kernel_to_linear,
@@ -23,9 +23,7 @@ from .monai_keys import (
     to_monai_key,
     to_our_keys,
 )
-
-_LINEAR = "patch_embedding.patch_embeddings.1.weight"
-_POS = "patch_embedding.position_embeddings"
+from .shapes import cube_side
 
 
 def from_monai_vit(
@@ -143,15 +141,25 @@ def to_monai_vit(backbone: VisionTransformer3D, proj_type: str = "conv") -> ViT:
         back = from_monai_vit(vit, backbone.patch_embed.img_size)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise WeightsError(f"MONAI's ViT cannot express this backbone: {error}") from error
-    # the way back must give the same layers, dropout, norms and activations and all
-    different = [
-        f"{(ours or 'nothing').strip()} where MONAI has {(theirs or 'nothing').strip()}"
-        for ours, theirs in zip_longest(repr(backbone).splitlines(), repr(back).splitlines())
-        if ours != theirs
-    ]
-    if different:
-        raise WeightsError(f"MONAI's ViT cannot express this backbone: it has {different[0]}.")
+    refuse_other_way_back(backbone, back, "MONAI's ViT cannot express this backbone")
     return vit.train(backbone.training)
+
+
+def refuse_other_way_back(network: nn.Module, back: nn.Module, what: str, ignored: str | None = None) -> None:
+    """The way back must give the same layers: dropout, norms, activations and all.
+
+    Args:
+        network: what was converted.
+        back: what its conversion becomes when it is converted back.
+        what: the beginning of the message.
+        ignored: lines of the networks' text with this in them are not compared.
+
+    Raises:
+        WeightsError: a layer differs; the message names the first.
+    """
+    for ours, theirs in zip_longest(*(repr(net).splitlines() for net in (network, back)), fillvalue="nothing"):
+        if ours != theirs and (ignored is None or ignored not in ours):
+            raise WeightsError(f"{what}: it has {ours.strip()} where MONAI has {theirs.strip()}.")
 
 
 def _build(backbone: VisionTransformer3D, proj_type: str, classifies: bool) -> ViT:
@@ -176,8 +184,8 @@ def _build(backbone: VisionTransformer3D, proj_type: str, classifies: bool) -> V
     state = {to_monai_key(key): value for key, value in _with_positions(backbone).items()}
     if proj_type == "perceptron":
         bias = state.pop("patch_embedding.patch_embeddings.bias")
-        state[_LINEAR] = kernel_to_linear(state.pop("patch_embedding.patch_embeddings.weight"))
-        state[_LINEAR.replace("weight", "bias")] = bias
+        state[LINEAR] = kernel_to_linear(state.pop("patch_embedding.patch_embeddings.weight"))
+        state[LINEAR.replace("weight", "bias")] = bias
     unused = {key: value for key, value in vit.state_dict().items() if STALE.match(key)}
     vit.load_state_dict({**unused, **state})
     vit.patch_embedding.position_embeddings.requires_grad_(

@@ -11,10 +11,7 @@ from torch import Tensor
 
 from ...data.errors import WeightsError
 from ...layers.patch_embed import to_3tuple
-from .monai_keys import HEAD_WIDTH, cube_side
-from .timm2d_options import _ratio
-
-KERNEL, POS = "patch_embed.proj.weight", "pos_embed"
+from .shapes import KERNEL, POS, cube_side, mlp_ratio
 
 
 def nidl_options(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -24,8 +21,8 @@ def nidl_options(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[str
         state: a state dict in timm's layout with a 3D patch kernel.
 
     Returns:
-        The keywords. ``num_heads`` is of 64-wide heads unless a norm of the queries shows them, ``img_size`` of a
-        cubic grid; each is missing where there is no such number. ``pos_embed`` is missing where there are no
+        The keywords. ``num_heads`` is missing unless a norm of the queries shows it. ``img_size`` is of a cubic grid,
+        and missing where there is none. ``pos_embed`` is missing where there are no
         learned positions. ``global_pool`` is the class token's if there is one.
 
     Raises:
@@ -45,7 +42,7 @@ def nidl_options(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[str
         "patch_size": tuple(kernel.shape[2:]),
         "embed_dim": width,
         "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
-        "mlp_ratio": _ratio(width, hidden),
+        "mlp_ratio": mlp_ratio(width, hidden),
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
         "qk_norm": "blocks.0.attn.q_norm.weight" in state,
         "scale_attn_norm": "blocks.0.attn.norm.weight" in state,
@@ -60,9 +57,10 @@ def nidl_options(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[str
     if "blocks.0.ls1.gamma" in state:
         options["init_values"] = 1.0  # the gammas come with the weights
     options["global_pool"] = _pool(options)
-    found, assumed = _heads(state, width)
+    if "blocks.0.attn.q_norm.weight" in state:
+        options["num_heads"] = width // len(state["blocks.0.attn.q_norm.weight"])
     positions, guessed = _positions(state, options)
-    return {**options, **found, **positions}, ("global_pool", "norm_layer", "act_layer", *assumed, *guessed)
+    return {**options, **positions}, ("global_pool", "norm_layer", "act_layer", "rope", *guessed)
 
 
 def _rows(state: Mapping[str, Tensor], key: str) -> int:
@@ -73,13 +71,6 @@ def _pool(options: Mapping[str, Any]) -> str:
     if options["class_token"] and not options["fc_norm"]:
         return "cls_token"
     return "avg" if options["fc_norm"] or options["num_classes"] else ""
-
-
-def _heads(state: Mapping[str, Tensor], width: int) -> tuple[dict[str, Any], tuple[str, ...]]:
-    norm = state.get("blocks.0.attn.q_norm.weight")
-    if norm is not None:
-        return {"num_heads": width // len(norm)}, ()
-    return ({"num_heads": width // HEAD_WIDTH}, ("num_heads",)) if width % HEAD_WIDTH == 0 else ({}, ())
 
 
 def _positions(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from . import monai_keys
+from .shapes import KERNEL
 
-KERNEL, POS = "patch_embed.proj.weight", "pos_embed"
 # recognised, not hosted: why
 REFUSED = {
     "primus": "a Primus (dynamic-network-architectures). Its EVA blocks have queries, keys and values of their own, "

@@ -13,20 +13,23 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ...data.errors import WeightsError
+from ...data.errors import UsageError, WeightsError
 from ...networks import VisionTransformer3D
 from ..backbone import HEAD
 from ..blank import blank_network, fill
 from ..files import read_checkpoint, refuse_differences
+from ..inflate import KERNELS, POSITIONS
 from ..report import Inflated, LoadReport
-from .timm2d_filter import KERNEL, POS, checkpoint_filter_fn
-from .timm2d_names import under_timms_names
+from .building import options_checked
+from .shapes import KERNEL, POS
+from .timm2d_filter import assumed_grid, checkpoint_filter_fn
+from .timm2d_names import taken_out, under_timms_names
 from .timm2d_options import refuse_other_layers, timm_options
 
 logger = logging.getLogger(__name__)
 
 TIMM_MODULES = ("vision_transformer", "deit", "eva")  # of timm, where VisionTransformer and Eva are built by name
-_HOW = ("kernel", "positions", "axis", "grid", "strict")  # of weights, not of the network
+_HOW = ("kernel", "positions", "axis", "grid", "strict", "take")  # of weights, not of the network
 _ADVICE = "Name the timm model that the weights are of, or pass strict=False to load what fits."
 
 
@@ -81,6 +84,7 @@ def load_timm2d(
         converted=changed,
         initialised=tuple(key for key in own if key not in fits),
         unused=tuple(key for key in found if key not in fits),
+        assumed=tuple(filter(None, [assumed_grid(state, network, **how)])),
     )
 
 
@@ -96,6 +100,7 @@ def from_timm2d(
     axis: int = 2,
     grid: Sequence[int] | None = None,
     strict: bool = True,
+    take: str = "teacher",
     **options: Any,
 ) -> Inflated:
     """The 3D network that has a timm model's architecture, and its weights inflated.
@@ -120,6 +125,7 @@ def from_timm2d(
         axis: the slice axis, 0, 1 or 2 of ``(H, W, D)``.
         grid: patches along the image's axes that the positions were learned on, if neither the model's nor a square.
         strict: refuse keys, shapes and layers that differ.
+        take: which of several networks in ``state``, as for :func:`~monai_vit3d.weights.identify`.
         options: keywords of :class:`VisionTransformer3D` that override the model's: ``in_chans``, ``num_classes``,
             ``global_pool``, drop rates, and so on.
 
@@ -130,9 +136,9 @@ def from_timm2d(
 
     Raises:
         WeightsError: VisionTransformer3D cannot host the model, or the weights do not fit it.
-        UsageError: an unknown way to inflate.
+        UsageError: an unknown way to inflate, or options that no network can be built with.
     """
-    how = {"kernel": kernel, "positions": positions, "axis": axis, "grid": grid, "strict": strict}
+    how = {"kernel": kernel, "positions": positions, "axis": axis, "grid": grid, "strict": strict, "take": take}
     state = model.state_dict() if state is None else state
     return _inflated(model, img_size, patch_size, state, name, False, how, options)
 
@@ -149,10 +155,12 @@ def _inflated(
 ) -> Inflated:
     """:func:`from_timm2d`; tensors that nobody else has (``owned``) become the network's where they need no change."""
     how = {"axis": 2, "grid": None, "strict": True, **how}
+    state, beside = taken_out(state, name, how.pop("take", "teacher"))
     wanted = timm_options(model, how["axis"])
     place = {key: options.pop(key, None) for key in ("device", "dtype")}
     make = partial(VisionTransformer3D, img_size, patch_size, **{**wanted, **options})
-    network = blank_network(make) if how["strict"] else make()
+    with options_checked(name):
+        network = blank_network(make) if how["strict"] else make()
     if how["strict"]:
         refuse_other_layers(model, network, how["axis"])
     tensors, origins, dropped = under_timms_names(state, model, name)
@@ -166,7 +174,7 @@ def _inflated(
     own_head = any(options.get(key, wanted[key]) != wanted[key] for key in ("num_classes", "global_pool"))
     report = load_timm2d(network, tensors, name=name, new_head=own_head, owned=owned, **how)
     network.to(place["device"] or weight.device)
-    report = report.with_origins(origins, dropped)
+    report = report.with_origins(origins, (*dropped, *beside))
     logger.info("%s: %s", name, report)
     return Inflated(network, report)
 
@@ -176,17 +184,18 @@ def create_timm2d(
     img_size: int | Sequence[int],
     patch_size: int | Sequence[int],
     *,
-    pretrained: bool | Mapping[str, Any] | str | Path = False,
+    pretrained: bool | Mapping[str, Any] | str | Path | None = False,
     **options: Any,
 ) -> Inflated:
     """A 3D network from the name of one of timm's 2D Vision Transformers.
 
     Args:
-        name: timm's, as ``"vit_base_patch14_reg4_dinov2.lvd142m"``.
+        name: timm's, as ``"vit_base_patch14_reg4_dinov2.lvd142m"``; a leading ``"hf-hub:timm/"`` is left out.
         img_size: input size in ``(H, W, D)``.
         patch_size: patch size in ``(H, W, D)``.
         pretrained: True takes timm's weights, downloaded if they are not in its cache; a state dict or a file are
-            taken instead; False leaves the network as it was initialised.
+            taken instead, of a checkpoint the network that ``take`` says; False or None leaves the network as it was
+            initialised.
         options: as for :func:`from_timm2d`.
 
     Returns:
@@ -194,7 +203,9 @@ def create_timm2d(
 
     Raises:
         WeightsError: no such Vision Transformer in timm, or as :func:`from_timm2d`.
+        UsageError: an unknown way to inflate, or options that no network can be built with.
     """
+    name = timms_name(name)
     if not timm.models.is_model_in_modules(name.split(".")[0], TIMM_MODULES):
         raise WeightsError(f"{name!r} is none of timm's Vision Transformers; see timm.list_models('*vit*').")
     how = {key: options.pop(key) for key in _HOW if key in options}
@@ -204,12 +215,27 @@ def create_timm2d(
     model = _without_weights(name)
     if isinstance(pretrained, Mapping):
         return from_timm2d(model, img_size, patch_size, state=pretrained, **how, **options)
-    if pretrained is not False:
+    if pretrained is not False and pretrained is not None:
         state = read_checkpoint(pretrained)
         return _inflated(model, img_size, patch_size, state, str(pretrained), True, how, options)
+    _check_how(**how)
     wanted = timm_options(model, how.get("axis", 2))
-    network = VisionTransformer3D(img_size, patch_size, **{**wanted, **options})
+    with options_checked(name):
+        network = VisionTransformer3D(img_size, patch_size, **{**wanted, **options})
     return Inflated(network, LoadReport(initialised=tuple(network.state_dict())))
+
+
+def timms_name(name: str) -> str:
+    """A model's name in timm, of which its name on the Hugging Face hub is one with ``timm/`` before it."""
+    return name.removeprefix("hf-hub:").removeprefix("hf_hub:").removeprefix("timm/")
+
+
+def _check_how(kernel: str = "mean", positions: str = "repeat", axis: int = 2, **_others: Any) -> None:
+    """Refuse words that would be refused with weights, though there are none."""
+    known_words = {"kernel": (kernel, KERNELS), "positions": (positions, POSITIONS), "axis": (axis, (0, 1, 2))}
+    for key, (came, known) in known_words.items():
+        if came not in known:
+            raise UsageError(f"{key}={came!r}; one of {', '.join(map(repr, known))} is needed.")
 
 
 def _without_weights(name: str) -> nn.Module:

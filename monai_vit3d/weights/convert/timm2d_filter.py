@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,9 @@ from ...data.errors import WeightsError
 from ...layers import resample_pos_embed
 from ...networks import VisionTransformer3D
 from ..inflate import fit_kernel, inflate_positions
+from .shapes import KERNEL, POS
 
-KERNEL, POS = "patch_embed.proj.weight", "pos_embed"
+logger = logging.getLogger(__name__)
 
 
 def checkpoint_filter_fn(
@@ -34,8 +37,9 @@ def checkpoint_filter_fn(
         kernel: how a 2D kernel is inflated, ``"mean"``, ``"center"`` or ``"trilinear"``.
         positions: how 2D positions are inflated, ``"repeat"`` or ``"factored"``.
         axis: the slice axis, 0, 1 or 2 of ``(H, W, D)``.
-        grid: patches along the axes that the positions were learned on; None finds a square (of a 3D kernel: the
-            network's own grid or a cube).
+        grid: patches along the axes that the positions were learned on. None takes the network's own (of a 2D
+            kernel: its plane) if it has as many patches; else a square, of a 3D kernel a cube, is assumed, and a
+            warning is logged: no tensor shows the grid.
 
     Returns:
         A new dict; tensors that need no change are the same objects. Half precision becomes float32 where changed.
@@ -56,7 +60,9 @@ def checkpoint_filter_fn(
     pos, own = found.get(POS), model.pos_embed
     if pos is not None and isinstance(own, nn.Parameter):
         prefix = own.shape[1] - model.num_patches
-        old = _grid(pos.shape[1] - prefix, weight.dim() - 2, tuple(model.grid_size), grid)
+        old = _grid(pos.shape[1] - prefix, weight.dim() - 2, tuple(model.grid_size), axis, grid)
+        if assumed_grid(state_dict, model, axis=axis, grid=grid):
+            logger.warning("pos_embed: grid %s assumed; pass grid= if it was another", "x".join(map(str, old)))
         if len(old) == 3:
             found[POS] = _resampled(pos, old, tuple(model.grid_size), prefix)
         else:
@@ -64,16 +70,47 @@ def checkpoint_filter_fn(
     return found
 
 
+def assumed_grid(
+    state_dict: Mapping[str, Tensor],
+    model: VisionTransformer3D,
+    *,
+    axis: int = 2,
+    grid: Sequence[int] | None = None,
+    **how: Any,
+) -> str:
+    """What :func:`checkpoint_filter_fn` assumes of the grid, as ``"grid 4x4x4"``; empty if it assumes nothing.
+
+    A grid of the network's own is assumed, too, where a square or cube has as many patches.
+    """
+    pos, own = state_dict.get(POS), model.pos_embed
+    if grid is not None or pos is None or not isinstance(own, nn.Parameter):
+        return ""
+    axes, prefix = state_dict[KERNEL].dim() - 2, own.shape[1] - model.num_patches
+    count = pos.shape[1] - prefix
+    old = _grid(count, axes, tuple(model.grid_size), axis, None)
+    even = (_side(count, axes),) * axes
+    certain = old == _plane(tuple(model.grid_size), axes, axis) and (old == even or prod(even) != count)
+    return "" if certain else f"grid {'x'.join(map(str, old))}"
+
+
+def _plane(own: tuple[int, ...], axes: int, axis: int) -> tuple[int, ...]:
+    return own if axes == 3 else tuple(n for i, n in enumerate(own) if i != axis)
+
+
+def _side(count: int, axes: int) -> int:
+    return round(max(count, 0) ** (1 / axes))
+
+
 def _at_least_float32(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def _grid(count: int, axes: int, own: tuple[int, ...], grid: Sequence[int] | None) -> tuple[int, ...]:
+def _grid(count: int, axes: int, own: tuple[int, ...], axis: int, grid: Sequence[int] | None) -> tuple[int, ...]:
     """The grid that ``count`` positions were learned on: what was said, the network's own, or a square or cube."""
-    if grid is None and axes == 3 and count == prod(own):
-        return own
-    side = round(max(count, 0) ** (1 / axes))
-    old = (side,) * axes if grid is None else tuple(grid)
+    plane = _plane(own, axes, axis)
+    if grid is None and count == prod(plane):
+        return plane
+    old = (_side(count, axes),) * axes if grid is None else tuple(grid)
     if len(old) != axes or prod(old) != count or count < 1:
         raise WeightsError(
             f"pos_embed has positions for {count} patches, grid={grid} came; {axes} numbers with that product are "

@@ -15,11 +15,47 @@ from torch.utils._pytree import tree_leaves
 
 from ...data.errors import WeightsError
 from ..files import as_state_dict
+from .shapes import KERNEL
 from .timm_eva import under_block_names
+from .wrapping import holds_known, unwrap
 
 # signs of weights as their authors published them, which timm knows how to rename
 _FOREIGN = ("mask_token", "pre_logits", "gamma_")
 _FOREIGN_EVA = ("mask_token", "storage_tokens", "rope", "lm_head", ".ls1.", "mlp.w1", "_ln.", "visual.")
+
+
+# of which a published state dict has one, by what timm's functions look for
+_PUBLISHED = (
+    *(KERNEL, "visual.class_embedding", "visual.conv1.weight", "conv1.weight", "vision_encoder.mask_token"),
+    *("visual.trunk.pos_embed", "visual.trunk.patch_embed.proj.weight", "visual.pos_embed"),
+    *("preprocessor.patchifier.proj.weight", "patch_embed.projection.weight"),
+    "radio_model.model.patch_generator.embedder.weight",
+)
+
+
+def taken_out(state: Any, name: str, take: str = "teacher") -> tuple[Any, tuple[str, ...]]:
+    """One network's state dict, out of what a trainer wrote around it, and what lay beside it.
+
+    Args:
+        state: a state dict, or a checkpoint that has one, as for :func:`~monai_vit3d.weights.identify`.
+        name: where it came from, for messages.
+        take: which of several networks, as there.
+
+    Returns:
+        The tensors, under any names that timm can read; what has none of them comes back as it is.
+
+    Raises:
+        WeightsError: ``take`` does not single one out.
+    """
+    if take == "teacher" and not holds_known(state, _published):
+        return state, ()
+    found = unwrap(state, _published, name, take)
+    return found.state, found.beside
+
+
+def _published(state: Mapping[str, Tensor]) -> str:
+    known = any(sign in state for sign in _PUBLISHED) or any(key.startswith("beit3.") for key in state)
+    return "timm2d" if known else ""
 
 
 class _Traced(Tensor):
@@ -80,12 +116,13 @@ def under_timms_names(
         raise WeightsError(f"{name}: timm cannot read these weights ({type(error).__name__}: {error}).") from error
     used: set[str] = set()
     origins = {}
+    made = {key: value for key, value in made.items() if isinstance(value, Tensor)}
     for key, value in made.items():
         came: frozenset[str] = getattr(value, "keys", frozenset())
         used |= came
         if came != {key}:
             origins[key] = f"from {' and '.join(sorted(came))}" if came else "zeros"
-    tensors = {key: value.as_subclass(Tensor) for key, value in made.items() if isinstance(value, Tensor)}
+    tensors = {key: value.as_subclass(Tensor) for key, value in made.items()}
     return _as_ours(tensors, origins, model, tuple(sorted(given - used)))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 from ...data.errors import WeightsError
 from ...layers import PatchEmbed3D
 from ...networks.layer_facts import block_facts, constructor, is_layer, layer_facts, parts_of
+from .shapes import mlp_ratio
 from .timm_eva import LAYERS, eva_rope, eva_unhostable
 
 _COMPARED = ("blocks.", "norm", "fc_norm", "attn_pool", "patch_embed.norm")
@@ -88,7 +88,7 @@ def _block_options(block: nn.Module) -> dict[str, Any]:
     found = {
         **block_facts(block),
         "num_heads": int((attn or block).num_heads),
-        "mlp_ratio": _ratio(width, int(hidden.out_features if hidden else block.in_split[0])),
+        "mlp_ratio": mlp_ratio(width, int(hidden.out_features if hidden else block.in_split[0])),
         "norm_layer": partial(type(norm), eps=norm.eps),
         "act_layer": constructor("act_layer", layers.get("act") or layers["mlp_act"]),
         "block_fn": LAYERS[type(block)][0] if type(block) in LAYERS else constructor("block_fn", block),
@@ -97,12 +97,6 @@ def _block_options(block: nn.Module) -> dict[str, Any]:
         attention = LAYERS.get(type(attn), (type(attn),))[0]
         found |= {"attn_layer": attention, "mlp_layer": constructor("mlp_layer", mlp)}
     return found
-
-
-def _ratio(width: int, hidden: int) -> float:
-    """The MLP ratio r with ``int(width * r) == hidden``; the quotient itself may round below that."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def refuse_other_layers(model: nn.Module, network: nn.Module, axis: int = 2) -> None:

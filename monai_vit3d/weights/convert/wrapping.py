@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,13 +11,17 @@ from torch import Tensor
 from ...data.errors import WeightsError
 
 # an average of the network over the training: the teacher of DINO and iBOT, the target of JEPA, timm's and others' EMA
-AVERAGED = ("teacher", "target_encoder", "ema_encoder", "ema", "model_ema", "state_dict_ema")
+AVERAGED = (
+    *("teacher", "target_encoder", "ema_encoder", "ema", "model_ema", "state_dict_ema", "ema_model", "net_ema"),
+    *("backbone_momentum", "momentum_encoder", "teacher_backbone"),
+)
 # each may be an entry that holds a state dict, or with a dot the prefix of all keys of one
 WORDS = (
     *("state_dict", "model_state_dict", "network_weights", "model", "network", "net", "module", "_orig_mod"),
     *("backbone", "encoder", "vit", "student", "context_encoder", *AVERAGED),
 )
 _DEEPEST = 8  # steps that are tried
+_START = re.compile(r"(?:^|\.)(?=patch_embed(ding)?\.)")  # of the keys of a network's patch embedding
 
 Way = tuple[str, ...]
 Family = Callable[[Mapping[str, Tensor]], str]
@@ -45,11 +50,12 @@ def unwrap(read: Any, family: Family, name: str, take: str = "teacher") -> Unwra
         of another prefix by its key.
 
     Raises:
-        WeightsError: none is known, or ``take`` does not single one out; the message names what there is.
+        WeightsError: none is known, ``take`` does not single one out, or another whole network lies under a word
+            that is not known; the message names what there is.
     """
     if not isinstance(read, Mapping):
         raise WeightsError(f"{name}: a {type(read).__name__}; a state dict, or a checkpoint that has one, is needed.")
-    ways = _ways(read, family)
+    ways = _ways(read, family, take)
     if not ways:
         keys = [str(key) for key in read]
         more = f", and {len(keys) - 5} more" if len(keys) > 5 else ""
@@ -58,6 +64,8 @@ def unwrap(read: Any, family: Family, name: str, take: str = "teacher") -> Unwra
             f"{more}. Save the encoder's state_dict() alone, or name another file."
         )
     way = _chosen(ways, take, name)
+    if take in ("teacher", "student"):
+        _refuse_strangers(read, family, way, name)
     beside: list[str] = []
     for i, step in enumerate(way):
         path = "".join(part if part.endswith(".") else f"{part}." for part in way[:i])
@@ -67,6 +75,35 @@ def unwrap(read: Any, family: Family, name: str, take: str = "teacher") -> Unwra
     tensors = _tensors(read)
     beside += [f"{path}{key}" for key in read if key not in tensors]
     return Unwrapped(tensors, way, tuple(beside))
+
+
+def holds_known(read: Any, family: Family, take: str = "teacher") -> bool:
+    """Whether a checkpoint holds a known network at all."""
+    return isinstance(read, Mapping) and bool(_ways(read, family, take))
+
+
+def _refuse_strangers(read: Mapping[Any, Any], family: Family, way: Way, name: str) -> None:
+    """Refuse another whole network under a word that says neither that it is averaged nor that it is not."""
+    for path in _strangers(read, family):
+        words = path.strip(".").split(".")
+        if not {*words} <= {*WORDS}:
+            word = next(word for word in words if word not in WORDS)
+            raise WeightsError(
+                f"{name}: it holds several networks, under {' '.join(way) or 'no word'!r} and {path!r}; one is needed. "
+                f"Pass take={word!r}, or take= a word of the other; or name a file with one alone."
+            )
+
+
+def _strangers(read: Mapping[Any, Any], family: Family, path: str = "") -> list[str]:
+    tensors = _tensors(read)
+    starts = dict.fromkeys(key[: found.end()] for key in tensors for found in _START.finditer(key))
+    paths = [f"{path}{start}" for start in starts if start and family(_under(read, start))]
+    inner = [(key, value) for key, value in read.items() if isinstance(key, str) and isinstance(value, Mapping)]
+    deep = [(key, value) for key, value in inner if path.count(".") < _DEEPEST]
+    for key, value in deep:
+        paths += [f"{path}{key}."] if family(_tensors(value)) else []
+        paths += _strangers(value, family, f"{path}{key}.")
+    return paths
 
 
 def _tensors(read: Mapping[Any, Any]) -> dict[str, Tensor]:
@@ -85,14 +122,15 @@ def _under(read: Mapping[Any, Any], step: str) -> Mapping[Any, Any]:
     return inner if isinstance(inner, Mapping) else {}
 
 
-def _ways(read: Mapping[Any, Any], family: Family, way: Way = ()) -> list[Way]:
-    """All ways that lead to a known state dict."""
-    if family(_tensors(read)):
-        return [way]
+def _ways(read: Mapping[Any, Any], family: Family, take: str, way: Way = ()) -> list[Way]:
+    """All ways that lead to a known state dict, by the words that are known and the one that is asked for."""
     if not read or len(way) == _DEEPEST:
         return []
-    steps = [step for word in WORDS for step in (word, f"{word}.")]
-    return [found for step in steps for found in _ways(_under(read, step), family, (*way, step))]
+    words = dict.fromkeys((*WORDS, take))
+    here = [way] if family(_tensors(read)) else []
+    # beside a network: entries and averages; a UNETR's own parts begin with vit.
+    steps = [step for word in words for step in (word, *([] if here and word not in AVERAGED else [f"{word}."]))]
+    return here + [found for step in steps for found in _ways(_under(read, step), family, take, (*way, step))]
 
 
 def _chosen(ways: list[Way], take: str, name: str) -> Way:

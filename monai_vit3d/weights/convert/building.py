@@ -1,0 +1,26 @@
+"""What building a network refuses, in the words of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ...data.errors import UsageError, Vit3dError
+
+
+@contextmanager
+def options_checked(name: str) -> Iterator[None]:
+    """Options that a network cannot be built with are the caller's: say of which weights.
+
+    Args:
+        name: where the weights came from, for messages.
+
+    Raises:
+        UsageError: in place of any other ValueError.
+    """
+    try:
+        yield
+    except Vit3dError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from error

@@ -1,0 +1,20 @@
+"""What shapes tell: names and numbers that several families of checkpoints share."""
+
+from __future__ import annotations
+
+import math
+
+HEAD_WIDTH = 64  # of ViT-B and most others
+KERNEL, POS = "patch_embed.proj.weight", "pos_embed"  # in timm's layout, which is ours
+
+
+def mlp_ratio(width: int, hidden: int) -> float:
+    """The MLP ratio r with ``int(width * r) == hidden``; the quotient itself may round below that."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def cube_side(count: int) -> int:
+    """The side of the cube that has ``count`` parts; 0 if there is none."""
+    side = round(max(count, 0) ** (1 / 3))
+    return side if side**3 == count else 0
