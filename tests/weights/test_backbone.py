@@ -121,7 +121,7 @@ def test_safetensors_itself_reads_the_file(tmp_path):
         "scale_mlp_norm": False, "init_values": None, "pre_norm": False, "final_norm": True, "fc_norm": None,
         "global_pool": "cls_token", "pool_include_prefix": False, "dynamic_img_size": False, "dynamic_img_pad": False,
         "norm_layer": "LayerNorm", "rope": None, "block_options": {}, "mlp_options": {}, "act_options": {},
-        "norm_options": {}, "embed_norm": None, "foreign": {},
+        "norm_options": {}, "embed_norm": None, "foreign": {}, "pos_trained": True,
     }  # fmt: skip
 
 

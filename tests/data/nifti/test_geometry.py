@@ -6,12 +6,12 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from monai_vit3d.data import ImageError
 from monai_vit3d.data.nifti import read_grid, read_volume
-from monai_vit3d.data.nifti.geometry import corner_shift
+from monai_vit3d.data.nifti.geometry import SAME_PLACE_VOXELS, corner_shift
 
 from .conftest import nifti_bytes
 
@@ -46,6 +46,15 @@ def with_qform(affine, code=1, version=1, **fields):
     version=st.sampled_from([1, 2]),
     endian=st.sampled_from("<>"),
 )
+@example(
+    angles=(6.103515625e-05, 0.0, 3.0),
+    spacing=(0.01171875, 5.0, 1.0),
+    flip=-1,
+    codes=(1, 1),
+    shape=(1, 5, 1),
+    version=1,
+    endian="<",
+)
 def test_affine_is_nibabels(save, angles, spacing, flip, codes, shape, version, endian):
     affine = rotated(angles, spacing, flip)
     fields = with_qform(affine, codes[0], version, sform_code=codes[1])
@@ -55,7 +64,12 @@ def test_affine_is_nibabels(save, angles, spacing, flip, codes, shape, version, 
     assert grid.affine_mm.dtype == np.float64
     np.testing.assert_allclose(grid.spacing_mm, nib.affines.voxel_sizes(nib.load(path).affine))
     told = [w for w in read_volume(path).warnings if not w.startswith("all voxels")]
-    assert [w[:27] for w in told] == (["no valid sform or qform: wh"] if codes == (0, 0) else [])
+    expected = ["no valid sform or qform: wh"] if codes == (0, 0) else []
+    stored = nib.load(path).header
+    # near half a turn a quaternion in float32 is coarse: of thin voxels beside thick ones it misses some by itself
+    if min(codes) > 0 and corner_shift(stored.get_sform(), stored.get_qform(), shape) > SAME_PLACE_VOXELS:
+        expected = ["sform and qform differ by u"]
+    assert [w[:27] for w in told] == expected
     for name in FIELDS:  # written again they give the same bytes
         stored = nib.load(path).header[name]
         assert grid.fields[name].dtype.isnative
