@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from ..data.files import file_sha256
+
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("openvino", "torch", "timm", "monai", "monai-vit3d")
@@ -108,7 +110,7 @@ def _is_whole(place: Path) -> bool:
 
 
 def _files_sha256(place: Path) -> str:
-    return _sha256((place / name).read_bytes() for name in ("model.xml", "model.bin"))
+    return "\n".join(file_sha256(place / name) for name in ("model.xml", "model.bin"))
 
 
 class _Unreadable(Exception):

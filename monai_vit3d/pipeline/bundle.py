@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import BundleError, UsageError, Vit3dError, WeightsError
+from ..data.files import file_sha256
 from .metadata import Metadata, read_metadata
 
 if TYPE_CHECKING:
@@ -152,15 +153,6 @@ def _usable(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device {device}: {reason} Give cpu, cuda, or the GPU's number as in cuda:1.") from error
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _configs_sha256(folder: Path) -> str:

@@ -18,9 +18,10 @@ import torch
 
 from ..data.dicom import write_dicom_seg
 from ..data.errors import ImageError, Vit3dError
+from ..data.files import file_sha256
 from ..data.nifti import write_labels, write_map
 from ..data.volume import Array, Volume
-from .bundle import Bundle, file_sha256
+from .bundle import Bundle
 from .overlay import draw_overlay, write_png
 from .plan import Case, Plan
 from .predict import Answer, Options, Output, Prepared, finish, infer, prepare

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..data.errors import BundleError, WeightsError
-from .bundle import file_sha256, load_bundle
+from ..data.files import file_sha256
+from .bundle import load_bundle
 from .metadata import read_metadata
 from .unpack import open_bundle
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ..data.dicom import find_series, read_series
 from ..data.errors import ImageError
+from ..data.files import file_sha256
 from ..data.nifti import read_grid, read_volume
 from ..data.volume import Volume
-from .bundle import Bundle, file_sha256
+from .bundle import Bundle
 from .memory import check_memory
 from .plan import Case
 from .predict import Options

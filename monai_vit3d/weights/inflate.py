@@ -162,6 +162,22 @@ def _slice_profile(patches: Tensor, slices: int) -> Tensor:
     return (profile - profile.mean(0)).to(patches.dtype)
 
 
+def check_how(kernel: str = "mean", positions: str = "repeat", axis: int = 2) -> None:
+    """Refuse unknown words before there are weights to inflate.
+
+    Args:
+        kernel: as the mode of :func:`inflate_kernel`.
+        positions: as the mode of :func:`inflate_positions`.
+        axis: the slice axis.
+
+    Raises:
+        UsageError: one is unknown.
+    """
+    _check_choice("kernel", kernel, KERNELS)
+    _check_choice("positions", positions, POSITIONS)
+    _check_axis(axis)
+
+
 def _check_choice(argument: str, mode: str, known: tuple[str, ...]) -> None:
     if mode not in known:
         raise UsageError(f"{argument}={mode!r}; one of {', '.join(map(repr, known))} is needed.")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ...data.errors import WeightsError
 from ...decoders import UNETRDecoder
 from ...networks import TokenSegmenter, VisionTransformer3D
-from .monai_keys import IN_BLOCK, KERNEL, LINEAR, RENAMES, STALE, kernel_to_linear, linear_to_kernel
-from .monai_vit import check_proj_type, refuse_other_way_back
+from .monai_keys import KERNEL, LINEAR, RENAMES, STALE, kernel_to_linear, linear_to_kernel, renamed
+from .monai_vit import check_proj_type, there_and_back
 from .shapes import mlp_ratio
 
 MONAI_TAPS = (3, 6, 9)  # what MONAI's UNETR reads: the outputs of its blocks 4, 7 and 10
@@ -29,17 +29,11 @@ _LINEAR, _KERNEL = (f"vit.{key.removesuffix('weight')}" for key in (LINEAR, KERN
 
 
 def _rename(key: str, forward: bool) -> str:
-    for monai, ours in _RENAMES:
-        old, new = (monai, ours) if forward else (ours, monai)
-        if not key.startswith(old):
-            continue
-        key = new + key[len(old) :]
-        for monai_part, our_part in IN_BLOCK if "blocks." in key[:20] else []:
-            key = key.replace(monai_part, our_part) if forward else key.replace(our_part, monai_part)
-        return key
-    raise WeightsError(
-        f"key {key!r} is none of {'a MONAI UNETR' if forward else 'a TokenSegmenter with UNETRDecoder'}."
-    )
+    found = renamed(key, _RENAMES, forward)
+    if not found:
+        whose = "a MONAI UNETR" if forward else "a TokenSegmenter with UNETRDecoder"
+        raise WeightsError(f"key {key!r} is none of {whose}.")
+    return found
 
 
 def from_monai_unetr(unetr: UNETR) -> TokenSegmenter:
@@ -139,16 +133,14 @@ def to_monai_unetr(segmenter: TokenSegmenter, proj_type: str = "conv") -> UNETR:
         "it has prefix tokens": backbone.num_prefix_tokens > 0,
         "its positions are not learned": not isinstance(backbone.pos_embed, nn.Parameter),
     }
-    why = [reason for reason, holds in reasons.items() if holds]
-    if why:
-        raise WeightsError(f"MONAI's UNETR cannot express this segmenter: {'; '.join(why)}.")
-    try:
-        unetr = _build_unetr(segmenter, proj_type)
-        back = from_monai_unetr(unetr)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise WeightsError(f"MONAI's UNETR cannot express this segmenter: {error}") from error
-    refuse_other_way_back(segmenter, back, "MONAI's UNETR cannot express this segmenter", ignored="(head_drop)")
-    return unetr.train(segmenter.training)
+    return there_and_back(
+        segmenter,
+        "MONAI's UNETR cannot express this segmenter",
+        reasons,
+        lambda: _build_unetr(segmenter, proj_type),
+        from_monai_unetr,
+        ignored="(head_drop)",
+    )
 
 
 def _build_unetr(segmenter: TokenSegmenter, proj_type: str) -> UNETR:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
 from torch import Tensor
 
 from ...data.errors import WeightsError
-from .shapes import cube_side, mlp_ratio
+from .shapes import even_side, mlp_ratio
 
 UNETR_PATCH = (16, 16, 16)
 KERNEL, LINEAR = "patch_embedding.patch_embeddings.weight", "patch_embedding.patch_embeddings.1.weight"
@@ -123,7 +123,7 @@ def encoder_options(
         "num_classes": 0 if head is None else len(head),
     }
     options |= _patch_options(state, own, family, patch)
-    side = cube_side(own[POSITIONS].shape[1])
+    side = even_side(own[POSITIONS].shape[1])
     if not side or "patch_size" not in options:
         return options, ()
     return {**options, "img_size": tuple(side * p for p in options["patch_size"])}, ("img_size",)
@@ -173,13 +173,7 @@ def _our_name(key: str, depth: int) -> str:
     if re.match(rf"blocks\.{depth}\.(weight|bias)$", key):  # a masked autoencoder's norm is the last of its blocks
         return "norm." + key.rsplit(".", 1)[1]
     key = key.replace("patch_embeddings.1.", "patch_embeddings.", 1)
-    for monai, ours in RENAMES:
-        if key.startswith(monai):
-            key = ours + key[len(monai) :]
-            break
-    for monai, ours in IN_BLOCK if key.startswith("blocks.") else []:
-        key = key.replace(monai, ours)
-    return key
+    return renamed(key, RENAMES) or key
 
 
 def to_monai_key(key: str) -> str:
@@ -188,10 +182,25 @@ def to_monai_key(key: str) -> str:
     Raises:
         WeightsError: it has none.
     """
-    for monai, ours in RENAMES:
-        if key.startswith(ours):
-            key = monai + key[len(ours) :]
-            for theirs, own in IN_BLOCK if key.startswith("blocks.") else []:
-                key = key.replace(own, theirs)
+    found = renamed(key, RENAMES, forward=False)
+    if not found:
+        raise WeightsError(f"MONAI's ViT has no place for {key}.")
+    return found
+
+
+def renamed(key: str, renames: Sequence[tuple[str, str]], forward: bool = True) -> str:
+    """A key under the other project's name; empty if it has none.
+
+    Args:
+        key: MONAI's, or ours.
+        renames: beginnings of keys, MONAI's and ours; one that ends in ``"blocks."`` is a transformer's.
+        forward: from MONAI's to ours; else the way back.
+    """
+    for pair in renames:
+        old, new = pair if forward else pair[::-1]
+        if key.startswith(old):
+            key = new + key[len(old) :]
+            for part in IN_BLOCK if new.endswith("blocks.") else []:
+                key = key.replace(*(part if forward else part[::-1]))
             return key
-    raise WeightsError(f"MONAI's ViT has no place for {key}.")
+    return ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from math import prod
+from typing import TypeVar
 
 import torch
 from monai.networks.nets import MaskedAutoEncoderViT, ViT, ViTAutoEnc
@@ -23,7 +24,9 @@ from .monai_keys import (
     to_monai_key,
     to_our_keys,
 )
-from .shapes import cube_side
+from .shapes import even_side
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def from_monai_vit(
@@ -78,7 +81,7 @@ def _patch_of(layer: nn.Module) -> tuple[int, int, int] | None:
 
 def _size(img_size: int | Sequence[int] | None, patch: tuple[int, int, int], patches: int) -> tuple[int, int, int]:
     """The input size that the patches fill; MONAI leaves out what does not fill one."""
-    side = cube_side(patches)
+    side = even_side(patches)
     if img_size is None and not side:
         raise UsageError(
             f"img_size=None, but {patches} patches are no cube. Pass the img_size that the ViT was built with."
@@ -133,33 +136,51 @@ def to_monai_vit(backbone: VisionTransformer3D, proj_type: str = "conv") -> ViT:
             backbone.pos_embed_type == "sincos" and backbone.embed_dim % 6 > 0
         ),
     }
-    why = [reason for reason, holds in reasons.items() if holds]
-    if why:
-        raise WeightsError(f"MONAI's ViT cannot express this backbone: {'; '.join(why)}.")
-    try:
-        vit = _build(backbone, proj_type, classifies)
-        back = from_monai_vit(vit, backbone.patch_embed.img_size)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise WeightsError(f"MONAI's ViT cannot express this backbone: {error}") from error
-    refuse_other_way_back(backbone, back, "MONAI's ViT cannot express this backbone")
-    return vit.train(backbone.training)
+    return there_and_back(
+        backbone,
+        "MONAI's ViT cannot express this backbone",
+        reasons,
+        lambda: _build(backbone, proj_type, classifies),
+        lambda vit: from_monai_vit(vit, backbone.patch_embed.img_size),
+    )
 
 
-def refuse_other_way_back(network: nn.Module, back: nn.Module, what: str, ignored: str | None = None) -> None:
-    """The way back must give the same layers: dropout, norms, activations and all.
+def there_and_back(
+    network: nn.Module,
+    refusal: str,
+    reasons: Mapping[str, bool],
+    there: Callable[[], M],
+    back: Callable[[M], nn.Module],
+    ignored: str | None = None,
+) -> M:
+    """MONAI's network in place of ours, if the way back gives the same layers: dropout, norms, activations and all.
 
     Args:
-        network: what was converted.
-        back: what its conversion becomes when it is converted back.
-        what: the beginning of the message.
+        network: ours.
+        refusal: the beginning of the message.
+        reasons: what MONAI has no place for, and whether the network has it.
+        there: builds MONAI's network.
+        back: makes that ours again.
         ignored: lines of the networks' text with this in them are not compared.
 
+    Returns:
+        MONAI's network, in the mode of ours.
+
     Raises:
-        WeightsError: a layer differs; the message names the first.
+        WeightsError: a reason holds, the network cannot be built, or a layer differs; the message names the first.
     """
-    for ours, theirs in zip_longest(*(repr(net).splitlines() for net in (network, back)), fillvalue="nothing"):
-        if ours != theirs and (ignored is None or ignored not in ours):
-            raise WeightsError(f"{what}: it has {ours.strip()} where MONAI has {theirs.strip()}.")
+    why = [reason for reason, holds in reasons.items() if holds]
+    if why:
+        raise WeightsError(f"{refusal}: {'; '.join(why)}.")
+    try:
+        theirs = there()
+        again = back(theirs)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise WeightsError(f"{refusal}: {error}") from error
+    for one, other in zip_longest(*(repr(net).splitlines() for net in (network, again)), fillvalue="nothing"):
+        if one != other and (ignored is None or ignored not in one):
+            raise WeightsError(f"{refusal}: it has {one.strip()} where MONAI has {other.strip()}.")
+    return theirs.train(network.training)
 
 
 def _build(backbone: VisionTransformer3D, proj_type: str, classifies: bool) -> ViT:

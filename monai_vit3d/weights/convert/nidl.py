@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...data.errors import WeightsError
 from ...layers.patch_embed import to_3tuple
-from .shapes import KERNEL, POS, cube_side, mlp_ratio
+from .shapes import KERNEL, POS, even_side, mlp_ratio
 
 
 def nidl_options(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -78,7 +78,7 @@ def _positions(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple
         return {}, ()
     count, prefix = state[POS].shape[1], int(options["class_token"]) + options["reg_tokens"]
     for without in (False, True):
-        side = cube_side(count if without else count - prefix)
+        side = even_side(count if without else count - prefix)
         if side:
             size = tuple(side * p for p in options["patch_size"])
             return {"pos_embed": "learned", "no_embed_class": without, "img_size": size}, ("no_embed_class", "img_size")

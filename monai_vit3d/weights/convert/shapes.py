@@ -14,7 +14,7 @@ def mlp_ratio(width: int, hidden: int) -> float:
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def cube_side(count: int) -> int:
-    """The side of the cube that has ``count`` parts; 0 if there is none."""
-    side = round(max(count, 0) ** (1 / 3))
-    return side if side**3 == count else 0
+def even_side(count: int, axes: int = 3) -> int:
+    """The side of the cube, or with 2 axes the square, that has ``count`` parts; 0 if there is none."""
+    side = round(max(count, 0) ** (1 / axes))
+    return side if side**axes == count else 0

@@ -13,12 +13,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ...data.errors import UsageError, WeightsError
+from ...data.errors import WeightsError
 from ...networks import VisionTransformer3D
 from ..backbone import HEAD
 from ..blank import blank_network, fill
 from ..files import read_checkpoint, refuse_differences
-from ..inflate import KERNELS, POSITIONS
+from ..inflate import check_how
 from ..report import Inflated, LoadReport
 from .building import options_checked
 from .shapes import KERNEL, POS
@@ -218,7 +218,7 @@ def create_timm2d(
     if pretrained is not False and pretrained is not None:
         state = read_checkpoint(pretrained)
         return _inflated(model, img_size, patch_size, state, str(pretrained), True, how, options)
-    _check_how(**how)
+    check_how(**{key: how[key] for key in ("kernel", "positions", "axis") if key in how})
     wanted = timm_options(model, how.get("axis", 2))
     with options_checked(name):
         network = VisionTransformer3D(img_size, patch_size, **{**wanted, **options})
@@ -228,14 +228,6 @@ def create_timm2d(
 def timms_name(name: str) -> str:
     """A model's name in timm, of which its name on the Hugging Face hub is one with ``timm/`` before it."""
     return name.removeprefix("hf-hub:").removeprefix("hf_hub:").removeprefix("timm/")
-
-
-def _check_how(kernel: str = "mean", positions: str = "repeat", axis: int = 2, **_others: Any) -> None:
-    """Refuse words that would be refused with weights, though there are none."""
-    known_words = {"kernel": (kernel, KERNELS), "positions": (positions, POSITIONS), "axis": (axis, (0, 1, 2))}
-    for key, (came, known) in known_words.items():
-        if came not in known:
-            raise UsageError(f"{key}={came!r}; one of {', '.join(map(repr, known))} is needed.")
 
 
 def _without_weights(name: str) -> nn.Module:

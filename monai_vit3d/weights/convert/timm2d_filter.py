@@ -14,7 +14,7 @@ from ...data.errors import WeightsError
 from ...layers import resample_pos_embed
 from ...networks import VisionTransformer3D
 from ..inflate import fit_kernel, inflate_positions
-from .shapes import KERNEL, POS
+from .shapes import KERNEL, POS, even_side
 
 logger = logging.getLogger(__name__)
 
@@ -88,17 +88,13 @@ def assumed_grid(
     axes, prefix = state_dict[KERNEL].dim() - 2, own.shape[1] - model.num_patches
     count = pos.shape[1] - prefix
     old = _grid(count, axes, tuple(model.grid_size), axis, None)
-    even = (_side(count, axes),) * axes
-    certain = old == _plane(tuple(model.grid_size), axes, axis) and (old == even or prod(even) != count)
+    even = (even_side(count, axes),) * axes
+    certain = old == _plane(tuple(model.grid_size), axes, axis) and (old == even or not all(even))
     return "" if certain else f"grid {'x'.join(map(str, old))}"
 
 
 def _plane(own: tuple[int, ...], axes: int, axis: int) -> tuple[int, ...]:
     return own if axes == 3 else tuple(n for i, n in enumerate(own) if i != axis)
-
-
-def _side(count: int, axes: int) -> int:
-    return round(max(count, 0) ** (1 / axes))
 
 
 def _at_least_float32(value: Tensor) -> Tensor:
@@ -110,7 +106,7 @@ def _grid(count: int, axes: int, own: tuple[int, ...], axis: int, grid: Sequence
     plane = _plane(own, axes, axis)
     if grid is None and count == prod(plane):
         return plane
-    old = (_side(count, axes),) * axes if grid is None else tuple(grid)
+    old = (even_side(count, axes),) * axes if grid is None else tuple(grid)
     if len(old) != axes or prod(old) != count or count < 1:
         raise WeightsError(
             f"pos_embed has positions for {count} patches, grid={grid} came; {axes} numbers with that product are "
