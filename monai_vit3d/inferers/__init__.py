@@ -2,8 +2,11 @@
 
 from .autocast import AutocastInferer
 from .backends import BACKENDS, BackendNetwork, resolve_backend
+from .invert import LabelInverter, argmax
+from .labels import likeliest
 from .stitch import can_stitch, stitch_windows, unwrapped
 from .tta import FlipEnsemble, FlipSpread, ensemble_variance, predictive_entropy
+from .way_back import WayBack, way_back
 
 __all__ = [
     "BACKENDS",
@@ -11,10 +14,15 @@ __all__ = [
     "BackendNetwork",
     "FlipEnsemble",
     "FlipSpread",
+    "LabelInverter",
+    "WayBack",
+    "argmax",
     "can_stitch",
     "ensemble_variance",
+    "likeliest",
     "predictive_entropy",
     "resolve_backend",
     "stitch_windows",
     "unwrapped",
+    "way_back",
 ]

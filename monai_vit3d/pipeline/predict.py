@@ -23,12 +23,22 @@ from ..data.volume import Array, Volume
 from ..inferers import (
     FlipEnsemble,
     FlipSpread,
+    LabelInverter,
     can_stitch,
     stitch_windows,
     unwrapped,
+    way_back,
 )
 from .bundle import Bundle
-from .labelling import Reduction, activation_of, split_steps, through, whole_numbers
+from .labelling import (
+    Reduction,
+    activation_of,
+    decision,
+    split_inversion,
+    split_steps,
+    through,
+    whole_numbers,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +91,23 @@ class Answer:
 
 @dataclass(eq=False)
 class Output:
-    """The network's answer on its own grid, before it goes back to the file's."""
+    """The network's answer on its own grid, before it goes back to the file's.
+
+    Args:
+        labels: (C, h, w, d); on the file's grid, (C, H, W, D), if ``inverted``.
+        values: (C, h, w, d) numbers instead, for a bundle that inverts them, in a way that only MONAI knows.
+        maps: further maps by kind.
+        numbers: a classifier's.
+        warnings: what was odd.
+        inverted: whether the labels are back already.
+    """
 
     labels: Tensor | None = None
+    values: Tensor | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
     numbers: list[float] | None = None
     warnings: tuple[str, ...] = ()
+    inverted: bool = False
 
 
 class _HeldVolumes(ImageReader):
@@ -190,8 +211,12 @@ def finish(prepared: Prepared, output: Output, bundle: Bundle) -> Answer:
     """Take the network's answer back to the file's own grid."""
     back = _Back(prepared, bundle.image_key)
     answer = Answer(numbers=output.numbers, warnings=output.warnings)
-    if output.labels is not None:
-        labels = back(output.labels, nearest=True)
+    found = output.labels
+    if output.values is not None:
+        found = _as_monai_does(prepared, output.values, back)
+    if found is not None:
+        done = output.inverted or output.values is not None
+        labels = found.numpy() if done else back(found, nearest=True)
         answer.labels = labels[0] if len(labels) == 1 else labels
     for kind, value in output.maps.items():
         # channel after channel: classes x volume is held once, not once for each step of the way back
@@ -202,6 +227,23 @@ def finish(prepared: Prepared, output: Output, bundle: Bundle) -> Answer:
     return answer
 
 
+def _as_monai_does(prepared: Prepared, values: Tensor, back: _Back) -> Tensor:
+    """Labels on the file's grid of numbers that all go there first."""
+    before, invert, after = split_inversion(prepared.postprocessing)
+    found = torch.as_tensor(back(values, nearest=False))
+    if invert is not None and callable(invert.post_func[0]):
+        found = invert.post_func[0](found)
+    lead, rest = split_steps(after)
+    return _labels_of(found, [*lead, *rest], prepared, back.key, activation_of([*before, *lead]))
+
+
+def _labels_of(values: Tensor, steps: list[Any], prepared: Prepared, key: str, activation: str) -> Tensor:
+    data: dict[str, Any] = {"pred": values, key: prepared.image}
+    for step in steps:
+        data = step(data)
+    return whole_numbers(data["pred"], activation, discrete=True)
+
+
 class _Back:
     """The inverse of a case's preprocessing."""
 
@@ -210,12 +252,7 @@ class _Back:
 
     def __call__(self, values: Tensor, nearest: bool) -> Array:
         """(C, h, w, d) on the network's grid to (C, H, W, D) on the file's."""
-        needed, came = tuple(self.prepared.image.shape[1:]), tuple(values.shape[1:])
-        if came != needed:  # MONAI would take it for the input's grid, and put the labels elsewhere
-            raise BundleError(
-                f"{self.prepared.volume.path}: the network's answer has the grid {came}, its input {needed}; one is "
-                "needed. Give the bundle a window of a size that its network keeps, or a DivisiblePadd."
-            )
+        _check_grid(self.prepared, values)
         invert = Invertd("pred", self.prepared.preprocessing, orig_keys=self.key, nearest_interp=nearest)
         found = invert({"pred": MetaTensor(values.float()), self.key: self.prepared.image})["pred"]
         shape = self.prepared.volume.grid.shape
@@ -228,29 +265,59 @@ class _Back:
         return np.rint(array).astype(values.cpu().numpy().dtype) if nearest else array.astype(np.float32)
 
 
+def _check_grid(prepared: Prepared, values: Tensor) -> None:
+    needed, came = tuple(prepared.image.shape[1:]), tuple(values.shape[-3:])
+    if came != needed:  # MONAI would take it for the input's grid, and put the labels elsewhere
+        raise BundleError(
+            f"{prepared.volume.path}: the network's answer has the grid {came}, its input {needed}; one is needed. Give "
+            "the bundle a window of a size that its network keeps, or a DivisiblePadd."
+        )
+
+
 def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
-    steps, rest = split_steps(prepared.postprocessing)
+    before, invert, after = split_inversion(prepared.postprocessing)
+    steps, rest = split_steps(before)
+    lead, following = split_steps(after)
+    inverter = None if invert is None or rest else _inverter(prepared, invert, lead)
+    activation = activation_of([*steps, *lead])
     network: Any = bundle.network
     if options.uncertainty == "variance":
-        network = FlipSpread(network, options.flip_axes, activation_of(steps))
+        network = FlipSpread(network, options.flip_axes, activation)
     elif options.flip_axes:
         network = FlipEnsemble(network, options.flip_axes)
-    reduction = Reduction(steps, options.uncertainty, options.probabilities)
+    reduction = Reduction(steps, options.uncertainty, options.probabilities, inverter, activation)
     image = prepared.image.as_tensor()[None]
     precision: Any = torch.autocast(bundle.device.type) if bundle.autocast else contextlib.nullcontext()
     with torch.no_grad(), precision:
-        found = _run(image, network, bundle, reduction)
+        found = _run(image, network, bundle, reduction, prepared)
     if found.dim() == 2:
         return _classify(found[0], prepared.postprocessing)
     parts = reduction.split(found[0])
-    data: dict[str, Any] = {"pred": parts.pop("labels"), bundle.image_key: prepared.image}
+    labels = parts.pop("labels")
+    if inverter is not None:
+        back = _labels_of(inverter.labels(), following, prepared, bundle.image_key, activation)
+        return Output(labels=back, maps=parts, inverted=True)
+    data: dict[str, Any] = {"pred": labels, bundle.image_key: prepared.image}
     for step in rest:
         data = step(data)
-    labels = whole_numbers(data["pred"], activation_of(steps), discrete=reduction.voxelwise or bool(rest))
+    if invert is not None:
+        return Output(values=torch.as_tensor(data["pred"]), maps=parts)
+    labels = whole_numbers(data["pred"], activation, discrete=reduction.voxelwise or bool(rest))
     return Output(labels=labels, maps=parts)
 
 
-def _run(image: Tensor, network: Any, bundle: Bundle, reduction: Reduction) -> Tensor:
+def _inverter(prepared: Prepared, invert: Invertd, steps: list[Any]) -> LabelInverter | None:
+    """For a bundle that takes numbers back to the file's grid, and labels of them there; None leaves it to MONAI."""
+    decide = decision(steps)
+    way = way_back(prepared.image, prepared.preprocessing, prepared.volume.grid.shape)
+    if decide is None or way is None or callable(invert.post_func[0]):
+        what = "preprocessing" if way is None else "postprocessing"
+        logger.info("%s: the bundle's %s is inverted by MONAI, all classes at once", prepared.volume.path, what)
+        return None
+    return LabelInverter(way, decide)
+
+
+def _run(image: Tensor, network: Any, bundle: Bundle, reduction: Reduction, prepared: Prepared) -> Tensor:
     """Windows that are turned into labels as they come, or the bundle's inferer as it stands."""
     if reduction.voxelwise and can_stitch(bundle.inferer):
         # a network whose output is no single map of the window's size is left to MONAI's inferer
@@ -261,6 +328,8 @@ def _run(image: Tensor, network: Any, bundle: Bundle, reduction: Reduction) -> T
         raise BundleError(f"{bundle.metadata.name}: the network gives {type(logits).__name__}; one tensor is needed.")
     if bundle.metadata.classifies or logits.dim() == 2:
         return logits.float().cpu()
+    if reduction.inverter is not None:
+        _check_grid(prepared, logits)
     return reduction(logits).cpu()
 
 
