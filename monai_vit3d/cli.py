@@ -186,12 +186,7 @@ def _add_predict(verbs: Any) -> None:
     add("--bundle", type=Path, required=True, metavar="DIR", help="the MONAI bundle: a folder or a zip")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU where there is one by default")
     backends = ["auto", "torch", "compile", "openvino"]
-    add(
-        "--backend",
-        choices=backends,
-        default="auto",
-        help="what runs the network; auto: OpenVINO on a CPU if installed",
-    )
+    add("--backend", choices=backends, default="auto", help="what runs the network; auto: OpenVINO on a CPU if installed")
     add("--bf16", action="store_true", help="run the network in bfloat16: faster, labels may differ in a few voxels")
     add("--jobs", type=int, default=1, metavar="N", help="threads that read ahead, and threads that write (1)")
     add("--tta", action="store_true", help="average over flips along the axes that the bundle was trained with")

@@ -92,14 +92,9 @@ class BackendNetwork(nn.Module):
             engine = _compiled(self.network) if self.backend == "compile" else self._openvino(x, precision)
             error = _difference(engine(x), self.network(x))
         except Exception as failure:  # exporters fail in almost any way
-            error, reason = (
-                float("inf"),
-                f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}",
-            )
+            error, reason = float("inf"), f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
         else:
-            reason = (
-                f"its answer differs from PyTorch's by {error:.2g} of the spread, {TOLERANCE[precision]:.2g} is allowed"
-            )
+            reason = f"its answer differs from PyTorch's by {error:.2g} of the spread, {TOLERANCE[precision]:.2g} is allowed"
         if error <= TOLERANCE[precision]:
             return engine
         if self.strict:

@@ -177,7 +177,7 @@ class _Stitcher:
         yield first, _means(band, height)
 
     def _products(self, values: Tensor) -> Iterator[Tensor]:
-        """Each channel's values times the weights, rounded to the network's own type, as MONAI's product in place is."""
+        """Each channel's values times the weights, rounded to the network's own type, as MONAI's product is."""
         if self.device.type != "cpu" or self.band_device.type != "cpu":
             yield from (values * self.weights).to(values.dtype).to(self.band_device)
             return

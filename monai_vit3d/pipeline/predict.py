@@ -269,8 +269,8 @@ def _check_grid(prepared: Prepared, values: Tensor) -> None:
     needed, came = tuple(prepared.image.shape[1:]), tuple(values.shape[-3:])
     if came != needed:  # MONAI would take it for the input's grid, and put the labels elsewhere
         raise BundleError(
-            f"{prepared.volume.path}: the network's answer has the grid {came}, its input {needed}; one is needed. Give "
-            "the bundle a window of a size that its network keeps, or a DivisiblePadd."
+            f"{prepared.volume.path}: the network's answer has the grid {came}, its input {needed}; one is needed. "
+            "Give the bundle a window of a size that its network keeps, or a DivisiblePadd."
         )
 
 
