@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from monai.data import ImageReader, MetaTensor
 from monai.inferers import SlidingWindowInferer
-from monai.transforms import Compose, Invertd, LoadImaged
+from monai.transforms import Compose, LoadImaged
 from torch import Tensor
 
 from ..data.errors import BundleError, ImageError, UsageError
@@ -23,17 +23,15 @@ from ..data.volume import Array, Volume
 from ..inferers import (
     FlipEnsemble,
     FlipSpread,
-    LabelInverter,
     can_stitch,
     stitch_windows,
     unwrapped,
-    way_back,
 )
+from .back import Back, as_monai_does, check_grid, inverter_for, labels_of
 from .bundle import Bundle
 from .labelling import (
     Reduction,
     activation_of,
-    decision,
     split_inversion,
     split_steps,
     through,
@@ -209,11 +207,11 @@ def infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
 
 def finish(prepared: Prepared, output: Output, bundle: Bundle) -> Answer:
     """Take the network's answer back to the file's own grid."""
-    back = _Back(prepared, bundle.image_key)
+    back = Back(prepared, bundle.image_key)
     answer = Answer(numbers=output.numbers, warnings=output.warnings)
     found = output.labels
     if output.values is not None:
-        found = _as_monai_does(prepared, output.values, back)
+        found = as_monai_does(prepared, output.values, back)
     if found is not None:
         done = output.inverted or output.values is not None
         labels = found.numpy() if done else back(found, nearest=True)
@@ -227,58 +225,11 @@ def finish(prepared: Prepared, output: Output, bundle: Bundle) -> Answer:
     return answer
 
 
-def _as_monai_does(prepared: Prepared, values: Tensor, back: _Back) -> Tensor:
-    """Labels on the file's grid of numbers that all go there first."""
-    before, invert, after = split_inversion(prepared.postprocessing)
-    found = torch.as_tensor(back(values, nearest=False))
-    if invert is not None and callable(invert.post_func[0]):
-        found = invert.post_func[0](found)
-    lead, rest = split_steps(after)
-    return _labels_of(found, [*lead, *rest], prepared, back.key, activation_of([*before, *lead]))
-
-
-def _labels_of(values: Tensor, steps: list[Any], prepared: Prepared, key: str, activation: str) -> Tensor:
-    data: dict[str, Any] = {"pred": values, key: prepared.image}
-    for step in steps:
-        data = step(data)
-    return whole_numbers(data["pred"], activation, discrete=True)
-
-
-class _Back:
-    """The inverse of a case's preprocessing."""
-
-    def __init__(self, prepared: Prepared, key: str) -> None:
-        self.prepared, self.key = prepared, key
-
-    def __call__(self, values: Tensor, nearest: bool) -> Array:
-        """(C, h, w, d) on the network's grid to (C, H, W, D) on the file's."""
-        _check_grid(self.prepared, values)
-        invert = Invertd("pred", self.prepared.preprocessing, orig_keys=self.key, nearest_interp=nearest)
-        found = invert({"pred": MetaTensor(values.float()), self.key: self.prepared.image})["pred"]
-        shape = self.prepared.volume.grid.shape
-        if tuple(found.shape[1:]) != shape:
-            raise BundleError(
-                f"{self.prepared.volume.path}: the answer has the grid {tuple(found.shape[1:])}, the file {shape}. The "
-                "bundle's preprocessing has a step that MONAI cannot invert; use invertible transforms."
-            )
-        array = found.cpu().numpy()
-        return np.rint(array).astype(values.cpu().numpy().dtype) if nearest else array.astype(np.float32)
-
-
-def _check_grid(prepared: Prepared, values: Tensor) -> None:
-    needed, came = tuple(prepared.image.shape[1:]), tuple(values.shape[-3:])
-    if came != needed:  # MONAI would take it for the input's grid, and put the labels elsewhere
-        raise BundleError(
-            f"{prepared.volume.path}: the network's answer has the grid {came}, its input {needed}; one is needed. "
-            "Give the bundle a window of a size that its network keeps, or a DivisiblePadd."
-        )
-
-
 def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
     before, invert, after = split_inversion(prepared.postprocessing)
     steps, rest = split_steps(before)
     lead, following = split_steps(after)
-    inverter = None if invert is None or rest else _inverter(prepared, invert, lead)
+    inverter = None if invert is None or rest else inverter_for(prepared, invert, lead)
     activation = activation_of([*steps, *lead])
     network: Any = bundle.network
     if options.uncertainty == "variance":
@@ -295,7 +246,7 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
     parts = reduction.split(found[0])
     labels = parts.pop("labels")
     if inverter is not None:
-        back = _labels_of(inverter.labels(), following, prepared, bundle.image_key, activation)
+        back = labels_of(inverter.labels(), following, prepared, bundle.image_key, activation)
         return Output(labels=back, maps=parts, inverted=True)
     data: dict[str, Any] = {"pred": labels, bundle.image_key: prepared.image}
     for step in rest:
@@ -304,17 +255,6 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
         return Output(values=torch.as_tensor(data["pred"]), maps=parts)
     labels = whole_numbers(data["pred"], activation, discrete=reduction.voxelwise or bool(rest))
     return Output(labels=labels, maps=parts)
-
-
-def _inverter(prepared: Prepared, invert: Invertd, steps: list[Any]) -> LabelInverter | None:
-    """For a bundle that takes numbers back to the file's grid, and labels of them there; None leaves it to MONAI."""
-    decide = decision(steps)
-    way = way_back(prepared.image, prepared.preprocessing, prepared.volume.grid.shape)
-    if decide is None or way is None or callable(invert.post_func[0]):
-        what = "preprocessing" if way is None else "postprocessing"
-        logger.info("%s: the bundle's %s is inverted by MONAI, all classes at once", prepared.volume.path, what)
-        return None
-    return LabelInverter(way, decide)
 
 
 def _run(image: Tensor, network: Any, bundle: Bundle, reduction: Reduction, prepared: Prepared) -> Tensor:
@@ -329,7 +269,7 @@ def _run(image: Tensor, network: Any, bundle: Bundle, reduction: Reduction, prep
     if bundle.metadata.classifies or logits.dim() == 2:
         return logits.float().cpu()
     if reduction.inverter is not None:
-        _check_grid(prepared, logits)
+        check_grid(prepared, logits)
     return reduction(logits).cpu()
 
 
