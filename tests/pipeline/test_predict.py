@@ -241,7 +241,7 @@ def test_mixed_precision(bundle, images, tmp_path, monkeypatch, stitched):
     monkeypatch.setattr(folder, "load_bundle", load)
     if not stitched:
         monkeypatch.setattr(predict, "can_stitch", lambda inferer: False)
-    record = run(bundle, images[0], tmp_path, "--probabilities")["spleen_0"]
+    record = run(bundle, images[0], tmp_path, "--probabilities", "--backend", "torch")["spleen_0"]
     reference = Reference(bundle, images[0])
     with torch.autocast("cpu"):
         logits = reference.logits().float()
