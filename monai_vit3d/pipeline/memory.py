@@ -84,7 +84,7 @@ def needed_bytes(grid: Grid, channels: int, bundle: Bundle, options: Options | N
 
 
 def _inverting(bundle: Bundle) -> str | None:
-    """How numbers go back to the file's grid, for a bundle that makes labels of them there: as far as it can be told."""
+    """How numbers go back to the file's grid before labels are made of them; None where labels go back."""
     from monai.transforms import InvertibleTransform, Orientationd, Spacingd
     from monai.transforms.croppad.dictionary import Cropd, Padd
 
