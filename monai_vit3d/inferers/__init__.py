@@ -2,9 +2,12 @@
 
 from .autocast import AutocastInferer
 from .backends import BACKENDS, BackendNetwork, resolve_backend
+from .invert import LabelInverter, argmax
+from .labels import likeliest
 from .spacing import SpacingInferer, spacing_of, told_spacing, unwrapped
 from .stitch import can_stitch, stitch_windows
 from .tta import FlipEnsemble, FlipSpread, ensemble_variance, predictive_entropy
+from .way_back import WayBack, way_back
 
 __all__ = [
     "BACKENDS",
@@ -12,13 +15,18 @@ __all__ = [
     "BackendNetwork",
     "FlipEnsemble",
     "FlipSpread",
+    "LabelInverter",
     "SpacingInferer",
+    "WayBack",
+    "argmax",
     "can_stitch",
     "ensemble_variance",
+    "likeliest",
     "predictive_entropy",
     "resolve_backend",
     "spacing_of",
     "stitch_windows",
     "told_spacing",
     "unwrapped",
+    "way_back",
 ]

@@ -149,17 +149,15 @@ class _Stitcher:
             yield slice(start - inside.start, stop - inside.start), values[kept]
 
     def _weighted(self, predict: Callable[[Tensor], Tensor]) -> Windows:
-        """Each window's place, and its output ``(K, h, w, d)`` times the weights; MONAI's order and batches."""
+        """Each window's place and its output ``(K, h, w, d)``; MONAI's order and batches."""
         for i in range(0, len(self.layout.windows), self.batch):
             places = self.layout.windows[i : i + self.batch]
             views = [self.image[(...,) + place] for place in places]
             # a lone window stays a view, as in MONAI: a network's sums over it run in the order of its strides
             output = predict((views[0] if self.batch == 1 else torch.cat(views)).to(self.device))
             self._check(output, len(places))
-            for place, values in zip(places, output):
-                # rounded to the network's own type, as MONAI's product in place is
-                yield place, (values * self.weights).to(values.dtype).to(self.band_device)
-            del output, values  # or they would be held while the network runs on the next windows
+            yield from zip(places, output)
+            del output  # or it would be held while the network runs on the next windows
 
     def _finished(self, windows: Windows) -> Iterator[tuple[int, Tensor]]:
         """Planes of weighted means and the number of the first, as soon as no later window touches them."""
@@ -173,10 +171,20 @@ class _Stitcher:
                 _move_on(band, done)
                 first += done
             at = band[0][(..., slice(None)) + place[1:]]
-            at[:-1] += values
+            for sums, products in zip(at, self._products(values)):
+                sums += products
             at[-1:] += weights
-            del values
+            del values, products
         yield first, _means(band, height)
+
+    def _products(self, values: Tensor) -> Iterator[Tensor]:
+        """Each channel's values times the weights, rounded to the network's own type, as MONAI's product is."""
+        if self.device.type != "cpu" or self.band_device.type != "cpu":
+            yield from (values * self.weights).to(values.dtype).to(self.band_device)
+            return
+        product = torch.empty(self.layout.roi, dtype=values.dtype)  # one for all: it stays in the cache
+        for channel in values:
+            yield torch.mul(channel, self.weights[0], out=product)
 
     def _check(self, output: Tensor, count: int) -> None:
         roi, floats = self.layout.roi, isinstance(output, Tensor) and output.is_floating_point()

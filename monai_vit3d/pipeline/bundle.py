@@ -33,7 +33,8 @@ class Bundle:
         network: in evaluation mode, on ``device``.
         preprocessing: transforms from a file to the network's input, one after another.
         inferer: how the network runs over an input.
-        postprocessing: transforms from the network's output to the answer, without saving and inverting.
+        postprocessing: transforms from the network's output to the answer, without saving; and without inverting, but
+            for a bundle that takes its numbers back to the file's grid before it makes labels of them.
         image_key: what the transforms call the image.
         weights: the checkpoint.
         weights_sha256: of the checkpoint.
@@ -118,7 +119,7 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bu
         network=network.to(where).eval(),
         preprocessing=preprocessing,
         inferer=build("inferer", None) or _whole_volume(),
-        postprocessing=[t for t in _flatten(build("postprocessing", None)) if not _belongs_to_files(t)],
+        postprocessing=_of_numbers(_flatten(build("postprocessing", None)), metadata),
         image_key=_image_key(preprocessing, path),
         device=where,
         weights=weights,
@@ -236,6 +237,16 @@ def _flatten(transform: Any) -> list[Transform]:
     if transform is None:
         return []
     return list(transform.flatten().transforms) if isinstance(transform, Compose) else [transform]
+
+
+def _of_numbers(steps: list[Any], metadata: Metadata) -> list[Any]:
+    """Without saving, and without an Invertd that may as well stand at the end, where labels are inverted."""
+    from monai.transforms import AsDiscreted, Invertd
+
+    discrete = [i for i, step in enumerate(steps) if isinstance(step, AsDiscreted)]
+    early = steps[: discrete[0]] if discrete and not metadata.classifies else []
+    first = next((s for s in early if isinstance(s, Invertd) and "pred" in s.keys and not s.nearest_interp[0]), None)
+    return [step for step in steps if step is first or not _belongs_to_files(step)]
 
 
 def _belongs_to_files(transform: Any) -> bool:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Activationsd, AsDiscreted
+from monai.transforms import Activationsd, AsDiscreted, Invertd
 from torch import Tensor
 
 from ..data.errors import BundleError, ImageError
-from ..inferers import ensemble_variance, predictive_entropy
+from ..inferers import LabelInverter, argmax, ensemble_variance, predictive_entropy
 
 SLAB = 2**22  # of the network's numbers that are turned into labels at a time
 
@@ -23,11 +23,21 @@ class Reduction:
         steps: the leading part of :func:`split_steps`.
         uncertainty: ``"entropy"``, ``"variance"`` (then the network is a :class:`FlipSpread`) or None.
         probabilities: whether to keep them.
+        inverter: of a bundle that inverts before it makes labels; it gets what the steps leave.
+        activation: see :func:`activation_of`; None is that of the steps.
     """
 
-    def __init__(self, steps: list[Any], uncertainty: str | None, probabilities: bool) -> None:
+    def __init__(
+        self,
+        steps: list[Any],
+        uncertainty: str | None,
+        probabilities: bool,
+        inverter: LabelInverter | None = None,
+        activation: str | None = None,
+    ) -> None:
         self.steps, self.uncertainty, self.probabilities = steps, uncertainty, probabilities
-        self.voxelwise = any(isinstance(step, AsDiscreted) for step in steps)
+        self.inverter, self.activation = inverter, activation or activation_of(steps)
+        self.voxelwise = inverter is not None or any(isinstance(step, AsDiscreted) for step in steps)
         self.sizes: dict[str, int] = {}
 
     def __call__(self, logits: Tensor) -> Tensor:
@@ -40,12 +50,19 @@ class Reduction:
         mean = logits[:, :classes].float()
         if not bool(torch.isfinite(mean).all()):  # argmax would call it background
             raise ImageError("the network's answer is NaN or infinite. Look at the image, and at the weights.")
-        labels = through(self.steps, mean[0])[None]
+        labels = self._labels(mean[0])[None]
         extra = self._maps(logits.float(), mean, classes)
         self.sizes = {"labels": labels.shape[1], **{kind: value.shape[1] for kind, value in extra.items()}}
         if not extra:
             return labels.to(torch.uint8) if self.voxelwise and classes <= 256 else labels
         return torch.cat([labels.float(), *extra.values()], dim=1)
+
+    def _labels(self, values: Tensor) -> Tensor:
+        if self.inverter is not None:
+            return self.inverter.feed(through(self.steps, values))
+        if len(self.steps) == 1 and decision(self.steps) is argmax:
+            return argmax(values)
+        return through(self.steps, values)
 
     def split(self, reduced: Tensor) -> dict[str, Tensor]:
         """(C', H, W, D) into labels and maps, by kind."""
@@ -54,11 +71,11 @@ class Reduction:
     def _maps(self, logits: Tensor, mean: Tensor, classes: int) -> dict[str, Tensor]:
         wanted: dict[str, Tensor] = {}
         if self.uncertainty == "entropy":
-            wanted["entropy"] = predictive_entropy(mean, activation_of(self.steps))
+            wanted["entropy"] = predictive_entropy(mean, self.activation)
         if self.uncertainty == "variance":
             wanted["variance"] = ensemble_variance(logits, classes)
         if self.probabilities:
-            wanted["prob"] = mean.softmax(1) if activation_of(self.steps) == "softmax" else mean.sigmoid()
+            wanted["prob"] = mean.softmax(1) if self.activation == "softmax" else mean.sigmoid()
         return wanted
 
 
@@ -66,6 +83,30 @@ def split_steps(steps: list[Any]) -> tuple[list[Any], list[Any]]:
     """The leading steps that treat each voxel alone, and the others."""
     count = next((i for i, step in enumerate(steps) if not isinstance(step, Activationsd | AsDiscreted)), len(steps))
     return steps[:count], steps[count:]
+
+
+def split_inversion(steps: list[Any]) -> tuple[list[Any], Invertd | None, list[Any]]:
+    """What comes before the bundle's own Invertd, it, and what comes after; all comes before where there is none."""
+    place = next((i for i, step in enumerate(steps) if isinstance(step, Invertd)), None)
+    return (steps, None, []) if place is None else (steps[:place], steps[place], steps[place + 1 :])
+
+
+def decision(steps: list[Any]) -> Callable[[Tensor], Tensor] | None:
+    """Activations and one AsDiscreted as a function for :class:`LabelInverter`; None where it is not for that.
+
+    Known are argmax, also of a softmax, and a threshold, also of a sigmoid.
+    """
+    *activations, last = steps or [None]
+    if not isinstance(last, AsDiscreted) or last.to_onehot[0] is not None or last.rounding[0] is not None:
+        return None
+    kinds = [(bool(a.sigmoid[0]), bool(a.softmax[0]), a.other[0]) for a in activations]
+    kind = "argmax" if last.argmax[0] else "threshold" if last.threshold[0] is not None else None
+    if kind == "argmax" and last.threshold[0] is None and kinds in ([], [(False, True, None)]):
+        known = last.converter.kwargs.get("dim", 0) == 0 and last.converter.kwargs.get("keepdim", True)
+        return argmax if known and not any(a.converter.kwargs for a in activations) else None
+    if kind == "threshold" and kinds in ([], [(True, False, None)]):
+        return lambda values: through(steps, values).to(torch.uint8)
+    return None
 
 
 def activation_of(steps: list[Any]) -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BYTES_PER_VOXEL = 20  # of an image, or of labels: float32, and copies that transforms make
 BYTES_PER_RESAMPLED_VOXEL = 56  # of the new grid, however many channels: MONAI's coordinates are 4 + 3 float64 numbers
 BYTES_PER_LABELLED_VOXEL = 14  # of the network's grid: labels, and what the bundle makes of them
+BYTES_PER_INVERTED_LABEL = 4  # of the file's grid: labels that come back, and what the bundle makes of them
+PLANES = 6  # of each grid, all classes, while labels come back
 WINDOWS = 6  # outputs of a batch, and their products with the weights, that are alive together
 _AXES = dict(zip("LRPAIS", (0, 0, 1, 1, 2, 2)))
 
@@ -68,8 +70,35 @@ def needed_bytes(grid: Grid, channels: int, bundle: Bundle, options: Options | N
     preprocess = there * (BYTES_PER_VOXEL * channels + grid_bytes)
     network = there * (BYTES_PER_LABELLED_VOXEL + 4 * channels + 4 * maps)
     network += _stitching(grid, bundle, classes, options)
+    way = _inverting(bundle)
+    if way in ("aligned", "turned"):
+        planes = sum(math.prod(shape) / min(shape) for shape in (network_shape(grid, bundle), grid.shape))
+        network += BYTES_PER_INVERTED_LABEL * back + 4 * classes * math.ceil(PLANES * planes)
+        network += 8 * classes * there if way == "turned" else 0
+        grid_bytes = grid_bytes if maps else 0
     write = back * (BYTES_PER_VOXEL + grid_bytes + 4 * maps) + there * (4 * channels + 4 + 4 * maps)
+    if way == "MONAI":  # float64 there and back, and float32
+        network += 8 * classes * there
+        write += 12 * classes * (there + back)
     return 4 * back * channels + max(8 * back, preprocess, network, write)  # 8: a voxel as it is stored, at most
+
+
+def _inverting(bundle: Bundle) -> str | None:
+    """How numbers go back to the file's grid before labels are made of them; None where labels go back."""
+    from monai.transforms import InvertibleTransform, Orientationd, Spacingd
+    from monai.transforms.croppad.dictionary import Cropd, Padd
+
+    from .labelling import decision, split_inversion, split_steps
+
+    before, invert, after = split_inversion(bundle.postprocessing)
+    if invert is None:
+        return None
+    steps = [step for step in bundle.preprocessing if isinstance(step, InvertibleTransform)]
+    known = all(isinstance(step, Orientationd | Spacingd | Cropd | Padd) for step in steps)
+    if split_steps(before)[1] or decision(split_steps(after)[0]) is None or not known:
+        return "MONAI"
+    turned = any(isinstance(step, Spacingd) and step.spacing_transform.diagonal for step in steps)
+    return "turned" if turned else "aligned"
 
 
 def _maps(classes: int, options: Options | None) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from monai.data import ImageReader, MetaTensor
 from monai.inferers import SlidingWindowInferer
-from monai.transforms import Compose, Invertd, LoadImaged
+from monai.transforms import Compose, LoadImaged
 from torch import Tensor
 
 from ..data.errors import BundleError, ImageError, UsageError
@@ -29,8 +29,16 @@ from ..inferers import (
     unwrapped,
 )
 from ..layers.rope import mm_positions
+from .back import Back, as_monai_does, check_grid, inverter_for, labels_of
 from .bundle import Bundle
-from .labelling import Reduction, activation_of, split_steps, through, whole_numbers
+from .labelling import (
+    Reduction,
+    activation_of,
+    split_inversion,
+    split_steps,
+    through,
+    whole_numbers,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +91,23 @@ class Answer:
 
 @dataclass(eq=False)
 class Output:
-    """The network's answer on its own grid, before it goes back to the file's."""
+    """The network's answer on its own grid, before it goes back to the file's.
+
+    Args:
+        labels: (C, h, w, d); on the file's grid, (C, H, W, D), if ``inverted``.
+        values: (C, h, w, d) numbers instead, for a bundle that inverts them, in a way that only MONAI knows.
+        maps: further maps by kind.
+        numbers: a classifier's.
+        warnings: what was odd.
+        inverted: whether the labels are back already.
+    """
 
     labels: Tensor | None = None
+    values: Tensor | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
     numbers: list[float] | None = None
     warnings: tuple[str, ...] = ()
+    inverted: bool = False
 
 
 class _HeldVolumes(ImageReader):
@@ -190,10 +209,14 @@ def infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
 
 def finish(prepared: Prepared, output: Output, bundle: Bundle) -> Answer:
     """Take the network's answer back to the file's own grid."""
-    back = _Back(prepared, bundle.image_key)
+    back = Back(prepared, bundle.image_key)
     answer = Answer(numbers=output.numbers, warnings=output.warnings)
-    if output.labels is not None:
-        labels = back(output.labels, nearest=True)
+    found = output.labels
+    if output.values is not None:
+        found = as_monai_does(prepared, output.values, back)
+    if found is not None:
+        done = output.inverted or output.values is not None
+        labels = found.numpy() if done else back(found, nearest=True)
         answer.labels = labels[0] if len(labels) == 1 else labels
     for kind, value in output.maps.items():
         # channel after channel: classes x volume is held once, not once for each step of the way back
@@ -204,57 +227,41 @@ def finish(prepared: Prepared, output: Output, bundle: Bundle) -> Answer:
     return answer
 
 
-class _Back:
-    """The inverse of a case's preprocessing."""
-
-    def __init__(self, prepared: Prepared, key: str) -> None:
-        self.prepared, self.key = prepared, key
-
-    def __call__(self, values: Tensor, nearest: bool) -> Array:
-        """(C, h, w, d) on the network's grid to (C, H, W, D) on the file's."""
-        needed, came = tuple(self.prepared.image.shape[1:]), tuple(values.shape[1:])
-        if came != needed:  # MONAI would take it for the input's grid, and put the labels elsewhere
-            raise BundleError(
-                f"{self.prepared.volume.path}: the network's answer has the grid {came}, its input {needed}; one is "
-                "needed. Give the bundle a window of a size that its network keeps, or a DivisiblePadd."
-            )
-        invert = Invertd("pred", self.prepared.preprocessing, orig_keys=self.key, nearest_interp=nearest)
-        found = invert({"pred": MetaTensor(values.float()), self.key: self.prepared.image})["pred"]
-        shape = self.prepared.volume.grid.shape
-        if tuple(found.shape[1:]) != shape:
-            raise BundleError(
-                f"{self.prepared.volume.path}: the answer has the grid {tuple(found.shape[1:])}, the file {shape}. The "
-                "bundle's preprocessing has a step that MONAI cannot invert; use invertible transforms."
-            )
-        array = found.cpu().numpy()
-        return np.rint(array).astype(values.cpu().numpy().dtype) if nearest else array.astype(np.float32)
-
-
 def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
-    steps, rest = split_steps(prepared.postprocessing)
+    before, invert, after = split_inversion(prepared.postprocessing)
+    steps, rest = split_steps(before)
+    lead, following = split_steps(after)
+    inverter = None if invert is None or rest else inverter_for(prepared, invert, lead)
+    activation = activation_of([*steps, *lead])
     network: Any = bundle.network
     if options.uncertainty == "variance":
-        network = FlipSpread(network, options.flip_axes, activation_of(steps))
+        network = FlipSpread(network, options.flip_axes, activation)
     elif options.flip_axes:
         network = FlipEnsemble(network, options.flip_axes)
-    reduction = Reduction(steps, options.uncertainty, options.probabilities)
+    reduction = Reduction(steps, options.uncertainty, options.probabilities, inverter, activation)
     precision: Any = torch.autocast(bundle.device.type) if bundle.autocast else contextlib.nullcontext()
     with torch.no_grad(), precision:
-        found = _run(prepared.image[None], network, bundle, reduction)
+        found = _run(prepared, network, bundle, reduction)
     if found.dim() == 2:
         return _classify(found[0], prepared.postprocessing)
     parts = reduction.split(found[0])
-    data: dict[str, Any] = {"pred": parts.pop("labels"), bundle.image_key: prepared.image}
+    labels = parts.pop("labels")
+    if inverter is not None:
+        back = labels_of(inverter.labels(), following, prepared, bundle.image_key, activation)
+        return Output(labels=back, maps=parts, inverted=True)
+    data: dict[str, Any] = {"pred": labels, bundle.image_key: prepared.image}
     for step in rest:
         data = step(data)
-    labels = whole_numbers(data["pred"], activation_of(steps), discrete=reduction.voxelwise or bool(rest))
+    if invert is not None:
+        return Output(values=torch.as_tensor(data["pred"]), maps=parts)
+    labels = whole_numbers(data["pred"], activation, discrete=reduction.voxelwise or bool(rest))
     return Output(labels=labels, maps=parts)
 
 
-def _run(image: MetaTensor, network: Any, bundle: Bundle, reduction: Reduction) -> Tensor:
+def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: Reduction) -> Tensor:
     """Windows that are turned into labels as they come, or the bundle's inferer as it stands."""
     # whether the bundle thinks of it or not; windows and other networks get plain tensors
-    inferer = SpacingInferer(bundle.inferer)
+    inferer, image = SpacingInferer(bundle.inferer), prepared.image[None]
     volume = image if mm_positions(network) else image.as_tensor()
     if reduction.voxelwise and can_stitch(inferer):
         # a network whose output is no single map of the window's size is left to MONAI's inferer
@@ -266,6 +273,8 @@ def _run(image: MetaTensor, network: Any, bundle: Bundle, reduction: Reduction) 
     logits = logits.as_subclass(Tensor)
     if bundle.metadata.classifies or logits.dim() == 2:
         return logits.float().cpu()
+    if reduction.inverter is not None:
+        check_grid(prepared, logits)
     return reduction(logits).cpu()
 
 

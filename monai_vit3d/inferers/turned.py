@@ -1,0 +1,98 @@
+"""Labels on a grid that is turned against the network's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .cells import MIXED, Whole, corners, merged, signed
+from .way_back import WayBack
+
+POINTS = 2**16  # voxels that are interpolated at a time
+
+
+class Turned(Whole):
+    """Numbers around borders are held, all classes of a voxel side by side, and looked up wherever they lie."""
+
+    def __init__(
+        self, way: WayBack, decide: Callable[[Tensor], Tensor], zeros: Tensor, dtype: torch.dtype, classes: int
+    ) -> None:
+        super().__init__(way, decide, zeros, dtype, classes)
+        self.rows = torch.zeros(1, *way.before.source, dtype=torch.int32)  # of the table; its first is zeros
+        self.table, self.count = [torch.zeros(1, classes)], 1
+        self.padded = any(bool((i >= way.before.source[a]).any()) for i, a in zip(way.before.index, way.before.axes))
+        self.last: tuple[int, Tensor, Tensor] | None = None  # a plane, and which of its voxels are needed
+
+    def feed(self, row: int, planes: Tensor, labels: Tensor) -> None:
+        """Keep the labels, and the numbers around their borders."""
+        super().feed(row, planes, labels)
+        for k in range(row, row + planes.shape[1]):
+            needed = _corners_of_mixed(self.found[:, max(0, k - 1)], self.found[:, k]) | self.padded
+            self._keep(needed)
+            self.last = k, planes[:, k - row], needed
+        self.last = k, planes[:, -1].clone(), needed
+
+    def _keep(self, needed: Tensor) -> None:
+        """Put the last plane's voxels into the table, those that are needed for the next plane, too."""
+        if self.last is None:
+            return
+        row, plane, before = self.last
+        some = (before | needed).flatten().nonzero().flatten()
+        self.table.append(plane.flatten(1).index_select(1, some).T.contiguous())
+        numbers = torch.arange(self.count, self.count + len(some), dtype=torch.int32)
+        self.rows[0, row].flatten().index_copy_(0, some, numbers)
+        self.count += len(some)
+
+    def labels(self) -> Tensor:
+        """On the grid before ``way.after``."""
+        self._keep(self.last[2])
+        self.last = None
+        table, self.table = torch.cat(self.table), []
+        rows = self.way.before.take(self.rows).flatten()
+        cells = self.way.before.take(self.found, self.zeros).to(signed(table.shape[1]))
+        for dim in (1, 2, 3):
+            cells = merged(cells, _following(cells, dim))
+        shape = self.way.after.source
+        found = torch.empty((len(cells), *shape), dtype=self.found.dtype)
+        matrix = self.way.xform
+        j, k = (torch.arange(n, dtype=torch.float64) for n in shape[1:])
+        plane = [matrix[axis, 1] * j[:, None] + matrix[axis, 2] * k + matrix[axis, 3] for axis in range(3)]
+        for i in range(shape[0]):
+            points = [(matrix[a, 0] * i + plane[a]).clamp_(0, n - 1).flatten() for a, n in enumerate(cells.shape[1:])]
+            found[:, i] = self._plane(points, cells, rows, table).unflatten(1, shape[1:])
+        return found
+
+    def _plane(self, points: list[Tensor], cells: Tensor, rows: Tensor, table: Tensor) -> Tensor:
+        """The labels (C, N) at N points."""
+        shape = cells.shape[1:]
+        lower = [p.long() for p in points]
+        place = (lower[0] * shape[1] + lower[1]) * shape[2] + lower[2]
+        labels = cells.flatten(1).index_select(1, place)
+        mixed = (labels == MIXED).any(0).nonzero().flatten()
+        strides = (shape[1] * shape[2], shape[2], 1)
+        for some in mixed.split(POINTS):
+            low = [index[some] for index in lower]
+            weights = [(p[some] - at).float()[:, None] for p, at in zip(points, low)]
+            steps = [(at + 1 < n) * stride for at, n, stride in zip(low, shape, strides)]
+            values = corners(lambda at: table.index_select(0, rows[at]), place[some], steps, weights)
+            labels[:, some] = self.decide(values.T.contiguous()).to(labels.dtype)
+        return labels
+
+
+def _following(labels: Tensor, dim: int) -> Tensor:
+    """The next voxel's along an axis; the last one's its own."""
+    return torch.cat([labels.narrow(dim, 1, labels.shape[dim] - 1), labels.narrow(dim, -1, 1)], dim)
+
+
+def _corners_of_mixed(labels: Tensor, others: Tensor) -> Tensor:
+    """(w, d), which voxels are corners of a cell between two planes (C, w, d) that has several labels."""
+    cells = merged(labels.to(torch.int32), others)
+    for dim in (1, 2):
+        cells = merged(cells, _following(cells, dim))
+    mixed = (cells == MIXED).any(0)
+    for dim in (0, 1):
+        mixed = F.pad(mixed.narrow(dim, 0, mixed.shape[dim] - 1), (1, 0) if dim else (0, 0, 1, 0)) | mixed
+    return mixed
