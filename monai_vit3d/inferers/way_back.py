@@ -13,7 +13,7 @@ from monai.transforms import Compose, InvertibleTransform
 from monai.utils import TraceKeys, get_torch_dtype_from_string
 from torch import Tensor
 
-from ..data.spacing import TURN_VOXELS, _Line, _Move
+from ..data.moves import TURN_VOXELS, Line, Move
 
 PADS = ("Pad", "SpatialPad", "BorderPad", "DivisiblePad")
 CROPS = ("Crop", "SpatialCrop", "CenterSpatialCrop", "CenterScaleCrop")
@@ -98,7 +98,7 @@ class WayBack:
     """
 
     before: Places
-    lines: tuple[_Line, ...] | None
+    lines: tuple[Line, ...] | None
     xform: Tensor | None
     after: Places
 
@@ -135,7 +135,7 @@ class _Walk:
         self.before: Places | None = None
         self.places = Places.all(tuple(image.shape[1:]))
         self.affine = image.affine.double().cpu().numpy()
-        self.lines: tuple[_Line, ...] | None = None
+        self.lines: tuple[Line, ...] | None = None
         self.xform: Tensor | None = None
 
     def back(self, image: MetaTensor, shape: tuple[int, ...]) -> WayBack:
@@ -186,13 +186,13 @@ class _Walk:
     def _resample(self, extra: Mapping[str, Any], size: tuple[int, ...]) -> None:
         """Undo a change of spacing."""
         target, source = (torch.as_tensor(a, dtype=torch.float64) for a in (extra["src_affine"], self.affine))
-        move = _Move(source, torch.as_tensor(np.linalg.solve(source, target)), self.places.shape, size)
-        if move._is_none(target):
+        move = Move(source, torch.as_tensor(np.linalg.solve(source, target)), self.places.shape, size)
+        if move.is_none(target):
             return
         mode, padding, corners = (extra[name] for name in ("mode", "padding_mode", "align_corners"))
         dtype = get_torch_dtype_from_string(extra["dtype"])
         _need(self.before is None and mode == "bilinear" and min(size) > 0)
-        if move._turn() <= TURN_VOXELS:
+        if move.turn_voxels() <= TURN_VOXELS:
             lines = move.lines(mode, padding, corners is True, dtype)
             _need(lines is not None)
             self.lines = tuple(lines or ())
