@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # fitted to benchmarks/memory.py, which prints them beside what was measured
 BYTES_PER_VOXEL = 20  # of an image, or of labels: float32, and copies that transforms make
-BYTES_PER_RESAMPLED_VOXEL = 56  # of the new grid, however many channels: MONAI's coordinates are 4 + 3 float64 numbers
+BYTES_PER_RESAMPLED_VOXEL = 56  # of the new grid by MONAI, however many channels: its coordinates are 7 float64 numbers
 BYTES_PER_LABELLED_VOXEL = 14  # of the network's grid: labels, and what the bundle makes of them
 BYTES_PER_INVERTED_LABEL = 4  # of the file's grid: labels that come back, and what the bundle makes of them
 PLANES = 6  # of each grid, all classes, while labels come back
@@ -41,7 +41,10 @@ def network_shape(grid: Grid, bundle: Bundle) -> tuple[int, ...]:
             # positive entries only: the others keep the file's spacing
             wanted = np.ravel(step.spacing_transform.pixdim).astype(float)[:3]
             wanted = np.where(wanted > 0, wanted, spacing[: len(wanted)])
-            shape[: len(wanted)] *= spacing[: len(wanted)] / wanted
+            if step.spacing_transform.diagonal and len(wanted) == 3:  # the box around the turned file
+                shape = np.abs(grid.affine_mm[:3, :3]) @ (np.array(grid.shape) - 1) / wanted + 1
+            else:
+                shape[: len(wanted)] *= spacing[: len(wanted)] / wanted
             break
     return tuple(max(1, math.ceil(n - 1e-3)) for n in shape.tolist())
 
@@ -66,7 +69,7 @@ def needed_bytes(grid: Grid, channels: int, bundle: Bundle, options: Options | N
     maps = _maps(classes, options)
     there, back = network_voxels(grid, bundle), math.prod(grid.shape)
     # a spacing that is kept is not resampled, and the numbers of voxels are then the same
-    grid_bytes = BYTES_PER_RESAMPLED_VOXEL if there != back else 0
+    grid_bytes = BYTES_PER_RESAMPLED_VOXEL if there != back and not _separable(bundle) else 0
     preprocess = there * (BYTES_PER_VOXEL * channels + grid_bytes)
     network = there * (BYTES_PER_LABELLED_VOXEL + 4 * channels + 4 * maps)
     network += _stitching(grid, bundle, classes, options)
@@ -99,6 +102,22 @@ def _inverting(bundle: Bundle) -> str | None:
         return "MONAI"
     turned = any(isinstance(step, Spacingd) and step.spacing_transform.diagonal for step in steps)
     return "turned" if turned else "aligned"
+
+
+def _separable(bundle: Bundle) -> bool:
+    """Whether images are resampled one axis after another, without coordinates of each voxel."""
+    from monai.transforms import Spacingd
+
+    from ..data import SeparableSpacingd
+
+    steps = [step for step in bundle.preprocessing if isinstance(step, Spacingd)]
+    return all(
+        isinstance(step, SeparableSpacingd)
+        and not step.spacing_transform.diagonal
+        and {*map(str, step.mode)} <= {"bilinear", "nearest"}
+        and {*map(str, step.padding_mode)} == {"border"}
+        for step in steps
+    )
 
 
 def _maps(classes: int, options: Options | None) -> int:
