@@ -8,11 +8,14 @@ head). `unetr` is made on the fly: a UNETR of 12 blocks with 14 classes and rand
 0.25, over the CT-like image of reading.py (512x512x100, 0.8x0.8x2.5 mm, resampled to 1.5x1.5x2 mm), inverted before
 the argmax as the zoo's bundles do.
 
+Ours is PyTorch's float32, and `--backend auto` (OpenVINO where it is installed) in float32 and bfloat16.
+
 The peer is the same config with MONAI's own reader and Spacingd, and for `unetr` MONAI's own UNETR with the same
 weights: transforms, SlidingWindowInferer, Invertd, AsDiscreted, SaveImaged, called one after another. Ours is all that
 `vit3d predict` does for a case: SHA-256 of input and outputs, statistics, picture and report count. Warm: both are
 loaded and have run once. The limit is the time that our network alone took in that run. Labels are compared voxel by
-voxel; in bfloat16 also by Dice against ours in float32. Cold: one process each, imports and the export counted.
+voxel, and by Dice against ours by PyTorch in float32. Cold: one process each, `vit3d predict` against `monai.bundle
+run`, imports counted, and its peak resident memory; the limit is a process that loads our bundle and runs one window.
 Overlap: three volumes in one run, against the sum of their stages.
 """
 
@@ -50,6 +53,18 @@ from monai_vit3d.pipeline.predict import Options
 from monai_vit3d.pipeline.record import RunRecord
 
 ROOT = Path(__file__).resolve().parents[1]
+PEER, PLAIN = "MONAI", "torch float32"
+ENGINES = {PLAIN: ("torch", False), "auto float32": ("auto", False), "auto bfloat16": ("auto", True)}
+
+ONE_WINDOW = """
+import sys, torch
+from pathlib import Path
+from monai_vit3d.inferers import unwrapped
+from monai_vit3d.pipeline.bundle import load_bundle
+bundle = load_bundle(Path(sys.argv[1]), "cpu")
+with torch.no_grad():
+    bundle.network(torch.zeros(1, 1, *unwrapped(bundle.inferer).roi_size))
+"""
 
 
 @dataclass
@@ -134,11 +149,11 @@ def by_monai(root: Path, image: Path, out: Path) -> tuple[Callable[[], None], Cl
 
 
 def warm(case: Case, folder: Path, rounds: int) -> None:
-    """Rows 1 and 2: float32, then bfloat16, against MONAI in float32, all three in turn."""
+    """Rows 1 and 2: each engine and precision of ours, and MONAI in float32, all in turn."""
     loaded, clocks, calls = load_bundle(case.bundle, "cpu"), {}, {}
     records: dict[str, dict] = {}
-    for name, bf16 in (("float32", False), ("bfloat16", True)):
-        bundle = accelerated(loaded, bf16=bf16)
+    for name, (backend, bf16) in ENGINES.items():
+        bundle = accelerated(loaded, backend, bf16)
         clocks[name] = Clock(bundle.network)
         bundle = replace(bundle, network=clocks[name])
 
@@ -147,22 +162,22 @@ def warm(case: Case, folder: Path, rounds: int) -> None:
             records[name] = ours(bundle, [case.image], folder / name)[0]
 
         calls[name] = call
-    calls["MONAI"], clocks["MONAI"] = by_monai(case.peer, case.image, folder / "MONAI")
+    calls[PEER], clocks[PEER] = by_monai(case.peer, case.image, folder / PEER)
     times = timed(calls, rounds)
     found = {name: labels(folder / name) for name in calls}
-    network = clocks["MONAI"].seconds / (rounds + 1)
-    print(f"{case.name}, {'x'.join(map(str, found['MONAI'].shape))}: MONAI, of it network {network:.1f} s")
-    for name in ("float32", "bfloat16"):
+    network = clocks[PEER].seconds / (rounds + 1)
+    print(f"{case.name}, {'x'.join(map(str, found[PEER].shape))}: MONAI, of it network {network:.1f} s")
+    for name in ENGINES:
         line(name, times, clocks[name].seconds)
-        same = float((found[name] == found["MONAI"]).mean())
+        same = float((found[name] == found[PEER]).mean())
         print(f"{'labels equal to MONAI in':>26s} {100 * same:.5f} %, Dice to ours in float32 {dice(found, name)}")
         print(f"{'stages, s':>26s} {records[name]['stages']}", flush=True)
 
 
 def line(name: str, times: dict[str, list[float]], limit: float) -> None:
     """Medians in s, the median of the ratios of each pair, and what the network alone took."""
-    mine, theirs = (statistics.median(times[one]) for one in (name, "MONAI"))
-    ratio = statistics.median(t / m for t, m in zip(times["MONAI"], times[name]))
+    mine, theirs = (statistics.median(times[one]) for one in (name, PEER))
+    ratio = statistics.median(t / m for t, m in zip(times[PEER], times[name]))
     print(f"{name:>26s} ours {mine:7.2f}  MONAI {theirs:7.2f}  ratio {ratio:5.2f}  limit {limit:7.2f}")
 
 
@@ -174,7 +189,7 @@ def labels(folder: Path) -> np.ndarray:
 
 def dice(found: dict[str, np.ndarray], name: str) -> str:
     """Of each label that is there, the least and the mean."""
-    one, other = found[name], found["float32"]
+    one, other = found[name], found[PLAIN]
     present = [v for v in np.unique(other) if v]
     values = [2 * np.sum((one == v) & (other == v)) / (np.sum(one == v) + np.sum(other == v)) for v in present]
     return f"{min(values):.4f} to {statistics.mean(values):.4f}" if values else "(no label)"
@@ -186,7 +201,7 @@ def overlap(case: Case, folder: Path) -> None:
     images[0].parent.mkdir()
     for path in images:
         shutil.copyfile(case.image, path)
-    bundle = accelerated(load_bundle(case.bundle, "cpu"))
+    bundle = accelerated(load_bundle(case.bundle, "cpu"), "auto")
     ours(bundle, images[:1], folder / "three-out")
     start = time.perf_counter()
     records = ours(bundle, images, folder / "three-out")
@@ -197,25 +212,41 @@ def overlap(case: Case, folder: Path) -> None:
 
 
 def cold(case: Case, folder: Path, rounds: int) -> None:
-    """Row 3: a process each; ours exports its network in the first one and finds it in the others."""
+    """Rows 3 and 5: a process each; "auto" exports its network in the first one and finds it in the others."""
     env = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    ours_out, out = folder / "cold-ours", folder / "cold-monai"
-    predict = ["monai_vit3d.cli", "predict", str(case.image), "-o", str(ours_out), "--bundle", str(case.bundle)]
-    run = ["monai.bundle", "run", "--config_file", "configs/inference.yaml", "--dataset_dir", str(case.image.parent)]
+    predict = ["-m", "monai_vit3d.cli", "predict", str(case.image), "--bundle", str(case.bundle), "--overwrite"]
+    run = ["-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml", "--output_dir", str(folder / "cold")]
     commands = {
-        "float32": (ROOT, [*predict, "--device", "cpu", "--overwrite"]),
-        "MONAI": (case.peer, [*run, "--output_dir", str(out), "--device", "$torch.device('cpu')"]),
+        name: (ROOT, [*predict, "-o", str(folder / name), "--device", "cpu", "--backend", backend] + ["--bf16"] * bf16)
+        for name, (backend, bf16) in ENGINES.items()
     }
+    given = ["--dataset_dir", str(case.image.parent), "--device", "$torch.device('cpu')"]
+    commands[PEER] = (case.peer, [*run, *given])
+    commands["one window"] = (ROOT, ["-c", ONE_WINDOW, str(case.bundle)])
+    peaks: dict[str, list[float]] = {name: [] for name in commands}
 
     def start(name: str) -> None:
         where, command = commands[name]
-        subprocess.run([sys.executable, "-m", *command], cwd=where, env=env, check=True, capture_output=True)
+        with subprocess.Popen(
+            [sys.executable, *command], cwd=where, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{name}: {command} ended with {process.returncode}")
+        peaks[name].append(usage.ru_maxrss / 2**10)
 
     first = time.perf_counter()
-    start("float32")
+    start("auto float32")
     first = time.perf_counter() - first
     times = timed({name: lambda name=name: start(name) for name in commands}, rounds)
-    line("float32", times, float("nan"))
+    least, theirs = statistics.median(times["one window"]), statistics.median(peaks[PEER])
+    for name in ENGINES:
+        line(name, times, least)
+        mine, window = (statistics.median(peaks[one]) for one in (name, "one window"))
+        print(
+            f"{'peak, MiB':>26s} ours {mine:7.0f}  MONAI {theirs:7.0f}  ratio {theirs / mine:5.2f}  limit {window:7.0f}"
+        )
     print(f"{'the first time, exported':>26s} ours {first:7.2f}", flush=True)
 
 
