@@ -15,7 +15,7 @@ from .stages import (
     require_counts,
     require_maps,
     require_strides,
-    resize,
+    resize_like,
     stage_maps,
 )
 
@@ -87,7 +87,7 @@ class DPTDecoder(nn.Module):
         x = levels[0]
         for i, unit in enumerate(self.fused_units):
             level = levels[i]
-            x = unit(level if i == 0 else resize(x, [level.shape[2], level.shape[3], level.shape[4]]) + level)
+            x = unit(level if i == 0 else resize_like(x, level) + level)
         return on_image(self.head(x), image)
 
 

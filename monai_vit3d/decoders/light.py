@@ -15,7 +15,7 @@ from .stages import (
     require_counts,
     require_maps,
     require_strides,
-    resize,
+    resize_like,
     stage_maps,
     stage_widths,
 )
@@ -106,7 +106,7 @@ class LightDecoder(nn.Module):
         x = self.last(x)
         if self.image_branch is None or self.head is None:
             return on_image(x, image)
-        x = resize(x, [image.shape[2], image.shape[3], image.shape[4]])
+        x = resize_like(x, image)
         return self.head(x + self.image_branch(image))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..layers import to_3tuple
 from ..layers.pos_embed import Grid
-from .stages import ChannelNorm, on_image, require_counts, require_maps, require_strides, resize, stage_widths
+from .stages import ChannelNorm, on_image, require_counts, require_maps, require_strides, resize_like, stage_widths
 
 
 class PyramidDecoder(nn.Module):
@@ -67,7 +67,7 @@ class PyramidDecoder(nn.Module):
         total = maps[0]
         for i, level in enumerate(self.levels):  # coarsest first
             x = level(maps[0])
-            total = x if i == 0 else resize(total, [x.shape[2], x.shape[3], x.shape[4]]) + x
+            total = x if i == 0 else resize_like(total, x) + x
         return on_image(self.head(F.gelu(total)), image)
 
 

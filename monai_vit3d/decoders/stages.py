@@ -99,12 +99,17 @@ def resize(x: Tensor, size: list[int]) -> Tensor:
     return F.interpolate(x, size=size, mode="trilinear", align_corners=False)
 
 
+def resize_like(x: Tensor, other: Tensor) -> Tensor:
+    """:func:`resize` to the size of ``other``."""
+    return resize(x, [other.shape[2], other.shape[3], other.shape[4]])
+
+
 def on_image(x: Tensor, image: Tensor) -> Tensor:
     """``x`` on the voxels of ``image``, with its metadata if it is a MetaTensor.
 
     For decoders that compute nothing from the image itself, which would have passed the metadata on.
     """
-    x = resize(x, [image.shape[2], image.shape[3], image.shape[4]])
+    x = resize_like(x, image)
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips what is inside, and only that
         if isinstance(image, MetaTensor):
             x = MetaTensor(x)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..layers import to_3tuple
 from ..layers.pos_embed import Grid
-from .stages import require_counts, require_maps, require_strides, resize, stage_maps, stage_widths
+from .stages import require_counts, require_maps, require_strides, resize, resize_like, stage_maps, stage_widths
 
 
 class UNETRDecoder(nn.Module):
@@ -98,7 +98,6 @@ class UNETRDecoder(nn.Module):
             ValueError: another number of maps.
         """
         require_maps(maps, len(self.up_blocks), self.patch_size)
-        size = [image.shape[2], image.shape[3], image.shape[4]]
         grid = maps[-1].shape
         work = [grid[2] * self.scale[0], grid[3] * self.scale[1], grid[4] * self.scale[2]]
         levels = [self.image_branch(resize(image, work))]  # finest first
@@ -115,12 +114,12 @@ class UNETRDecoder(nn.Module):
         for i, up in enumerate(self.up_blocks):
             x = up(x, skips[i])
             outputs.append(x)
-        out = resize(self.head(x), size)
+        out = resize_like(self.head(x), image)
         if not self.training or len(self.coarse_heads) == 0:
             return out
         stack = [out]
         for i, head in enumerate(self.coarse_heads):
-            stack.append(resize(head(outputs[len(outputs) - 2 - i]), size))
+            stack.append(resize_like(head(outputs[len(outputs) - 2 - i]), image))
         return torch.stack(stack, dim=1)
 
 

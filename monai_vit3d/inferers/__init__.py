@@ -5,7 +5,7 @@ from .backends import BACKENDS, BackendNetwork, resolve_backend
 from .invert import LabelInverter, argmax
 from .labels import likeliest
 from .spacing import SpacingInferer, spacing_of, told_spacing, unwrapped
-from .stitch import can_stitch, stitch_windows
+from .stitch import CannotStitch, can_stitch, stitch_windows
 from .tta import FlipEnsemble, FlipSpread, ensemble_variance, predictive_entropy
 from .way_back import WayBack, way_back
 
@@ -13,6 +13,7 @@ __all__ = [
     "BACKENDS",
     "AutocastInferer",
     "BackendNetwork",
+    "CannotStitch",
     "FlipEnsemble",
     "FlipSpread",
     "LabelInverter",

@@ -44,7 +44,12 @@ class LabelInverter:
     """
 
     def __init__(self, way: WayBack, decide: Callable[[Tensor], Tensor] = argmax) -> None:
-        self.way, self.decide, self.row = way, decide, 0
+        self.way, self.decide = way, decide
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the planes that came: the next one is the first."""
+        self.row = 0
         self._grid: Whole | Aligned | Turned | None = None
 
     def feed(self, planes: Tensor) -> Tensor:

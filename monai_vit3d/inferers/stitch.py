@@ -21,6 +21,10 @@ Slices = tuple[slice, ...]
 Windows = Iterable[tuple[Slices, Tensor]]
 
 
+class CannotStitch(UsageError):
+    """A network's output that is no map of the windows' size, which only MONAI's own inferer may know how to take."""
+
+
 def can_stitch(inferer: Inferer) -> bool:
     """Whether :func:`stitch_windows` gives what ``inferer`` would.
 
@@ -63,9 +67,9 @@ def stitch_windows(
         ``(1, K', H, W, D)`` on the CPU, a plain tensor of the type that ``reduce`` gives.
 
     Raises:
-        UsageError: another inferer, more than one image, an overlap not in [0, 1); a network that gives anything but
-            one floating-point tensor of the windows' size; a ``reduce`` that drops an axis or changes the size; an
-            image whose spacing a :class:`SpacingInferer` cannot tell.
+        CannotStitch: a network that gives anything but one floating-point tensor of the windows' size.
+        UsageError: another inferer, more than one image, an overlap not in [0, 1); a ``reduce`` that drops an axis or
+            changes the size; an image whose spacing a :class:`SpacingInferer` cannot tell.
 
     Example:
         >>> inferer = SlidingWindowInferer((96, 96, 96), sw_batch_size=4, overlap=0.5, mode="gaussian")
@@ -155,7 +159,7 @@ class _Stitcher:
             views = [self.image[(...,) + place] for place in places]
             # a lone window stays a view, as in MONAI: a network's sums over it run in the order of its strides
             output = predict((views[0] if self.batch == 1 else torch.cat(views)).to(self.device))
-            self._check(output, len(places))
+            self._check(output, len(places), i)
             yield from zip(places, output)
             del output  # or it would be held while the network runs on the next windows
 
@@ -186,14 +190,14 @@ class _Stitcher:
         for channel in values:
             yield torch.mul(channel, self.weights[0], out=product)
 
-    def _check(self, output: Tensor, count: int) -> None:
+    def _check(self, output: Tensor, count: int, before: int) -> None:
         roi, floats = self.layout.roi, isinstance(output, Tensor) and output.is_floating_point()
         if floats and output.shape[:1] + output.shape[2:] == (count, *roi):
             return
         found = f"{output.dtype} {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise UsageError(
-            f"network: {found} for {count} windows {roi}; one floating-point tensor ({count}, K, "
-            f"{', '.join(map(str, roi))}) is needed. Call the inferer itself."
+        raise CannotStitch(
+            f"network: {found} for {count} windows {roi} after {before} of {len(self.layout.windows)}; one "
+            f"floating-point tensor ({count}, K, {', '.join(map(str, roi))}) is needed. Call the inferer itself."
         )
 
 

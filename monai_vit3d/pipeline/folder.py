@@ -106,12 +106,11 @@ def predict_folder(
         raise UsageError(f"--jobs {jobs}; 1 or more are needed.")
     with open_bundle(bundle) as root:
         plan = _plan(inputs, output, read_metadata(root), tta, uncertainty, probabilities, shard, existing)
-        loaded = load_bundle(root, device, safe)
         from .acceleration import accelerated
         from .cohort import predict_cohort
         from .predict import Options
 
-        loaded = accelerated(loaded, backend, bf16)
+        loaded = accelerated(load_bundle(root, device, safe), backend, bf16)
         begin(plan)
         options = Options(_flip_axes(tta, loaded), uncertainty, probabilities, volume, max_voxels)
         record = RunRecord(plan.output, _about(loaded, Path(bundle), options, plan), shard)

@@ -17,10 +17,11 @@ from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose, LoadImaged
 from torch import Tensor
 
-from ..data.errors import BundleError, ImageError, UsageError
+from ..data.errors import BundleError, ImageError
 from ..data.nifti.reader import as_monai
 from ..data.volume import Array, Volume
 from ..inferers import (
+    CannotStitch,
     FlipEnsemble,
     FlipSpread,
     SpacingInferer,
@@ -264,9 +265,12 @@ def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: Reduction)
     inferer, image = SpacingInferer(bundle.inferer), prepared.image[None]
     volume = image if mm_positions(network) else image.as_tensor()
     if reduction.voxelwise and can_stitch(inferer):
-        # a network whose output is no single map of the window's size is left to MONAI's inferer
-        with contextlib.suppress(UsageError):
+        try:
             return stitch_windows(volume, network, inferer, reduction, device=bundle.device)
+        except CannotStitch as error:
+            logger.info("%s: run again, whole, by the bundle's inferer: %s", prepared.volume.path, error)
+            if reduction.inverter is not None:  # earlier windows' planes have come to it
+                reduction.inverter.restart()
     logits = inferer(volume.to(bundle.device), network)
     if not isinstance(logits, Tensor):
         raise BundleError(f"{bundle.metadata.name}: the network gives {type(logits).__name__}; one tensor is needed.")

@@ -87,10 +87,10 @@ def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
     backbone = _backbone_of(network)
     read, metadata = read_with_metadata(path)
     came = architecture_in(metadata, path)
-    if isinstance(backbone, VisionTransformer3D):
-        _refuse_architecture(came, architecture(backbone), path)
+    needed = architecture(backbone) if isinstance(backbone, VisionTransformer3D) else {}
+    _refuse_architecture(came, needed, path)
     part = _backbone_in(as_state_dict(read, path), path)
-    state, resampled = _fit_positions(part, came, backbone, path)
+    state, resampled = _fit_positions(part, came, backbone, needed, path)
     wanted = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
     refuse_differences(wanted, state, path, type(backbone).__name__, _advice(wanted, state))
     fill(backbone, state, "cpu", owned=True)
@@ -155,22 +155,24 @@ def _refuse_architecture(came: dict[str, Any], needed: dict[str, Any], path: str
 
 def _are_learned_from_table(came: dict[str, Any], needed: dict[str, Any]) -> bool:
     """Whether the network learns positions where the file's are a sin-cos table, from which they may start."""
-    return came.get("pos_embed") == "sincos" and needed["pos_embed"] == "learned"
+    return came.get("pos_embed") == "sincos" and needed.get("pos_embed") == "learned"
 
 
 def _fit_positions(
-    state: dict[str, Tensor], came: dict[str, Any], backbone: nn.Module, path: str | Path
+    state: dict[str, Tensor], came: dict[str, Any], backbone: nn.Module, needed: dict[str, Any], path: str | Path
 ) -> tuple[dict[str, Tensor], str]:
     """The state dict with learned positions on the backbone's grid, and what was done to them, for the log."""
-    if isinstance(backbone, VisionTransformer3D) and _are_learned_from_table(came, architecture(backbone)):
+    if not isinstance(backbone, VisionTransformer3D):
+        return state, ""
+    if _are_learned_from_table(came, needed):
         table = sincos_pos_embed(backbone.grid_size, int(backbone.embed_dim))
         prefix = 0 if backbone.no_embed_class else int(backbone.num_prefix_tokens)
         return {**state, "pos_embed": nn.functional.pad(table, [0, 0, prefix, 0])}, ", positions started from sin-cos"
-    if "grid_size" not in came or "pos_embed" not in state or not isinstance(backbone, VisionTransformer3D):
+    if "grid_size" not in came or "pos_embed" not in state:
         return state, ""
     old: Grid = tuple(came["grid_size"])
-    new, pos, needed = backbone.grid_size, state["pos_embed"], backbone.pos_embed
-    prefix = 0 if needed is None else needed.shape[1] - backbone.num_patches
+    new, pos, own = backbone.grid_size, state["pos_embed"], backbone.pos_embed
+    prefix = 0 if own is None else own.shape[1] - backbone.num_patches
     if pos.dim() != 3 or pos.shape[1] != prefix + prod(old):
         raise WeightsError(
             f"{path}: pos_embed is {tuple(pos.shape)}, but the header's grid_size {old} has {prod(old)} patches, and "

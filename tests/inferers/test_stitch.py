@@ -11,7 +11,7 @@ from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer, Sliding
 from torch import nn
 
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.inferers import AutocastInferer, SpacingInferer, can_stitch, stitch_windows
+from monai_vit3d.inferers import AutocastInferer, CannotStitch, SpacingInferer, can_stitch, stitch_windows
 
 MODES = ["constant", "gaussian"]
 
@@ -233,20 +233,31 @@ def test_what_can_be_stitched(inferer, answer):
     ],
 )
 def test_outputs_that_are_no_window(net, found):
-    with pytest.raises(ValueError, match=rf"network: .*{found}.* one floating-point tensor \(2, K, 4, 4, 4\)"):
+    with pytest.raises(CannotStitch, match=rf"network: .*{found}.* one floating-point tensor \(2, K, 4, 4, 4\)"):
         stitch_windows(volume(6, 6, 6), net, SlidingWindowInferer((4, 4, 4), 2), same)
+
+
+def test_the_windows_whose_output_is_none_are_named():
+    def net(x):
+        return x.squeeze(0)  # nothing for 3 windows, too much for the last one
+
+    assert issubclass(CannotStitch, UsageError)
+    with pytest.raises(CannotStitch, match=r"\(1, 4, 4, 4\) for 1 windows \(4, 4, 4\) after 3 of 4; "):
+        stitch_windows(volume(16, 4, 4), net, SlidingWindowInferer((4, 4, 4), 3, 0), same)
 
 
 @pytest.mark.parametrize("overlap", [1, -0.25, (0, 0.5, 1.5)])
 def test_overlaps_out_of_range(overlap):
-    with pytest.raises(UsageError, match="overlap="):
+    with pytest.raises(UsageError, match="overlap=") as caught:
         stitch_windows(volume(6, 6, 6), Net(), SlidingWindowInferer((4, 4, 4), overlap=overlap), same)
+    assert not isinstance(caught.value, CannotStitch)
 
 
 @pytest.mark.parametrize("reduce", [lambda x: x.argmax(1), lambda x: x[:, :, :1], lambda x: x.sum()])
 def test_a_reduction_that_loses_an_axis(reduce):
-    with pytest.raises(UsageError, match=r"reduce: .*only channels may change"):
+    with pytest.raises(UsageError, match=r"reduce: .*only channels may change") as caught:
         stitch_windows(volume(6, 6, 6), Net(), SlidingWindowInferer((4, 4, 4)), reduce)
+    assert not isinstance(caught.value, CannotStitch)
 
 
 def test_a_batch_of_images():

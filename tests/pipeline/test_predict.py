@@ -17,7 +17,7 @@ from monai.networks.nets import Classifier
 from monai.transforms import Invertd, KeepLargestConnectedComponent
 
 from monai_vit3d.cli import main
-from monai_vit3d.data.errors import ImageError
+from monai_vit3d.data.errors import ImageError, UsageError
 from monai_vit3d.data.nifti import read_volume
 from monai_vit3d.pipeline import folder, memory, predict
 from monai_vit3d.pipeline.bundle import load_bundle
@@ -203,6 +203,46 @@ def test_stitched_or_not_is_the_same_to_the_last_bit(bundle, images, tmp_path, m
     for name, record in stitched.items():
         assert len(record["outputs"]) == (4 if flags else 2)
         assert record["outputs"] == whole[name]["outputs"]  # SHA-256 of every file
+
+
+class InATuple(torch.nn.Module):
+    """A network whose answers come in a tuple, of which MONAI's inferer takes the one map, from some batch on."""
+
+    def __init__(self, network, first):
+        super().__init__()
+        self.network, self.first, self.batches = network, first, 0
+
+    def forward(self, x):
+        self.batches += 1
+        return (self.network(x),) if self.batches > self.first else self.network(x)
+
+
+@pytest.mark.parametrize("first", [0, 4])
+def test_what_cannot_be_stitched_is_run_again_and_said(bundle, images, tmp_path, monkeypatch, caplog, first):
+    stitched = run(bundle, images[0], tmp_path / "a")["spleen_0"]
+    made = []
+
+    def load(*args, **options):
+        found = load_bundle(*args, **options)
+        made.append(InATuple(found.network, first))
+        return replace(found, network=made[-1])
+
+    monkeypatch.setattr(folder, "load_bundle", load)
+    with caplog.at_level("INFO"):
+        record = run(bundle, images[0], tmp_path / "b", "--backend", "torch")["spleen_0"]
+    assert record["outputs"] == stitched["outputs"]
+    said = [r.getMessage() for r in caplog.records if r.name == predict.__name__ and "run again" in r.getMessage()]
+    assert [str(images[0]) in message and "a tuple for 4 windows" in message for message in said] == [True]
+    assert f" after {4 * first} of " in said[0]
+
+
+def test_other_refusals_of_stitching_are_no_reason_to_run_again(bundle, images, tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise UsageError("overlap=2: too much.")
+
+    monkeypatch.setattr(predict, "stitch_windows", refuse)
+    record = run(bundle, images[0], tmp_path, code=1)["spleen_0"]
+    assert "overlap=2: too much." in record["error"]
 
 
 TURN = nib.eulerangles.euler2mat(*np.deg2rad([25, -10, 40]))
