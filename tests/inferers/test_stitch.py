@@ -2,6 +2,7 @@
 
 from math import ceil
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -66,6 +67,48 @@ def test_every_bit_is_monais(overlap, batch, mode):
     assert result.isfinite().all()
     assert result.std() > 0.1
     assert len(check(volume(19, 13, 11), inferer, reduce=labels).unique()) == 3
+
+
+class Counted(nn.Module):
+    """A convolution, and how often it ran."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.runs = nn.Conv3d(2, 3, 3, padding=1), 0
+
+    def forward(self, x):
+        self.runs += 1
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_air_is_answered_once(batch):
+    image = volume(12, 12, 24, channels=2)
+    image[:, 0, :, :, :12], image[:, 1, :, :, :12] = -1000.0, 3.0
+    image[:, :, :, :4, :12] = 0.0  # air of another value
+    image[:, :, :4, 8:, :12] = float("nan")  # a value that equals nothing
+    inferer, net = SlidingWindowInferer((4, 4, 4), batch, overlap=0), Counted().eval()
+    with torch.no_grad():
+        expected = inferer(image, net)
+    plainly, net.runs = net.runs, 0
+    found = stitch_windows(image, net, inferer, same)
+    np.testing.assert_array_equal(found, expected)
+    assert net.runs < 0.85 * plainly
+    assert plainly == -(-54 // batch)
+
+
+@pytest.mark.parametrize("training", ["the network", "a part of it", "nothing is known"])
+def test_air_is_run_each_time_where_answers_may_differ(training):
+    net, inferer = Counted().eval(), SlidingWindowInferer((4, 4, 4), 1, overlap=0)
+    if training == "the network":
+        net.train()
+    if training == "a part of it":
+        net.conv.train()
+    stitch_windows(
+        torch.zeros(1, 2, 8, 8, 8), (lambda x: net(x)) if training == "nothing is known" else net, inferer, same
+    )
+    assert net.runs == 8
 
 
 @given(
