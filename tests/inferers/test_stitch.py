@@ -86,7 +86,7 @@ class Counted(nn.Module):
 def test_air_is_answered_once(batch):
     image = volume(12, 12, 24, channels=2)
     image[:, 0, :, :, :12], image[:, 1, :, :, :12] = -1000.0, 3.0
-    image[:, :, :, :4, :12] = 0.0  # air of another value
+    image[:, :, :4, :4, :12] = 0.0  # air of another value
     image[:, :, :4, 8:, :12] = float("nan")  # a value that equals nothing
     inferer, net = SlidingWindowInferer((4, 4, 4), batch, overlap=0), Counted().eval()
     with torch.no_grad():
