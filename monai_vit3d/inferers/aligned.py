@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .cells import MIXED, Whole, corners, merged, signed
 from .way_back import WayBack
 
-DENSE = 0.1  # above this share of a plane's voxels, all of them are interpolated
+DENSE = 0.3  # above this share of a plane's voxels, all of them are interpolated
 
 
 class Aligned(Whole):
