@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -51,8 +52,6 @@ class OpenVINOEngine:
     def __init__(
         self, network: nn.Module, shape: Sequence[int], precision: torch.dtype, cache_dir: str | Path | None = None
     ) -> None:
-        import openvino
-
         model, place = _kept(network, tuple(shape), None if cache_dir is None else Path(cache_dir))
         self.mark = None if place is None else _mark(place, shape, precision)
         model.reshape(list(shape))
@@ -62,7 +61,7 @@ class OpenVINOEngine:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self.model = openvino.Core().compile_model(model, "CPU", config)
+        self.model = _openvino().Core().compile_model(model, "CPU", config)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the network on ``x``; the output is float32 and the caller's own."""
@@ -70,10 +69,21 @@ class OpenVINOEngine:
         return torch.from_numpy(found[0])
 
 
-def _kept(network: nn.Module, shape: tuple[int, ...], cache: Path | None) -> tuple[Any, Path | None]:
-    """The exported model and its folder: from the cache if it is there whole; None where nothing can be kept."""
+def _openvino() -> Any:
+    """OpenVINO, without the package by which it tells its makers of every import and export."""
+    if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # not to be had: OpenVINO does without
+        try:
+            import openvino
+        finally:
+            del sys.modules["openvino_telemetry"]
     import openvino
 
+    return openvino
+
+
+def _kept(network: nn.Module, shape: tuple[int, ...], cache: Path | None) -> tuple[Any, Path | None]:
+    """The exported model and its folder: from the cache if it is there whole; None where nothing can be kept."""
     name = None if cache is None else fingerprint(network, shape)
     if cache is None or name is None:
         return _exported(network, shape), None
@@ -88,18 +98,16 @@ def _kept(network: nn.Module, shape: tuple[int, ...], cache: Path | None) -> tup
             logger.warning("%s: no exported model can be kept there (%s)", cache, error.strerror or error)
             return model, None
         _tidy(place)
-    return openvino.Core().read_model(place / "model.xml"), place
+    return _openvino().Core().read_model(place / "model.xml"), place
 
 
 def _keep(model: Any, place: Path) -> None:
     """Write a model whole or not at all; what lies there is damaged, and makes room."""
-    import openvino
-
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".part-") as folder:
         made = Path(folder) / "model"
         made.mkdir()
-        openvino.save_model(model, made / "model.xml", compress_to_fp16=False)
+        _openvino().save_model(model, made / "model.xml", compress_to_fp16=False)
         (made / "sha256").write_text(_files_sha256(made))
         with suppress(OSError):
             place.rename(Path(folder) / "damaged")
@@ -151,13 +159,11 @@ def _processor() -> str:
 
 
 def _exported(network: nn.Module, shape: tuple[int, ...]) -> Any:
-    import openvino
-
     # 2: a batch of 1 would be taken for a constant
     example = torch.zeros((2, *shape[1:]))
     with torch.autocast("cpu", enabled=False):  # both steps trace, and would take its casts for the network's
         program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},))
-        return openvino.convert_model(program)
+        return _openvino().convert_model(program)
 
 
 def _is_whole(place: Path) -> bool:

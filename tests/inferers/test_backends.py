@@ -291,6 +291,17 @@ def test_fingerprint_knows_what_the_answer_depends_on():
     assert len({same, *others}) == len(others) + 1
 
 
+def test_nobody_is_told_of_a_run(tmp_path):
+    """OpenVINO's own way in counts imports and exports on a server, by a number that it leaves in the user's folder."""
+    code = (
+        "import sys; import torch; from torch import nn; from monai_vit3d.inferers import BackendNetwork\n"
+        "with torch.no_grad(): BackendNetwork(nn.Conv3d(1, 2, 3).eval(), 'openvino')(torch.zeros(1, 1, 8, 8, 8))\n"
+        "assert 'openvino' in sys.modules and 'openvino_telemetry' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "HOME": str(tmp_path)})
+    assert not (tmp_path / "intel").exists()
+
+
 def test_fingerprint_is_the_same_in_another_process():
     code = (
         "import torch; from torch import nn; from monai_vit3d.inferers.openvino import fingerprint\n"
