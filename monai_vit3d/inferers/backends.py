@@ -78,7 +78,7 @@ class BackendNetwork(nn.Module):
             return self.network(x)
         if not isinstance(x, MetaTensor):
             return engine(x)
-        return MetaTensor(engine(x.as_tensor()), meta=x.meta, applied_operations=x.applied_operations)
+        return MetaTensor(engine(x.as_tensor())).copy_meta_from(x, copy_attr=not x.is_batch)  # as MONAI's do
 
     def engine(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Engine | None:
         """The engine for inputs of a shape, made if it is not there; None where PyTorch runs the network itself.

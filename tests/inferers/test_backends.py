@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
@@ -175,6 +175,20 @@ def test_metadata_go_through():
     out = BackendNetwork(net, "openvino")(MetaTensor(volumes(), affine=affine))
     assert isinstance(out, MetaTensor)
     assert torch.equal(out.affine, affine.double())
+
+
+def test_a_batch_is_taken_apart_as_that_of_pytorch():
+    net = nn.Conv3d(1, 2, 3, padding=1).eval()
+    cases = [MetaTensor(volume, meta={"name": name}) for volume, name in zip(volumes(), "ab")]
+    for case, number in zip(cases, (2.0, 3.0)):
+        case.affine = torch.diag(torch.tensor([number] * 3 + [1.0]))
+    batch = list_data_collate(cases)
+    found, expected = (decollate_batch(run(batch)) for run in (BackendNetwork(net, "openvino"), net))
+    assert [item.meta["name"] for item in found] == ["a", "b"]
+    for item, other in zip(found, expected):
+        torch.testing.assert_close(item.as_tensor(), other.as_tensor(), atol=1e-5, rtol=1e-5)
+        assert torch.equal(item.affine, other.affine)
+        assert item.is_batch == other.is_batch
 
 
 def test_air_does_not_choose_the_engine():
