@@ -126,22 +126,18 @@ def _tidy(newest: Path) -> None:
             since = folder.lstat().st_mtime
             if folder != newest and _is_model(folder):
                 used.append((since, folder))
-            elif _is_own(folder, r"\.part-[a-z0-9_]{8}") and time.time() - since > 24 * 3600:
+            elif re.fullmatch(r"\.part-[a-z0-9_]{8}", folder.name) and time.time() - since > 24 * 3600:
                 left.append(folder)
     used.sort(reverse=True)
     for folder in [*left, *(folder for _, folder in used[MAX_MODELS - 1 :])]:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # leaves links and files
 
 
 def _is_model(folder: Path) -> bool:
     """Whether a folder was written by :func:`_keep`: users may have files of their own there."""
-    return _is_own(folder, "[0-9a-f]{64}") and all(
+    return re.fullmatch("[0-9a-f]{64}", folder.name) is not None and all(
         path.name in (*_FILES, "sha256") or path.name.startswith("checked-") for path in folder.iterdir()
     )
-
-
-def _is_own(folder: Path, name: str) -> bool:
-    return re.fullmatch(name, folder.name) is not None and folder.is_dir() and not folder.is_symlink()
 
 
 def _mark(place: Path, shape: Sequence[int], precision: torch.dtype) -> Path:
