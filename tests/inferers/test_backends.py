@@ -305,6 +305,7 @@ def test_fingerprint_knows_what_the_answer_depends_on():
     assert len({same, *others}) == len(others) + 1
 
 
+@pytest.mark.slow
 def test_nobody_is_told_of_a_run(tmp_path):
     """OpenVINO's own way in counts imports and exports on a server, by a number that it leaves in the user's folder."""
     code = (
