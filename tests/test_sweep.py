@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from importlib.util import find_spec
 
 import onnxruntime
 import pytest
@@ -11,6 +12,7 @@ from torch.export import Dim
 
 from monai_vit3d.data.tasks import TASKS
 from monai_vit3d.decoders import DECODERS
+from monai_vit3d.inferers import BackendNetwork
 from monai_vit3d.layers import set_spacing
 from monai_vit3d.networks import HEADS, PRESETS, TokenClassifier, TokenSegmenter, create_model
 
@@ -101,7 +103,13 @@ def symbolic(net, example, folder):
     return torch.fx.symbolic_trace(net)
 
 
+def openvino(net, example, folder):
+    return BackendNetwork(net, "openvino")  # by name: it may not leave the network to PyTorch
+
+
 FORMS = [aot_eager, exported, scripted, traced]
+NOT_HERE = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
+OPENVINO = pytest.param(openvino, marks=NOT_HERE)
 
 
 def check(form, net, image, expected, folder):
@@ -120,17 +128,17 @@ def test_dense_map(segmenter):
     torch.testing.assert_close(net(image[1:]), expected[1:], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("form", [*FORMS, pytest.param(onnx, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", [*FORMS, OPENVINO, pytest.param(onnx, marks=pytest.mark.slow)])
 def test_segmenter_in_every_form(segmenter, form, folder):
     check(form, *segmenter, folder)
 
 
-@pytest.mark.parametrize("form", [*FORMS, onnx, symbolic])
+@pytest.mark.parametrize("form", [*FORMS, OPENVINO, onnx, symbolic])
 def test_classifier_in_every_form(classifier, form, folder):
     check(form, *classifier, folder)
 
 
-@pytest.mark.parametrize("form", [*FORMS, symbolic])
+@pytest.mark.parametrize("form", [*FORMS, OPENVINO, symbolic])
 def test_token_classifier_in_every_form(token_classifier, form, folder):
     check(form, *token_classifier, folder)
 

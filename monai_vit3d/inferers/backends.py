@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +31,8 @@ class BackendNetwork(nn.Module):
     """A network in evaluation, run by OpenVINO or ``torch.compile`` without a change in how it is called.
 
     An engine is made for each shape of input when it first comes, and only used if its answer to noise of that shape
-    is PyTorch's within ``TOLERANCE``. Under ``torch.autocast`` it computes in bfloat16. PyTorch runs the network
+    is PyTorch's within ``TOLERANCE``; beside a model that is kept stands what was compared on this processor, so that
+    the next process need not. Under ``torch.autocast`` it computes in bfloat16. PyTorch runs the network
     itself where an engine does not apply: in training mode, with gradients on, for float64 or half precision, and on
     other devices than the CPU (``compile`` runs on all). An engine holds a copy of the weights: it is made anew when
     they are loaded or trained on; only changes through ``.data`` are not seen.
@@ -40,7 +42,8 @@ class BackendNetwork(nn.Module):
         backend: ``"openvino"`` (CPU; ``pip install monai-vit3d[cpu]``), ``"compile"`` (``torch.compile``, weights
             frozen; the first call takes tens of seconds), ``"torch"``, or ``"auto"``: OpenVINO if it is installed
             and can run the network, else PyTorch.
-        cache_dir: where OpenVINO's models are kept, under their own SHA-256; None keeps none.
+        cache_dir: where OpenVINO's models are kept, the last used few, under the SHA-256 of what they were made from;
+            None keeps none. :func:`cache_folder` is the command's.
 
     Raises:
         UsageError: an unknown backend; by name, one that is not installed, or a network with rotary positions in mm,
@@ -75,7 +78,7 @@ class BackendNetwork(nn.Module):
             return self.network(x)
         if not isinstance(x, MetaTensor):
             return engine(x)
-        return MetaTensor(engine(x.as_tensor()), meta=x.meta, applied_operations=x.applied_operations)
+        return MetaTensor(engine(x.as_tensor())).copy_meta_from(x, copy_attr=not x.is_batch)  # as MONAI's do
 
     def engine(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Engine | None:
         """The engine for inputs of a shape, made if it is not there; None where PyTorch runs the network itself.
@@ -115,24 +118,39 @@ class BackendNetwork(nn.Module):
     def _build(self, shape: tuple[int, ...], device: torch.device, precision: torch.dtype) -> Engine | None:
         """An engine that was seen to give PyTorch's answer to noise: of air a norm may leave nothing but rounding."""
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-        expected = self.network(noise)
         try:
-            engine = _compiled(self.network) if self.backend == "compile" else self._openvino(shape, precision)
-            error = _difference(engine(noise), expected)
+            engine, mark = self._made(shape, precision)
+            if mark is not None and mark.exists():
+                return engine
+            found = engine(noise)
         except Exception as failure:  # exporters fail in almost any way
             self._refused = f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
+            self.network(noise)  # what cannot run at all says so itself
         else:
+            error = _difference(found, self.network(noise))
             if error <= TOLERANCE[precision]:
+                if mark is not None:
+                    with suppress(OSError):
+                        mark.touch()
                 return engine
             self._refused = f"its answer differs from PyTorch's by {error:.2g} of the spread"
         if not self.strict:
             logger.warning("%s cannot run this network (%s); PyTorch runs it", self.backend, self._refused)
         return None
 
-    def _openvino(self, shape: tuple[int, ...], precision: torch.dtype) -> Engine:
+    def _made(self, shape: tuple[int, ...], precision: torch.dtype) -> tuple[Engine, Path | None]:
+        """An engine, and the file that is there if its answer was compared before."""
+        if self.backend == "compile":
+            return _compiled(self.network), None
         from .openvino import OpenVINOEngine
 
-        return OpenVINOEngine(self.network, shape, precision, self.cache_dir)
+        engine = OpenVINOEngine(self.network, shape, precision, self.cache_dir)
+        return engine, engine.mark
+
+
+def cache_folder() -> Path:
+    """Where the command and the bundles keep models: ``$XDG_CACHE_HOME/monai_vit3d``, else ``~/.cache/monai_vit3d``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "monai_vit3d"
 
 
 def resolve_backend(backend: str) -> str:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import os
+import platform
+import re
+import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -21,6 +27,9 @@ from ..data.files import file_sha256
 
 logger = logging.getLogger(__name__)
 
+MAX_MODELS = 8  # that are kept: weights times sizes of the window
+
+_FILES = ("model.xml", "model.bin")
 _PACKAGES = ("openvino", "torch", "timm", "monai", "monai-vit3d")
 _PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _INTERNAL = ("_parameters", "_buffers", "_modules", "training")
@@ -34,14 +43,17 @@ class OpenVINOEngine:
         shape: of the input, ``(B, C, H, W, D)``.
         precision: float32, or bfloat16 for the products (what the processor does not have is done in float32).
         cache_dir: where the exported model is kept for the next time; None keeps none.
+
+    Attributes:
+        mark: the file that is made once this engine's answer was seen to be PyTorch's; it lies beside the model, and
+            holds for its files, the shape, the precision and the processor. None where no model is kept.
     """
 
     def __init__(
         self, network: nn.Module, shape: Sequence[int], precision: torch.dtype, cache_dir: str | Path | None = None
     ) -> None:
-        import openvino
-
-        model = _kept(network, tuple(shape), None if cache_dir is None else Path(cache_dir))
+        model, place = _kept(network, tuple(shape), None if cache_dir is None else Path(cache_dir))
+        self.mark = None if place is None else _mark(place, shape, precision)
         model.reshape(list(shape))
         # as many threads as PyTorch has; LATENCY: one input at a time
         config = {
@@ -49,7 +61,7 @@ class OpenVINOEngine:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self.model = openvino.Core().compile_model(model, "CPU", config)
+        self.model = _openvino().Core().compile_model(model, "CPU", config)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the network on ``x``; the output is float32 and the caller's own."""
@@ -57,31 +69,45 @@ class OpenVINOEngine:
         return torch.from_numpy(found[0])
 
 
-def _kept(network: nn.Module, shape: tuple[int, ...], cache: Path | None) -> Any:
-    """The exported model, from the cache if it is there whole; a folder that cannot be written to keeps nothing."""
+def _openvino() -> Any:
+    """OpenVINO, without the package by which it tells its makers of every import and export."""
+    if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # not to be had: OpenVINO does without
+        try:
+            import openvino
+        finally:
+            del sys.modules["openvino_telemetry"]
     import openvino
 
+    return openvino
+
+
+def _kept(network: nn.Module, shape: tuple[int, ...], cache: Path | None) -> tuple[Any, Path | None]:
+    """The exported model and its folder: from the cache if it is there whole; None where nothing can be kept."""
     name = None if cache is None else fingerprint(network, shape)
     if cache is None or name is None:
-        return _exported(network, shape)
-    try:
-        if not _is_whole(cache / name):
-            _keep(_exported(network, shape), cache / name)
-        return openvino.Core().read_model(cache / name / "model.xml")
-    except OSError as error:
-        logger.warning("%s: no exported model can be kept there (%s)", cache, error.strerror or error)
-        return _exported(network, shape)
+        return _exported(network, shape), None
+    place = cache / name
+    with suppress(OSError):
+        os.utime(place)  # before it is read: another process may tidy up
+    if not _is_whole(place):
+        model = _exported(network, shape)
+        try:
+            _keep(model, place)
+        except OSError as error:
+            logger.warning("%s: no exported model can be kept there (%s)", cache, error.strerror or error)
+            return model, None
+        _tidy(place)
+    return _openvino().Core().read_model(place / "model.xml"), place
 
 
 def _keep(model: Any, place: Path) -> None:
     """Write a model whole or not at all; what lies there is damaged, and makes room."""
-    import openvino
-
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".part-") as folder:
         made = Path(folder) / "model"
         made.mkdir()
-        openvino.save_model(model, made / "model.xml", compress_to_fp16=False)
+        _openvino().save_model(model, made / "model.xml", compress_to_fp16=False)
         (made / "sha256").write_text(_files_sha256(made))
         with suppress(OSError):
             place.rename(Path(folder) / "damaged")
@@ -92,14 +118,48 @@ def _keep(model: Any, place: Path) -> None:
                 raise
 
 
-def _exported(network: nn.Module, shape: tuple[int, ...]) -> Any:
-    import openvino
+def _tidy(newest: Path) -> None:
+    """Remove the models beside a new one but the last used, and what processes that were killed have left."""
+    used, left = [], []
+    for folder in newest.parent.iterdir():
+        with suppress(OSError):
+            since = folder.lstat().st_mtime
+            if folder != newest and _is_model(folder):
+                used.append((since, folder))
+            elif re.fullmatch(r"\.part-[a-z0-9_]{8}", folder.name) and time.time() - since > 24 * 3600:
+                left.append(folder)
+    used.sort(reverse=True)
+    for folder in [*left, *(folder for _, folder in used[MAX_MODELS - 1 :])]:
+        shutil.rmtree(folder, ignore_errors=True)  # leaves links and files
 
+
+def _is_model(folder: Path) -> bool:
+    """Whether a folder was written by :func:`_keep`: users may have files of their own there."""
+    return re.fullmatch("[0-9a-f]{64}", folder.name) is not None and all(
+        path.name in (*_FILES, "sha256") or path.name.startswith("checked-") for path in folder.iterdir()
+    )
+
+
+def _mark(place: Path, shape: Sequence[int], precision: torch.dtype) -> Path:
+    said = [(place / "sha256").read_text(), str(tuple(shape)), str(precision), _processor()]
+    return place / f"checked-{_sha256([part.encode() for part in said])}"
+
+
+def _processor() -> str:
+    """What an engine's code is made for: the processor's name and what it can do."""
+    said = {platform.machine(), platform.processor()}
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        said |= {line for line in lines if line.startswith(("model name", "flags", "CPU part", "Features"))}
+    return "\n".join(sorted(said))
+
+
+def _exported(network: nn.Module, shape: tuple[int, ...]) -> Any:
     # 2: a batch of 1 would be taken for a constant
     example = torch.zeros((2, *shape[1:]))
     with torch.autocast("cpu", enabled=False):  # both steps trace, and would take its casts for the network's
         program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},))
-        return openvino.convert_model(program)
+        return _openvino().convert_model(program)
 
 
 def _is_whole(place: Path) -> bool:
@@ -110,7 +170,7 @@ def _is_whole(place: Path) -> bool:
 
 
 def _files_sha256(place: Path) -> str:
-    return "\n".join(file_sha256(place / name) for name in ("model.xml", "model.bin"))
+    return "\n".join(file_sha256(place / name) for name in _FILES)
 
 
 class _Unreadable(Exception):

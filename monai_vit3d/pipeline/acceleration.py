@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from monai.inferers import SlidingWindowInferer
@@ -14,6 +12,8 @@ from monai.utils import ensure_tuple_rep
 
 from ..data.errors import UsageError
 from ..inferers import AutocastInferer, BackendNetwork, resolve_backend, unwrapped
+from ..inferers.backends import TOLERANCE, cache_folder
+from ..inferers.spacing import wrappers
 from .bundle import Bundle
 
 
@@ -26,11 +26,12 @@ def accelerated(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> B
     Args:
         bundle: as it was loaded.
         backend: ``"torch"``, ``"compile"``, ``"openvino"`` (for the CPU), or ``"auto"``: OpenVINO if it is installed,
-            the bundle runs on the CPU in windows of one size, and its network gives PyTorch's answer there.
+            the bundle runs on the CPU in windows of one size, in float32 or bfloat16, and its network gives PyTorch's
+            answer there.
         bf16: whether the network computes in bfloat16, whatever the bundle says; False leaves it to the bundle.
 
     Raises:
-        UsageError: an unknown backend, or one that is not installed or cannot run this network.
+        UsageError: an unknown backend; one that is not installed, or cannot run this network in its precision.
     """
     name = resolve_backend(backend)
     if bf16:
@@ -42,20 +43,23 @@ def accelerated(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> B
         name = "torch"
     if name == "torch":
         return bundle
+    precision = _precision(bundle)
+    if precision not in TOLERANCE:
+        if backend == "auto":
+            return bundle
+        raise UsageError(
+            f"--backend {backend}: the bundle's network computes in {precision}; torch.float32 or torch.bfloat16 is "
+            "needed. Add --bf16, or use --backend torch."
+        )
     network = BackendNetwork(bundle.network, backend, cache_folder())
     if name == "openvino" and size is not None:
         inferer = copy.deepcopy(bundle.inferer)
         unwrapped(inferer).sw_batch_size = 1
-        if not _is_ready(network, (1, bundle.metadata.channels, *size), inferer):
+        if not _is_ready(network, (1, bundle.metadata.channels, *size), precision):
             return bundle
         bundle = replace(bundle, inferer=inferer)
     engine = f"{name} {version('openvino' if name == 'openvino' else 'torch')}"
     return replace(bundle, network=network, backend=engine)
-
-
-def cache_folder() -> Path:
-    """Where exported models are kept: ``$XDG_CACHE_HOME/monai_vit3d``, by default ``~/.cache/monai_vit3d``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "monai_vit3d"
 
 
 def _window(bundle: Bundle) -> tuple[int, ...] | None:
@@ -67,9 +71,16 @@ def _window(bundle: Bundle) -> tuple[int, ...] | None:
     return size if all(isinstance(n, int) and n > 0 for n in size) else None
 
 
-def _is_ready(network: BackendNetwork, shape: tuple[int, ...], inferer: object) -> bool:
+def _precision(bundle: Bundle) -> torch.dtype:
+    """What the network computes in; autocast passes over a type that it does not know on the device."""
+    kind = bundle.device.type
+    reduced = [w.dtype for w in wrappers(bundle.inferer) if isinstance(w, AutocastInferer) and w.enabled]
+    with torch.autocast(kind, reduced[-1] if reduced else None, enabled=bool(reduced) or bundle.autocast):
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+
+
+def _is_ready(network: BackendNetwork, shape: tuple[int, ...], precision: torch.dtype) -> bool:
     """Whether an engine runs the network; False too for one that cannot run at all, which each case will say."""
-    precision = torch.bfloat16 if isinstance(inferer, AutocastInferer) and inferer.enabled else torch.float32
     cpu = torch.device("cpu")
     try:
         with torch.no_grad(), torch.autocast("cpu", precision, enabled=precision is torch.bfloat16):

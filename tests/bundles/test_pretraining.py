@@ -312,14 +312,16 @@ def test_masked_autoencoder_draws_its_answers(balls, tmp_path):
 
 
 @pytest.mark.slow
-def test_features_of_files(bundle, trained, tmp_path):
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_features_of_files(backend, bundle, trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
     volumes = {"a": rng.normal(100, 20, (32, 48, 32)), "b": rng.normal(100, 20, (36, 52, 40))}
     for key, volume in volumes.items():
         nib.Nifti1Image(volume.astype(np.float32), np.eye(4)).to_filename(tmp_path / "in" / f"{key}.nii.gz")
     options = {"embed_dim": 48, "depth": 3, "num_heads": 3}
-    files = {"dataset_dir": tmp_path / "in", "output_dir": tmp_path / "out"}
+    files = {"dataset_dir": tmp_path / "in", "output_dir": tmp_path / "out", "backend": backend}
     found = {}
     for weights in ("encoder.safetensors", "model.pt"):
         run_here(bundle, "inference", ckpt_path=trained / weights, **files, **options)

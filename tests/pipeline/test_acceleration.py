@@ -8,13 +8,23 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 
 from monai_vit3d.cli import _parser
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.nifti import read_volume
-from monai_vit3d.inferers import BACKENDS, AutocastInferer, BackendNetwork, backends, openvino, unwrapped
-from monai_vit3d.pipeline.acceleration import accelerated, cache_folder
+from monai_vit3d.inferers import (
+    BACKENDS,
+    AutocastInferer,
+    BackendNetwork,
+    SpacingInferer,
+    backends,
+    openvino,
+    unwrapped,
+)
+from monai_vit3d.inferers.backends import cache_folder
+from monai_vit3d.pipeline.acceleration import accelerated
 from monai_vit3d.pipeline.bundle import load_bundle
 from tests.pipeline.tiny import predict, products, records, statuses, write_bundle
 
@@ -149,6 +159,45 @@ def test_the_engine_is_there_before_the_first_image(loaded, cache):
     with torch.no_grad():
         fast.inferer(image, fast.network)
     assert engines(fast) == ["OpenVINOEngine"]  # one window at a time: no other shape came
+
+
+WINDOWS = SlidingWindowInferer((16, 16, 16), sw_batch_size=4)
+HALF = AutocastInferer(WINDOWS, "float16")
+
+
+@pytest.mark.parametrize(
+    ("inferer", "precision"),
+    [
+        (SpacingInferer(AutocastInferer(WINDOWS)), torch.bfloat16),
+        (AutocastInferer(SpacingInferer(WINDOWS)), torch.bfloat16),
+        (AutocastInferer(AutocastInferer(WINDOWS, "float16", enabled=False)), torch.bfloat16),
+        (AutocastInferer(AutocastInferer(WINDOWS), "float16"), torch.bfloat16),  # the innermost is what counts
+        (SpacingInferer(AutocastInferer(WINDOWS, enabled=False)), torch.float32),
+        # PyTorch on a CPU knows no autocast to float64, warns and leaves it
+        pytest.param(
+            AutocastInferer(WINDOWS, "float64"), torch.float32, marks=pytest.mark.filterwarnings("ignore:.*autocast")
+        ),
+    ],
+)
+def test_the_engine_has_the_precision_of_the_wrappers(loaded, inferer, precision):
+    fast = accelerated(replace(loaded, inferer=inferer), "openvino")
+    assert [key[2] for key in fast.network._engines] == [precision]
+    assert fast.backend == OPENVINO
+    image = MetaTensor(torch.rand((1, 1, 20, 20, 16)), affine=torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0])))
+    with torch.no_grad():
+        fast.inferer(image, fast.network)
+    assert [key[2] for key in fast.network._engines] == [precision]  # what ran is what was made ready
+
+
+@pytest.mark.parametrize("inferer", [HALF, SpacingInferer(HALF), AutocastInferer(HALF), SimpleInferer()])
+def test_float16_stays_with_pytorch(loaded, inferer):
+    bundle = replace(loaded, inferer=AutocastInferer(inferer, "float16") if unwrapped(inferer) is inferer else inferer)
+    assert accelerated(bundle, "auto") is bundle
+    for backend in ("openvino", "compile"):
+        with pytest.raises(UsageError, match=f"--backend {backend}: .* torch.float16; torch.float32 or torch.bfloat16"):
+            accelerated(bundle, backend)
+    fast = accelerated(bundle, "openvino", bf16=True)
+    assert (fast.backend, fast.bf16) == (OPENVINO, True)
 
 
 def test_openvino_is_for_the_cpu(loaded):
