@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn.functional import avg_pool3d
 
 from ..data.files import file_sha256
 
@@ -159,7 +160,29 @@ def _exported(network: nn.Module, shape: tuple[int, ...]) -> Any:
     example = torch.zeros((2, *shape[1:]))
     with torch.autocast("cpu", enabled=False):  # both steps trace, and would take its casts for the network's
         program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},))
+        program = program.run_decompositions({torch.ops.aten.instance_norm.default: _instance_norm})
         return _openvino().convert_model(program)
+
+
+def _instance_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, *options: Any
+) -> Tensor:
+    """Means of up to 8 neighbours along each axis, then of these: OpenVINO loses digits in one sum of many voxels.
+
+    Sides without a divisor up to 8 are summed as they are.
+    """
+    by_itself, _, eps, _ = options
+    if not by_itself or x.dim() != 5:
+        return NotImplemented
+    kernel = [max(n for n in range(1, 9) if size % n == 0) for size in x.shape[2:]]
+
+    def average(values: Tensor) -> Tensor:
+        return avg_pool3d(values, kernel).mean((2, 3, 4), keepdim=True)
+
+    x = x - average(x)
+    x = x / torch.sqrt(average(x * x) + eps)
+    shape = (-1, 1, 1, 1)
+    return x if weight is None or bias is None else x * weight.reshape(shape) + bias.reshape(shape)
 
 
 def _is_whole(place: Path) -> bool:

@@ -1,5 +1,6 @@
 """Engines against PyTorch: the same answers, PyTorch where they do not apply, and a cache that is never stale."""
 
+import copy
 import logging
 import os
 import shutil
@@ -62,6 +63,34 @@ def test_gives_what_pytorch_gives(make, backend):
         assert out.dtype is torch.float32
         torch.testing.assert_close(out, net(x), atol=1e-4, rtol=1e-4)
     assert len(engines(fast)) == 2
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("size", [(64, 72, 80), (60, 50, 45), (1, 96, 96)])
+def test_norms_of_many_voxels_keep_their_digits(size, affine):
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm3d(16, affine=affine)
+    for value in norm.parameters():
+        nn.init.normal_(value)
+    net = nn.Sequential(nn.Conv3d(1, 16, 3, padding=1), norm, nn.LeakyReLU(), nn.Conv3d(16, 2, 1)).eval()
+    x = torch.randn(1, 1, *size)
+    with torch.no_grad():
+        found, exact = BackendNetwork(net, "openvino")(x), copy.deepcopy(net).double()(x.double())
+    assert (found - exact).square().mean().sqrt() < 2e-6 * exact.std()
+
+
+def test_norms_of_other_shapes():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.InstanceNorm1d(2, affine=True, track_running_stats=True)
+            self.kept = nn.InstanceNorm3d(2, affine=True, track_running_stats=True)
+
+        def forward(self, x):
+            return self.kept(self.norm(x.flatten(2)).reshape(x.shape))
+
+    net, x = Flat().eval(), torch.randn(1, 2, 6, 5, 4)
+    torch.testing.assert_close(BackendNetwork(net, "openvino")(x), net(x))
 
 
 def test_an_answer_is_not_overwritten_by_the_next():
