@@ -50,6 +50,7 @@ def _config(monai: bool) -> dict[str, Any]:
     saving = {"output_dir": "@output_dir", "output_postfix": "seg", "resample": False, "print_log": False}
     shipped = ConfigParser.load_config_file(SHIPPED / "configs" / "inference.yaml")
     kept = ("imports", "num_workers", "device", "data_files", "dataset", "dataloader", "network", "evaluator", "run")
+    kept += ("runner", "backend")
     config = {
         **{key: shipped[key] for key in kept},
         "bundle_root": ".",
