@@ -107,6 +107,7 @@ def draw(results: dict[str, list[dict]], costs: dict[str, dict], picture: Path) 
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True, layout="constrained")
     axes = {"decoder_gmac": "decoder, GMAC", "decoder_ms": "decoder, ms (CPU)", "decoder_mib": "decoder, added MiB"}
@@ -116,8 +117,11 @@ def draw(results: dict[str, list[dict]], costs: dict[str, dict], picture: Path) 
             spread = statistics.stdev(means) if len(means) > 1 else 0
             panel.errorbar(costs[name][key], statistics.mean(means), spread, fmt="o", capsize=3, label=name)
         panel.set(xscale="log", xlabel=label)
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("test Dice, mean ± SD over seeds")
-    panels[-1].legend(fontsize=8)
+    panels[0].legend(fontsize=8)
     figure.savefig(picture, dpi=120)
     plt.close(figure)

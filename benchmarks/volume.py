@@ -4,9 +4,9 @@
     python benchmarks/volume.py --quick      # a smaller CT, three rounds
 
 Two bundles. `hippocampus` is the shipped one with its trained weights, over a box of 96x64x64 mm of nilearn's MNI152
-template, with both hippocampi in it. `unetr` is made on the fly: a UNETR of 12 blocks with 14 classes and random weights, windows of 96^3, overlap
-0.25, over the CT-like image of reading.py (512x512x100, 0.8x0.8x2.5 mm, resampled to 1.5x1.5x2 mm), inverted before
-the argmax as the zoo's bundles do.
+template, with both hippocampi in it. `unetr` is made on the fly: a UNETR of 12 blocks with 14 classes and random
+weights, windows of 96^3, overlap 0.25, over the CT-like image of reading.py (512x512x100, 0.8x0.8x2.5 mm, resampled to
+1.5x1.5x2 mm), inverted before the argmax as the zoo's bundles do.
 
 Ours is PyTorch's float32, and `--backend auto` (OpenVINO where it is installed) in float32 and bfloat16. The peer is
 the same config with MONAI's own reader and Spacingd, and for `unetr` MONAI's own UNETR with the same weights:

@@ -3,6 +3,7 @@
 from .autocast import AutocastInferer
 from .backends import BACKENDS, BackendNetwork, resolve_backend
 from .invert import LabelInverter, argmax
+from .label_inferer import LabelInferer
 from .labels import likeliest
 from .spacing import SpacingInferer, spacing_of, told_spacing, unwrapped
 from .stitch import CannotStitch, can_stitch, stitch_windows
@@ -16,6 +17,7 @@ __all__ = [
     "CannotStitch",
     "FlipEnsemble",
     "FlipSpread",
+    "LabelInferer",
     "LabelInverter",
     "SpacingInferer",
     "WayBack",

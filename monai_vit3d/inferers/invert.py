@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..data.errors import UsageError
 from .aligned import Aligned
 from .cells import Whole
 from .labels import likeliest
@@ -72,7 +73,11 @@ class LabelInverter:
         return labels
 
     def labels(self) -> Tensor:
-        """(C, H, W, D) on the file's grid, after the last planes."""
+        """(C, H, W, D) on the file's grid, after the last planes.
+
+        Raises:
+            UsageError: planes are missing.
+        """
         if self._grid is None or self.row != self.way.before.source[0]:
-            raise RuntimeError(f"{self.row} planes were fed of {self.way.before.source[0]}")
+            raise UsageError(f"{self.row} planes were fed of {self.way.before.source[0]}; feed() the others first.")
         return self.way.after.take(self._grid.labels(), self._grid.zeros)

@@ -174,7 +174,7 @@ def test_planes_that_are_missing():
     transform, image, values = prepared([ORIENT, SPACE], AFFINES["flipped"])
     inverter = LabelInverter(way_back(image, transform, SHAPE))
     inverter.feed(values[:, :5])
-    with pytest.raises(RuntimeError, match="5 planes were fed of 29"):
+    with pytest.raises(UsageError, match="5 planes were fed of 29"):
         inverter.labels()
 
 
