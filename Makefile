@@ -29,8 +29,11 @@ bench: $(VENV)/.installed
 	$(BIN)/python -W ignore benchmarks/startup.py --rounds 3
 	$(BIN)/python -W ignore benchmarks/reading.py --rounds 3
 	$(BIN)/python -W ignore benchmarks/saving.py --rounds 3
+	$(BIN)/python -W ignore benchmarks/stitching.py --rounds 3
+	$(BIN)/python -W ignore benchmarks/inverting.py --rounds 3
 	$(BIN)/python -W ignore benchmarks/patch_embed.py --rounds 5
 	$(BIN)/python -W ignore benchmarks/network.py --quick
+	$(BIN)/python -W ignore benchmarks/decoders.py
 	$(BIN)/python -W ignore benchmarks/volume.py --quick
 
 clean:

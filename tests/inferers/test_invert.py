@@ -21,6 +21,7 @@ from monai.transforms import (
 from torch.nn.functional import interpolate
 
 from monai_vit3d.data import SeparableSpacingd
+from monai_vit3d.data.errors import UsageError
 from monai_vit3d.inferers import LabelInverter, aligned, likeliest, way_back
 
 SHAPE = (22, 24, 15)
