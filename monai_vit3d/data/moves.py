@@ -39,10 +39,10 @@ class Line:
 
     def along(self, plane: Tensor, axis: int) -> Tensor:
         """A plane with this axis resampled."""
-        lower = plane.index_select(axis, self.lower)
+        lower = taken(plane, axis, self.lower)
         if self.weight is None:
             return lower
-        return torch.lerp(lower, plane.index_select(axis, self.upper), self.weight if axis else self.weight[:, None])
+        return torch.lerp(lower, taken(plane, axis, self.upper), self.weight if axis else self.weight[:, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +103,13 @@ class Move:
         matrix = self.xform[:3, :3]
         off = (matrix - matrix.diag().diag()).abs() @ (torch.tensor(self.after, dtype=torch.float64) - 1)
         return float(off.max())
+
+
+def taken(values: Tensor, axis: int, index: Tensor) -> Tensor:
+    """``values.index_select(axis, index)`` on the CPU; along the last axis NumPy is several times as fast."""
+    if axis < values.dim() - 1:
+        return values.index_select(axis, index)
+    return torch.from_numpy(np.take(values.numpy(), index.numpy(), axis))
 
 
 def _places(scale: Tensor, shift: Tensor, before: int, after: int, corners: bool) -> Tensor:

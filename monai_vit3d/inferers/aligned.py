@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.moves import taken
 from .cells import MIXED, Whole, corners, merged, signed
 from .way_back import WayBack
 
@@ -89,7 +90,7 @@ class Aligned(Whole):
         (first, labels), (second, others) = (self._plane(row) for row in pair)
         cells = merged(labels.to(signed(self.classes)), others)
         for dim in (1, 2):
-            cells = merged(cells.index_select(dim, self.lower[dim]), cells.index_select(dim, self.upper[dim]))
+            cells = merged(*(taken(cells, dim, side[dim]) for side in (self.lower, self.upper)))
         mixed = (cells == MIXED).any(0).flatten()
         some = mixed.nonzero().flatten()
         cells = cells.to(self.found.dtype)
@@ -119,8 +120,8 @@ class Aligned(Whole):
     def _all(self, row: int, plane: Tensor) -> Tensor:
         """A plane's numbers (K, H', W') at all voxels of the new grid's."""
         if row not in self.dense:
-            for dim in (1, 2):
-                low, up = (plane.index_select(dim, side[dim]) for side in (self.lower, self.upper))
+            for dim in (2, 1):
+                low, up = (taken(plane, dim, side[dim]) for side in (self.lower, self.upper))
                 weight = self.weight[dim][:, None] if dim == 1 else self.weight[dim]
                 plane = torch.lerp(low, up, weight)
             self.dense[row] = plane

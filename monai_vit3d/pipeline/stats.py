@@ -149,10 +149,13 @@ def _present(labels: Array) -> Array:
 
 def _slices(labels: Array, voxels: Array, values: Array) -> Iterator[tuple[Array, Array]]:
     """For each slice, the labelled voxels' places in ``values`` and their float64 intensities."""
+    table = np.searchsorted(values, np.arange(256))  # of the usual labels: a look is ten times as fast as a search
     for i, plane in enumerate(voxels):
         if labels.ndim == 3:
             inside = labels[i] != 0
-            yield np.searchsorted(values, labels[i][inside].astype(np.int64)), plane[inside].astype(np.float64)
+            found = labels[i][inside]
+            places = table[found] if labels.dtype == np.uint8 else np.searchsorted(values, found.astype(np.int64))
+            yield places, plane[inside].astype(np.float64)
             continue
         channel, *place = np.nonzero(labels[:, i])
         yield np.searchsorted(values, channel + 1), plane[tuple(place)].astype(np.float64)
