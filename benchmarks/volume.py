@@ -12,11 +12,11 @@ Ours is PyTorch's float32, and `--backend auto` (OpenVINO where it is installed)
 the same config with MONAI's own reader and Spacingd, and for `unetr` MONAI's own UNETR with the same weights:
 transforms, SlidingWindowInferer, Invertd, AsDiscreted, SaveImaged, called one after another. Ours is all that `vit3d
 predict` does for a case: SHA-256 of input and outputs, statistics, picture and report count. Each is a process of its
-own, and they take turns; ours has huge pages, as `vit3d predict` has. A second table has small pages for ours and huge
-ones for MONAI, too. Warm: all are loaded and have run once. The limit is the time that our network alone took in the
-last run. Labels are compared voxel by voxel, and by Dice against ours by PyTorch in float32. Cold: one process each,
-`vit3d predict` against `monai.bundle run`, imports counted, and its peak resident memory; the limit is a process that
-loads our bundle and runs one window. Overlap: three volumes in one run, against the sum of their stages.
+own, and they take turns; ours has huge pages, as `vit3d predict` has. The last table has small pages for ours and huge
+ones for MONAI. Warm: all are loaded and have run once. The limit is the time that our network alone took in the last
+run. Labels are compared voxel by voxel, and by Dice against ours by PyTorch in float32. Cold: one process each, `vit3d
+predict` against `monai.bundle run`, imports counted, and its peak resident memory; the limit is a process that loads
+our bundle and runs one window. Overlap: three volumes in one run, against the sum of their stages.
 """
 
 from __future__ import annotations
@@ -88,22 +88,23 @@ class Worker:
         self.process.communicate()
 
 
-def warm(case: Case, folder: Path, rounds: int, threads: int) -> None:
+def warm(case: Case, folder: Path, rounds: int, threads: int, mine: dict[str, str], theirs: dict[str, str]) -> None:
     """Rows 1 and 2: each engine and precision of ours, and MONAI in float32, all in turn."""
-    for title, mine, theirs in (("as vit3d predict runs", HUGE, SMALL), ("pages the other way round", SMALL, HUGE)):
-        names = [*ENGINES, PEER]
-        workers = {name: Worker(name, case, folder / name, theirs if name == PEER else mine, threads) for name in names}
-        times = timed(workers, rounds)
-        found = {name: labels(folder / name) for name in workers}
-        network = workers[PEER].said["network"]
-        print(f"\n{case.name}, {'x'.join(map(str, found[PEER].shape))}, {title}; of MONAI network {network:.2f} s")
-        for name in ENGINES:
-            line(name, times, workers[name].said["network"])
-            same = float((found[name] == found[PEER]).mean())
-            print(f"{'labels equal to MONAI in':>26s} {100 * same:.5f} %, Dice to ours in float32 {dice(found, name)}")
-            print(f"{'stages, s':>26s} {workers[name].said['stages']}", flush=True)
-        for worker in workers.values():
-            worker.end()
+    workers = {
+        name: Worker(name, case, folder / name, theirs if name == PEER else mine, threads) for name in (*ENGINES, PEER)
+    }
+    times = timed(workers, rounds)
+    found = {name: labels(folder / name) for name in workers}
+    print(
+        f"{case.name}, {'x'.join(map(str, found[PEER].shape))}; MONAI's network {workers[PEER].said['network']:.2f} s"
+    )
+    for name in ENGINES:
+        line(name, times, workers[name].said["network"])
+        same = float((found[name] == found[PEER]).mean())
+        print(f"{'labels equal to MONAI in':>26s} {100 * same:.5f} %, Dice to ours in float32 {dice(found, name)}")
+        print(f"{'stages, s':>26s} {workers[name].said['stages']}", flush=True)
+    for worker in workers.values():
+        worker.end()
 
 
 def line(name: str, times: dict[str, list[float]], limit: float) -> None:
@@ -192,10 +193,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for case in cases(Path(temporary), args.quick, args.only):
             folder = Path(temporary) / case.name
-            warm(case, folder, rounds, args.threads)
-            print(f"\n{case.name}, a run of three volumes, and a process for each volume", flush=True)
+            print("\nwarm, as vit3d predict runs: ours with huge pages, MONAI with small ones", flush=True)
+            warm(case, folder, rounds, args.threads, HUGE, SMALL)
             overlap(case, folder)
+            print(f"\n{case.name}, a process for each volume", flush=True)
             cold(case, folder, 1 if args.quick else rounds)
+            print("\nwarm, the pages the other way round", flush=True)
+            warm(case, folder, rounds, args.threads, SMALL, HUGE)
 
 
 if __name__ == "__main__":
