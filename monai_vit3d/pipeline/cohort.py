@@ -97,8 +97,9 @@ def predict_cohort(
     earlier = previous(plan.output)
     cohort = _Cohort(plan, bundle, record, options, earlier if resume else {})
     record.begin({case.name: cohort.believed.get(case.name, cohort.blank(case)) for case in plan.cases}, earlier)
-    # the same number of threads inside an operation in every pool, or sums would be rounded otherwise
-    threads: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (torch.get_num_threads(),)}
+    # one thread inside an operation: a second team of OpenMP's would let the network's own threads sleep in between
+    # (a fifth of its time), and sums would be rounded by the number of cores
+    threads: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
     with ThreadPoolExecutor(jobs, **threads) as readers, ThreadPoolExecutor(jobs, **threads) as writers:
         writing: deque[Future[dict[str, Any]]] = deque()
         try:
