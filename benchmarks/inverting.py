@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from in_turn import arguments, head, show, timed, with_each_allocator
+from memory import kernel_bytes
 from monai.data import MetaTensor
 from monai.transforms import AsDiscreted, Compose, Invertd, Spacingd
 from torch.nn.functional import interpolate
@@ -73,11 +74,9 @@ def measure(tool: str, grid: str, shape: tuple[int, ...]) -> None:
     given = case(GRIDS[grid], shape)
     TOOLS[tool](*case(GRIDS[grid], (24, 24, 10)), (24, 24, 10))
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    start = int(lines["VmRSS"].split()[0])
+    start = kernel_bytes("VmRSS")
     TOOLS[tool](*given, shape)
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    print((int(lines["VmHWM"].split()[0]) - start) / 1024)
+    print((kernel_bytes("VmHWM") - start) / 2**20)
 
 
 def compare(rounds: int, whole: bool) -> None:

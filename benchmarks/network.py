@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from in_turn import head, show, timed
 from made_up_bundle import segmenter
+from memory import kernel_bytes
 from monai.networks.nets import ViT
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -144,15 +145,9 @@ def memory(name: str, depth: int) -> None:
         call(x)
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        start = kernel_kib("VmRSS")
+        start = kernel_bytes("VmRSS")
         call(x)
-    print((kernel_kib("VmHWM") - start) / 1024)
-
-
-def kernel_kib(name: str) -> int:
-    """A line of /proc/self/status, such as VmRSS."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1])
+    print((kernel_bytes("VmHWM") - start) / 2**20)
 
 
 def encoder(rounds: int, rate: float) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from in_turn import arguments, head, show, timed, with_each_allocator
+from memory import kernel_bytes
 from monai.inferers import SlidingWindowInferer
 
 from monai_vit3d.inferers import likeliest, stitch_windows
@@ -67,19 +68,13 @@ def case(classes: int, overlap: float) -> tuple[torch.Tensor, Network, SlidingWi
     return image, Network(classes), SlidingWindowInferer(WINDOW, 1, overlap, mode="gaussian")
 
 
-def kernel_kib(name: str) -> int:
-    """A line of /proc/self/status, such as VmRSS."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1])
-
-
 def measure(tool: str, classes: int) -> None:
     """Print by how much the process grows."""
     given = case(classes, 0.25)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    start = kernel_kib("VmRSS")
+    start = kernel_bytes("VmRSS")
     TOOLS[tool](*given)
-    print((kernel_kib("VmHWM") - start) / 1024)
+    print((kernel_bytes("VmHWM") - start) / 2**20)
 
 
 def peak_mib(tool: str, classes: int) -> float:

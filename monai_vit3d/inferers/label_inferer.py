@@ -10,10 +10,10 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
-from ..data.errors import ImageError, UsageError
+from ..data.errors import ImageError
 from .labels import likeliest
 from .stitch import CannotStitch, can_stitch, stitch_windows
-from .tta import ACTIVATIONS, predictive_entropy
+from .tta import known_activation, predictive_entropy
 
 
 class LabelInferer(Inferer):
@@ -44,9 +44,7 @@ class LabelInferer(Inferer):
         self, inferer: Inferer, activation: str = "softmax", entropy: bool = False, probabilities: bool = False
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise UsageError(f"activation={activation!r}; one of {', '.join(map(repr, ACTIVATIONS))} is needed.")
-        self.inferer, self.activation = inferer, activation
+        self.inferer, self.activation = inferer, known_activation(activation)
         self.entropy, self.probabilities = entropy, probabilities
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]

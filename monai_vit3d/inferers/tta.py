@@ -77,7 +77,7 @@ class FlipSpread(FlipEnsemble):
 
     def __init__(self, network: nn.Module, axes: Sequence[int] = (0, 1, 2), activation: str = "softmax") -> None:
         super().__init__(network, axes)
-        self.activation = _known(activation)
+        self.activation = known_activation(activation)
 
     def summand(self, logits: Tensor) -> Tensor:
         """``(B, K, ...)`` to ``(B, 3K, ...)``."""
@@ -119,7 +119,7 @@ def predictive_entropy(logits: Tensor, activation: str) -> Tensor:
         UsageError: another activation, or a softmax over a single class.
     """
     x = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if _known(activation) == "sigmoid":
+    if known_activation(activation) == "sigmoid":
         both = _information(F.logsigmoid(x)) + _information(F.logsigmoid(-x))
         return (both.mean(1, keepdim=True) / math.log(2)).clamp(0, 1)
     if x.shape[1] < 2:
@@ -132,7 +132,12 @@ def _information(log_p: Tensor) -> Tensor:
     return -log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)  # 0 times -inf is no number
 
 
-def _known(activation: str) -> str:
+def known_activation(activation: str) -> str:
+    """``activation``, if it is one of ``ACTIVATIONS``.
+
+    Raises:
+        UsageError: it is not.
+    """
     if activation not in ACTIVATIONS:
         raise UsageError(f"activation={activation!r}; one of {', '.join(map(repr, ACTIVATIONS))} is needed.")
     return activation
