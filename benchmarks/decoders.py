@@ -35,7 +35,7 @@ from pathlib import Path
 import torch
 from decoder_runs import DECODERS, PEER, draw, network_def, print_pareto, read_results, train_all
 from hippocampus import BUNDLE, ROOT
-from memory import kernel_bytes
+from in_turn import added_bytes
 from monai.bundle import ConfigParser
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -102,10 +102,7 @@ def measure_memory(name: str) -> None:
 def peak_mib(call: Callable[[], object]) -> float:
     """Of the second call: the first one makes what stays."""
     call()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    start = kernel_bytes("VmRSS")
-    call()
-    return (kernel_bytes("VmHWM") - start) / MIB
+    return added_bytes(call) / MIB
 
 
 def added_mib(name: str) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""What benchmarks share: calls timed in turn, and a child process for each setting of the allocator.
+"""What benchmarks share: calls timed in turn, peaks of memory, and a child process for each setting of the allocator.
 
 A large block that is freed goes back to the kernel, and its pages are faulted in anew when the next one is asked for:
 4 KiB at a time, or 2 MiB if PyTorch asks for huge pages, which `vit3d` lets it do. The setting has to stand in the
@@ -8,12 +8,14 @@ environment before PyTorch's first tensor. It is Linux's; elsewhere it does noth
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 ALLOCATORS: dict[str, dict[str, str]] = {
     "small pages, as PyTorch is": {"THP_MEM_ALLOC_ENABLE": "0"},
@@ -21,13 +23,13 @@ ALLOCATORS: dict[str, dict[str, str]] = {
 }
 
 
-def arguments(doc: str | None) -> argparse.Namespace:
-    """The command line of a benchmark: rounds, threads, and the mark of a child."""
+def command_line(doc: str | None) -> argparse.ArgumentParser:
+    """That of a benchmark: rounds, threads, and the mark of a child."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser
 
 
 def with_each_allocator() -> None:
@@ -36,6 +38,26 @@ def with_each_allocator() -> None:
         print(f"\n{name}", flush=True)
         command = [sys.executable, "-W", "ignore", *sys.argv, "--child"]
         subprocess.run(command, env={**os.environ, **env}, check=True)
+
+
+def kernel_bytes(name: str) -> int:
+    """A line of /proc/self/status, such as VmRSS."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def new_peak() -> int:
+    """Let the peak of this process' memory, VmHWM, start anew (Linux); the bytes that it holds now."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    return kernel_bytes("VmRSS")
+
+
+def added_bytes(call: Callable[[], object]) -> int:
+    """By how much a call raises this process' memory at its peak."""
+    start = new_peak()
+    call()
+    return kernel_bytes("VmHWM") - start
 
 
 def timed(calls: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1) -> dict[str, list[float]]:
@@ -55,7 +77,7 @@ def show(title: str, times: Mapping[str, list[float]], ours: str, peer: str, lim
     mine, theirs, least = (statistics.median(times[name]) * 1000 for name in (ours, peer, limit))
     ratio = statistics.median(p / o for p, o in zip(times[peer], times[ours]))
     near = statistics.median(o / n for o, n in zip(times[ours], times[limit]))
-    print(f"{title:>44s} {mine:8.0f} {theirs:8.0f} {ratio:7.1f} {least:8.0f} {near:10.1f}", flush=True)
+    print(f"{title:>44s} {mine:8.1f} {theirs:8.1f} {ratio:7.2f} {least:8.1f} {near:10.1f}", flush=True)
 
 
 def head(title: str, limit: str) -> None:

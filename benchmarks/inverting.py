@@ -16,12 +16,10 @@ import argparse
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
-from in_turn import arguments, head, show, timed, with_each_allocator
-from memory import kernel_bytes
+from in_turn import added_bytes, command_line, head, show, timed, with_each_allocator
 from monai.data import MetaTensor
 from monai.transforms import AsDiscreted, Compose, Invertd, Spacingd
 from torch.nn.functional import interpolate
@@ -73,10 +71,7 @@ def measure(tool: str, grid: str, shape: tuple[int, ...]) -> None:
     """Print by how much the process grows."""
     given = case(GRIDS[grid], shape)
     TOOLS[tool](*case(GRIDS[grid], (24, 24, 10)), (24, 24, 10))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    start = kernel_bytes("VmRSS")
-    TOOLS[tool](*given, shape)
-    print((kernel_bytes("VmHWM") - start) / 2**20)
+    print(added_bytes(lambda: TOOLS[tool](*given, shape)) / 2**20)
 
 
 def compare(rounds: int, whole: bool) -> None:
@@ -96,23 +91,19 @@ def compare(rounds: int, whole: bool) -> None:
 
 def main() -> None:
     """Measure and print."""
-    own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--whole", action="store_true")
-    own.add_argument("--peak", nargs=2)
-    mine, others = own.parse_known_args()
-    if mine.peak:
-        torch.set_num_threads(1)
-        measure(*mine.peak, WHOLE if mine.whole else EIGHTH)
-        return
-    given, sys.argv[1:] = sys.argv[1:], others
-    args = arguments(__doc__)
-    sys.argv[1:] = given
+    parser = command_line(__doc__)
+    parser.add_argument("--whole", action="store_true", help="the whole volume")
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.peak:
+        measure(*args.peak, WHOLE if args.whole else EIGHTH)
+        return
     if not args.child:
         print(f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds")
         with_each_allocator()
         return
-    compare(args.rounds, mine.whole)
+    compare(args.rounds, args.whole)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ the median of the pairs'. The last column's limit is the time of reading the fil
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import subprocess
@@ -26,6 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+
+from in_turn import kernel_bytes, new_peak
 
 MIB = 2**20
 SIZE, PATCH = (112, 112, 56), (14, 14, 7)
@@ -77,12 +78,6 @@ def read(name: str, path: Path) -> None:
     print(json.dumps([0, time.perf_counter() - start]))
 
 
-def kernel_bytes(name: str) -> int:
-    """A line of /proc/self/status, such as VmRSS."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
-
-
 def measure(tool: str, name: str, path: Path) -> None:
     """In a process of its own: bytes above the imports, and seconds."""
     if tool == "read":
@@ -93,9 +88,7 @@ def measure(tool: str, name: str, path: Path) -> None:
 
     torch.set_num_threads(1)
     create_model("vit_tiny_patch16_224", 16, 16, depth=1)  # what the libraries take once
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    held, start = kernel_bytes("VmRSS"), time.perf_counter()
+    held, start = new_peak(), time.perf_counter()
     network = plain(name, path) if tool == "plain" else ours(tool, name, path)
     seconds = time.perf_counter() - start
     peak = kernel_bytes("VmHWM") - held

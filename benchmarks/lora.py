@@ -12,15 +12,13 @@ has kept for the backward when it ends. Medians over the rounds; the ratio is th
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
-from pretraining_memory import kernel_bytes
+from in_turn import kernel_bytes, new_peak
 
 from monai_vit3d import create_model
 from monai_vit3d.networks import apply_lora
@@ -36,9 +34,7 @@ def step(preset: str, rank: int) -> tuple[int, int, int]:
         apply_lora(net, rank)
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     optimizer, x = torch.optim.AdamW(trained), torch.randn(2, 1, 64, 64, 64)
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    start = kernel_bytes("VmRSS")
+    start = new_peak()
     loss = net(x).logsumexp(1).sum()
     kept = kernel_bytes("VmRSS") - start
     loss.backward()

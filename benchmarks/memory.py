@@ -18,7 +18,6 @@ The limit is the image in float32 on the network's grid and the labels as uint8 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import math
 import os
@@ -27,6 +26,8 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+
+from in_turn import kernel_bytes, new_peak
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "hippocampus_segmentation"
@@ -108,12 +109,6 @@ def by_monai(path: Path, bundle) -> int:
 TOOLS = {"ours": ours, "first": labels_first, "MONAI": by_monai}
 
 
-def kernel_bytes(name: str) -> int:
-    """A line of /proc/self/status, such as VmRSS."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
-
-
 def measure(tool: str, path: Path, tiny: Path, turned: bool, classes: int) -> None:
     """In a process of its own: bytes above the start, and those expected."""
     import torch
@@ -121,9 +116,7 @@ def measure(tool: str, path: Path, tiny: Path, turned: bool, classes: int) -> No
     torch.set_num_threads(1)
     bundle, run = bundle_with(classes, turned), TOOLS[tool]
     run(tiny, bundle)
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    start = kernel_bytes("VmRSS")
+    start = new_peak()
     expected = run(path, bundle)
     print(json.dumps([kernel_bytes("VmHWM") - start, expected]))
 

@@ -16,16 +16,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
+from in_turn import added_bytes
 from pretraining_step import CASES, DEVICE, Sizes, contender, known_names, print_head, print_line, step
-
-
-def kernel_bytes(name: str) -> int:
-    """A line of /proc/self/status, such as VmRSS."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def peak_bytes(name: str, sizes: Sizes, batch: int) -> int:
@@ -38,10 +32,7 @@ def peak_bytes(name: str, sizes: Sizes, batch: int) -> int:
         start = torch.cuda.memory_allocated()
         step(of)
         return torch.cuda.max_memory_allocated() - start
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    start = kernel_bytes("VmRSS")
-    step(of)
-    return kernel_bytes("VmHWM") - start
+    return added_bytes(lambda: step(of))
 
 
 def in_own_process(name: str, sizes: Sizes, batch: int) -> float:

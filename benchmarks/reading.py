@@ -21,7 +21,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from in_turn import arguments, head, show, timed, with_each_allocator
+from in_turn import command_line, head, show, timed, with_each_allocator
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged, NormalizeIntensityd, Orientationd, ScaleIntensityRanged, Spacingd
 
@@ -98,7 +98,7 @@ def steps(path: Path, rounds: int) -> None:
 
 def main() -> None:
     """Measure and print."""
-    args = arguments(__doc__)
+    args = command_line(__doc__).parse_args()
     torch.set_num_threads(args.threads)
     if not args.child:
         print(f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds, {inflating.__name__}")

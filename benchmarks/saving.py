@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from in_turn import arguments, head, show, timed, with_each_allocator
+from in_turn import command_line, head, show, timed, with_each_allocator
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
@@ -117,7 +117,7 @@ def codecs(labels: np.ndarray, chances: np.ndarray, rounds: int) -> None:
 
 def main() -> None:
     """Measure and print."""
-    args = arguments(__doc__)
+    args = command_line(__doc__).parse_args()
     torch.set_num_threads(args.threads)
     if not args.child:
         print(

@@ -14,11 +14,9 @@ import argparse
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
-from in_turn import arguments, head, show, timed, with_each_allocator
-from memory import kernel_bytes
+from in_turn import added_bytes, command_line, head, show, timed, with_each_allocator
 from monai.inferers import SlidingWindowInferer
 
 from monai_vit3d.inferers import likeliest, stitch_windows
@@ -71,10 +69,7 @@ def case(classes: int, overlap: float) -> tuple[torch.Tensor, Network, SlidingWi
 def measure(tool: str, classes: int) -> None:
     """Print by how much the process grows."""
     given = case(classes, 0.25)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    start = kernel_bytes("VmRSS")
-    TOOLS[tool](*given)
-    print((kernel_bytes("VmHWM") - start) / 2**20)
+    print(added_bytes(partial(TOOLS[tool], *given)) / 2**20)
 
 
 def peak_mib(tool: str, classes: int) -> float:
@@ -98,15 +93,13 @@ def compare(rounds: int) -> None:
 
 def main() -> None:
     """Measure and print."""
-    own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--peak", nargs=2)
-    mine, _ = own.parse_known_args()
-    if mine.peak:
-        torch.set_num_threads(1)
-        measure(mine.peak[0], int(mine.peak[1]))
-        return
-    args = arguments(__doc__)
+    parser = command_line(__doc__)
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.peak:
+        measure(args.peak[0], int(args.peak[1]))
+        return
     if not args.child:
         print(f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds")
         with_each_allocator()

@@ -1,0 +1,92 @@
+"""What the command does to its process: PyTorch's tensors in huge pages, and out at once, with nothing lost."""
+
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from monai_vit3d.pipeline.folder import collecting_no_garbage
+
+BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_segmentation"
+PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+CODE = """
+import resource, sys
+from monai_vit3d.cli import main
+
+main(["info", sys.argv[1]])
+import torch
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**26)  # 256 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not PAGES.is_file() or "[madvise]" not in PAGES.read_text(), reason="Linux with madvised huge pages"
+)
+@pytest.mark.parametrize("wanted", [None, "0"])
+def test_tensors_lie_in_huge_pages(wanted):
+    env = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
+    env |= {} if wanted is None else {"THP_MEM_ALLOC_ENABLE": wanted}
+    command = [sys.executable, "-c", CODE, str(BUNDLE)]
+    out = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+    small = 2**28 // 2**12
+    faults = int(out.split()[-1])
+    assert faults > 0.9 * small if wanted == "0" else faults < 0.5 * small
+
+
+LAST_WORDS = """
+import atexit, sys
+from monai_vit3d.cli import run
+
+class Freed:
+    def __del__(self):
+        print("freed")
+
+freed = Freed()
+atexit.register(print, "at exit")
+sys.argv[1:] = ["info", sys.argv[1]]
+run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bundle", "code"), [(BUNDLE, 0), (BUNDLE.parent, 2)])
+def test_out_at_once_with_all_that_was_said(bundle, code):
+    command = [sys.executable, "-c", LAST_WORDS, str(bundle)]
+    done = subprocess.run(command, capture_output=True, text=True)  # standard output is a pipe, so it is buffered
+    assert done.returncode == code
+    assert ("hippocampus" in done.stdout) == (code == 0)
+    assert done.stdout.endswith("at exit\n")
+    assert "freed" not in done.stdout
+    assert ("none of configs/inference.json" in done.stderr) == (code == 2)
+
+
+def test_a_reader_that_has_gone_gets_no_traceback(tmp_path):
+    (tmp_path / "image.nii.gz").write_bytes(b"")
+    command = [sys.executable, "-m", "monai_vit3d.cli", "check", str(tmp_path / "image.nii.gz")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 1
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_again(enabled):
+    def fail():
+        with collecting_no_garbage():
+            assert not gc.isenabled()
+            raise ImportError
+
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with pytest.raises(ImportError):
+            fail()
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
