@@ -111,10 +111,13 @@ class Aligned(Whole):
     def _some(self, plane: Tensor, some: Tensor) -> Tensor:
         """A plane's numbers (K, N) at some voxels of the new grid's."""
         width = len(self.lower[2])
-        j, k = some // width, some % width
-        place = self.lower[1][j] * plane.shape[2] + self.lower[2][k]
-        steps = [(self.upper[1] - self.lower[1])[j] * plane.shape[2], (self.upper[2] - self.lower[2])[k]]
-        values, weights = plane.flatten(1), [self.weight[1][j], self.weight[2][k]]
+        at = some // width, some % width
+        lower, upper, weights = (
+            [of.index_select(0, i) for of, i in zip(side[1:], at)] for side in (self.lower, self.upper, self.weight)
+        )
+        place = lower[0] * plane.shape[2] + lower[1]
+        steps = [(upper[0] - lower[0]) * plane.shape[2], upper[1] - lower[1]]
+        values = plane.flatten(1)
         return corners(lambda at: values.index_select(1, at), place, steps, weights)
 
     def _all(self, row: int, plane: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +13,7 @@ from .cells import MIXED, Whole, corners, merged, signed
 from .way_back import WayBack
 
 POINTS = 2**16  # voxels that are interpolated at a time
+SPARE = 2**22  # numbers by which the table grows
 
 
 class Turned(Whole):
@@ -22,7 +24,8 @@ class Turned(Whole):
     ) -> None:
         super().__init__(way, decide, zeros, dtype, classes)
         self.rows = torch.zeros(1, *way.before.source, dtype=torch.int32)  # of the table; its first is zeros
-        self.table, self.count = [torch.zeros(1, classes)], 1
+        # grown in place: Linux moves the pages of a large block, so that it is never there twice
+        self.table, self.count = np.zeros((1, classes), np.float32), 1
         self.padded = any(bool((i >= way.before.source[a]).any()) for i, a in zip(way.before.index, way.before.axes))
         self.last: tuple[int, Tensor, Tensor] | None = None  # a plane, and which of its voxels are needed
 
@@ -41,16 +44,19 @@ class Turned(Whole):
             return
         row, plane, before = self.last
         some = (before | needed).flatten().nonzero().flatten()
-        self.table.append(plane.flatten(1).index_select(1, some).T.contiguous())
-        numbers = torch.arange(self.count, self.count + len(some), dtype=torch.int32)
+        start, self.count = self.count, self.count + len(some)
+        if self.count > len(self.table):
+            classes = self.table.shape[1]
+            self.table.resize((self.count + SPARE // classes, classes), refcheck=False)
+        self.table[start : self.count] = plane.flatten(1).index_select(1, some).T.numpy()
+        numbers = torch.arange(start, self.count, dtype=torch.int32)
         self.rows[0, row].flatten().index_copy_(0, some, numbers)
-        self.count += len(some)
 
     def labels(self) -> Tensor:
         """On the grid before ``way.after``."""
         self._keep(self.last[2])
         self.last = None
-        table, self.table = torch.cat(self.table), []
+        table = torch.from_numpy(self.table)
         rows = self.way.before.take(self.rows).flatten()
         cells = self.way.before.take(self.found, self.zeros).to(signed(table.shape[1]))
         for dim in (1, 2, 3):
@@ -74,10 +80,10 @@ class Turned(Whole):
         mixed = (labels == MIXED).any(0).nonzero().flatten()
         strides = (shape[1] * shape[2], shape[2], 1)
         for some in mixed.split(POINTS):
-            low = [index[some] for index in lower]
-            weights = [(p[some] - at).float()[:, None] for p, at in zip(points, low)]
+            low = [index.index_select(0, some) for index in lower]
+            weights = [(p.index_select(0, some) - at).float()[:, None] for p, at in zip(points, low)]
             steps = [(at + 1 < n) * stride for at, n, stride in zip(low, shape, strides)]
-            values = corners(lambda at: table.index_select(0, rows[at]), place[some], steps, weights)
+            values = corners(lambda at: table.index_select(0, rows.index_select(0, at)), place[some], steps, weights)
             labels[:, some] = self.decide(values.T.contiguous()).to(labels.dtype)
         return labels
 
