@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_vit3d.pipeline.folder import collecting_no_garbage
+from monai_vit3d.pipeline.bundle import collecting_no_garbage
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_segmentation"
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")

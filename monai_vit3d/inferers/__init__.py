@@ -4,7 +4,7 @@ from .autocast import AutocastInferer
 from .backends import BACKENDS, BackendNetwork, resolve_backend
 from .invert import LabelInverter, argmax
 from .label_inferer import LabelInferer
-from .labels import likeliest
+from .labels import finite, likeliest
 from .spacing import SpacingInferer, spacing_of, told_spacing, unwrapped
 from .stitch import CannotStitch, can_stitch, stitch_windows
 from .tta import FlipEnsemble, FlipSpread, ensemble_variance, predictive_entropy
@@ -24,6 +24,7 @@ __all__ = [
     "argmax",
     "can_stitch",
     "ensemble_variance",
+    "finite",
     "likeliest",
     "predictive_entropy",
     "resolve_backend",

@@ -10,8 +10,7 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
-from ..data.errors import ImageError
-from .labels import likeliest
+from .labels import finite, likeliest
 from .stitch import CannotStitch, can_stitch, stitch_windows
 from .tta import known_activation, predictive_entropy
 
@@ -69,9 +68,7 @@ class LabelInferer(Inferer):
 
     def _reduced(self, logits: Tensor) -> Tensor:
         """(1, K, h, W, D) to (1, C, h, W, D)."""
-        if not bool(torch.isfinite(logits).all()):  # argmax would call it background
-            raise ImageError("the network's answer is NaN or infinite. Look at the image, and at the weights.")
-        softmax = self.activation == "softmax"
+        logits, softmax = finite(logits), self.activation == "softmax"
         labels = likeliest(logits[0])[None, None] if softmax else (logits > 0).to(torch.uint8)
         extra = [predictive_entropy(logits, self.activation)] if self.entropy else []
         if self.probabilities:

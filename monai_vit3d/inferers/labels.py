@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..data.errors import ImageError
+
 BLOCK = 2**15  # voxels at a time: numbers of one class, 128 KiB, are read twice and the best of them once more
 
 
@@ -26,6 +28,17 @@ def likeliest(values: Tensor) -> Tensor:
     for part, labels in zip(values.split(rows, 1), found.split(rows)):
         _likeliest(part, labels)
     return found
+
+
+def finite(values: Tensor) -> Tensor:
+    """A network's numbers, as they are.
+
+    Raises:
+        ImageError: some are NaN or infinite: argmax would call them background.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise ImageError("the network's answer is NaN or infinite. Look at the image, and at the weights.")
+    return values
 
 
 def _likeliest(values: Tensor, labels: Tensor) -> None:

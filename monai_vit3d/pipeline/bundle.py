@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +80,19 @@ def inference_config(root: Path) -> Path:
     raise BundleError(f"{root}: no configs/inference.yaml or .json here. Give the folder of a MONAI bundle.")
 
 
+@contextmanager
+def collecting_no_garbage() -> Iterator[None]:
+    """Imports of PyTorch, timm and MONAI make a million objects; to look for dead ones among them takes a second."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@collecting_no_garbage()
 def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bundle:
     """Build what a bundle's inference config describes and load its weights.
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -107,12 +106,12 @@ def predict_folder(
         raise UsageError(f"--jobs {jobs}; 1 or more are needed.")
     with open_bundle(bundle) as root:
         plan = _plan(inputs, output, read_metadata(root), tta, uncertainty, probabilities, shard, existing)
-        with collecting_no_garbage():
-            from .acceleration import accelerated
-            from .cohort import predict_cohort
-            from .predict import Options
+        loaded = load_bundle(root, device, safe)
+        from .acceleration import accelerated
+        from .cohort import predict_cohort
+        from .predict import Options
 
-        loaded = accelerated(load_bundle(root, device, safe), backend, bf16)
+        loaded = accelerated(loaded, backend, bf16)
         begin(plan)
         options = Options(_flip_axes(tta, loaded), uncertainty, probabilities, volume, max_voxels)
         record = RunRecord(plan.output, _about(loaded, Path(bundle), options, plan), shard)
@@ -138,18 +137,6 @@ def publish(output: Path) -> None:
         else:
             write_stats(records, output / "stats.csv")
         write_report(records, about, output)
-
-
-@contextmanager
-def collecting_no_garbage() -> Iterator[None]:
-    """Around the first import of PyTorch and MONAI: it makes a million objects, and looking for dead ones takes 1 s."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _plan(

@@ -10,8 +10,8 @@ from monai.data import MetaTensor
 from monai.transforms import Activationsd, AsDiscreted, Invertd
 from torch import Tensor
 
-from ..data.errors import BundleError, ImageError
-from ..inferers import LabelInverter, argmax, ensemble_variance, predictive_entropy
+from ..data.errors import BundleError
+from ..inferers import LabelInverter, argmax, ensemble_variance, finite, predictive_entropy
 
 SLAB = 2**22  # of the network's numbers that are turned into labels at a time
 
@@ -47,9 +47,7 @@ class Reduction:
 
     def _reduced(self, logits: Tensor) -> Tensor:
         classes = logits.shape[1] // 3 if self.uncertainty == "variance" else logits.shape[1]
-        mean = logits[:, :classes].float()
-        if not bool(torch.isfinite(mean).all()):  # argmax would call it background
-            raise ImageError("the network's answer is NaN or infinite. Look at the image, and at the weights.")
+        mean = finite(logits[:, :classes].float())
         labels = self._labels(mean[0])[None]
         extra = self._maps(logits.float(), mean, classes)
         self.sizes = {"labels": labels.shape[1], **{kind: value.shape[1] for kind, value in extra.items()}}

@@ -26,6 +26,7 @@ from ..inferers import (
     FlipSpread,
     SpacingInferer,
     can_stitch,
+    finite,
     stitch_windows,
     unwrapped,
 )
@@ -283,10 +284,7 @@ def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: Reduction)
 
 
 def _classify(logits: Tensor, postprocessing: list[Any]) -> Output:
-    numbers = through(postprocessing, logits).flatten().tolist()
-    if not np.isfinite(numbers).all():
-        raise ImageError("the network's answer is NaN or infinite. Look at the image, and at the weights.")
-    return Output(numbers=[float(n) for n in numbers])
+    return Output(numbers=finite(through(postprocessing, logits)).double().flatten().tolist())
 
 
 def _out_of_memory(error: BaseException) -> bool:

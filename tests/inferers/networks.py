@@ -1,0 +1,28 @@
+"""Small networks and volumes for the tests of engines."""
+
+import torch
+
+from monai_vit3d.networks import TokenClassifier, TokenSegmenter, VisionTransformer3D
+
+SIZE = (16, 16, 16)
+
+
+def backbone(**options):
+    torch.manual_seed(0)
+    return VisionTransformer3D(SIZE, 4, embed_dim=48, depth=3, num_heads=4, **options)
+
+
+def segmenter(**options):
+    return TokenSegmenter(backbone(**options), "unetr", 3, feature_size=4).eval()
+
+
+def classifier():
+    return TokenClassifier(backbone(), "attentive", 3, taps=(0, 2)).eval()
+
+
+def volumes(batch=2, seed=1):
+    return torch.randn(batch, 1, *SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def engines(network):
+    return [type(engine).__name__ for engine in network._engines.values() if engine is not None]
