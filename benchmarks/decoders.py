@@ -35,7 +35,7 @@ from pathlib import Path
 import torch
 from decoder_runs import DECODERS, PEER, draw, network_def, print_pareto, read_results, train_all
 from hippocampus import BUNDLE, ROOT
-from in_turn import added_bytes
+from in_turn import added_bytes, command_line, with_each_allocator
 from monai.bundle import ConfigParser
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -156,30 +156,26 @@ def print_costs(setting: str, rows: dict[str, dict]) -> None:
         print(f"{name:16s}" + "".join(f" {row[k]:8.2f}" for k in (*keys, "gmac", "ms", "ratio", "mib")))
 
 
-def costs_of(args: argparse.Namespace) -> dict[str, dict[str, dict]]:
-    """Measured now, or by an earlier run where only results are shown."""
-    file = args.runs / "costs.json"
-    if args.show and file.is_file():
-        return json.loads(file.read_text())
+def measure_all(rounds: int, file: Path) -> None:
+    """Costs with this process' allocator, printed and kept."""
     with torch.inference_mode():
-        costs = {setting: measure(setting, args.rounds) for setting in SETTINGS}
+        costs = {setting: measure(setting, rounds) for setting in SETTINGS}
     for name in DECODERS:
         for setting, mib in added_mib(name).items():
             costs[setting][name] |= dict(zip(("decoder_mib", "mib"), mib))
+    for setting, rows in costs.items():
+        print_costs(setting, rows)
     file.write_text(json.dumps(costs, indent=1))
-    return costs
 
 
 def main() -> None:
     """Measure, train if asked, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--train", type=Path, metavar="DATA", help="the folder that holds Task04_Hippocampus")
     parser.add_argument("--show", action="store_true", help="measure and train nothing that is there")
     parser.add_argument("--decoders", nargs="+", choices=list(DECODERS), default=list(DECODERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "decoders", help="the folder of the runs")
     parser.add_argument("--picture", type=Path, help="default: decoders_pareto.png in --runs")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
@@ -190,16 +186,20 @@ def main() -> None:
         return
     runs = args.runs.resolve()
     runs.mkdir(parents=True, exist_ok=True)
+    file = runs / "costs.json"
+    if args.child:
+        measure_all(args.rounds, file)
+        return
     if args.train:
         train_all(args.decoders, args.seeds, args.epochs, args.train, runs)
-    costs = costs_of(args)
-    for setting, rows in costs.items():
-        print_costs(setting, rows)
+    if not (args.show and file.is_file()):
+        with_each_allocator()  # the costs that are kept are the last ones: huge pages, as vit3d has them
     results = read_results(runs, args.epochs)
     if results:
+        costs = json.loads(file.read_text())[list(SETTINGS)[1]]
         picture = args.picture or runs / "decoders_pareto.png"
-        print_pareto(results, costs[list(SETTINGS)[1]])
-        draw(results, costs[list(SETTINGS)[1]], picture)
+        print_pareto(results, costs)
+        draw(results, costs, picture)
         print(picture)
 
 

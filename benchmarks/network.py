@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from in_turn import added_bytes, head, show, timed
+from in_turn import added_bytes, command_line, head, show, timed, with_each_allocator
 from made_up_bundle import segmenter
 from monai.networks.nets import ViT
 from torch import Tensor, nn
@@ -171,9 +171,8 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = command_line(__doc__)
+    parser.set_defaults(threads=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="2 blocks of the ViT, three rounds")
     parser.add_argument("--only", nargs="+", choices=["unetr", "vit", "encoder", "attention"])
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
@@ -182,9 +181,13 @@ def main() -> None:
     if args.memory:
         memory(args.memory[0], int(args.memory[1]))
         return
+    if not args.child:
+        print(f"torch {torch.__version__}, {args.threads} threads")
+        with_each_allocator()
+        return
     rounds = 3 if args.quick else args.rounds
     rate = matmul_rate()
-    print(f"torch {torch.__version__}, {args.threads} threads, {rate / 1e9:.0f} GFLOP/s")
+    print(f"{rate / 1e9:.0f} GFLOP/s")
     head("forward, ms", "matrix products")
     parts = {"unetr": unetr, "vit": partial(vit, 2 if args.quick else 12), "encoder": encoder, "attention": attention}
     for name, part in parts.items():

@@ -7,11 +7,11 @@ The limit is the bare product on patches that were cut out beforehand.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 
 import torch
+from in_turn import command_line, with_each_allocator
 from torch import nn
 
 from monai_vit3d.layers import embed_patches
@@ -35,13 +35,15 @@ def seconds(call, device: str) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = command_line(__doc__)
+    parser.set_defaults(rounds=9, threads=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"torch {torch.__version__}, {device}, {args.threads} threads, median of {args.rounds} rounds, ms")
+    if not args.child:
+        print(f"torch {torch.__version__}, {device}, {args.threads} threads, median of {args.rounds} rounds, ms")
+        with_each_allocator()
+        return
     print(f"{'volume':>15s} {'patch':>10s} {'dtype':>9s} {'ours':>8s} {'Conv3d':>8s} {'ratio':>6s} {'limit':>8s}")
     with torch.no_grad():
         for case in CASES:

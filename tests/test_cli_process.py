@@ -67,6 +67,16 @@ def test_out_at_once_with_all_that_was_said(bundle, code):
     assert ("none of configs/inference.json" in done.stderr) == (code == 2)
 
 
+def test_the_log_goes_to_standard_error():
+    code = (
+        "import logging; from monai_vit3d import cli\n"
+        "cli.main = lambda: logging.getLogger('monai_vit3d.inferers').info('exporting') or 3\n"
+        "cli.run()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "vit3d: exporting\n")
+
+
 def test_a_reader_that_has_gone_gets_no_traceback(tmp_path):
     (tmp_path / "image.nii.gz").write_bytes(b"")
     command = [sys.executable, "-m", "monai_vit3d.cli", "check", str(tmp_path / "image.nii.gz")]

@@ -24,8 +24,8 @@ class LabelInferer(Inferer):
 
     Args:
         inferer: what runs the network: bare, or in an :class:`AutocastInferer` or :class:`SpacingInferer`.
-        activation: ``"softmax"``: the likeliest class is the label. ``"sigmoid"``: each channel's numbers above 0,
-            probabilities above a half, are 1.
+        activation: ``"softmax"``: the likeliest class is the label. ``"sigmoid"``: a channel's
+            probabilities of a half and above are 1, as ``AsDiscreted(threshold=0.5)`` has it.
         entropy: whether :func:`predictive_entropy` follows, as a channel.
         probabilities: whether each class's follow, as channels.
 
@@ -69,7 +69,7 @@ class LabelInferer(Inferer):
     def _reduced(self, logits: Tensor) -> Tensor:
         """(1, K, h, W, D) to (1, C, h, W, D)."""
         logits, softmax = finite(logits), self.activation == "softmax"
-        labels = likeliest(logits[0])[None, None] if softmax else (logits > 0).to(torch.uint8)
+        labels = likeliest(logits[0])[None, None] if softmax else (logits.float().sigmoid() >= 0.5).to(torch.uint8)
         extra = [predictive_entropy(logits, self.activation)] if self.entropy else []
         if self.probabilities:
             extra.append(logits.float().softmax(1) if softmax else logits.float().sigmoid())

@@ -92,6 +92,7 @@ def _kept(network: nn.Module, shape: tuple[int, ...], cache: Path | None) -> tup
     with suppress(OSError):
         os.utime(place)  # before it is read: another process may tidy up
     if not _is_whole(place):
+        logger.info("exporting the network for OpenVINO; later runs find it in %s", place)
         model = _exported(network, shape)
         try:
             _keep(model, place)

@@ -54,8 +54,9 @@ class Turned(Whole):
 
     def labels(self) -> Tensor:
         """On the grid before ``way.after``."""
-        self._keep(self.last[2])
-        self.last = None
+        if self.last is not None:
+            self._keep(self.last[2])
+            self.last = None
         table = torch.from_numpy(self.table)
         rows = self.way.before.take(self.rows).flatten()
         cells = self.way.before.take(self.found, self.zeros).to(signed(table.shape[1]))

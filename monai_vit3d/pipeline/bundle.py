@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.errors import BundleError, UsageError, Vit3dError, WeightsError
 from ..data.files import file_sha256
 from .metadata import Metadata, read_metadata
+from .own_code import let_import, python_files
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from monai.transforms import Transform
 
 _ROOTS = ("network", "network_def", "preprocessing", "inferer", "postprocessing")
-_VALUES = ("ckpt_path", "class_names", "task", "flip_axes")
+_VALUES = ("ckpt_path", "class_names", "task", "flip_axes", "evaluator::amp")
 
 
 @dataclass(eq=False)
@@ -40,7 +40,7 @@ class Bundle:
         image_key: what the transforms call the image.
         weights: the checkpoint.
         weights_sha256: of the checkpoint.
-        config_sha256: of all files in the bundle's ``configs``, on any of which an answer may depend.
+        config_sha256: of the bundle's ``configs`` and Python files, on any of which an answer may depend.
         class_names: of a classifier's classes; empty for segmentation.
         task: of a classifier.
         autocast: whether the config asks for mixed precision.
@@ -110,6 +110,8 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bu
     """
     import torch
 
+    from .labelling import without_labels
+
     _quieten_monai()
     where = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = inference_config(root)
@@ -121,7 +123,7 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bu
 
         check_config(parser.get(), roots + ([f"{loader}::load_path"] if loader else []))
     else:
-        sys.path.append(str(root.resolve()))  # a bundle may bring its own scripts
+        let_import(root)
     build = _Builder(parser, path)
     build("imports", None)
     network = build("network", None) or build("network_def")
@@ -129,20 +131,21 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bu
     preprocessing = _flatten(build("preprocessing"))
     metadata = read_metadata(root)
     names = list(build("class_names", None) or []) if metadata.classifies else []
+    inferer, labels = without_labels(build("inferer", None) or _whole_volume())
     return Bundle(
         metadata=metadata,
         network=network.to(where).eval(),
         preprocessing=preprocessing,
-        inferer=build("inferer", None) or _whole_volume(),
-        postprocessing=_of_numbers(_flatten(build("postprocessing", None)), metadata),
+        inferer=inferer,
+        postprocessing=_of_numbers([*labels, *_flatten(build("postprocessing", None))], metadata),
         image_key=_image_key(preprocessing, path),
         device=where,
         weights=weights,
         weights_sha256=file_sha256(weights),
-        config_sha256=_configs_sha256(path.parent),
+        config_sha256=_config_sha256(root),
         class_names=names or list(metadata.channel_names.values()) if metadata.classifies else [],
         task=str(build("task", "multi-class")),
-        autocast=bool(parser.get("evaluator::amp", False) is True and where.type == "cuda"),
+        autocast=build("evaluator::amp", False) is True and where.type == "cuda",
         flip_axes=_flip_axes(build("flip_axes", []), path),
     )
 
@@ -171,9 +174,11 @@ def _usable(device: str) -> torch.device:
         raise UsageError(f"--device {device}: {reason} Give cpu, cuda, or the GPU's number as in cuda:1.") from error
 
 
-def _configs_sha256(folder: Path) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    lines = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}" for path in files]
+def _config_sha256(root: Path) -> str:
+    configs = root / "configs"
+    files = sorted(path for path in configs.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    lines = [f"{file_sha256(path)}  {path.relative_to(configs).as_posix()}" for path in files]
+    lines += [f"{file_sha256(path)}  {path.relative_to(root).as_posix()}" for path in python_files(root)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

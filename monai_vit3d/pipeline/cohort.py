@@ -22,6 +22,7 @@ from ..data.files import file_sha256
 from ..data.nifti import write_labels, write_map
 from ..data.volume import Array, Volume
 from .bundle import Bundle
+from .memory import out_of_memory
 from .overlay import draw_overlay, write_png
 from .plan import Case, Plan
 from .predict import Answer, Options, Output, Prepared, finish, infer, prepare
@@ -100,6 +101,7 @@ def predict_cohort(
     # one thread inside an operation: a second team of OpenMP's would let the network's own threads sleep in between
     # (a fifth of its time), and sums would be rounded by the number of cores
     threads: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    before = torch.get_num_threads()
     with ThreadPoolExecutor(jobs, **threads) as readers, ThreadPoolExecutor(jobs, **threads) as writers:
         writing: deque[Future[dict[str, Any]]] = deque()
         try:
@@ -113,6 +115,7 @@ def predict_cohort(
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
             record.write()
+            torch.set_num_threads(before)  # of threads that others start: PyTorch gives them the last number set
     return Summary(**cohort.counts)
 
 
@@ -276,7 +279,7 @@ def _message(error: Exception, case: Case) -> str:
     while not isinstance(cause, Vit3dError) and cause.__cause__ is not None:  # MONAI's Compose wraps what a step raises
         cause = cause.__cause__
     text = str(cause) if isinstance(cause, Vit3dError) else f"{type(cause).__name__}: {cause}"
-    if isinstance(cause, MemoryError | torch.OutOfMemoryError):
+    if out_of_memory(cause):
         text = "out of memory. Use fewer --jobs, a machine with more memory, or a crop of the image."
     named = any(str(path) in text for path in case.images)
     return text if named else f"{case.images[0]}: {text}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,8 @@ from monai.transforms import Activationsd, AsDiscreted, Invertd
 from torch import Tensor
 
 from ..data.errors import BundleError
-from ..inferers import LabelInverter, argmax, ensemble_variance, finite, predictive_entropy
+from ..inferers import LabelInferer, LabelInverter, argmax, ensemble_variance, finite, predictive_entropy, unwrapped
+from ..inferers.spacing import wrappers
 
 SLAB = 2**22  # of the network's numbers that are turned into labels at a time
 
@@ -37,7 +39,9 @@ class Reduction:
     ) -> None:
         self.steps, self.uncertainty, self.probabilities = steps, uncertainty, probabilities
         self.inverter, self.activation = inverter, activation or activation_of(steps)
-        self.voxelwise = inverter is not None or any(isinstance(step, AsDiscreted) for step in steps)
+        discrete = [step for step in steps if isinstance(step, AsDiscreted)]
+        self.voxelwise = inverter is not None or bool(discrete)
+        self.rounded = any(step.rounding[0] is not None for step in discrete)  # to labels of any size
         self.sizes: dict[str, int] = {}
 
     def __call__(self, logits: Tensor) -> Tensor:
@@ -52,7 +56,7 @@ class Reduction:
         extra = self._maps(logits.float(), mean, classes)
         self.sizes = {"labels": labels.shape[1], **{kind: value.shape[1] for kind, value in extra.items()}}
         if not extra:
-            return labels.to(torch.uint8) if self.voxelwise and classes <= 256 else labels
+            return labels.to(torch.uint8) if self.voxelwise and not self.rounded and classes <= 256 else labels
         return torch.cat([labels.float(), *extra.values()], dim=1)
 
     def _labels(self, values: Tensor) -> Tensor:
@@ -105,6 +109,31 @@ def decision(steps: list[Any]) -> Callable[[Tensor], Tensor] | None:
     if kind == "threshold" and kinds in ([], [(True, False, None)]):
         return lambda values: through(steps, values).to(torch.uint8)
     return None
+
+
+def without_labels(inferer: Any) -> tuple[Any, list[Any]]:
+    """A bundle's inferer without its :class:`LabelInferer`, and the steps that make the same labels behind it.
+
+    Windows become labels here in any case; engines, flips and maps need the numbers.
+
+    Raises:
+        BundleError: one that gives maps beside the labels.
+    """
+    around, inner = wrappers(inferer), unwrapped(inferer)
+    if type(inner) is not LabelInferer:
+        return inferer, []
+    if inner.entropy or inner.probabilities:
+        raise BundleError(
+            "the bundle's LabelInferer has entropy or probabilities; labels alone are needed here. Leave them out: "
+            "--uncertainty entropy and --probabilities write them."
+        )
+    found = inner.inferer
+    for wrapper in reversed(around):
+        wrapper = copy.copy(wrapper)
+        wrapper.inferer, found = found, wrapper
+    if inner.activation == "softmax":
+        return found, [AsDiscreted("pred", argmax=True)]
+    return found, [Activationsd("pred", sigmoid=True), AsDiscreted("pred", threshold=0.5)]
 
 
 def activation_of(steps: list[Any]) -> str:

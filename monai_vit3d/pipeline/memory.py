@@ -24,6 +24,7 @@ BYTES_PER_LABELLED_VOXEL = 14  # of the network's grid: labels, and what the bun
 BYTES_PER_INVERTED_LABEL = 4  # of the file's grid: labels that come back, and what the bundle makes of them
 PLANES = 6  # of each grid, all classes, while labels come back
 WINDOWS = 6  # outputs of a batch, and their products with the weights, that are alive together
+_GROUP = Path("/sys/fs/cgroup")
 _AXES = dict(zip("LRPAIS", (0, 0, 1, 1, 2, 2)))
 
 
@@ -98,10 +99,11 @@ def _inverting(bundle: Bundle) -> str | None:
         return None
     steps = [step for step in bundle.preprocessing if isinstance(step, InvertibleTransform)]
     known = all(isinstance(step, Orientationd | Spacingd | Cropd | Padd) for step in steps)
-    if split_steps(before)[1] or decision(split_steps(after)[0]) is None or not known:
+    spacings = [step for step in steps if isinstance(step, Spacingd)]
+    linear = all({*map(str, s.mode)} == {"bilinear"} and {*map(str, s.padding_mode)} == {"border"} for s in spacings)
+    if split_steps(before)[1] or decision(split_steps(after)[0]) is None or not (known and linear) or len(spacings) > 1:
         return "MONAI"
-    turned = any(isinstance(step, Spacingd) and step.spacing_transform.diagonal for step in steps)
-    return "turned" if turned else "aligned"
+    return "turned" if spacings and spacings[0].spacing_transform.diagonal else "aligned"
 
 
 def _separable(bundle: Bundle) -> bool:
@@ -159,9 +161,18 @@ def available_bytes() -> int:
         if limit != resource.RLIM_INFINITY:
             free.append(limit - int(psutil.Process().memory_info().vms))
     with contextlib.suppress(OSError, ValueError):  # "max", or no control group
-        group = Path("/sys/fs/cgroup")
-        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        limit, used = (int((_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        said = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
+        files = sum(int(said.get(name, 0)) for name in ("active_file", "inactive_file"))  # cached: given back if needed
+        free.append(limit - used + files)
     return min(free)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error says; PyTorch's own allocator for CPUs raises a RuntimeError."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def check_memory(path: Path, grid: Grid, channels: int, bundle: Bundle, options: Options | None = None) -> None:

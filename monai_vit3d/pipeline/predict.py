@@ -41,6 +41,7 @@ from .labelling import (
     through,
     whole_numbers,
 )
+from .memory import out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ def infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
     try:
         return _infer(prepared, bundle, options)
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
     _free()
     smaller = copy.deepcopy(bundle.inferer)
@@ -199,7 +200,7 @@ def infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
     try:
         output = _infer(prepared, bundle, options)
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         _free()
         raise ImageError(
@@ -285,10 +286,6 @@ def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: Reduction)
 
 def _classify(logits: Tensor, postprocessing: list[Any]) -> Output:
     return Output(numbers=finite(through(postprocessing, logits)).double().flatten().tolist())
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _free() -> None:

@@ -22,7 +22,9 @@ def read_case(case: Case, bundle: Bundle, options: Options) -> list[Volume]:
     if case.dicom:
         # a folder that could not be made out while planning says here why
         series = case.series or find_series(case.images[0])[0]
-        return [read_series(series, options.max_voxels)]
+        volume = read_series(series, options.max_voxels)
+        check_memory(case.images[0], volume.grid, 1, bundle, options)
+        return [volume]
     grid = read_grid(case.images[0], options.volume, options.max_voxels)
     check_memory(case.images[0], grid, len(case.images), bundle, options)
     return [read_volume(path, options.volume, options.max_voxels) for path in case.images]

@@ -23,16 +23,20 @@ def no_grad():
         yield
 
 
-def test_the_cache_gives_the_same_answer(tmp_path):
+def test_the_cache_gives_the_same_answer(tmp_path, caplog):
+    caplog.set_level("INFO", "monai_vit3d")
     net, x = segmenter(), volumes()
     first = BackendNetwork(net, "openvino", tmp_path)(x)
     (place,) = tmp_path.iterdir()
+    said = f"exporting the network for OpenVINO; later runs find it in {place}"
+    assert caplog.messages == [said]
     assert place.name == fingerprint(net, x.shape)
     written = (place / "model.bin").stat().st_mtime_ns
     assert torch.equal(BackendNetwork(net, "openvino", tmp_path)(x), first)
     BackendNetwork(net, "openvino", tmp_path)(volumes(batch=1))  # another batch needs no other file
     assert [p.name for p in tmp_path.iterdir()] == [place.name]
     assert (place / "model.bin").stat().st_mtime_ns == written
+    assert caplog.messages == [said]
 
 
 @pytest.mark.parametrize("name", ["model.bin", "model.xml", "sha256"])

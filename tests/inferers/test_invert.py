@@ -121,15 +121,28 @@ def test_however_many_planes_come_at_a_time(chain, height):
     assert torch.equal(ours(way, values, height), ours(way, values))
 
 
-@pytest.mark.parametrize("chain", ["orientation, spacing", "turned", "crop after"])
+@pytest.mark.parametrize(
+    "chain", ["orientation, spacing", "turned", "crop after", "crop before", "pad or crop", "turned, crop after"]
+)
 @pytest.mark.parametrize("affine", ["flipped", "oblique"])
-def test_masks_that_overlap(chain, affine):
+@pytest.mark.parametrize("limit", [0.4, -0.1])  # zeros around a crop are below, or above
+def test_masks_that_overlap(chain, affine, limit):
     transform, image, values = prepared(CHAINS[chain], AFFINES[affine], classes=3)
-    back = by_monai(transform, image, values.sigmoid())
-    found = ours(way_back(image, transform, SHAPE), values.sigmoid(), decide=lambda v: (v >= 0.4).to(torch.uint8))
-    clear = (back - 0.4).abs() > 1e-5
-    assert torch.equal(found.bool()[clear], back[clear] >= 0.4)
+    values = values.sigmoid() - (limit < 0) / 2
+    back = by_monai(transform, image, values)
+    found = ours(way_back(image, transform, SHAPE), values, decide=lambda v: (v >= limit).to(torch.uint8))
+    clear = (back - limit).abs() > 1e-5
+    assert torch.equal(found.bool()[clear], back[clear] >= limit)
     assert (found.sum(0) > 1).any()
+    assert not found.all()
+
+
+@pytest.mark.parametrize("chain", ["no spacing", "ours", "turned"])
+def test_labels_may_be_asked_for_twice(chain):
+    transform, image, values = prepared(CHAINS[chain], AFFINES["oblique"])
+    inverter = LabelInverter(way_back(image, transform, SHAPE))
+    inverter.feed(values)
+    assert torch.equal(inverter.labels(), inverter.labels())
 
 
 @pytest.mark.parametrize("shape", [(1, 24, 15), (22, 1, 15), (22, 24, 1), (2, 2, 2)])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer, SlidingWindowInferer
+from monai.transforms import Activationsd, AsDiscreted, Compose
 from torch import nn
 
 from monai_vit3d.data.errors import ImageError, UsageError
@@ -46,6 +47,13 @@ def test_the_likeliest_class(name, classes):
     assert torch.equal(found.long(), expected)
 
 
+def test_a_half_is_inside_as_in_monai():
+    x = torch.tensor([0.0, -1e-9, 1e-9, -1.0, 1.0]).reshape(1, 1, 5, 1, 1)
+    steps = Compose([Activationsd("pred", sigmoid=True), AsDiscreted("pred", threshold=0.5)])
+    found = LabelInferer(SimpleInferer(), "sigmoid")(x, nn.Identity())
+    assert torch.equal(found[0].float(), steps({"pred": x[0]})["pred"])
+
+
 @pytest.mark.parametrize("name", INFERERS)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_entropy_and_probabilities(name, activation):
@@ -54,7 +62,7 @@ def test_entropy_and_probabilities(name, activation):
         logits = INFERERS[name](x, net).double()
         found = LabelInferer(INFERERS[name], activation, entropy=True, probabilities=True)(x, net)
     p = logits.softmax(1) if activation == "softmax" else logits.sigmoid()
-    labels = logits.argmax(1, keepdim=True) if activation == "softmax" else logits > 0
+    labels = logits.argmax(1, keepdim=True) if activation == "softmax" else logits.float().sigmoid() >= 0.5
     if activation == "softmax":
         entropy = -(p * p.log2()).sum(1, keepdim=True) / np.log2(5)
     else:

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -47,6 +49,18 @@ def resumed(scans, out, bundle, *options):
 
 
 # one answer
+
+
+def test_threads_that_others_start_keep_their_number(mine):
+    scans, out, bundle = mine
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert predict(scans, to=out, bundle=bundle, options=["--overwrite", "--jobs", "2"]) == 0
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_run_leaves_labels_pictures_and_tables(clean_run):

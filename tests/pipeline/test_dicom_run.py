@@ -10,6 +10,7 @@ hd = pytest.importorskip("highdicom")
 
 from monai_vit3d import cli  # noqa: E402
 from monai_vit3d.data.dicom import find_series, read_series  # noqa: E402
+from monai_vit3d.pipeline import memory  # noqa: E402
 from tests.dicom import MR, SAGITTAL, SLICES, series  # noqa: E402
 from tests.pipeline.tiny import predict, records  # noqa: E402
 
@@ -57,6 +58,12 @@ def test_labels_lie_where_the_series_does(run, name):
     np.testing.assert_allclose(labels.affine, volume.grid.affine_mm, atol=1e-4)
     found = np.asarray(labels.dataobj)
     assert volume.voxels[found == 2].mean() > volume.voxels[found == 1].mean() > volume.voxels[found == 0].mean()
+
+
+def test_a_series_that_would_not_fit(run, tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10**5)
+    assert predict(run[0] / "axial", to=tmp_path, bundle=tiny_bundle) == 1
+    assert "GiB are free" in records(tmp_path)["axial"]["error"]
 
 
 def test_the_seg_holds_the_same_voxels_as_the_labels(run):

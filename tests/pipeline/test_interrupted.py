@@ -22,6 +22,7 @@ from tests.pipeline.tiny import (
     started,
     statuses,
     write_bundle,
+    write_images,
 )
 
 fcntl, pty, termios = map(pytest.importorskip, ("fcntl", "pty", "termios"))
@@ -171,6 +172,22 @@ def test_a_bar_on_a_terminal(tmp_path, cohort, tiny_bundle):
     assert "1/6 done" not in said  # what stands where there is no terminal
     assert said.count("  failed: ") == 1
     assert "5 done, 0 skipped, 1 failed: " in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_any_name_on_a_terminal(tmp_path, tiny_bundle, encoding, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    scans, out = tmp_path / "scans", tmp_path / "größe"
+    write_images(scans, 1)
+    names = ["bé", "b\udce9"]
+    for name in names:
+        (scans / f"{name}.nii.gz").write_bytes(b"")
+    code, said = on_a_terminal(arguments(scans, to=out, bundle=tiny_bundle))
+    assert code == 1
+    assert sorted(statuses(out).values()) == ["done", "failed", "failed"]
+    assert said.count("  failed: ") == 2
+    assert "1 done, 0 skipped, 2 failed: " in said
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path, cohort, tiny_bundle, clean_run, monkeypatch, capsys):

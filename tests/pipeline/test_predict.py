@@ -14,13 +14,15 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.networks.nets import Classifier
-from monai.transforms import Invertd, KeepLargestConnectedComponent
+from monai.transforms import AsDiscreted, Invertd, KeepLargestConnectedComponent
 
 from monai_vit3d.cli import main
-from monai_vit3d.data.errors import ImageError, UsageError
+from monai_vit3d.data.errors import BundleError, ImageError, UsageError
 from monai_vit3d.data.nifti import read_volume
-from monai_vit3d.pipeline import folder, memory, predict
+from monai_vit3d.inferers import unwrapped
+from monai_vit3d.pipeline import cohort, folder, memory, predict
 from monai_vit3d.pipeline.bundle import load_bundle
+from monai_vit3d.pipeline.labelling import Reduction, whole_numbers
 from tests.bundles.helpers import BUNDLES, run_here
 from tests.conftest import phantom
 from tests.pipeline import zoo
@@ -341,6 +343,60 @@ def test_a_single_mask(images, tmp_path):
     np.testing.assert_allclose(prob, expected, atol=1e-5)
 
 
+SIGMOID = [
+    {"_target_": "Activationsd", "keys": "pred", "sigmoid": True},
+    {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5},
+]
+
+
+@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_an_inferer_that_makes_the_labels(images, tmp_path, activation, around):
+    names = ("lesion", "organ") if activation == "sigmoid" else NAMES
+    inferer = {
+        "_target_": "monai_vit3d.inferers.LabelInferer",
+        "inferer": zoo.zoo_config()["inferer"],
+        "activation": activation,
+    }
+    if around:
+        inferer = {"_target_": "monai_vit3d.inferers.AutocastInferer", "inferer": inferer, "enabled": False}
+    steps = SIGMOID if activation == "sigmoid" else [ARGMAX]
+    plain = written(tmp_path / "plain", names, postprocessing=[*steps, NEAREST, zoo.saving()])
+    own = written(tmp_path / "own", names, inferer=inferer, postprocessing=[NEAREST, zoo.saving()])
+    flags = ["--uncertainty", "entropy", "--probabilities", "--safe"]
+    for record in run(plain, images, tmp_path / "out", *flags).values():
+        assert len(np.unique(voxels(record["output"]))) > 1
+    run(own, images, tmp_path / "own-out", *flags)
+    for path in (tmp_path / "out").glob("*.nii.gz"):
+        assert path.read_bytes() == (tmp_path / "own-out" / path.name).read_bytes()
+    assert unwrapped(load_bundle(own, "cpu").inferer).roi_size == list(zoo.WINDOW)
+
+
+def test_an_inferer_that_makes_maps_beside_the_labels(images, tmp_path, capsys):
+    inferer = {
+        "_target_": "monai_vit3d.inferers.LabelInferer",
+        "inferer": zoo.zoo_config()["inferer"],
+        "entropy": True,
+    }
+    bundle = written(tmp_path / "bundle", inferer=inferer, postprocessing=[NEAREST, zoo.saving()])
+    assert main(["predict", str(images[0]), "-o", str(tmp_path / "out"), "--bundle", str(bundle)]) == 2
+    assert "--uncertainty entropy and --probabilities write them" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_of_any_size_by_rounding():
+    numbers = torch.tensor([300.2, -1.4, 3.0, 256.0]).reshape(1, 1, 4, 1, 1)
+    found = Reduction([AsDiscreted("pred", rounding="torchrounding")], None, False)(numbers)
+    assert whole_numbers(found[0], "softmax", discrete=True).flatten().tolist() == [300, -1, 3, 256]
+
+
+def test_mixed_precision_may_be_asked_for_by_a_reference(tmp_path):
+    evaluator = {**zoo.zoo_config()["evaluator"], "amp": "@half"}
+    assert not load_bundle(written(tmp_path / "bundle", evaluator=evaluator, half=True), "cpu").autocast
+    with pytest.raises(BundleError, match="evaluator::amp"):  # as it is looked up
+        load_bundle(written(tmp_path / "bundle", evaluator=evaluator), "cpu")
+
+
 NEAREST = {**zoo.inverting(), "nearest_interp": True}
 ARGMAX = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
 SOFTMAX = {"_target_": "Activationsd", "keys": "pred", "softmax": True}
@@ -593,6 +649,7 @@ OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory"),
     MemoryError(),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),  # on Windows
 ]
 
 
@@ -606,6 +663,16 @@ def test_short_of_memory_one_window_at_a_time(bundle, images, tmp_path, with_net
     for name, record in records.items():
         assert any("out of memory" in warning for warning in record["warnings"])
         np.testing.assert_array_equal(voxels(record["output"]), voxels(plain[name]["output"]))
+
+
+@pytest.mark.parametrize("stage", ["prepare", "finish"])
+def test_short_of_memory_beside_the_network(bundle, images, tmp_path, monkeypatch, stage):
+    def fail(*given):
+        raise OUT_OF_MEMORY[2]
+
+    monkeypatch.setattr(cohort, stage, fail)
+    record = run(bundle, images[0], tmp_path / "out", code=1)["spleen_0"]
+    assert record["error"].startswith(f"{images[0]}: out of memory. Use fewer --jobs")
 
 
 def test_no_memory_at_all_fails_the_case(bundle, images, tmp_path, with_network):
@@ -725,6 +792,35 @@ def test_the_networks_grid_is_known_before_it_is_made(bundle, tmp_path, name):
     known = memory.network_voxels(read_volume(path).grid, load_bundle(bundle, "cpu"))
     sides = Reference(bundle, path).image.shape[1:]
     assert sides.numel() * 0.95 <= known <= np.prod([side + 1 for side in sides])
+
+
+def test_files_that_a_container_has_in_its_cache_are_no_memory_in_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_GROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("900000\n")
+    (tmp_path / "memory.stat").write_text("anon 250000\nfile 650000\nactive_file 200000\ninactive_file 400000\n")
+    assert memory.available_bytes() == 700000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available_bytes() > 700000
+
+
+@pytest.mark.parametrize(
+    ("change", "counted"),
+    [
+        ({}, False),
+        ({"mode": "nearest"}, True),
+        ({"padding_mode": "zeros"}, True),
+    ],
+)
+def test_what_monai_takes_back_is_counted(tmp_path, images, change, counted):
+    steps = zoo.preprocessing()
+    steps[3] |= change
+    grid = read_volume(images[0]).grid
+    plain, other = (
+        memory.needed_bytes(grid, 1, load_bundle(written(tmp_path / name, preprocessing=way), "cpu"))
+        for name, way in {"plain": zoo.preprocessing(), "other": steps}.items()
+    )
+    assert (other > plain) is counted
 
 
 def test_a_limit_on_the_process_counts():

@@ -81,14 +81,15 @@ def write_images(folder: Path, count: int, shape: tuple[int, ...] = SHAPE) -> li
     return paths
 
 
-def predict(*inputs: Path, to: Path, bundle: Path, options: Iterable[str] = ()) -> int:
+def predict(*inputs: Path, to: Path, bundle: Path, options: Iterable[str] = (), safe: bool = True) -> int:
     """``vit3d predict`` in this process; returns its exit code."""
-    return cli.main(arguments(*inputs, to=to, bundle=bundle, options=options))
+    return cli.main(arguments(*inputs, to=to, bundle=bundle, options=options, safe=safe))
 
 
-def arguments(*inputs: Path, to: Path, bundle: Path, options: Iterable[str] = ()) -> list[str]:
-    """The command's arguments; on the CPU, and safe."""
-    return ["predict", *map(str, inputs), "-o", str(to), "--bundle", str(bundle), "--device", "cpu", "--safe", *options]
+def arguments(*inputs: Path, to: Path, bundle: Path, options: Iterable[str] = (), safe: bool = True) -> list[str]:
+    """The command's arguments; on the CPU."""
+    words = ["predict", *map(str, inputs), "-o", str(to), "--bundle", str(bundle), "--device", "cpu"]
+    return [*words, *["--safe"] * safe, *options]
 
 
 def started(*command: str | Path, **options: Any) -> subprocess.Popen[str]:
