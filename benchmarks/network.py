@@ -8,13 +8,14 @@ All in turn, forward, in float32 unless said, with the same weights. UNETR (14 c
 memory format, of which the faster one counts. ViT (width 768, a volume of 256^3): ours by PyTorch and by OpenVINO, the
 peer MONAI's; memory is what a second forward adds to a process of its own (Linux; OpenVINO keeps what it has had).
 Encoder: timm's Blocks with the same weights, bare, over the same convolution. Attention: PyTorch's fused one against
-the plain product, 12 heads of 64. The limit is the time of the same products at the rate of a square matrix product of
-2,048 here.
+the plain product, 12 heads of 64, and (half) within 4 blocks of width 384 in bfloat16. The limit is the time of the
+same products at the rate of a square matrix product of 2,048 here, in float32.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import subprocess
 import sys
@@ -164,6 +165,26 @@ def attention(rounds: int, rate: float) -> None:
             compare(f"{tokens} tokens, {str(dtype)[6:]} (peer: plain)", calls, rounds, rate)
 
 
+def half(rounds: int, rate: float) -> None:
+    """Blocks in bfloat16 with either attention; the peer's column is the plain product."""
+
+    def in_bfloat16(network: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return network(x)
+
+    for side in (96, 128):
+        torch.manual_seed(0)
+        options = {"embed_dim": 384, "num_heads": 6, "depth": 4, "class_token": False, "global_pool": ""}
+        fused = _Tokens(VisionTransformer3D((side,) * 3, 8, **options)).eval()
+        unfused = copy.deepcopy(fused)
+        for block in unfused.backbone.blocks:
+            block.attn.fused_attn = False
+        networks = {"fused": fused, "openvino": BackendNetwork(fused, "openvino"), "MONAI": unfused}
+        x = torch.randn(1, 1, side, side, side)
+        calls = {name: partial(in_bfloat16, net, x) for name, net in networks.items()}
+        compare(f"4 blocks, {(side // 8) ** 3} tokens, bf16 (peer: plain)", calls, rounds, rate)
+
+
 def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """As timm has it without the fused one."""
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
@@ -174,7 +195,7 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.set_defaults(threads=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="2 blocks of the ViT, three rounds")
-    parser.add_argument("--only", nargs="+", choices=["unetr", "vit", "encoder", "attention"])
+    parser.add_argument("--only", nargs="+", choices=["unetr", "vit", "encoder", "attention", "half"])
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -189,7 +210,8 @@ def main() -> None:
     rate = matmul_rate()
     print(f"{rate / 1e9:.0f} GFLOP/s")
     head("forward, ms", "matrix products")
-    parts = {"unetr": unetr, "vit": partial(vit, 2 if args.quick else 12), "encoder": encoder, "attention": attention}
+    parts = {"unetr": unetr, "vit": partial(vit, 2 if args.quick else 12), "encoder": encoder}
+    parts |= {"attention": attention, "half": half}
     for name, part in parts.items():
         if not args.only or name in args.only:
             part(rounds, rate)
