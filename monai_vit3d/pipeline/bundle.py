@@ -130,7 +130,6 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bu
     weights = _load_weights(network, build, loader, root, safe)
     preprocessing = _flatten(build("preprocessing"))
     metadata = read_metadata(root)
-    names = list(build("class_names", None) or []) if metadata.classifies else []
     inferer, labels = without_labels(build("inferer", None) or _whole_volume())
     return Bundle(
         metadata=metadata,
@@ -143,7 +142,7 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bu
         weights=weights,
         weights_sha256=file_sha256(weights),
         config_sha256=_config_sha256(root),
-        class_names=names or list(metadata.channel_names.values()) if metadata.classifies else [],
+        class_names=_class_names(build, metadata),
         task=str(build("task", "multi-class")),
         autocast=build("evaluator::amp", False) is True and where.type == "cuda",
         flip_axes=_flip_axes(build("flip_axes", []), path),
@@ -156,6 +155,12 @@ def _quieten_monai() -> None:
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     # for the bundle's author, as that Orientationd got another default for its labels
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"monai\.")
+
+
+def _class_names(build: _Builder, metadata: Metadata) -> list[str]:
+    if not metadata.classifies:
+        return []
+    return list(build("class_names", None) or metadata.channel_names.values())
 
 
 def _flip_axes(axes: Any, path: Path) -> tuple[int, ...]:

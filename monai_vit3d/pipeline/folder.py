@@ -106,12 +106,10 @@ def predict_folder(
         raise UsageError(f"--jobs {jobs}; 1 or more are needed.")
     with open_bundle(bundle) as root:
         plan = _plan(inputs, output, read_metadata(root), tta, uncertainty, probabilities, shard, existing)
-        loaded = load_bundle(root, device, safe)
-        from .acceleration import accelerated
+        loaded = _loaded(root, device, safe, backend, bf16)
         from .cohort import predict_cohort
         from .predict import Options
 
-        loaded = accelerated(loaded, backend, bf16)
         begin(plan)
         options = Options(_flip_axes(tta, loaded), uncertainty, probabilities, volume, max_voxels)
         record = RunRecord(plan.output, _about(loaded, Path(bundle), options, plan), shard)
@@ -137,6 +135,13 @@ def publish(output: Path) -> None:
         else:
             write_stats(records, output / "stats.csv")
         write_report(records, about, output)
+
+
+def _loaded(root: Path, device: str | None, safe: bool, backend: str, bf16: bool) -> Bundle:
+    bundle = load_bundle(root, device, safe)  # the first to import PyTorch and MONAI: it knows how to do that fast
+    from .acceleration import accelerated
+
+    return accelerated(bundle, backend, bf16)
 
 
 def _plan(
