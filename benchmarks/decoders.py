@@ -27,7 +27,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -35,7 +34,7 @@ from pathlib import Path
 import torch
 from decoder_runs import DECODERS, PEER, draw, network_def, print_pareto, read_results, train_all
 from hippocampus import BUNDLE, ROOT
-from in_turn import added_bytes, command_line, with_each_allocator
+from in_turn import added_bytes, command_line, timed, with_each_allocator
 from monai.bundle import ConfigParser
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -71,13 +70,6 @@ def inputs(setting: str, net: TokenSegmenter) -> tuple[Tensor, list[Tensor]]:
     net(image)
     hook.remove()
     return image, maps
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """One call, timed."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def gmac(call: Callable[[], object]) -> float:
@@ -129,12 +121,7 @@ def measure(setting: str, rounds: int) -> dict[str, dict]:
         }
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     calls["limit"] = lambda: a @ b
-    times: dict[str, list[float]] = {key: [] for key in calls}
-    for round_ in range(rounds + 1):
-        for key, call in calls.items():
-            spent = seconds(call)
-            if round_:  # the first round warms up
-                times[key].append(spent)
+    times = timed(calls, rounds)
     rate = 1024**3 / 1e9 / statistics.median(times["limit"])
     for name, row in results.items():
         for suffix, prefix in (("", "decoder_"), ("/whole", "")):

@@ -8,10 +8,10 @@ The limit is the bare product on patches that were cut out beforehand.
 from __future__ import annotations
 
 import statistics
-import time
+from functools import partial
 
 import torch
-from in_turn import command_line, with_each_allocator
+from in_turn import command_line, timed, with_each_allocator
 from torch import nn
 
 from monai_vit3d.layers import embed_patches
@@ -24,13 +24,11 @@ CASES = [  # size, patch, channels, width
 ]
 
 
-def seconds(call, device: str) -> float:
-    """One call, timed."""
-    start = time.perf_counter()
+def finished(call, device: str) -> None:
+    """One call, to its end."""
     call()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -64,12 +62,7 @@ def measure(case: tuple, dtype: torch.dtype, device: str, rounds: int) -> None:
         "peer": lambda: conv(x),
         "limit": lambda: nn.functional.linear(tokens, weight, conv.bias),
     }
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(rounds + 2):
-        for name, call in calls.items():
-            spent = seconds(call, device)
-            if round_ >= 2:  # the first two warm up
-                times[name].append(spent)
+    times = timed({name: partial(finished, call, device) for name, call in calls.items()}, rounds, warm=2)
     ours, peer, limit = (statistics.median(t) * 1000 for t in times.values())
     ratio = statistics.median(p / o for p, o in zip(times["peer"], times["ours"]))
     print(

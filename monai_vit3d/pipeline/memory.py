@@ -14,6 +14,8 @@ from ..data.volume import Grid
 from .overlay import axis_letters
 
 if TYPE_CHECKING:
+    from monai.transforms import Spacingd
+
     from .bundle import Bundle
     from .predict import Options
 
@@ -100,7 +102,7 @@ def _inverting(bundle: Bundle) -> str | None:
     steps = [step for step in bundle.preprocessing if isinstance(step, InvertibleTransform)]
     known = all(isinstance(step, Orientationd | Spacingd | Cropd | Padd) for step in steps)
     spacings = [step for step in steps if isinstance(step, Spacingd)]
-    linear = all({*map(str, s.mode)} == {"bilinear"} and {*map(str, s.padding_mode)} == {"border"} for s in spacings)
+    linear = all(_resamples(step, "bilinear") for step in spacings)
     if split_steps(before)[1] or decision(split_steps(after)[0]) is None or not (known and linear) or len(spacings) > 1:
         return "MONAI"
     return "turned" if spacings and spacings[0].spacing_transform.diagonal else "aligned"
@@ -116,10 +118,14 @@ def _separable(bundle: Bundle) -> bool:
     return all(
         isinstance(step, SeparableSpacingd)
         and not step.spacing_transform.diagonal
-        and {*map(str, step.mode)} <= {"bilinear", "nearest"}
-        and {*map(str, step.padding_mode)} == {"border"}
+        and _resamples(step, "bilinear", "nearest")
         for step in steps
     )
+
+
+def _resamples(step: Spacingd, *modes: str) -> bool:
+    """Whether a Spacingd knows only these modes, and takes what is outside from the border."""
+    return {*map(str, step.mode)} <= {*modes} and {*map(str, step.padding_mode)} == {"border"}
 
 
 def _maps(classes: int, options: Options | None) -> int:
