@@ -8,6 +8,7 @@ from .ema import EMAHandler, moving_average
 from .feature_monitor import FeatureMonitor
 from .mixup import MixUpBatch
 from .pretraining import MaskedBatch, StepSchedule
+from .processes import leave_process_group
 
 __all__ = [
     "AtomicCheckpoint",
@@ -21,6 +22,7 @@ __all__ = [
     "PredictionsCSV",
     "StepSchedule",
     "calibrate",
+    "leave_process_group",
     "moving_average",
     "save_atomic",
 ]
