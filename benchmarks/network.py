@@ -7,9 +7,9 @@ All in turn, forward, in float32 unless said, with the same weights. UNETR (14 c
 `BackendNetwork` (OpenVINO where it is installed), the peer is MONAI's in evaluation and inference mode, in either
 memory format, of which the faster one counts. ViT (width 768, a volume of 256^3): ours by PyTorch and by OpenVINO, the
 peer MONAI's; memory is what a second forward adds to a process of its own (Linux; OpenVINO keeps what it has had).
-Encoder: timm's Blocks with the same weights, bare, over the same convolution. Attention: PyTorch's fused one against
-the plain product, 12 heads of 64, and (half) within 4 blocks of width 384 in bfloat16. The limit is the time of the
-same products at the rate of a square matrix product of 2,048 here, in float32.
+Encoder: ours by each backend against timm's Blocks with the same weights, bare, over the same convolution. Attention:
+PyTorch's fused one against the plain product, 12 heads of 64, and (half) within 4 blocks of width 384 in bfloat16. The
+limit is the time of the same products at the rate of a square matrix product of 2,048 here, in float32.
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ def encoder(rounds: int, rate: float) -> None:
             (side,) * 3, patch, embed_dim=width, num_heads=width // 64, depth=4, class_token=False, global_pool=""
         ).eval()
         x = torch.randn(1, 1, side, side, side)
-        calls = {"PyTorch": partial(ours.forward_features, x), "MONAI": partial(Blocks(ours).eval(), x)}
+        networks = {kind: BackendNetwork(_Tokens(ours).eval(), kind) for kind in ("compile", "openvino")}
+        calls = {"PyTorch": partial(ours.forward_features, x), **{k: partial(net, x) for k, net in networks.items()}}
+        calls["MONAI"] = partial(Blocks(ours).eval(), x)
         compare(f"4 blocks, {(side // patch) ** 3} tokens (peer: timm)", calls, max(rounds, 5), rate)
 
 
