@@ -23,19 +23,20 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import monai
 import nibabel as nib
 import numpy as np
 import torch
+from in_turn import timed
 from monai.transforms import LoadImage
 
 from monai_vit3d.data.nifti import read_volume
@@ -211,13 +212,7 @@ def measure(path: Path, size: int, rounds: int) -> None:
     calls["limit"] = Path.read_bytes
     if path.suffix == ".gz":
         calls["limit"] = lambda p: zlib.decompress(p.read_bytes(), 31, size)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(rounds + 2):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call(path)
-            if round_ >= 2:  # the first two warm up
-                times[name].append(time.perf_counter() - start)
+    times = timed({name: partial(call, path) for name, call in calls.items()}, rounds, warm=2)
     medians = "".join(f"{statistics.median(times[name]) * 1000:10.1f}" for name in [*TOOLS, "limit"])
     ratios = [statistics.median(o / p for o, p in zip(times["ours"], times[n])) for n in ("MONAI", "nibabel", "limit")]
     told = ", ".join(f"{ratio:.2f}" for ratio in ratios)

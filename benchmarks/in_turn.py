@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
+
 ALLOCATORS: dict[str, dict[str, str]] = {
     "small pages, as PyTorch is": {"THP_MEM_ALLOC_ENABLE": "0"},
     "huge pages": {"THP_MEM_ALLOC_ENABLE": "1"},
@@ -61,12 +63,14 @@ def added_bytes(call: Callable[[], object]) -> int:
 
 
 def timed(calls: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1) -> dict[str, list[float]]:
-    """Seconds of each call, all of them in turn, after so many rounds that warm up."""
+    """Seconds of each call, a GPU's work within, all of them in turn, after so many rounds that warm up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(rounds + warm):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             if round_ >= warm:
                 times[name].append(time.perf_counter() - start)
     return times

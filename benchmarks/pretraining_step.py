@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from in_turn import timed
 from torch import Tensor, nn
 
 from monai_vit3d.networks import VisionTransformer3D
@@ -135,15 +136,6 @@ def encode(of: Contender) -> None:
     of.encode().square().mean().backward()
 
 
-def seconds(call: Callable[[Contender], object], of: Contender) -> float:
-    """One call, timed."""
-    start = time.perf_counter()
-    call(of)
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def known_names() -> list[str]:
     """Who takes part; says so where nidl cannot."""
     try:
@@ -167,12 +159,12 @@ def print_head(names: list[str], batch: int) -> None:
     print(f"width depth predictor {'':10s}{columns}")
 
 
-def print_line(sizes: Sizes, what: str, rows: list[list[float]]) -> None:
-    """Medians of the columns, and of their ratios to the first."""
+def print_line(sizes: Sizes, what: str, times: dict[str, list[float]]) -> None:
+    """Medians of each, and of their ratios to ours."""
     print(f"{sizes.width:5d} {sizes.depth:5d} {sizes.predictor_depth:9d} {what:10s}", end="")
-    for column in range(len(rows[0])):
-        print(f" {statistics.median(row[column] for row in rows):7.3g}", end="")
-        print(f" {statistics.median(row[column] / row[0] for row in rows):5.2f}" if column else "", end="")
+    for name, spent in times.items():
+        ratio = statistics.median(other / own for other, own in zip(spent, times["ours"]))
+        print(f" {statistics.median(spent):7.3g}" + f" {ratio:5.2f}" * (name != "ours"), end="")
     print(flush=True)
 
 
@@ -190,8 +182,8 @@ def main() -> None:
         losses = dict(zip(names, map(step, contenders)))  # warms up, too
         torch.testing.assert_close(losses.get("nidl", losses["ours"]), losses["ours"])
         for what, call in {"encoder, s": encode, "step, s": step}.items():
-            rows = [[seconds(call, of) for of in contenders] for _ in range(args.rounds)]
-            print_line(sizes, what, rows)
+            times = timed({name: partial(call, of) for name, of in zip(names, contenders)}, args.rounds, warm=0)
+            print_line(sizes, what, times)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from in_turn import timed
 from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
@@ -66,15 +67,6 @@ class Timms(nn.Module):
         return self.norm(x)
 
 
-def seconds(call: Call, x: Tensor) -> float:
-    """One call, timed."""
-    start = time.perf_counter()
-    call(x)
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def contenders(side: int, depth: int) -> tuple[dict[str, Call], dict[str, Call], Tensor]:
     """Forwards by name, the making of tables by name, and the volume."""
     x = torch.randn(1, 1, side, side, side, device=DEVICE)
@@ -89,19 +81,15 @@ def contenders(side: int, depth: int) -> tuple[dict[str, Call], dict[str, Call],
 def measure(side: int, depth: int, rounds: int) -> None:
     """Print the lines of one size."""
     calls, tables, x = contenders(side, depth)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(rounds + 1):
-        for name, call in calls.items():
-            spent = seconds(call, x)
-            if round_:  # the first warms up
-                times[name].append(spent)
+    times = timed({name: partial(call, x) for name, call in calls.items()}, rounds)
+    alone = timed({name: partial(table, x) for name, table in tables.items()}, rounds)
     for name, spent in times.items():
         over = [statistics.median(a / b for a, b in zip(spent, times[base])) for base in ("learned", "limit")]
         line = (
             f"{(side // PATCH) ** 3:6d} {name:8s} {statistics.median(spent) * 1000:9.2f} {over[0]:8.3f} {over[1]:6.3f}"
         )
-        if name in tables:
-            line += f" {statistics.median(seconds(tables[name], x) for _ in range(rounds)) * 1000:8.2f}"
+        if name in alone:
+            line += f" {statistics.median(alone[name]) * 1000:8.2f}"
         print(line, flush=True)
 
 
