@@ -17,8 +17,6 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
-
 ALLOCATORS: dict[str, dict[str, str]] = {
     "small pages, as PyTorch is": {"THP_MEM_ALLOC_ENABLE": "0"},
     "huge pages": {"THP_MEM_ALLOC_ENABLE": "1"},
@@ -69,11 +67,16 @@ def timed(calls: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1)
         for name, call in calls.items():
             start = time.perf_counter()
             call()
-            if torch.cuda.is_initialized():
-                torch.cuda.synchronize()
+            _wait_for_gpu()
             if round_ >= warm:
                 times[name].append(time.perf_counter() - start)
     return times
+
+
+def _wait_for_gpu() -> None:
+    torch = sys.modules.get("torch")  # who has not imported it, as startup.py, has no work there
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def show(title: str, times: Mapping[str, list[float]], ours: str, peer: str, limit: str) -> None:

@@ -8,7 +8,6 @@ The limit is the bare product on patches that were cut out beforehand.
 from __future__ import annotations
 
 import statistics
-from functools import partial
 
 import torch
 from in_turn import command_line, timed, with_each_allocator
@@ -22,13 +21,6 @@ CASES = [  # size, patch, channels, width
     ((96, 96, 48), (16, 16, 4), 1, 768),
     ((128, 128, 128), (16, 16, 16), 1, 768),
 ]
-
-
-def finished(call, device: str) -> None:
-    """One call, to its end."""
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def main() -> None:
@@ -62,7 +54,7 @@ def measure(case: tuple, dtype: torch.dtype, device: str, rounds: int) -> None:
         "peer": lambda: conv(x),
         "limit": lambda: nn.functional.linear(tokens, weight, conv.bias),
     }
-    times = timed({name: partial(finished, call, device) for name, call in calls.items()}, rounds, warm=2)
+    times = timed(calls, rounds, warm=2)
     ours, peer, limit = (statistics.median(t) * 1000 for t in times.values())
     ratio = statistics.median(p / o for p, o in zip(times["peer"], times["ours"]))
     print(
