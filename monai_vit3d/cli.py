@@ -52,9 +52,13 @@ def _predict(args: argparse.Namespace) -> int:
         "probabilities": args.probabilities,
         "shard": parse_shard(args.shard) if args.shard else ranks.shard,
         "existing": "resume" if args.resume else "overwrite" if args.overwrite else "refuse",
+        "include_labels": args.include_labels,
+        "suffixes": args.suffix,
     }
     if args.dry_run:
-        print(plan_folder(args.inputs, args.output, args.bundle, **what).table())
+        plan = plan_folder(args.inputs, args.output, args.bundle, **what)
+        _print_notes(plan)
+        print(plan.table())
         return 0
     if not args.safe and ranks.first:
         print(f"vit3d: {args.bundle} is code that runs here; --safe takes settings only", file=sys.stderr)
@@ -86,7 +90,7 @@ def _axes(text: str) -> tuple[int, ...]:
 def _check(args: argparse.Namespace) -> int:
     from .pipeline.check import check_files
 
-    found = check_files(args.inputs, args.volume, args.max_voxels)
+    found = check_files(args.inputs, args.volume, args.max_voxels, args.include_labels, args.suffix)
     if args.json:
         print(json.dumps(found, indent=1))
     else:
@@ -121,6 +125,7 @@ class _Progress:
         """Take in how many cases there are."""
         from tqdm import tqdm
 
+        _print_notes(plan)
         self.total = len(plan.cases)
         if sys.stderr.isatty():
             self.bar = tqdm(total=self.total, unit="file", dynamic_ncols=True)
@@ -142,6 +147,12 @@ class _Progress:
     def _above(self, text: str) -> None:
         with self.bar.external_write_mode(sys.stderr):
             print_error(text)
+
+
+def _print_notes(plan: Plan) -> None:
+    """Say what was passed over, once for all shards."""
+    for i, line in enumerate(plan.notes() if plan.shard[0] == 1 else []):
+        print_error(f"  {line}" if i else f"vit3d: {line}")
 
 
 def print_error(text: str) -> None:
@@ -181,6 +192,10 @@ def _add_predict(verbs: Any) -> None:
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="files, folders or lists")
     parser.add_argument("--volume", type=int, metavar="N", help="which volume of 4D files, from 0")
+    images = "take label files and outputs of earlier runs as images, too, which are passed over"
+    parser.add_argument("--include-labels", action="store_true", help=images)
+    suffix = "take files of folders whose names end so, such as T1w of sub-01_T1w.nii.gz; may be given several times"
+    parser.add_argument("--suffix", action="append", default=[], metavar="SUFFIX", help=suffix)
     parser.add_argument("--max-voxels", type=int, default=2**30, metavar="N", help="the largest volume taken (2^30)")
 
 

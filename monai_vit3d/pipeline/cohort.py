@@ -174,7 +174,7 @@ class _Cohort:
             if self._verified(case, hashes):
                 work.record = {**self.believed[case.name], "status": "skipped", "output": work.record["output"]}
                 return work
-            volumes = read_case(case, self.bundle, self.options)
+            volumes = read_case(case, self.bundle, self.options, self.plan.include_labels)
             work.record |= {"input_sha256": hashes, "made_with": self.made_with}
             work.record["warnings"] += [warning for volume in volumes for warning in volume.warnings]
         if work.record["status"] == "pending":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.errors import UsageError
 from .bundle import Bundle, load_bundle
 from .metadata import Metadata, read_metadata
+from .passed_over import recorded
 from .plan import Plan, plan_cases
 from .record import RunRecord, merged, merging, write_json
 from .unpack import open_bundle
@@ -35,6 +36,8 @@ def plan_folder(
     probabilities: bool = False,
     shard: tuple[int, int] = (1, 1),
     existing: str = "refuse",
+    include_labels: bool = False,
+    suffixes: Sequence[str] = (),
 ) -> Plan:
     """What :func:`predict_folder` would do, checked, with nothing written and no image read; arguments as there.
 
@@ -44,7 +47,9 @@ def plan_folder(
     """
     with open_bundle(bundle) as root:
         metadata = read_metadata(root)
-    return _plan(inputs, output, metadata, tta, uncertainty, probabilities, shard, existing)
+    kinds = _outputs(metadata, tta, uncertainty, probabilities)
+    chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes}
+    return plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, **chosen)
 
 
 def predict_folder(
@@ -59,6 +64,8 @@ def predict_folder(
     max_voxels: int = 2**30,
     shard: tuple[int, int] = (1, 1),
     existing: str = "refuse",
+    include_labels: bool = False,
+    suffixes: Sequence[str] = (),
     device: str | None = None,
     backend: str = "torch",
     bf16: bool = False,
@@ -85,6 +92,9 @@ def predict_folder(
         max_voxels: the largest volume that is taken.
         shard: ``(i, n)``: do the i-th of n parts, from 1. All parts share OUT.
         existing: ``"refuse"`` outputs that are there, ``"resume"`` (skip those that are verified) or ``"overwrite"``.
+        include_labels: whether label files and the outputs of earlier runs are images, too: by default they are passed
+            over by name, and an image of few whole values such as 0, 1, 2 fails.
+        suffixes: last words of the names of images to take from folders, such as ``T1w``; none takes all.
         device: a torch device; None takes a GPU where there is one.
         backend: what runs the network: ``"torch"``, ``"compile"``, ``"openvino"``, or ``"auto"``: OpenVINO on a CPU,
             if it is installed. Their numbers differ by rounding; run.json says which it was.
@@ -105,7 +115,9 @@ def predict_folder(
     if jobs < 1:
         raise UsageError(f"--jobs {jobs}; 1 or more are needed.")
     with open_bundle(bundle) as root:
-        plan = _plan(inputs, output, read_metadata(root), tta, uncertainty, probabilities, shard, existing)
+        kinds = _outputs(read_metadata(root), tta, uncertainty, probabilities)
+        chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes}
+        plan = plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, **chosen)
         loaded = _loaded(root, device, safe, backend, bf16)
         from .cohort import predict_cohort
         from .predict import Options
@@ -144,16 +156,8 @@ def _loaded(root: Path, device: str | None, safe: bool, backend: str, bf16: bool
     return accelerated(bundle, backend, bf16)
 
 
-def _plan(
-    inputs: Sequence[str | Path],
-    output: str | Path,
-    metadata: Metadata,
-    tta: bool | Sequence[int],
-    uncertainty: str | None,
-    probabilities: bool,
-    shard: tuple[int, int],
-    existing: str,
-) -> Plan:
+def _outputs(metadata: Metadata, tta: bool | Sequence[int], uncertainty: str | None, probabilities: bool) -> list[str]:
+    """The kinds of output that the arguments ask for."""
     if uncertainty not in (None, "entropy", "variance"):
         raise UsageError(f"--uncertainty {uncertainty}; entropy or variance is needed.")
     if uncertainty == "variance" and not tta:
@@ -163,8 +167,7 @@ def _plan(
             f"{metadata.name}: classifies whole volumes, so there are no maps to write; predictions.csv holds the "
             "probabilities. Leave out --uncertainty and --probabilities."
         )
-    kinds = ["seg", *([uncertainty] if uncertainty else []), *(["prob"] if probabilities else [])]
-    return plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing)
+    return ["seg", *([uncertainty] if uncertainty else []), *(["prob"] if probabilities else [])]
 
 
 def _flip_axes(tta: bool | Sequence[int], bundle: Bundle) -> tuple[int, ...]:
@@ -198,7 +201,8 @@ def _about(bundle: Bundle, given: Path, options: Options, plan: Plan) -> dict[st
         "shard": list(plan.shard),
         "versions": versions(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "warnings": [],
+        "warnings": list(plan.warnings),
+        "passed_over": recorded(plan.passed_over),
     }
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..data.errors import UsageError
+from ..data.passed_over import PassedOver
 from .lists import Listed, read_csv, read_json
-from .paths import DICOM_SUFFIXES, NIFTI, absolute, is_dicom, shown, some, without_suffix
+from .passed_over import describe
+from .paths import DICOM_SUFFIXES, NIFTI, absolute, is_dicom, shown, some
+from .search import NO_IMAGE, Search, bids_root, bids_suffix, kind_by_name
 
-_BIDS_FOLDER = re.compile(r"sub-[^/]+(/ses-[^/]+)?(/(anat|ct))?")
-_BIDS_LABELS = ("mask", "dseg", "probseg", "defacemask")  # suffixes of files that are no scans
 _TAKEN = "a .nii or .nii.gz file, a folder of them, a BIDS data set, a folder of DICOM files, or a .csv or .json list"
 
 
@@ -36,6 +35,21 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What the inputs hold.
+
+    Args:
+        cases: in the order given.
+        passed_over: all other files and folders in them, each with its reason.
+        warnings: what is odd about the cases as a whole, a sentence each.
+    """
+
+    cases: tuple[Found, ...]
+    passed_over: tuple[PassedOver, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class _Item:
     """A case before it is known which folder all inputs share: ``base`` bounds it, unless a list gives a ``name``."""
 
@@ -53,15 +67,21 @@ class _Item:
         return Found(self.images, PurePosixPath(first.name if own == "." else own), self.bids, self.dicom)
 
 
-def find_images(inputs: Sequence[str | Path], output: str | Path) -> list[Found]:
+def find_images(
+    inputs: Sequence[str | Path], output: str | Path, *, include_labels: bool = False, suffixes: Sequence[str] = ()
+) -> Inputs:
     """The cases of all inputs, in the order given; those of a folder sorted; the same images once.
 
-    A folder is searched to the bottom, through links, without hidden files and folders. A BIDS data set, or a
-    ``sub-*`` folder of one, gives the scans under ``anat`` and ``ct`` (https://bids-specification.readthedocs.io).
+    A folder is searched to the bottom, through links, without hidden files and folders, files that an earlier run
+    wrote, and labels by their name or folder. A BIDS data set, or a ``sub-*`` folder of one, gives the scans under
+    ``anat`` and ``ct`` (https://bids-specification.readthedocs.io). All that is no case is passed over by name. Files
+    that are given one by one, or in a list, are cases whatever they are called.
 
     Args:
         inputs: NIfTI files, folders, BIDS data sets, folders with DICOM files, and ``.csv`` or ``.json`` lists.
         output: the folder that will be written to; it is passed over where it lies inside an input.
+        include_labels: whether labels and the outputs of earlier runs count as images.
+        suffixes: last words of the names of images to take from folders, such as ``T1w``; none takes all.
 
     Raises:
         UsageError: an input is missing, empty, unreadable or of another kind, or a list is malformed. Files that a list
@@ -73,14 +93,17 @@ def find_images(inputs: Sequence[str | Path], output: str | Path) -> list[Found]
     missing = [shown(path) for path in given if not os.path.exists(path)]
     if missing:
         raise UsageError(f"{some(missing)}: no such file or folder. Check the spelling; {_TAKEN} is needed.")
-    skip = os.path.realpath(output)
-    items = [item for path in given for item in _items(absolute(path), skip)]
+    search = Search(os.path.realpath(output), include_labels, suffixes)
+    items = [item for path in given for item in _items(absolute(path), search)]
     bases = {item.base for item in items if item.name is None}
     shared = Path(os.path.commonpath(bases)) if bases else Path()
     once: dict[tuple[tuple[str, ...], str | None], _Item] = {}
     for item in items:
         once.setdefault((tuple(map(_place, item.images)), item.name), item)
-    return [item.found(shared) for item in once.values()]
+    cases = tuple(item.found(shared) for item in once.values())
+    images = {image for case in cases for image in case.images}
+    passed_over = tuple(file for file in search.passed_over if file.path not in images)
+    return Inputs(cases, passed_over, tuple(_several_suffixes(cases)))
 
 
 def _place(path: Path) -> str:
@@ -88,9 +111,9 @@ def _place(path: Path) -> str:
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
-def _items(path: Path, skip: str) -> list[_Item]:
+def _items(path: Path, search: Search) -> list[_Item]:
     if os.path.isdir(path):
-        return _folder_items(path, skip)
+        return _folder_items(path, search)
     if NIFTI.search(path.name):
         return [_Item((path,), path.parent)]
     suffix = path.suffix.lower()
@@ -100,82 +123,47 @@ def _items(path: Path, skip: str) -> list[_Item]:
         return [_listed(one) for one in read_json(path)]
     if suffix in DICOM_SUFFIXES or is_dicom(path):
         raise UsageError(f"{shown(path)}: one DICOM file; a series is needed. Give its folder, {shown(path.parent)}.")
-    raise UsageError(f"{shown(path)}: a file of another kind; {_TAKEN} is needed.")
+    kind = kind_by_name(path)
+    raise UsageError(f"{shown(path)}: {'a file of another kind' if kind == NO_IMAGE else kind}; {_TAKEN} is needed.")
 
 
 def _listed(one: Listed) -> _Item:
     return _Item(one.images, one.images[0].parent, one.name, dicom=one.dicom)
 
 
-# folders
-
-
-def _folder_items(folder: Path, skip: str) -> list[_Item]:
-    if os.path.realpath(folder) == skip:
+def _folder_items(folder: Path, search: Search) -> list[_Item]:
+    if os.path.realpath(folder) == search.skip:
         raise UsageError(
             f"{shown(folder)}: input and OUT are one folder, so that a second run would take outputs for images. "
             "Give another OUT; it may lie inside this folder."
         )
-    root = _bids_root(folder)
-    items = _tree_items(folder, skip) if root is None else _bids_items(folder, skip, root)
+    root, before = bids_root(folder), len(search.passed_over)
+    if root is None:
+        items = [_Item((path,), folder, dicom=dicom) for path, dicom in search.tree(folder)]
+    else:
+        items = [_Item((path,), root, bids=True) for path in search.bids(folder, root)]
     if not items:
         looked_for = "no .nii, .nii.gz or DICOM file in it or below" if root is None else "no scan in sub-*/anat or /ct"
-        raise UsageError(f"{shown(folder)}: {looked_for} (hidden ones and OUT do not count). Give a folder with some.")
+        head, *reasons = describe(search.passed_over[before:]) or [""]
+        rest = f"; {head} {'; '.join(reasons)}" if reasons else ""
+        raise UsageError(
+            f"{shown(folder)}: {looked_for} (hidden ones and OUT do not count){rest}. Give a folder with some."
+        )
     return sorted(items, key=lambda item: item.images[0].parts)
 
 
-def _tree_items(top: Path, skip: str) -> list[_Item]:
-    items = []
-    for folder, files in _walk(top, skip, lambda folder: True):
-        items += [_Item((file,), top) for file in files if _is_image(file)]
-        if any(map(is_dicom, files)):
-            items.append(_Item((folder,), top, dicom=True))
-    return items
-
-
-def _bids_root(folder: Path) -> Path | None:
-    """The BIDS data set that a folder is, or that it is a subject, session or anat folder of."""
-    for root in (folder, *folder.parents):
-        if os.path.isfile(root / "dataset_description.json"):
-            inside = folder.relative_to(root).parts
-            return root if not inside or inside[0].startswith("sub-") else None
-    return None
-
-
-def _bids_items(top: Path, skip: str, root: Path) -> list[_Item]:
-    def enter(folder: Path) -> bool:
-        return bool(_BIDS_FOLDER.fullmatch(folder.relative_to(root).as_posix()))
-
-    scans = [
-        file
-        for folder, files in _walk(top, skip, enter)
-        if folder.name in ("anat", "ct") and enter(folder)
-        for file in files
-        if _is_image(file) and without_suffix(file.name).split("_")[-1] not in _BIDS_LABELS
+def _several_suffixes(cases: Sequence[Found]) -> list[str]:
+    """A sentence if subjects or sessions of BIDS have scans of several kinds, such as T1w and FLAIR."""
+    kinds: dict[PurePosixPath, set[str]] = {}
+    for case in cases:
+        if case.bids:
+            kinds.setdefault(case.relative.parent, set()).add(bids_suffix(case.images[0]))
+    several = [kind for kind in kinds.values() if len(kind) > 1]
+    if not several:
+        return []
+    names = sorted(set.union(*several))
+    who = f"{len(several)} BIDS subjects or sessions have" if len(several) > 1 else "1 BIDS subject or session has"
+    return [
+        f"{who} scans of several suffixes ({', '.join(map(shown, names))}), and each scan is a case; "
+        f"--suffix {shown(names[-1])} takes those of one kind"
     ]
-    return [_Item((file,), root, bids=True) for file in scans]
-
-
-def _walk(top: Path, skip: str, enter: Callable[[Path], bool]) -> Iterator[tuple[Path, list[Path]]]:
-    """Every folder with its files, nothing hidden; each real folder once, so that links cannot loop."""
-    seen, todo = {skip}, deque([top])
-    while todo:
-        folder = todo.popleft()
-        real = os.path.realpath(folder)
-        if real in seen:
-            continue
-        seen.add(real)
-        try:
-            paths = [folder / name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
-        except OSError as error:
-            raise UsageError(f"{shown(folder)}: cannot be read ({error.strerror}). Make it readable.") from error
-        folders = {path: os.path.islink(path) for path in paths if os.path.isdir(path)}
-        # links last: what lies in a folder goes by that folder's name, not by a link's
-        todo.extendleft(path for path, link in folders.items() if not link and enter(path))
-        todo.extend(path for path, link in folders.items() if link and enter(path))
-        yield folder, [path for path in paths if path not in folders]
-
-
-def _is_image(path: Path) -> bool:
-    # a dead link counts, as in a DataLad data set without its contents: the run then says that the file is missing
-    return bool(NIFTI.search(path.name)) and (os.path.isfile(path) or not os.path.exists(path))

@@ -11,7 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ..data.errors import ImageError, UsageError
+from ..data.passed_over import PassedOver
 from .inputs import Found, find_images
+from .passed_over import describe
 from .paths import shown, some, without_suffix
 
 if TYPE_CHECKING:
@@ -80,6 +82,9 @@ class Plan:
         shard: ``(i, n)``, from 1.
         total: number of cases of all shards.
         outputs: kinds of output that each case has.
+        passed_over: files in the inputs that are no case, of all shards.
+        warnings: what is odd about the cases as a whole, a sentence each.
+        include_labels: whether images that look like labels are cases, too.
     """
 
     cases: tuple[Case, ...]
@@ -87,6 +92,9 @@ class Plan:
     shard: tuple[int, int]
     total: int
     outputs: tuple[str, ...] = ("seg",)
+    passed_over: tuple[PassedOver, ...] = ()
+    warnings: tuple[str, ...] = ()
+    include_labels: bool = False
 
     def table(self) -> str:
         """A line ``input -> outputs`` for each case, and their number."""
@@ -97,6 +105,10 @@ class Plan:
         i, n = self.shard
         count = f"{len(self.cases)} of {self.total} cases (shard {i}/{n})" if n > 1 else f"{self.total} cases"
         return "\n".join([*lines, count])
+
+    def notes(self) -> list[str]:
+        """Lines on what was passed over, by reason, and what is odd about the cases as a whole."""
+        return [*describe(self.passed_over), *(f"warning: {warning}" for warning in self.warnings)]
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -123,6 +135,8 @@ def plan_cases(
     shard: tuple[int, int] = (1, 1),
     outputs: Sequence[str] = ("seg",),
     existing: str = "refuse",
+    include_labels: bool = False,
+    suffixes: Sequence[str] = (),
 ) -> Plan:
     """Find the cases of all inputs and settle where their outputs go. Nothing is written, and no image is read.
 
@@ -132,6 +146,8 @@ def plan_cases(
         shard: ``(i, n)``: take every n-th case from the i-th on, from 1. All shards check all cases.
         outputs: kinds of output, of ``KINDS``.
         existing: ``"refuse"``, ``"resume"`` or ``"overwrite"`` outputs that are there already.
+        include_labels: as for ``find_images``.
+        suffixes: as for ``find_images``.
 
     Raises:
         UsageError: an input or argument cannot be used; two cases have the same output, also where only upper and lower
@@ -145,15 +161,24 @@ def plan_cases(
             f"outputs={outputs!r}, existing={existing!r}; some of {tuple(KINDS)} and one of {_EXISTING} are needed."
         )
     _check_folder(output)
-    found = find_images(inputs, output)
+    found = find_images(inputs, output, include_labels=include_labels, suffixes=suffixes)
     cases = [
         Case(i, one.images, name, one.bids, one.dicom, series)
-        for i, (one, name, series) in enumerate(each for one in found for each in _named(one))
+        for i, (one, name, series) in enumerate(each for one in found.cases for each in _named(one))
     ]
     _check_clashes(cases, outputs)
     _check_inputs_stay(cases, outputs, output)
     _check_places(cases, outputs, output)
-    plan = Plan(tuple(cases[shard[0] - 1 :: shard[1]]), output, shard, len(cases), tuple(outputs))
+    plan = Plan(
+        tuple(cases[shard[0] - 1 :: shard[1]]),
+        output,
+        shard,
+        len(cases),
+        tuple(outputs),
+        found.passed_over,
+        found.warnings,
+        include_labels,
+    )
     if existing == "refuse":
         _check_absent(plan)
     return plan

@@ -8,16 +8,18 @@ from ..data.files import file_sha256
 from ..data.nifti import read_grid, read_volume
 from ..data.volume import Volume
 from .bundle import Bundle
+from .label_values import check_label_values
 from .memory import check_memory
 from .plan import Case
 from .predict import Options
 
 
-def read_case(case: Case, bundle: Bundle, options: Options) -> list[Volume]:
+def read_case(case: Case, bundle: Bundle, options: Options, include_labels: bool = False) -> list[Volume]:
     """A case's images through the strict door, one for each channel.
 
     Raises:
-        ImageError: one that cannot be used, or that would not fit into memory.
+        ImageError: one that cannot be used, that is labels by its values unless ``include_labels``, or that would not
+            fit into memory.
     """
     if case.dicom:
         # a folder that could not be made out while planning says here why
@@ -27,7 +29,8 @@ def read_case(case: Case, bundle: Bundle, options: Options) -> list[Volume]:
         return [volume]
     grid = read_grid(case.images[0], options.volume, options.max_voxels)
     check_memory(case.images[0], grid, len(case.images), bundle, options)
-    return [read_volume(path, options.volume, options.max_voxels) for path in case.images]
+    volumes = [read_volume(path, options.volume, options.max_voxels) for path in case.images]
+    return volumes if include_labels else [check_label_values(volume) for volume in volumes]
 
 
 def case_sha256(case: Case) -> list[str]:

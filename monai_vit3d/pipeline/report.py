@@ -15,6 +15,7 @@ from ..data.files import write_text_atomic
 from .overlay import label_colour
 
 EMBEDDED = 300  # pictures inside the page; more would make it too large for a browser
+_NAMES = 50  # files passed over for one reason that are shown; run.json has all
 _ROWS = 12  # labels of a case shown at once; the others unfold
 _STATES = ("done", "failed", "skipped", "pending")
 
@@ -31,7 +32,7 @@ def write_report(records: Iterable[Record], run: Record, output: str | Path) -> 
         records: ``files`` of run.json; of each, any of "name", "input", "status", "error", "warnings", "seconds",
             "picture" (relative to ``output``), "stats" (rows of ``LabelStats``), "prediction" (class to probability).
         run: what holds for the whole run, any of "bundle", "versions", "weights_sha256", "device", "started",
-            "seconds", "shard".
+            "seconds", "shard", "warnings" (sentences), "passed_over" (of each reason "reason", "count", "files").
         output: OUT; the page goes to its top.
     """
     from jinja2 import Environment, StrictUndefined
@@ -47,7 +48,9 @@ def write_report(records: Iterable[Record], run: Record, output: str | Path) -> 
     page = environment.from_string(template).render(
         title=_title(run),
         facts=_facts(run),
-        counts=_counts(cases),
+        counts=[*_counts(cases), *_passed_over_count(run)],
+        warnings=[str(one) for one in run.get("warnings") or ()],
+        passed_over=[_passed_over(group) for group in run.get("passed_over") or ()],
         failures=[case for case in cases if case["status"] == "failed"],
         shown=shown,
         others=[case for case in cases if not case["result"] and case["status"] != "failed"],
@@ -140,6 +143,17 @@ def _counts(cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     known = [(state, f"{states[state]} {state}") for state in _STATES if states[state] or state != "pending"]
     odd = [("pending", f"{n} {state}") for state, n in states.items() if state not in _STATES]
     return [*known, *odd, ("warned", f"{warned} with warnings")]
+
+
+def _passed_over_count(run: Record) -> list[tuple[str, str]]:
+    count = sum(group["count"] for group in run.get("passed_over") or ())
+    return [("over", f"{count} passed over")] if count else []
+
+
+def _passed_over(group: Record) -> dict[str, Any]:
+    """A reason with its number of files, the first of them, and how many more there are."""
+    files = [str(path) for path in group["files"][:_NAMES]]
+    return {"reason": group["reason"], "count": group["count"], "files": files, "more": group["count"] - len(files)}
 
 
 def _is_number(value: Any) -> bool:

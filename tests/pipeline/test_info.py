@@ -145,8 +145,11 @@ def test_the_command_says_it_for_people_and_for_programs(specimens, capsys):
 
 def test_a_whole_folder_is_read(specimens):
     found = check_files([specimens[0].path.parent])
-    assert {one["file"] for one in found} == {str(one.path) for one in specimens if one.name != "folder"}
-    assert list({one["verdict"] for one in found} - set(VERDICTS.values())) == []
+    assert {one["file"] for one in found} == {str(one.path) for one in specimens}
+    assert {one["verdict"] for one in found} == {*VERDICTS.values(), "passed over"}
+    (folder,) = (one for one in found if one["verdict"] == "passed over")
+    assert folder["file"].endswith("/folder.nii.gz")
+    assert folder["text"] == f"{folder['file']}: a folder with an image's name and nothing in it"
 
 
 def test_nothing_to_check(tmp_path, capsys):

@@ -8,10 +8,19 @@ import sys
 from pathlib import Path, PurePosixPath
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.pipeline.inputs import Found, find_images
+from monai_vit3d.pipeline import inputs, search
+from monai_vit3d.pipeline.inputs import Found
 from monai_vit3d.pipeline.paths import shown
+
+
+def find_images(*args, **options):
+    """The cases alone."""
+    return [*inputs.find_images(*args, **options).cases]
+
 
 DICOM = bytes(128) + b"DICM" + bytes(8)
 
@@ -96,11 +105,18 @@ def test_missing_inputs_are_named_together(tree, out):
         find_images([], out)
 
 
-@pytest.mark.parametrize("name", ["a.mgz", "a.img", "a.nii.bz2", "nii", "a.txt"])
-def test_other_files(tree, out, name):
-    with pytest.raises(
-        UsageError, match=rf"/{re.escape(name)}: a file of another kind; a .nii or .nii.gz file, a folder"
-    ):
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.mnc", "MINC, which mnc2nii converts"),
+        ("A.HEAD", "AFNI's format, which AFNI's 3dAFNItoNIfTI converts"),
+        ("a.nii.bz2", "NIfTI compressed by bzip2, which bunzip2 converts"),
+        ("nii", "a file of another kind"),
+        ("a.txt", "a file of another kind"),
+    ],
+)
+def test_other_files(tree, out, name, kind):
+    with pytest.raises(UsageError, match=rf"/{re.escape(name)}: {kind}; a .nii or .nii.gz file, a folder"):
         find_images([tree(name) / name], out)
 
 
@@ -309,6 +325,166 @@ def test_unreadable_files_are_not_passed_over(tree, out, monkeypatch):
     assert relatives(find_images([root], out)) == ["ct"]  # which the run then fails to read, and says so
     with pytest.raises(UsageError, match=r"/l.csv: cannot be read \(Permission denied\)"):
         find_images([root / "l.csv"], out)
+
+
+# what is passed over
+
+
+def passed_over(*given, out, **options):
+    """Reason of each path, relative to the first input."""
+    found = inputs.find_images([*given], out, **options)
+    return {os.path.relpath(file.path, given[0]): file.reason for file in found.passed_over}
+
+
+def write_record(folder, *outputs, name="run.json"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps({"files": [{"name": "x", "outputs": dict.fromkeys(outputs, "0" * 64)}]}))
+
+
+def test_every_file_that_is_no_case_has_a_reason(tree, out):
+    root = tree("a.nii", "._a.nii", ".git/b.nii", "notes.txt", "c.mnc", "d.nii.bz2", "e_mask.nii.gz", "dicom/1.dcm")
+    (root / "dicom/notes.pdf").touch()
+    (root / "gone.nii.gz").mkdir()
+    assert passed_over(root, out=out) == {
+        "._a.nii": search.HIDDEN,
+        ".git": search.HIDDEN,
+        "notes.txt": search.NO_IMAGE,
+        "c.mnc": "MINC, which mnc2nii converts",
+        "d.nii.bz2": "NIfTI compressed by bzip2, which bunzip2 converts",
+        "e_mask.nii.gz": search.LABELS,
+        "dicom/notes.pdf": search.NO_IMAGE,
+        "gone.nii.gz": search.EMPTY,
+    }
+
+
+def files_below(root):
+    return {path for path in root.rglob("*") if path.is_file()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sets(
+        st.tuples(
+            st.sampled_from(["", "labelsTr", "a", "a/b", ".h", "x.nii"]),
+            st.sampled_from(["t1", "t1_seg", "._t1", "t2_T1w", "run"]),
+            st.sampled_from([".nii", ".nii.gz", ".NII.GZ", ".txt", ".json", ".mnc", "", ".nii.bz2"]),
+        ),
+        max_size=12,
+    ),
+    st.booleans(),
+    st.sampled_from([(), ("T1w",)]),
+)
+def test_each_file_is_a_case_or_passed_over_and_never_both(tmp_path_factory, names, include_labels, suffixes):
+    root = tmp_path_factory.mktemp("t") / "in"
+    for folder, stem, suffix in [*names, ("", "t0_T1w", ".nii")]:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / f"{stem}{suffix}").touch()
+    found = inputs.find_images([root], root / "out", include_labels=include_labels, suffixes=suffixes)
+    cases = [image for case in found.cases for image in case.images]
+    others = [file.path for file in found.passed_over]
+    assert len({*cases, *others}) == len(cases) + len(others)
+    inside = {path for path in files_below(root) if any(other in path.parents for other in others)}
+    assert {*cases, *others} - {root / ".h"} == files_below(root) - inside
+
+
+def test_label_folders_of_data_sets(tree, out):
+    root = tree(
+        "Task/imagesTr/a.nii.gz", "Task/imagesTs/b.nii.gz", "Task/labelsTr/a.nii.gz", "Task/labelsTs/b.nii.gz",
+        "Task/._imagesTr/a.nii.gz", "Task/dataset.json", "total/s1/ct.nii.gz", "total/s1/segmentations/liver.nii.gz",
+    )  # fmt: skip
+    assert relatives(find_images([root], out)) == [
+        "Task/imagesTr/a.nii.gz",
+        "Task/imagesTs/b.nii.gz",
+        "total/s1/ct.nii.gz",
+    ]
+    everything = find_images([root], out, include_labels=True)
+    assert "Task/labelsTr/a.nii.gz" in relatives(everything)
+    assert "total/s1/segmentations/liver.nii.gz" in relatives(everything)
+    # labelsTs taken for imagesTs, nnU-Net issue 1691
+    with pytest.raises(UsageError, match=r"/Task/labelsTs: no .nii.*1 file passed over .* 1 labels, .*: b.nii.gz"):
+        find_images([root / "Task/labelsTs"], out)
+    assert relatives(find_images([root / "Task/labelsTs/b.nii.gz"], out)) == ["b.nii.gz"]
+
+
+def test_masks_in_bids(bids, out):
+    lesion = bids / "sub-01/anat/sub-01_T1w_label-lesion_roi.nii.gz"
+    lesion.touch()
+    assert relatives(find_images([bids], out)) == [*FIRST, *SECOND]
+    found = passed_over(bids, out=out)
+    assert found["sub-01/anat/sub-01_T1w_label-lesion_roi.nii.gz"] == search.LABELS
+    assert found["sub-01/anat/sub-01_dseg.nii.gz"] == search.LABELS
+    assert found["derivatives"] == found["sub-01/func"] == search.NO_SCANS
+
+
+def test_outputs_of_earlier_runs(tree, out):
+    root = tree("a.nii", "old/a_seg.nii.gz", "old/qc/a.png", "old/deep/b.nii.gz", "old/new_scan.nii", "shard/x.nii")
+    write_record(root / "old", "a_seg.nii.gz", "qc/a.png", "deep/b.nii.gz")
+    write_record(root / "shard", "x.nii", name=".run-1-of-2.json")
+    assert relatives(find_images([root], out)) == ["a.nii", "old/new_scan.nii"]
+    found = passed_over(root, out=out)
+    assert {name for name, reason in found.items() if reason == search.WRITTEN} == {
+        "old/a_seg.nii.gz", "old/qc/a.png", "old/deep/b.nii.gz", "shard/x.nii",
+    }  # fmt: skip
+    assert "old/deep/b.nii.gz" in relatives(find_images([root], out, include_labels=True))
+    (root / "linked").symlink_to(root / "old")
+    assert "linked/deep/b.nii.gz" not in relatives(find_images([root], out))
+
+
+def test_outputs_whose_folder_was_moved(tree, out):
+    root = tree("scans/a.nii", "a_seg.nii.gz")
+    write_record(root, "a_seg.nii.gz")
+    (root / "elsewhere").mkdir()
+    for name in ("run.json", "a_seg.nii.gz"):
+        (root / name).rename(root / "elsewhere" / name)
+    assert relatives(find_images([root], out)) == ["scans/a.nii"]
+    (root / "elsewhere/run.json").unlink()
+    for name in ("a_prob", "a_entropy", "a_variance", "sub-1_desc-T1w_probseg"):
+        (root / f"elsewhere/{name}.nii.gz").touch()
+    assert relatives(find_images([root], out)) == ["scans/a.nii"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[1]",
+        '{"files": 3}',
+        '{"files": [3, {"outputs": 3}, {"outputs": {"../../x": 1}}]}',
+        "[" * 9999,
+        b"\xff",
+    ],
+)
+def test_run_json_of_another_program(tree, out, content):
+    root = tree("a.nii")
+    (root / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert relatives(find_images([root], out)) == ["a.nii"]
+
+
+# suffixes
+
+
+def test_suffixes_pick_scans(bids, tree, out):
+    assert relatives(find_images([bids], out, suffixes=["T1w"])) == FIRST[:1]
+    assert relatives(find_images([bids], out, suffixes=["T2w", "ct"])) == SECOND
+    assert passed_over(bids, out=out, suffixes=["T1w"])[FIRST[1]] == "another suffix than T1w"
+    with pytest.raises(
+        UsageError,
+        match=r"no scan in .* 4 another suffix than PDw: sub-01/anat/sub-01_T1w.nii.gz, sub-01/anat/sub-01_acq",
+    ):
+        find_images([bids], out, suffixes=["PDw"])
+    plain = tree("plain/p1_T1w.nii", "plain/p1_T2w.nii")
+    assert relatives(find_images([plain / "plain"], out, suffixes=["T2w"])) == ["p1_T2w.nii"]
+    assert relatives(find_images([plain / "plain/p1_T1w.nii"], out, suffixes=["T2w"])) == [
+        "p1_T1w.nii"
+    ]  # given by name
+
+
+def test_scans_of_several_suffixes_are_warned_of(bids, out):
+    (warning,) = inputs.find_images([bids / "sub-01"], out).warnings
+    assert warning.startswith("1 BIDS subject or session has scans of several suffixes (FLAIR, T1w), and each")
+    assert inputs.find_images([bids], out, suffixes=["T1w"]).warnings == ()
+    assert inputs.find_images([bids / "sub-02"], out).warnings == ()  # T2w and ct lie in folders of their own
 
 
 # lists

@@ -2,31 +2,70 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
+from ..earlier_outputs import written_files
 from ..errors import DatasetError, ImageError
+from ..label_names import is_label_folder, is_label_name
+
+logger = logging.getLogger(__name__)
 
 
-def nifti_files(folder: str | Path) -> list[str]:
-    """All NIfTI files of a folder and its subfolders, sorted.
+def nifti_files(folder: str | Path, include_labels: bool = False) -> list[str]:
+    """All NIfTI images of a folder and its subfolders, sorted, as ``vit3d predict`` takes them.
+
+    Hidden files and folders (macOS' ``._name.nii.gz``), outputs of earlier runs that a run.json names, and labels by
+    their name or folder (``labelsTr``, ``*_mask``) are passed over; how many is logged.
 
     Args:
         folder: the folder to look through.
+        include_labels: whether labels and outputs of earlier runs count as images.
 
     Raises:
-        DatasetError: no such folder, or no NIfTI file in it.
+        DatasetError: no such folder, or no image in it.
     """
     root = Path(folder)
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder. Give a folder that holds .nii or .nii.gz files.")
-    files = sorted(str(p) for p in root.rglob("*") if p.is_file() and p.name.endswith((".nii", ".nii.gz")))
+    paths = [p for p in root.rglob("*") if p.is_file() and p.name.lower().endswith((".nii", ".nii.gz"))]
+    written = set() if include_labels else _written(root)
+    kinds = {p: _no_image(p, root, written, include_labels) for p in paths}
+    files = sorted(str(p) for p, kind in kinds.items() if not kind)
+    counts = Counter(kind for kind in kinds.values() if kind)
+    told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     if not files:
-        raise DatasetError(f"{root}: no .nii or .nii.gz file in this folder or below. Give a folder that holds some.")
+        found = f"no .nii or .nii.gz image in this folder or below{f' ({told})' if told else ''}"
+        raise DatasetError(f"{root}: {found}. Give a folder that holds some.")
+    if told:
+        logger.warning("%s: passed over %s", root, told)
     return files
+
+
+def _written(root: Path) -> set[str]:
+    """All that earlier runs wrote in a folder or below."""
+    places = [(os.path.realpath(folder), names) for folder, _, names in os.walk(root)]
+    return {path for folder, names in places for path in written_files(folder, names)}
+
+
+def _no_image(path: Path, root: Path, written: set[str], include_labels: bool) -> str:
+    """Why a NIfTI file is no image of a case; empty if it is one."""
+    below = path.relative_to(root).parts
+    if any(part.startswith(".") for part in below):
+        return "hidden"
+    if include_labels:
+        return ""
+    if os.path.join(os.path.realpath(path.parent), path.name) in written:
+        return "written by an earlier run"
+    stem = path.name.lower().removesuffix(".gz").removesuffix(".nii")
+    is_label = is_label_name(path.name[: len(stem)]) or is_label_folder((root.resolve().name, *below[:-1]))
+    return "labels, masks or maps by name or folder" if is_label else ""
 
 
 def cut_box(

@@ -14,21 +14,13 @@ from typing import BinaryIO
 import numpy as np
 
 from ..errors import ImageError
+from ..formats import foreign_format
 from ..volume import Array
 from .codec import CHUNK, GzipReader
 
 GZIP_MAGIC = b"\x1f\x8b"
 DEFLATE_LIMIT = 1032  # deflate cannot inflate more: 258 bytes from two bits
 AGAIN = "Copy, download or export it again."
-
-_CONVERTERS = {
-    (".hdr", ".img"): ("half of an Analyze or NIfTI pair", "FSL's fslchfiletype NIFTI_GZ, or nibabel"),
-    (".mgz", ".mgh"): ("FreeSurfer's format", "FreeSurfer's mri_convert"),
-    (".nrrd", ".nhdr", ".mha", ".mhd"): ("NRRD or MetaImage", "3D Slicer or SimpleITK"),
-    (".dcm", ".ima"): ("DICOM", "dcm2niix"),
-    (".mnc",): ("MINC", "mnc2nii"),
-    (".head", ".brik"): ("AFNI's format", "AFNI's 3dAFNItoNIfTI"),
-}
 
 
 def refusal(path: str | Path, found: str, advice: str) -> ImageError:
@@ -205,9 +197,9 @@ def _check_name(path: Path) -> None:
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
         return
-    for suffixes, (kind, tool) in _CONVERTERS.items():
-        if name.removesuffix(".gz").endswith(suffixes):
-            raise refusal(path, f"{kind}; .nii or .nii.gz is needed", f"Convert it with {tool}.")
+    if foreign := foreign_format(name):
+        kind, tool = foreign
+        raise refusal(path, f"{kind}; .nii or .nii.gz is needed", f"Convert it with {tool}.")
     raise refusal(path, "no NIfTI file by its name; .nii or .nii.gz is needed", "Convert or rename it.")
 
 

@@ -1,0 +1,26 @@
+"""Image formats by file name: what they are called and which command makes NIfTI of them."""
+
+from __future__ import annotations
+
+# suffixes: what a file is, and what converts it; ".gz" behind them does not matter
+CONVERTERS = {
+    (".hdr", ".img"): ("half of an Analyze or NIfTI pair", "FSL's fslchfiletype NIFTI_GZ, or nibabel"),
+    (".mgz", ".mgh"): ("FreeSurfer's format", "FreeSurfer's mri_convert"),
+    (".nrrd", ".nhdr", ".mha", ".mhd"): ("NRRD or MetaImage", "3D Slicer or SimpleITK"),
+    (".dcm", ".ima"): ("DICOM", "dcm2niix"),
+    (".mnc",): ("MINC", "mnc2nii"),
+    (".head", ".brik"): ("AFNI's format", "AFNI's 3dAFNItoNIfTI"),
+    (".par", ".rec"): ("Philips PAR/REC", "dcm2niix, or nibabel's parrec2nii"),
+    (".nii.bz2",): ("NIfTI compressed by bzip2", "bunzip2"),
+    (".nii.xz", ".nii.zst", ".nii.zip"): ("NIfTI in an archive that is not gzip", "unxz, zstd -d or unzip"),
+}
+
+
+def foreign_format(name: str) -> tuple[str, str] | None:
+    """The format of a file that is not NIfTI, and what converts it; None for a name that is no image's.
+
+    Args:
+        name: of the file, in any letter case.
+    """
+    name = name.lower().removesuffix(".gz")
+    return next((row for suffixes, row in CONVERTERS.items() if name.endswith(suffixes)), None)

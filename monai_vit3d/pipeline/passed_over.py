@@ -1,0 +1,33 @@
+"""What is shown and recorded of the files that were passed over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data.passed_over import PassedOver, by_reason
+from .paths import shown, some
+
+
+def describe(files: Sequence[PassedOver]) -> list[str]:
+    """A line for the number of files and one for each reason, with the first names; none if there are none."""
+    groups = by_reason(files)
+    if not groups:
+        return []
+    paths = [path for group in groups.values() for path in group]
+    top = Path(os.path.commonpath([path.parent for path in paths]))
+    what = "files and folders" if any(map(os.path.isdir, paths)) else "files" if len(paths) > 1 else "file"
+    lines = [f"{len(paths)} {what} passed over in {shown(top)}:"]
+    for reason, group in groups.items():
+        lines.append(f"{len(group)} {reason}: {some([shown(path.relative_to(top)) for path in group])}")
+    return lines
+
+
+def recorded(files: Sequence[PassedOver]) -> list[dict[str, Any]]:
+    """For run.json: each reason with the number of its files and their names."""
+    return [
+        {"reason": reason, "count": len(paths), "files": [str(path) for path in paths]}
+        for reason, paths in by_reason(files).items()
+    ]

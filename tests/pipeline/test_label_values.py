@@ -1,0 +1,60 @@
+"""Labels in place of a scan, by their values; and scans of few values, which are run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from monai_vit3d.data import Grid, ImageError, Volume
+from monai_vit3d.pipeline.label_values import FEW, check_label_values, few_whole_values
+
+
+def volume(voxels):
+    return Volume(Path("a.nii"), voxels.astype(np.float32), Grid(voxels.shape, np.eye(4)), ("odd",))
+
+
+def of(*values):
+    """These values in a volume, nearly all of it the first."""
+    voxels = np.full((70, 70, 70), values[0], np.float32)
+    voxels.flat[-len(values) :] = values  # the last corner: no sample of a few voxels sees them
+    return volume(voxels)
+
+
+@pytest.mark.parametrize("values", [(0, 1), (0, 1, 2, 4), (1, 2), tuple(range(14)), (0, 3)])
+def test_labels_are_refused(values):
+    with pytest.raises(ImageError, match=rf"^a.nii: {len(values)} different values, all whole .*: labels, not a scan"):
+        check_label_values(of(*values))
+
+
+@pytest.mark.parametrize(
+    "values", [(0, 255), (0, 50, 90), (0, 17, 53), (-1024, 0), (-1, 0, 1), tuple(range(0, 320, 10))]
+)
+def test_scans_of_few_values_are_warned_of(values):
+    given_one = of(*values)
+    checked = check_label_values(given_one)
+    assert checked.voxels is given_one.voxels
+    first, warning = checked.warnings
+    assert first == "odd"
+    assert warning.startswith(f"{len(values)} different values, all whole (")
+
+
+@pytest.mark.parametrize("values", [(0,), (7,), (0, 0.5), (0, 1, 2.001), tuple(range(FEW + 1))])
+def test_scans_are_left_alone(values):
+    given_one = of(*values)
+    assert check_label_values(given_one) is given_one
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    arrays(np.float32, array_shapes(min_dims=3, max_dims=3), elements=st.sampled_from([0, 1, 2, 2.5, 99, *range(40)]))
+)
+def test_few_whole_values_as_numpy_counts_them(voxels):
+    values = np.unique(voxels)
+    expected = 2 <= len(values) <= FEW and (values % 1 == 0).all()
+    found = few_whole_values(voxels)
+    assert (found is not None) == expected
+    if expected:
+        np.testing.assert_array_equal(found, values)
