@@ -2,6 +2,7 @@
 
 from .autocast import AutocastInferer
 from .backends import BACKENDS, BackendNetwork, resolve_backend
+from .entropy import PredictionEntropy
 from .invert import LabelInverter, argmax
 from .label_inferer import LabelInferer
 from .labels import finite, likeliest
@@ -17,6 +18,7 @@ __all__ = [
     "CannotStitch",
     "FlipEnsemble",
     "FlipSpread",
+    "PredictionEntropy",
     "LabelInferer",
     "LabelInverter",
     "SpacingInferer",

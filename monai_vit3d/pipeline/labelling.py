@@ -12,7 +12,16 @@ from monai.transforms import Activationsd, AsDiscreted, Invertd
 from torch import Tensor
 
 from ..data.errors import BundleError
-from ..inferers import LabelInferer, LabelInverter, argmax, ensemble_variance, finite, predictive_entropy, unwrapped
+from ..inferers import (
+    LabelInferer,
+    LabelInverter,
+    PredictionEntropy,
+    argmax,
+    ensemble_variance,
+    finite,
+    predictive_entropy,
+    unwrapped,
+)
 from ..inferers.spacing import wrappers
 
 SLAB = 2**22  # of the network's numbers that are turned into labels at a time
@@ -27,6 +36,7 @@ class Reduction:
         probabilities: whether to keep them.
         inverter: of a bundle that inverts before it makes labels; it gets what the steps leave.
         activation: see :func:`activation_of`; None is that of the steps.
+        entropy: is shown the logits, too.
     """
 
     def __init__(
@@ -36,9 +46,10 @@ class Reduction:
         probabilities: bool,
         inverter: LabelInverter | None = None,
         activation: str | None = None,
+        entropy: PredictionEntropy | None = None,
     ) -> None:
         self.steps, self.uncertainty, self.probabilities = steps, uncertainty, probabilities
-        self.inverter, self.activation = inverter, activation or activation_of(steps)
+        self.inverter, self.activation, self.entropy = inverter, activation or activation_of(steps), entropy
         discrete = [step for step in steps if isinstance(step, AsDiscreted)]
         self.voxelwise = inverter is not None or bool(discrete)
         self.rounded = any(step.rounding[0] is not None for step in discrete)  # to labels of any size
@@ -52,6 +63,8 @@ class Reduction:
     def _reduced(self, logits: Tensor) -> Tensor:
         classes = logits.shape[1] // 3 if self.uncertainty == "variance" else logits.shape[1]
         mean = finite(logits[:, :classes].float())
+        if self.entropy is not None:
+            self.entropy.add(mean)
         labels = self._labels(mean[0])[None]
         extra = self._maps(logits.float(), mean, classes)
         self.sizes = {"labels": labels.shape[1], **{kind: value.shape[1] for kind, value in extra.items()}}

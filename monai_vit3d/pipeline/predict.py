@@ -24,6 +24,7 @@ from ..inferers import (
     CannotStitch,
     FlipEnsemble,
     FlipSpread,
+    PredictionEntropy,
     SpacingInferer,
     can_stitch,
     finite,
@@ -103,6 +104,8 @@ class Output:
         numbers: a classifier's.
         warnings: what was odd.
         inverted: whether the labels are back already.
+        entropy: of the prediction, per labelled voxel, as :class:`PredictionEntropy` has it; None of a classifier, or
+            where all is background.
     """
 
     labels: Tensor | None = None
@@ -111,6 +114,7 @@ class Output:
     numbers: list[float] | None = None
     warnings: tuple[str, ...] = ()
     inverted: bool = False
+    entropy: float | None = None
 
 
 class _HeldVolumes(ImageReader):
@@ -241,7 +245,8 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
         network = FlipSpread(network, options.flip_axes, activation)
     elif options.flip_axes:
         network = FlipEnsemble(network, options.flip_axes)
-    reduction = Reduction(steps, options.uncertainty, options.probabilities, inverter, activation)
+    entropy = PredictionEntropy(prepared.image.shape[1:], activation)
+    reduction = Reduction(steps, options.uncertainty, options.probabilities, inverter, activation, entropy)
     precision: Any = torch.autocast(bundle.device.type) if bundle.autocast else contextlib.nullcontext()
     with torch.no_grad(), precision:
         found = _run(prepared, network, bundle, reduction)
@@ -251,14 +256,14 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
     labels = parts.pop("labels")
     if inverter is not None:
         back = labels_of(inverter.labels(), following, prepared, bundle.image_key, activation)
-        return Output(labels=back, maps=parts, inverted=True)
+        return Output(labels=back, maps=parts, inverted=True, entropy=entropy.per_labelled_voxel)
     data: dict[str, Any] = {"pred": labels, bundle.image_key: prepared.image}
     for step in rest:
         data = step(data)
     if invert is not None:
-        return Output(values=torch.as_tensor(data["pred"]), maps=parts)
+        return Output(values=torch.as_tensor(data["pred"]), maps=parts, entropy=entropy.per_labelled_voxel)
     labels = whole_numbers(data["pred"], activation, discrete=reduction.voxelwise or bool(rest))
-    return Output(labels=labels, maps=parts)
+    return Output(labels=labels, maps=parts, entropy=entropy.per_labelled_voxel)
 
 
 def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: Reduction) -> Tensor:
@@ -271,6 +276,8 @@ def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: Reduction)
             return stitch_windows(volume, network, inferer, reduction, device=bundle.device)
         except CannotStitch as error:
             logger.info("%s: run again, whole, by the bundle's inferer: %s", prepared.volume.path, error)
+            if reduction.entropy is not None:
+                reduction.entropy.restart()
             if reduction.inverter is not None:  # earlier windows' planes have come to it
                 reduction.inverter.restart()
     logits = inferer(volume.to(bundle.device), network)
