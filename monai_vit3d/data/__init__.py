@@ -11,6 +11,7 @@ from .errors import (
     ImageError,
     ScoreError,
     TrainingCollapsed,
+    TrainingDiverged,
     UsageError,
     Vit3dError,
     WeightsError,
@@ -20,12 +21,13 @@ from .tasks import resolve_task
 _NIFTI = ("NiftiReader", "cut_box", "label_volumes_ml", "nifti_files")
 _NIFTI += ("read_grid", "read_volume", "write_labels", "write_map")
 _VOLUME = ("Grid", "Volume")
+_LABELS = ("CheckLabelsd",)
 _MEDMNIST3D = ("MedMNIST3DDataset", "class_names", "medmnist3d_info")
 _SPACING = ("SeparableResample", "SeparableSpacing", "SeparableSpacingd")
-_TABLES = ("check_classes", "class_balanced_weights", "labelled_volumes")
+_TABLES = ("check_classes", "class_balanced_weights", "labelled_volumes", "steps_in")
 __all__ = ["BundleError", "DatasetError", "ImageError", "ScoreError", "TrainingCollapsed", "UsageError", "Vit3dError"]
-__all__ += ["WeightsError", "decathlon_split", "resolve_task"]
-__all__ += [*_NIFTI, *_VOLUME, *_MEDMNIST3D, *_SPACING, *_TABLES]
+__all__ += ["TrainingDiverged", "WeightsError", "decathlon_split", "resolve_task"]
+__all__ += [*_NIFTI, *_VOLUME, *_LABELS, *_MEDMNIST3D, *_SPACING, *_TABLES]
 
 
 def __getattr__(name: str) -> Any:
@@ -38,6 +40,10 @@ def __getattr__(name: str) -> Any:
         from . import volume
 
         return getattr(volume, name)
+    if name in _LABELS:
+        from . import labels
+
+        return getattr(labels, name)
     if name in _MEDMNIST3D:
         from . import medmnist3d
 

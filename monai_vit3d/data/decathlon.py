@@ -3,40 +3,100 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .errors import DatasetError
 
+SUFFIXES = (".nii.gz", ".nii")
 
-def decathlon_split(dataset_dir: str | Path, split_file: str | Path, section: str) -> list[dict[str, str]]:
+
+def decathlon_split(dataset_dir: str | Path, split_file: str | Path, section: str) -> list[dict[str, Any]]:
     """Image and label files of one section of a split, in the split's order.
 
+    A section of the split file lists cases by their names, ``"hippocampus_001"``, for files of that name in
+    ``imagesTr`` and ``labelsTr``; or, as a task's own ``dataset.json`` does, by ``{"image": path, "label": path}`` with
+    paths below ``dataset_dir`` and any names. An image may be a list of files then, one for each channel.
+
     Args:
-        dataset_dir: a task's folder, with ``imagesTr`` and ``labelsTr``, as MONAI's ``DecathlonDataset`` unpacks it.
-        split_file: JSON with a list of case names for each section.
+        dataset_dir: a task's folder, as MONAI's ``DecathlonDataset`` unpacks it.
+        split_file: JSON with a list of cases for each section.
         section: ``"training"``, ``"validation"`` or ``"test"``, as the split file names them.
 
     Returns:
-        ``[{"image": path, "label": path}, ...]``.
+        ``[{"image": path, "label": path, "name": path of the image}, ...]``.
 
     Raises:
-        DatasetError: the folder, the section or some cases are missing; the message says how to fetch them.
+        DatasetError: the folder, the section or some cases are missing, with how to fetch them; or the split file is
+            no such JSON, or lists a case without labels or twice.
     """
     root = Path(dataset_dir)
     fetch = (
         "Fetch it with monai.apps.DecathlonDataset(root_dir=..., task=..., section='training', download=True) and set "
         "MONAI_DATA_DIRECTORY to the folder that holds it, or override dataset_dir."
     )
-    if not (root / "imagesTr").is_dir():
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder; that of a Decathlon task is needed. {fetch}")
+    cases = _cases(Path(split_file), section)
+    if any(isinstance(case, str) for case in cases) and not (root / "imagesTr").is_dir():
         raise DatasetError(f"{root}: no Decathlon task here (no folder imagesTr). {fetch}")
-    split = json.loads(Path(split_file).read_text())
-    if section not in split:
-        raise DatasetError(f"{split_file}: no section {section!r}; it has {', '.join(split)}.")
-    files = [
-        {"image": str(root / "imagesTr" / f"{case}.nii.gz"), "label": str(root / "labelsTr" / f"{case}.nii.gz")}
-        for case in split[section]
-    ]
-    missing = [path for pair in files for path in pair.values() if not Path(path).is_file()]
+    files = [_files(root, case, f"{split_file}: section {section!r}") for case in cases]
+    paths = [path for item in files for value in item.values() for path in _listed(value)]
+    missing = [path for path in paths if not Path(path).is_file()]
     if missing:
         raise DatasetError(f"{len(missing)} files of {section!r} are missing, the first is {missing[0]}. {fetch}")
-    return files
+    names = [_listed(item["image"])[0] for item in files]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DatasetError(f"{split_file}: section {section!r} lists {twice[0]} twice. List a case once.")
+    return [{**item, "name": name} for item, name in zip(files, names)]
+
+
+def _cases(split_file: Path, section: str) -> list[Any]:
+    try:
+        split = json.loads(split_file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DatasetError(f"{split_file}: cannot be read ({error.strerror}). Name a JSON file of sections.") from error
+    except ValueError as error:
+        raise DatasetError(f"{split_file}: not JSON ({error}). A list of cases for each section is needed.") from error
+    lists = {name: cases for name, cases in split.items() if isinstance(cases, list)} if isinstance(split, dict) else {}
+    if not lists.get(section):
+        advice = f"Write a JSON file with {section!r} beside the others, its cases taken out of them."
+        known = ", ".join(f"{name} ({len(cases)} cases)" for name, cases in lists.items()) or "none"
+        raise DatasetError(f"{split_file}: no section {section!r} with cases; it has {known}. {advice}")
+    return lists[section]
+
+
+def _files(root: Path, case: Any, where: str) -> dict[str, Any]:
+    if isinstance(case, str) and "/" not in case:
+        return {key: _file(root / folder, case) for key, folder in (("image", "imagesTr"), ("label", "labelsTr"))}
+    if not isinstance(case, Mapping) or not all(_is_path(case.get(key)) for key in ("image", "label")):
+        raise DatasetError(f"{where} lists {case!r}; a case's name, or an object with its image and label, is needed.")
+    return {key: _below(root, case[key]) for key in ("image", "label")}
+
+
+def _file(folder: Path, case: str) -> str:
+    """The file of a case, compressed or not; its name may come with the suffix."""
+    if case.endswith(SUFFIXES):
+        return str(folder / Path(case).name)
+    return next(
+        (str(path) for suffix in SUFFIXES if (path := folder / f"{case}{suffix}").is_file()),
+        str(folder / f"{case}.nii.gz"),
+    )
+
+
+def _is_path(value: Any) -> bool:
+    return bool(value) and (
+        isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+    )
+
+
+def _listed(value: Any) -> list[str]:
+    return value if isinstance(value, list) else [value]
+
+
+def _below(root: Path, value: Any) -> Any:
+    """``./imagesTr/x.nii.gz`` below the task's folder."""
+    return [str(root / path) for path in value] if isinstance(value, list) else str(root / value)

@@ -31,3 +31,7 @@ class UsageError(Vit3dError, ValueError):
 
 class TrainingCollapsed(Vit3dError, RuntimeError):
     """What a network learns has collapsed: its features no longer tell cases apart."""
+
+
+class TrainingDiverged(Vit3dError, RuntimeError):
+    """A training's loss or weights are no longer finite: nothing that it would save could be used."""

@@ -78,6 +78,25 @@ def class_balanced_weights(labels: Sequence[Any]) -> Tensor:
     return torch.tensor([share / sizes[key] for key in classes], dtype=torch.float64)
 
 
+def steps_in(loader: Any) -> int:
+    """Number of batches that a training's data loader makes of an epoch.
+
+    Args:
+        loader: torch's or MONAI's ``DataLoader``.
+
+    Raises:
+        DatasetError: none: there are fewer cases, for this process, than a batch has, and the rest is dropped.
+    """
+    if len(loader):
+        return len(loader)
+    cases, share = len(loader.dataset), len(loader.sampler)
+    of_process = "" if share == cases else f", {share} of them for this process,"
+    raise DatasetError(
+        f"{cases} training cases{of_process} make no batch of {loader.batch_size}. Give more cases, or set batch_size "
+        f"to {max(1, share)}."
+    )
+
+
 def check_classes(labels: Sequence[Any], num_classes: int, section: str, names: Sequence[str] | None = None) -> None:
     """Make sure that the AUC of every class can be had of a section: it has samples of the class, and of another.
 

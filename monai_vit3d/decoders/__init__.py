@@ -9,6 +9,7 @@ static method ``num_maps(patch_size)`` says how many grids it reads.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import Parameter, signature
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,9 @@ DECODERS: dict[str, type[nn.Module]] = {
     "pyramid": PyramidDecoder,
     "unetr": UNETRDecoder,
 }
+
+
+_COMMON = ("in_chans", "embed_dim", "patch_size", "num_classes")
 
 
 def decoder_class(name: str) -> type[nn.Module]:
@@ -48,12 +52,21 @@ def create_decoder(
         embed_dim: channels of a patch grid.
         patch_size: voxels per token along each axis.
         num_classes: channels of the dense map.
-        options: the decoder's own keywords.
+        options: the decoder's own keywords; one that is None is left at its default, or out where it has none.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or options that the decoder does not have.
     """
-    return decoder_class(name)(in_chans, embed_dim, patch_size, num_classes, **options)
+    build = decoder_class(name)
+    given = {key: value for key, value in options.items() if value is not None}
+    known = {key: value.kind for key, value in signature(build).parameters.items() if key not in _COMMON}
+    unknown = [key for key in given if key not in known]
+    if unknown and Parameter.VAR_KEYWORD not in known.values():
+        raise ValueError(
+            f"decoder={name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}. Leave out what it "
+            "does not have."
+        )
+    return build(in_chans, embed_dim, patch_size, num_classes, **given)
 
 
 __all__ = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any, cast
 
 import torch
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
@@ -33,8 +34,8 @@ class UNETRDecoder(nn.Module):
         image_levels: how many of the finest levels get features straight from the image. 1, the full resolution, is
             the paper; each further one adds a strided convolution block whose output joins the tap's, which makes
             a convolutional U-Net with the transformer in its middle.
-        deep_supervision: in training, also return the maps of the coarser stages, interpolated to full size, as
-            MONAI's DynUNet does: ``(B, stages, num_classes, H, W, D)``, the finest first.
+        deep_supervision: in training, also return the maps of the coarser stages, interpolated to full size: a list,
+            the finest first, for MONAI's ``DeepSupervisionLoss``.
 
     Raises:
         ValueError: a patch of 1 voxel, which leaves nothing to up-sample; channels below 1, or more image levels than
@@ -91,8 +92,8 @@ class UNETRDecoder(nn.Module):
             maps: ``num_maps`` patch grids ``(B, E, H', W', D')`` in block order, the last one the final tokens.
 
         Returns:
-            ``(B, num_classes, H, W, D)``; with ``deep_supervision`` in training
-            ``(B, stages, num_classes, H, W, D)``.
+            ``(B, num_classes, H, W, D)``; with ``deep_supervision`` in training a list of such maps, finest first, or
+            in TorchScript ``(B, stages, num_classes, H, W, D)``.
 
         Raises:
             ValueError: another number of maps.
@@ -120,6 +121,8 @@ class UNETRDecoder(nn.Module):
         stack = [out]
         for i, head in enumerate(self.coarse_heads):
             stack.append(resize_like(head(outputs[len(outputs) - 2 - i]), image))
+        if not torch.jit.is_scripting():  # which has one type for all answers
+            return cast(Any, stack)
         return torch.stack(stack, dim=1)
 
 

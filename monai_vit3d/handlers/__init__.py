@@ -6,6 +6,7 @@ from .classification import ClassificationMetric, PredictionsCSV
 from .determinism import EpochSeed
 from .ema import EMAHandler, moving_average
 from .feature_monitor import FeatureMonitor
+from .finite import FiniteCheck
 from .mixup import MixUpBatch
 from .pretraining import MaskedBatch, StepSchedule
 from .processes import leave_process_group
@@ -17,6 +18,7 @@ __all__ = [
     "EMAHandler",
     "EpochSeed",
     "FeatureMonitor",
+    "FiniteCheck",
     "MaskedBatch",
     "MixUpBatch",
     "PredictionsCSV",

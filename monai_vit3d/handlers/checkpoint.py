@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..data.errors import WeightsError
 from ..data.files import replacing
-from ..networks.modes import unwrapped
+from ..networks.modes import load_plain_state_dict, plain_state_dict, unwrapped
 from ..weights.files import read_checkpoint
+from .finite import parameter_versions, require_finite_weights
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +35,15 @@ def save_atomic(obj: Any, path: str | Path) -> None:
 class AtomicCheckpoint:
     """Save a run's whole state after every epoch, and the best weights by the validation metric.
 
-    ``last.pt`` in ``folder`` holds the state of everything in ``objects`` and the run's position; ``best_path``
-    holds one state dict only. With ``resume``, a run that finds ``last.pt`` continues after the epoch it holds;
-    together with :class:`EpochSeed` it continues exactly.
+    ``last.pt`` in ``folder`` holds the state of everything in ``objects`` and the run's position, ``previous.pt`` that
+    of the epoch before; ``best_path`` holds one state dict only. Names in them are those without wrappers. Weights
+    that are not finite are never written.
+
+    With ``resume``, a run that finds ``last.pt`` continues after the epoch it holds; together with
+    :class:`EpochSeed` it continues exactly. With another number of epochs it continues, too: its learning rate is
+    then the one that the longer or shorter run has at this place. Only the first start of a trainer continues from a
+    file; and where the network was given other weights after this handler was made, as a federated client is by its
+    server, these are trained.
 
     Args:
         folder: where ``last.pt`` goes.
@@ -42,7 +52,7 @@ class AtomicCheckpoint:
         best_path: the file for it.
         validator: the engine that has the metric, run inside the trainer's epoch; None saves no best weights.
         resume: whether to continue from ``last.pt`` where there is one.
-        rank: of this process; only rank 0 writes.
+        rank: of this process among all, on all machines; only rank 0 writes.
     """
 
     def __init__(
@@ -55,12 +65,13 @@ class AtomicCheckpoint:
         resume: bool = True,
         rank: int = 0,
     ) -> None:
-        self.last = Path(folder) / "last.pt"
+        self.last, self.previous = Path(folder) / "last.pt", Path(folder) / "previous.pt"
         # a run saved by several processes resumes in one, and the other way round
         self.objects = {k: unwrapped(v) for k, v in objects.items()}
         self.best, self.best_path, self.validator = best, best_path, validator
         self.resume, self.rank = resume, rank
         self.best_metric = float("-inf")
+        self._versions = parameter_versions(self._networks().values())
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer, after the handler that runs the validator."""
@@ -68,35 +79,86 @@ class AtomicCheckpoint:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def restore(self, engine: Engine) -> None:
-        """Continue from ``last.pt`` if it is there.
+        """Continue from ``last.pt`` if it is there, or from ``previous.pt`` if that alone is.
 
         Raises:
-            WeightsError: the file is damaged, or another run's: other networks, epochs or steps.
+            WeightsError: the file is damaged, or another run's: other networks, other steps in an epoch, or more
+                epochs than this run is to have.
         """
-        if not self.resume or not self.last.is_file():
+        if engine.state.iteration > 0:  # a trainer that is run again, as a federated client's, knows where it is
             return
-        state = read_checkpoint(self.last)
-        anew = "To start anew, move the file away, choose another output folder, or set resume to false."
+        path = next((file for file in (self.last, self.previous) if file.is_file()), None)
+        if not self.resume or path is None:
+            return
+        if parameter_versions(self._networks().values()) != self._versions:
+            logger.warning(
+                "%s is not resumed from: the network was given other weights after it was built, and these are trained "
+                "from here on. Set resume to false to say so.", path
+            )  # fmt: skip
+            return
+        self._load(engine, path)
+        logger.info("resumed from %s after epoch %d", path, engine.state.epoch)
+
+    def _load(self, engine: Engine, path: Path) -> None:
+        state = self._read(path)
         try:
-            length, wanted = state["length"], [engine.state.max_epochs, engine.state.epoch_length]
-            if length != wanted:  # the schedules in it would end elsewhere
-                raise ValueError(f"it has {length} epochs and steps, this run has {wanted}")
-            for name, obj in self.objects.items():
-                obj.load_state_dict(state[name])
+            epochs, steps = state["length"]
+            if steps != engine.state.epoch_length:
+                raise ValueError(f"it has {steps} steps in an epoch, this run has {engine.state.epoch_length}")
+            if state["epoch"] > engine.state.max_epochs:
+                raise ValueError(
+                    f"it has {state['epoch']} epochs done, this run is to end after {engine.state.max_epochs}"
+                )
+            moved = self._schedules() if epochs != engine.state.max_epochs else {}
+            for name, schedule in moved.items():
+                _step_to(schedule, state[name]["last_epoch"])
+            for name in self.objects.keys() - moved.keys():
+                _load_into(self.objects[name], state[name])
+            for schedule in moved.values():
+                for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr()):
+                    group["lr"] = rate
             engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
             self.best_metric = state["best_metric"]
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise WeightsError(f"{self.last}: not a checkpoint of this run ({error}). {anew}") from error
-        logger.info("resumed from %s after epoch %d", self.last, state["epoch"])
+            raise WeightsError(
+                f"{path}: not a checkpoint of this run ({error}). To start anew, move the file away, choose another "
+                "output folder, or set resume to false."
+            ) from error
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            return read_checkpoint(path)
+        except WeightsError as error:
+            if path == self.last and self.previous.is_file():
+                advice = f"Move {self.previous} over it to go on from the epoch before."
+                raise WeightsError(f"{error} {advice}") from error
+            raise
+
+    def _networks(self) -> dict[str, nn.Module]:
+        return {name: obj for name, obj in self.objects.items() if isinstance(obj, nn.Module)}
+
+    def _schedules(self) -> dict[str, LRScheduler]:
+        """The schedules that depend on steps alone."""
+        return {
+            name: obj
+            for name, obj in self.objects.items()
+            if isinstance(obj, LRScheduler) and not isinstance(obj, ReduceLROnPlateau)
+        }
 
     def __call__(self, engine: Engine) -> None:
-        """Save the epoch that ended."""
+        """Save the epoch that ended.
+
+        Raises:
+            TrainingDiverged: weights that are not finite; nothing is written then.
+        """
         metric = self._new_metric(engine.state.epoch)
         improved = metric is not None and metric > self.best_metric
         self.best_metric = max(self.best_metric, metric) if metric is not None else self.best_metric
+        for network in self._networks().values():
+            require_finite_weights(network, engine)
         if self.rank != 0:
             return
-        state = {name: obj.state_dict() for name, obj in self.objects.items()}
+        state = {name: _state_of(obj) for name, obj in self.objects.items()}
         position = {
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
@@ -104,8 +166,10 @@ class AtomicCheckpoint:
             "best_metric": self.best_metric,
         }
         if improved and self.best is not None and self.best_path is not None:
-            save_atomic(self.best.state_dict(), self.best_path)
+            save_atomic(_state_of(self.best), self.best_path)
             logger.info("epoch %d: best metric so far %.4f, saved %s", engine.state.epoch, metric, self.best_path)
+        if self.last.is_file():  # what is interrupted between the two resumes from previous.pt
+            self.last.replace(self.previous)
         save_atomic({**state, **position}, self.last)
 
     def _new_metric(self, epoch: int) -> float | None:
@@ -114,3 +178,22 @@ class AtomicCheckpoint:
             return None
         metrics = self.validator.state.metrics
         return float(metrics[self.validator.state.key_metric_name])
+
+
+def _state_of(obj: Any) -> dict[str, Any]:
+    return plain_state_dict(obj) if isinstance(obj, nn.Module) else obj.state_dict()
+
+
+def _load_into(obj: Any, state: dict[str, Any]) -> None:
+    if isinstance(obj, nn.Module):
+        load_plain_state_dict(obj, state)
+    else:
+        obj.load_state_dict(state)
+
+
+def _step_to(schedule: LRScheduler, step: int) -> None:
+    """Bring a schedule that has just been made to a step, as a run that has come so far would have."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the optimizer's steps were another process's
+        while schedule.last_epoch < step:
+            schedule.step()

@@ -7,13 +7,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..networks.modes import unwrapped
+from .finite import parameter_versions
 
 
 def moving_average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
     """A copy of ``network`` that :class:`EMAHandler` keeps at the moving average of its weights.
 
     Args:
-        network: the network in training, or its DistributedDataParallel wrapper.
+        network: the network in training, wrapped or not.
         decay: share of the old average in the new one, 0 to 1; 0 copies the weights at each step.
 
     Raises:
@@ -27,19 +28,30 @@ def moving_average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
 class EMAHandler:
     """Update a moving average after every iteration of a trainer.
 
+    Where the network is given other weights between two runs of the trainer, as a federated client's is by its server,
+    the average starts anew from those.
+
     Args:
         average: what :func:`moving_average` returned.
-        network: the network in training, or its DistributedDataParallel wrapper.
+        network: the network in training, wrapped or not.
     """
 
     def __init__(self, average: AveragedModel, network: nn.Module) -> None:
         self.average = average
         self.network = unwrapped(network)
+        self._versions = parameter_versions([self.network])
 
     def attach(self, engine: Engine) -> None:
-        """Attach to a trainer."""
+        """Attach to a trainer, before the handler that restores a checkpoint."""
+        engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """Forget the weights of before, if the network has others now."""
+        if parameter_versions([self.network]) != self._versions:
+            self.average.n_averaged.zero_()  # the next update copies
 
     def __call__(self, engine: Engine) -> None:
         """Take in the weights of the iteration that ended."""
         self.average.update_parameters(self.network)
+        self._versions = parameter_versions([self.network])

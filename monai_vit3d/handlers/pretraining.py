@@ -149,8 +149,8 @@ class StepSchedule:
         learning_rate: schedule of the learning rate.
         weight_decay: schedule of the weight decay, for the groups whose weight decay is not 0 now; None leaves all
             as they are.
-        model: has ``update_target(momentum)``, as :class:`~monai_vit3d.pretraining.IJEPA` has; or its
-            DistributedDataParallel wrapper. None where there is no target encoder.
+        model: has ``update_target(momentum)``, as :class:`~monai_vit3d.pretraining.IJEPA` has, wrapped or not. None
+            where there is no target encoder.
         momentum: schedule of the momentum with which ``model`` is updated after each optimizer step.
         accumulation_steps: the trainer's.
 

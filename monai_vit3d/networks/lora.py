@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ..data.errors import UsageError
-from .modes import unwrapped
+from .modes import plain_state_dict, unwrapped
 
 ADAPTER = "default"  # peft's name for the one adapter of a network
 TRAINED = ("head", "decoder")
@@ -115,7 +115,7 @@ def merge_lora(network: nn.Module) -> nn.Module:
     Frozen weights stay frozen.
 
     Args:
-        network: a network with adapters, or a DistributedDataParallel around it. It is changed in place.
+        network: a network with adapters, wrapped or not. It is changed in place.
 
     Returns:
         The network.
@@ -140,15 +140,15 @@ class MergedState:
     The network itself keeps its adapters; one without adapters gives its own state.
 
     Args:
-        network: the network, or a DistributedDataParallel around it.
+        network: the network, or any wrapper that :func:`~monai_vit3d.networks.modes.unwrapped` knows around it.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = unwrapped(network)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The merged weights, as they are now."""
-        return merged(self.network).state_dict()
+        """The merged weights, as they are now, under the names that they have without wrappers."""
+        return plain_state_dict(merged(self.network))
 
 
 def merged(network: N) -> N:
@@ -177,7 +177,7 @@ def freeze(network: nn.Module, parts: str | Sequence[str]) -> nn.Module:
         UsageError: a name that the network does not have. Nothing is frozen then.
     """
     parts = (parts,) if isinstance(parts, str) else tuple(parts)
-    for parameter in [parameter for part in parts for parameter in _parameters(network, part, "parts")]:
+    for parameter in [parameter for part in parts for parameter in _parameters(unwrapped(network), part, "parts")]:
         parameter.requires_grad_(False)
     return network
 
@@ -216,7 +216,7 @@ def refuse_adapters(network: nn.Module) -> None:
     """
     if unwrapped(network) is not network:
         raise UsageError(
-            "network is in a DistributedDataParallel, which knows only the parameters that it began with: call "
+            f"network is in a {type(network).__name__}, which knows only the parameters that it began with: call "
             "apply_lora on the network first, then wrap it."
         )
     if _adapters(network):

@@ -3,7 +3,7 @@
 # annotations are left alive here: TorchScript reads that of ``taps``, which may be empty
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class TokenSegmenter(nn.Module):
         num_classes: channels of the dense map; needed with a name.
         taps: block numbers that the decoder reads besides the final tokens; negative ones count from the end.
             None spreads them evenly over the depth (quarters for a patch of 16: blocks 2, 5, 8 of 12).
-        options: keywords of the decoder; with a name only.
+        options: keywords of the decoder; with a name only. One that is None counts as not given.
 
     Raises:
         ValueError: a wrong number of taps, a tap out of range, a name without ``num_classes``, options for a
@@ -54,7 +54,7 @@ class TokenSegmenter(nn.Module):
             if num_classes is None:
                 raise ValueError(f"decoder={decoder!r} is a name: num_classes is needed to build it.")
             decoder = create_decoder(decoder, backbone.in_chans, backbone.embed_dim, patch_size, num_classes, **options)
-        elif options or num_classes is not None:
+        elif num_classes is not None or any(value is not None for value in options.values()):
             raise ValueError("the decoder is built already: give its options and num_classes to its own constructor.")
         depth, needed = len(backbone.blocks), decoder.num_maps(patch_size) - 1
         if taps is None:
@@ -83,7 +83,8 @@ class TokenSegmenter(nn.Module):
             image: ``(B, C, H, W, D)``.
 
         Returns:
-            Logits ``(B, num_classes, H, W, D)``, with the metadata of ``image`` if it is a MetaTensor.
+            Logits ``(B, num_classes, H, W, D)``, with the metadata of ``image`` if it is a MetaTensor. In training, of
+            a decoder with deep supervision, a list of them, finest first, as MONAI's ``DeepSupervisionLoss`` takes it.
 
         Raises:
             ValueError: wrong rank, channels or size.
@@ -96,6 +97,8 @@ class TokenSegmenter(nn.Module):
         else:
             final, maps = self._read(image)
         logits = self.decoder(image, maps + [final])
+        if not torch.jit.is_scripting() and isinstance(logits, list):
+            return cast(Any, [part[..., : size[2], : size[3], : size[4]] for part in logits])
         return logits[..., : size[2], : size[3], : size[4]] if self.pad else logits
 
     @torch.jit.unused  # type: ignore[untyped-decorator]

@@ -10,6 +10,7 @@ from .families import Source, backbone_from, identify, read_source
 from .files import load_weights
 from .info import convert_weights, describe_weights
 from .report import LoadReport
+from .whole import load_network
 
 __all__ = [
     "LoadReport",
@@ -27,6 +28,7 @@ __all__ = [
     "identify",
     "load_adapter",
     "load_backbone",
+    "load_network",
     "load_timm2d",
     "load_weights",
     "read_source",

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ..data.errors import UsageError, WeightsError
-from ..layers import ConvStem3D, PatchEmbed3D
+from ..layers import ConvStem3D, PatchEmbed3D, resample_patch_kernel
 from ..layers.pos_embed import Grid, resample_pos_embed, sincos_pos_embed
 from ..networks import VisionTransformer3D
 from ..networks.architecture import architecture
@@ -19,6 +19,7 @@ from ..networks.lora import merged
 from ..networks.modes import unwrapped
 from .blank import fill
 from .files import as_state_dict, names_in, read_with_metadata, refuse_differences, write_safetensors
+from .inflate import adapt_channels
 from .own import architecture_in
 
 V = TypeVar("V")
@@ -26,12 +27,14 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "backbone."
 HEAD = ("head.", "attn_pool.")
+PROJECTION = "patch_embed.proj.weight"
+KERNELS = ("patch_embed.stem.0.weight", PROJECTION)  # the first of those that a file has sees the image
 # a name for people, and where a class is from; the grid, which positions follow; what the shapes show, and rounded;
-# the head, which is left out; what leaves the weights' meaning alone
+# the head, which is left out; what leaves the weights' meaning alone; the channels, to which the kernel is adapted
 _MAY_DIFFER = (
     *("class", "foreign", "img_size", "grid_size", "mlp_ratio", "init_values", "qkv_bias", "proj_bias", "num_classes"),
     *("global_pool", "pool_include_prefix", "final_norm", "fc_norm", "dynamic_img_size", "dynamic_img_pad"),
-    "pos_trained",
+    *("pos_trained", "in_chans"),
 )
 
 
@@ -42,7 +45,7 @@ def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:
     bytes; any reader of safetensors reads the file. Adapters are written merged; the network keeps them.
 
     Args:
-        backbone: the network, or a DistributedDataParallel around it; its parameters keep their dtype.
+        backbone: the network, wrapped or not; its parameters keep their dtype.
         path: the file, ``.safetensors``; its folder is made if it is not there.
 
     Raises:
@@ -65,7 +68,9 @@ def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
     A head of the network stays, a head of the file is left out. Learned positions of another grid are resampled
     trilinearly if the file says its grid, as those of :func:`save_backbone` do; where the file says sin-cos positions
     and the network learns its own, they start from the table, which computes the same. Such a file is also asked for
-    what no shape shows: heads, patch size, layers. For other files that is the caller's care.
+    what no shape shows: heads, layers. For other files that is the caller's care. A patch kernel of other channels, or
+    (but for a convolutional stem) of another patch size, is adapted as :meth:`VisionTransformer3D.from_pretrained` does
+    it. The log says what was adapted.
 
     A network keeps its device and dtype. A backbone on the meta device comes to the CPU: the tensors that were read
     become its own, so that the weights are in memory once, and its head starts as ``init_weights`` does it.
@@ -89,12 +94,12 @@ def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
     came = architecture_in(metadata, path)
     needed = architecture(backbone) if isinstance(backbone, VisionTransformer3D) else {}
     _refuse_architecture(came, needed, path)
-    part = _backbone_in(as_state_dict(read, path), path)
+    part, adapted = _fit_kernel(_backbone_in(as_state_dict(read, path), path), backbone)
     state, resampled = _fit_positions(part, came, backbone, needed, path)
     wanted = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
     refuse_differences(wanted, state, path, type(backbone).__name__, _advice(wanted, state))
     fill(backbone, state, "cpu", owned=True)
-    logger.info("%s: loaded %d tensors of a backbone%s", path, len(state), resampled)
+    logger.info("%s: loaded %d tensors of a backbone%s%s", path, len(state), adapted, resampled)
     return network
 
 
@@ -142,6 +147,8 @@ def _refuse_architecture(came: dict[str, Any], needed: dict[str, Any], path: str
     # older files say that a parallel block has no attention and no MLP
     said = {key for key in came if key not in _MAY_DIFFER and came[key] != "NoneType"}
     unlike = [key for key in needed if key in said and came[key] != needed[key]]
+    if all("ConvStem3D" not in str(said_of.get("embed_layer")) for said_of in (came, needed)):
+        unlike = [key for key in unlike if key != "patch_size"]  # a stem of another patch has other layers
     if _are_learned_from_table(came, needed):
         unlike = [key for key in unlike if key not in ("pos_embed", "no_embed_class")]
     if unlike:
@@ -151,6 +158,22 @@ def _refuse_architecture(came: dict[str, Any], needed: dict[str, Any], path: str
             f"{path}: a backbone of another architecture: {both}. Build the network with {options}, or name weights "
             "that fit it."
         )
+
+
+def _fit_kernel(state: dict[str, Tensor], backbone: nn.Module) -> tuple[dict[str, Tensor], str]:
+    """The state dict with the first convolution's kernel for the backbone's channels and patch, and what was done."""
+    key = next((key for key in KERNELS if key in state), "")
+    own = backbone.state_dict().get(key) if isinstance(backbone, VisionTransformer3D) else None
+    if own is None or own.dim() != 5 or state[key].dim() != 5:
+        return state, ""
+    kernel, done = state[key], ""
+    if kernel.shape[1] != own.shape[1]:
+        done += f", patch kernel adapted from {kernel.shape[1]} to {own.shape[1]} channels"
+        kernel = adapt_channels(kernel, own.shape[1])
+    if kernel.shape[2:] != own.shape[2:] and key == PROJECTION:
+        done += f", patch kernel resampled from {tuple(kernel.shape[2:])} to {tuple(own.shape[2:])}"
+        kernel = resample_patch_kernel(kernel, own.shape[2:])
+    return {**state, key: kernel}, done
 
 
 def _are_learned_from_table(came: dict[str, Any], needed: dict[str, Any]) -> bool:

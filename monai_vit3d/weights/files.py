@@ -17,6 +17,7 @@ from torch import nn
 
 from ..data.errors import WeightsError
 from ..data.files import replacing
+from ..networks.modes import load_plain_state_dict, plain_state_dict, unwrapped
 from .tensor_bytes import HEADER, HEADER_SUM, TENSORS_SUM, header_sha256, tensors_in
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """Load a state dict into a network, all of it or nothing.
 
     Args:
-        network: the network that the weights were made with; it keeps its device and dtype.
+        network: the network that the weights were made with, wrapped or not; it keeps its device and dtype.
         path: a file that ``torch.save(network.state_dict(), path)`` wrote, or the same tensors as safetensors.
 
     Returns:
@@ -215,8 +216,9 @@ def load_state(network: nn.Module, state: Any, path: str | Path) -> nn.Module:
     Raises:
         WeightsError: not a state dict, or of another architecture. The network is unchanged then.
     """
-    refuse_differences(network.state_dict(), as_state_dict(state, path), path, type(network).__name__)
-    network.load_state_dict(state)
+    name = type(unwrapped(network)).__name__
+    refuse_differences(plain_state_dict(network), as_state_dict(state, path), path, name)
+    load_plain_state_dict(network, state)
     return network
 
 

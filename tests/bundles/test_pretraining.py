@@ -88,7 +88,12 @@ def assert_same(first, second, **tolerances):
 @pytest.mark.slow
 def test_train_writes_what_a_run_needs(name, trained):
     files = {path.name for path in trained.iterdir()}
-    assert {file for file in files if "tfevents" not in file} == {"encoder.safetensors", "last.pt", "model.pt"}
+    assert {file for file in files if "tfevents" not in file} == {
+        "encoder.safetensors",
+        "last.pt",
+        "previous.pt",
+        "model.pt",
+    }
     last = load(trained / "last.pt")
     assert (last["epoch"], last["iteration"]) == (2, 4)
     assert [row["epoch"] for row in last["monitor"]["history"]] == [1, 2]

@@ -17,7 +17,7 @@ from monai_vit3d.data import WeightsError
 from monai_vit3d.handlers import AtomicCheckpoint, EMAHandler, EpochSeed, moving_average, save_atomic
 
 
-def make_trainer(folder, epochs, seed=0):
+def make_trainer(folder, epochs, seed=0, total=8):
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.GELU(), nn.Dropout(0.3), nn.Conv3d(4, 1, 1))
     generator = torch.Generator().manual_seed(7)
@@ -27,7 +27,7 @@ def make_trainer(folder, epochs, seed=0):
     )
     dataset = CacheDataset([{"image": v, "label": v.abs()} for v in volumes], transform, progress=False)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
-    schedule = WarmupCosineSchedule(optimizer, 2, 8)
+    schedule = WarmupCosineSchedule(optimizer, 2, total)
     average = moving_average(network, 0.9)
     objects = {"network": network, "optimizer": optimizer, "schedule": schedule, "average": average}
     handlers = [
@@ -64,9 +64,29 @@ def test_resume_is_exact(tmp_path):
     assert expected["optimizer"].param_groups[0]["lr"] == found["optimizer"].param_groups[0]["lr"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "another network", "a shorter run"])
+def test_more_epochs_follow_the_schedule_of_the_longer_run(tmp_path):
+    make_trainer(tmp_path, epochs=2)[0].run()
+    trainer, objects = make_trainer(tmp_path, epochs=4, total=16, seed=99)
+    found = []
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED, lambda _: found.append(objects["optimizer"].param_groups[0]["lr"])
+    )
+    trainer.run()
+    assert (trainer.state.epoch, trainer.state.iteration) == (4, 8)
+    longer = [0.0, 5e-3] + [1e-2 * 0.5 * (1 + np.cos(np.pi * (step - 2) / 14)) for step in range(2, 16)]  # by hand
+    np.testing.assert_allclose(found, longer[4:8], rtol=1e-12)
+    assert objects["average"].n_averaged == 8
+
+
+def test_fewer_epochs_than_were_done_are_refused(tmp_path):
+    make_trainer(tmp_path, epochs=3)[0].run()
+    with pytest.raises(WeightsError, match=r"last\.pt.*3 epochs done.*after 2"):
+        make_trainer(tmp_path, epochs=2)[0].run()
+
+
+@pytest.mark.parametrize("damage", ["cut", "another network", "other steps"])
 def test_foreign_checkpoint_is_refused(damage, tmp_path):
-    make_trainer(tmp_path, epochs=1 if damage == "a shorter run" else 2)[0].run()
+    make_trainer(tmp_path, epochs=1)[0].run()
     last = tmp_path / "last.pt"
     if damage == "cut":
         last.write_bytes(last.read_bytes()[:1000])
@@ -74,8 +94,11 @@ def test_foreign_checkpoint_is_refused(damage, tmp_path):
         state = torch.load(last, weights_only=True)
         state["network"]["0.weight"] = torch.zeros(3)
         torch.save(state, last)
+    elif damage == "other steps":
+        state = torch.load(last, weights_only=True)
+        torch.save({**state, "length": [2, 3]}, last)
     before = last.read_bytes()
-    match = {"cut": "not a readable", "another network": "size mismatch", "a shorter run": r"\[1, 2\].*\[2, 2\]"}[
+    match = {"cut": "not a readable", "another network": "size mismatch", "other steps": "3 steps in an epoch.*has 2"}[
         damage
     ]
     with pytest.raises(WeightsError, match=rf"(?s)last\.pt: .*{match}"):

@@ -16,13 +16,16 @@ from .voxels import to_float32
 MAX_VOXELS = 2**30
 
 
-def read_volume(path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Volume:
+def read_volume(
+    path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS, exact: bool = False
+) -> Volume:
     """Read one 3D image; every byte of the file is read, and a gzip's checksums are verified.
 
     Args:
         path: a ``.nii`` or ``.nii.gz`` file, NIfTI-1 or NIfTI-2.
         volume: which one of a 4D file, from 0.
         max_voxels: larger images are refused.
+        exact: refuse voxels that would be repaired (NaN, infinite ones, values beyond float32), as for labels.
 
     Returns:
         finite float32 voxels (H, W, D), where they lie, and a sentence for each oddity of the file.
@@ -38,7 +41,7 @@ def read_volume(path: str | Path, volume: int | None = None, max_voxels: int = M
         header = _checked_header(stream, volume, max_voxels)
         grid, geometry_warnings = read_geometry(header, stream.path)
         try:
-            voxels, voxel_warnings = _voxels(stream, header)
+            voxels, voxel_warnings = _voxels(stream, header, exact)
         except MemoryError as error:
             found = f"shape {header.shape} does not fit into memory"
             raise refusal(stream.path, found, "Free memory, or take a machine with more.") from error
@@ -67,10 +70,10 @@ def _any_bits() -> np.errstate:
     return np.errstate(over="ignore", invalid="ignore", under="ignore")
 
 
-def _voxels(stream: Stream, header: Header) -> tuple[Array, list[str]]:
+def _voxels(stream: Stream, header: Header, exact: bool) -> tuple[Array, list[str]]:
     block = stream.block(header.start, math.prod(header.shape) * header.dtype.itemsize, header.end)
     raw = np.ndarray(header.shape, header.dtype, buffer=block.data, order="F")
-    return to_float32(raw, header.slope, header.inter, stream.path)
+    return to_float32(raw, header.slope, header.inter, stream.path, exact)
 
 
 def _checked_header(stream: Stream, volume: int | None, max_voxels: int) -> Header:

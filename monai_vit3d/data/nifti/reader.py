@@ -29,6 +29,7 @@ class NiftiReader(ImageReader):
     Args:
         volume: which one of 4D files, from 0.
         max_voxels: larger images are refused.
+        labels: the files are label maps: voxels that are not finite are refused instead of set to a finite value.
 
     Example:
         >>> from monai.transforms import LoadImaged
@@ -37,9 +38,9 @@ class NiftiReader(ImageReader):
         or ``"reader": {"_target_": "monai_vit3d.data.NiftiReader"}``
     """
 
-    def __init__(self, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> None:
+    def __init__(self, volume: int | None = None, max_voxels: int = MAX_VOXELS, labels: bool = False) -> None:
         super().__init__()
-        self.volume, self.max_voxels = volume, max_voxels
+        self.volume, self.max_voxels, self.labels = volume, max_voxels, labels
         self._logged: set[tuple[Path, str]] = set()  # an epoch does not repeat what the first one told
 
     def verify_suffix(self, filename: Any) -> bool:
@@ -70,7 +71,7 @@ class NiftiReader(ImageReader):
         Raises:
             ImageError: a file is refused, or the files do not lie on one grid.
         """
-        volumes = [read_volume(path, self.volume, self.max_voxels) for path in img]
+        volumes = [read_volume(path, self.volume, self.max_voxels, self.labels) for path in img]
         first = volumes[0]
         for other in volumes[1:]:
             _check_same_grid(first, other)

@@ -84,7 +84,9 @@ class _Fit:
         return values
 
 
-def to_float32(raw: Array, slope: float, inter: float, path: str | Path) -> tuple[Array, list[str]]:
+def to_float32(
+    raw: Array, slope: float, inter: float, path: str | Path, exact: bool = False
+) -> tuple[Array, list[str]]:
     """Scaled voxels as float32.
 
     NaN and -Inf become the smallest finite value, +Inf the largest. Values that float32 cannot serve (above 1e15, or
@@ -95,18 +97,21 @@ def to_float32(raw: Array, slope: float, inter: float, path: str | Path) -> tupl
         slope: of the values.
         inter: added to slope times value, as nibabel does.
         path: the file, for messages.
+        exact: refuse what would be repaired, shifted or scaled, as no label may be.
 
     Returns:
         (H, W, D) float32 in C order, as torch wants it, and a sentence for each oddity.
 
     Raises:
-        ImageError: no voxel is finite.
+        ImageError: no voxel is finite; with ``exact`` one is not, or float32 cannot hold the values.
     """
     source = _Source(raw, slope, inter)
     extent = _extent(source)
     if extent.low > extent.high:
         raise refusal(path, f"none of {raw.size} voxels is finite; an image is needed", "Export it again.")
     fit = _fit(source, extent)
+    if exact:
+        _refuse_repairs(extent, fit, path)
     # float64 on the way would change nothing: it holds all integers that are not fitted
     straight = source.is_plain and not fit and not any(extent.odd.values())
     out = np.empty(raw.shape, np.float32)
@@ -115,6 +120,13 @@ def to_float32(raw: Array, slope: float, inter: float, path: str | Path) -> tupl
         values = stored if straight else source.values(stored, extent)
         out[tile] = fit.apply(values) if fit else values
     return out, _told(extent, raw.size, fit)
+
+
+def _refuse_repairs(extent: _Range, fit: _Fit | None, path: str | Path) -> None:
+    kinds = ", ".join(f"{count} {name}" for name, count in extent.odd.items() if count)
+    if kinds or fit:
+        found = f"labels with voxels that are not finite ({kinds})" if kinds else f"labels up to {extent.high:g}"
+        raise refusal(path, f"{found}; whole numbers of classes are needed", "Correct the file, or leave it out.")
 
 
 def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:

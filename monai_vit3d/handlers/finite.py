@@ -1,0 +1,108 @@
+"""Stop a training at the first loss or weight that is NaN or infinite, and name the batch that it came with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.engines import IterationEvents
+from monai.utils import ImageMetaKey
+from torch import nn
+
+from ..data.errors import TrainingDiverged
+from ..networks.modes import unwrapped
+
+ADVICE = (
+    "Look at these files for voxels that are far from all others; if they are sound, lower the learning rate or set "
+    "amp to false, and run again: it resumes from the epoch before."
+)
+
+
+class FiniteCheck:
+    """Raise an error at the first iteration whose loss or weights are not finite.
+
+    The loss is looked at before the optimizer's step, so that it never reaches the weights; the weights after it, for
+    a finite loss may have gradients that are not. Of several processes each looks at its own loss, and all notice the
+    weights.
+
+    Args:
+        network: the network in training, wrapped or not.
+        name_key: of the names in a batch; without them the file names of a batch's MetaTensors are given.
+
+    Raises:
+        TrainingDiverged: in the iteration; the message has the files of the batch.
+    """
+
+    def __init__(self, network: nn.Module, name_key: str = "name") -> None:
+        self.network, self.name_key = unwrapped(network), name_key
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a MONAI trainer."""
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.check_loss)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.check_weights)
+
+    def check_loss(self, engine: Engine) -> None:
+        """Look at the loss of the batch."""
+        loss = float(engine.state.output["loss"])
+        if not math.isfinite(loss):
+            raise TrainingDiverged(f"{where(engine)}: the loss is {loss}; the batch: {self._names(engine)}. {ADVICE}")
+
+    def check_weights(self, engine: Engine) -> None:
+        """Look at the weights after the step."""
+        require_finite_weights(self.network, engine, f"; the last batch: {self._names(engine)}")
+
+    def _names(self, engine: Engine) -> str:
+        names = names_in(engine.state.batch, self.name_key)
+        return ", ".join(names) if names else f"no names (put them into the data's {self.name_key!r})"
+
+
+def require_finite_weights(network: nn.Module, engine: Engine, batch: str = "") -> None:
+    """Refuse a network with a weight that is NaN or infinite.
+
+    Args:
+        network: the network.
+        engine: the trainer, for the message.
+        batch: words on the batch, for the message.
+
+    Raises:
+        TrainingDiverged: the message names the first such weight.
+    """
+    weights = {name: value.detach() for name, value in network.named_parameters() if value.is_floating_point()}
+    # one number for all: a NaN or an infinity anywhere makes it one
+    if (
+        weights
+        and not torch.stack([norm.float() for norm in torch._foreach_norm([*weights.values()])]).sum().isfinite()
+    ):
+        name = next((name for name, value in weights.items() if not value.isfinite().all()), None)
+        if name is not None:
+            raise TrainingDiverged(f"{where(engine)}: {name} has weights that are NaN or infinite{batch}. {ADVICE}")
+
+
+def parameter_versions(networks: Iterable[nn.Module]) -> list[int]:
+    """Numbers that change when someone writes into a network's parameters."""
+    return [parameter._version for network in networks for parameter in network.parameters()]
+
+
+def names_in(batch: Any, name_key: str = "name") -> list[str]:
+    """The names of a batch's cases, before or after MONAI has taken it apart.
+
+    Args:
+        batch: a dictionary of collated values, or a list with a dictionary for each case.
+        name_key: of the names; where there are none the first MetaTensor's files are taken.
+    """
+    if isinstance(batch, list):
+        return [name for item in batch for name in names_in(item, name_key)]
+    if not isinstance(batch, Mapping):
+        return []
+    files = [value.meta.get(ImageMetaKey.FILENAME_OR_OBJ) for value in batch.values() if isinstance(value, MetaTensor)]
+    names = next((found for found in [batch.get(name_key), *files] if found), [])
+    return [str(name) for name in ([names] if isinstance(names, str) else names)]
+
+
+def where(engine: Engine) -> str:
+    """Epoch and iteration, for messages."""
+    return f"epoch {engine.state.epoch}, iteration {engine.state.iteration}"
