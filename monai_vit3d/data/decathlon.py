@@ -37,10 +37,11 @@ def decathlon_split(dataset_dir: str | Path, split_file: str | Path, section: st
         "Fetch it with monai.apps.DecathlonDataset(root_dir=..., task=..., section='training', download=True) and set "
         "MONAI_DATA_DIRECTORY to the folder that holds it, or override dataset_dir."
     )
-    if not root.is_dir():
-        raise DatasetError(f"{root}: no such folder; that of a Decathlon task is needed. {fetch}")
+    has_images = (root / "imagesTr").is_dir()
+    if not has_images and not (root.is_dir() and Path(split_file).is_file()):
+        raise DatasetError(f"{root}: no Decathlon task here (no folder imagesTr). {fetch}")
     cases = _cases(Path(split_file), section)
-    if any(isinstance(case, str) for case in cases) and not (root / "imagesTr").is_dir():
+    if not has_images and any(isinstance(case, str) for case in cases):
         raise DatasetError(f"{root}: no Decathlon task here (no folder imagesTr). {fetch}")
     files = [_files(root, case, f"{split_file}: section {section!r}") for case in cases]
     paths = [path for item in files for value in item.values() for path in _listed(value)]
