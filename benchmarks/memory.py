@@ -53,6 +53,7 @@ def bundle_with(classes: int, turned: bool):
     from monai.inferers import SlidingWindowInferer
 
     from monai_vit3d.pipeline.bundle import load_bundle
+    from monai_vit3d.pipeline.postprocessing import Postprocessing
 
     torch.manual_seed(0)
     bundle = load_bundle(BUNDLE, "cpu")
@@ -64,7 +65,7 @@ def bundle_with(classes: int, turned: bool):
         metadata=replace(bundle.metadata, content=content),
         network=torch.nn.Conv3d(1, classes, 1).eval(),
         inferer=SlidingWindowInferer((96, 96, 96), sw_batch_size=1, overlap=0.25, mode="gaussian"),
-        postprocessing=bundle.postprocessing[:1],
+        postprocessing=Postprocessing.of(bundle.postprocessing.steps[:1]),
     )
 
 
@@ -78,7 +79,9 @@ def zoo_order(bundle) -> list:
 
 def ours(path: Path, bundle) -> int:
     """One file; returns the bytes that are expected for it."""
-    return labels_first(path, replace(bundle, postprocessing=zoo_order(bundle)))
+    from monai_vit3d.pipeline.postprocessing import Postprocessing
+
+    return labels_first(path, replace(bundle, postprocessing=Postprocessing.of(zoo_order(bundle))))
 
 
 def labels_first(path: Path, bundle) -> int:

@@ -1,56 +1,153 @@
-"""From the network's grid back to the file's: labels, maps, and numbers that become labels there."""
+"""From the network's grid to the file's: a bundle's whole-volume steps as MONAI runs them, and maps beside labels."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Invertd
+from monai.transforms import Invertd, SpatialResample
+from monai.transforms.utils import convert_applied_interp_mode
+from monai.utils import TraceKeys
 from torch import Tensor
 
 from ..data.errors import BundleError
 from ..data.volume import Array
 from ..inferers import LabelInverter, way_back
-from .labelling import activation_of, decision, split_inversion, split_steps, whole_numbers
+from .labelling import whole_numbers
+from .postprocessing import PRED, decision, through
+from .value_names import interpolates_labels
 
 if TYPE_CHECKING:
-    from .predict import Prepared
+    from .predict import Output, Prepared
 
 logger = logging.getLogger(__name__)
 
-
-def as_monai_does(prepared: Prepared, values: Tensor, back: Back) -> Tensor:
-    """Labels on the file's grid of numbers that all go there first."""
-    before, invert, after = split_inversion(prepared.postprocessing)
-    found = torch.as_tensor(back(values, nearest=False))
-    if invert is not None and callable(invert.post_func[0]):
-        found = invert.post_func[0](found)
-    lead, rest = split_steps(after)
-    return labels_of(found, [*lead, *rest], prepared, back.key, activation_of([*before, *lead]))
+NEAREST_INSTEAD = (
+    "the bundle interpolates labels on their way to the file's grid, which makes fractions of labels; written are "
+    "those of the nearest voxel"
+)
 
 
-def labels_of(values: Tensor, steps: list[Any], prepared: Prepared, key: str, activation: str) -> Tensor:
-    """(C, H, W, D) labels: what the steps make of values on the file's grid."""
-    data: dict[str, Any] = {"pred": values, key: prepared.image}
+def labels_on_file_grid(prepared: Prepared, output: Output) -> tuple[Tensor, list[str]]:
+    """Run what is left of a case's steps.
+
+    Args:
+        prepared: the case.
+        output: of the network, with ``pred``.
+
+    Returns:
+        (C, H, W, D) labels on the file's grid; and warnings.
+
+    Raises:
+        BundleError: steps that leave no labels, or not on a grid that is known.
+    """
+    post, warnings = prepared.postprocessing, []
+    steps = post.rest if output.inverted else post.behind_scores()
+    before = (*post.voxelwise, *post.decision) if output.inverted else post.voxelwise
+    found: Any = output.pred
+    if steps:
+        data = {**prepared.data, PRED: _as_monai(prepared, output)}
+        for i, step in enumerate(steps):
+            if not isinstance(step, Invertd):
+                data = step(data)
+                continue
+            smooth = PRED in step.keys and not step.nearest_interp[step.keys.index(PRED)]
+            nearest = smooth and interpolates_labels([*before, *steps[:i]], steps[i + 1 :], output.classes)
+            warnings += [NEAREST_INSTEAD] * nearest
+            data = invert(step, data, nearest)
+        found = data[post.key]
+    labels, warning = whole_numbers(found, post)
+    warnings += [warning] if warning else []
+    if output.inverted and not steps:
+        return labels, warnings
+    return _on_file_grid(prepared, labels, found), warnings
+
+
+def invert(step: Invertd, data: Mapping[Any, Any], nearest: bool = False) -> dict[Any, Any]:
+    """Run an Invertd, nearest neighbours being those of the voxels' centres.
+
+    MONAI inverts Resized and Zoomd with PyTorch's ``"nearest"``, which takes the voxel whose lower edge is next: labels
+    are shifted by up to half a voxel (https://github.com/pytorch/pytorch/issues/34808). ``"nearest-exact"`` is not.
+
+    Args:
+        step: the bundle's.
+        data: with its keys, and with those of the images.
+        nearest: whether ``pred`` is inverted by nearest neighbour, whatever the step says.
+    """
+    data = dict(data)
+    options = (step.orig_keys, step.meta_keys, step.orig_meta_keys, step.meta_key_postfix, step.nearest_interp)
+    more = (step.to_tensor, step.device, step.post_func)
+    for key, orig, meta, orig_meta, postfix, near, tensor, device, function in step.key_iterator(data, *options, *more):
+        image = data.get(orig)
+        exact = (near or (nearest and key == PRED)) and isinstance(image, MetaTensor)
+        one = Invertd(key, step.transform, orig, meta, orig_meta, postfix, near and not exact, tensor, device, function)
+        # the operations of the image are those that are inverted
+        found = one({**data, orig: _traced_nearest(image)} if exact else data)
+        data = {**found, orig: image} if exact and key != orig else found
+    return data
+
+
+def _traced_nearest(image: MetaTensor) -> MetaTensor:
+    """The image with operations whose inverses take the nearest voxels."""
+    steps = convert_applied_interp_mode(image.applied_operations, mode="nearest", align_corners=None)
     for step in steps:
-        data = step(data)
-    return whole_numbers(data["pred"], activation, discrete=True)
+        if step[TraceKeys.CLASS_NAME] in ("Resize", "Zoom"):
+            step[TraceKeys.EXTRA_INFO] = {**step[TraceKeys.EXTRA_INFO], "mode": "nearest-exact"}
+    return MetaTensor(image.as_tensor(), meta=image.meta, applied_operations=steps)
+
+
+def _as_monai(prepared: Prepared, output: Output) -> MetaTensor:
+    """``pred`` as MONAI hands it to the next step: float32 with the metadata of its grid."""
+    pred = output.pred if output.dtype is None else output.pred.to(output.dtype)
+    if not output.inverted:
+        return MetaTensor(pred).copy_meta_from(prepared.image)
+    found = MetaTensor(pred).copy_meta_from(prepared.image)
+    found.applied_operations = []
+    found.affine = torch.as_tensor(prepared.volume.grid.affine_mm, dtype=found.affine.dtype)
+    return found
+
+
+def _on_file_grid(prepared: Prepared, labels: Tensor, found: Any) -> Tensor:
+    """Labels that the bundle has left on its network's grid, or elsewhere, by nearest neighbour on the file's.
+
+    Args:
+        prepared: the case.
+        labels: (C, h, w, d).
+        found: what they were made of, with its metadata.
+    """
+    grid, shape = prepared.volume.grid, tuple(labels.shape[1:])
+    known = isinstance(found, MetaTensor)
+    if shape == grid.shape and (_close(found.affine, grid.affine_mm) if known else prepared.postprocessing.inverts):
+        return labels
+    if not known or _close(found.affine, prepared.image.affine):
+        return torch.as_tensor(Back(prepared)(labels, nearest=True))
+    # steps have moved it: as SaveImaged does, by the affine
+    resample = SpatialResample(mode="nearest", padding_mode="zeros")
+    moved = MetaTensor(labels.float(), affine=found.affine)
+    found = resample(moved, torch.as_tensor(grid.affine_mm), spatial_size=grid.shape)
+    return torch.as_tensor(found).as_subclass(Tensor).round().to(labels.dtype)
+
+
+def _close(affine: Any, other: Any) -> bool:
+    return bool(np.allclose(np.asarray(affine), np.asarray(other), rtol=1e-4, atol=1e-3))
 
 
 class Back:
     """The inverse of a case's preprocessing."""
 
-    def __init__(self, prepared: Prepared, key: str) -> None:
-        self.prepared, self.key = prepared, key
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
 
     def __call__(self, values: Tensor, nearest: bool) -> Array:
         """(C, h, w, d) on the network's grid to (C, H, W, D) on the file's."""
         check_grid(self.prepared, values)
-        invert = Invertd("pred", self.prepared.preprocessing, orig_keys=self.key, nearest_interp=nearest)
-        found = invert({"pred": MetaTensor(values.float()), self.key: self.prepared.image})["pred"]
+        key, image = self.prepared.image_key, self.prepared.image
+        step = Invertd(PRED, self.prepared.preprocessing, orig_keys=key, nearest_interp=nearest)
+        found = invert(step, {PRED: MetaTensor(values.float()), key: image})[PRED]
         shape = self.prepared.volume.grid.shape
         if tuple(found.shape[1:]) != shape:
             raise BundleError(
@@ -75,12 +172,22 @@ def check_grid(prepared: Prepared, values: Tensor) -> None:
         )
 
 
-def inverter_for(prepared: Prepared, invert: Invertd, steps: list[Any]) -> LabelInverter | None:
-    """For a bundle that takes numbers back to the file's grid, and labels of them there; None leaves it to MONAI."""
-    decide = decision(steps)
-    way = way_back(prepared.image, prepared.preprocessing, prepared.volume.grid.shape)
-    if decide is None or way is None or callable(invert.post_func[0]):
-        what = "preprocessing" if way is None else "postprocessing"
-        logger.info("%s: the bundle's %s is inverted by MONAI, all classes at once", prepared.volume.path, what)
+def inverter_for(prepared: Prepared) -> LabelInverter | None:
+    """For a bundle that takes scores back to the file's grid, and labels of them there; None leaves it to MONAI."""
+    post, path = prepared.postprocessing, prepared.volume.path
+    decide = decision(post.decision)
+    if post.inversion is None or decide is None:
+        if post.inverts_scores:
+            logger.info("%s: the bundle's postprocessing is inverted by MONAI, all classes at once", path)
+        return None
+    image = prepared.data[post.inversion.orig_keys[0]]
+    way = way_back(image, prepared.preprocessing, prepared.volume.grid.shape)
+    if way is None:
+        logger.info("%s: the bundle's preprocessing is inverted by MONAI, all classes at once", path)
         return None
     return LabelInverter(way, decide)
+
+
+def dtype_behind(steps: tuple[Any, ...], classes: int) -> torch.dtype:
+    """The type of what a bundle's voxelwise steps leave."""
+    return through(steps, torch.zeros(classes, 1, 1, 1)).dtype

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     import torch
     from monai.bundle import ConfigParser
     from monai.transforms import Transform
+
+    from .postprocessing import Postprocessing
+    from .value_names import ValueNames
 
 _ROOTS = ("network", "network_def", "preprocessing", "inferer", "postprocessing")
 _VALUES = ("ckpt_path", "class_names", "task", "flip_axes", "evaluator::amp")
@@ -35,8 +39,7 @@ class Bundle:
         network: in evaluation mode, on ``device``.
         preprocessing: transforms from a file to the network's input, one after another.
         inferer: how the network runs over an input.
-        postprocessing: transforms from the network's output to the answer, without saving; and without inverting, but
-            for a bundle that takes its numbers back to the file's grid before it makes labels of them.
+        postprocessing: what the transforms from the network's output to the answer mean.
         image_key: what the transforms call the image.
         weights: the checkpoint.
         weights_sha256: of the checkpoint.
@@ -53,7 +56,7 @@ class Bundle:
     network: torch.nn.Module
     preprocessing: list[Transform]
     inferer: Callable[..., Any]
-    postprocessing: list[Transform]
+    postprocessing: Postprocessing
     image_key: str
     device: torch.device
     weights: Path
@@ -65,6 +68,16 @@ class Bundle:
     flip_axes: tuple[int, ...] = ()
     backend: str = "torch"
     bf16: bool = False
+    _value_names: dict[int, ValueNames] = field(default_factory=dict, init=False, repr=False)
+
+    def value_names(self, classes: int) -> ValueNames:
+        """Names of the label values that its steps make of an output of so many channels."""
+        from .value_names import value_names
+
+        if classes not in self._value_names:
+            names = self.metadata.channel_names
+            self._value_names[classes] = value_names(copy.deepcopy(self.postprocessing), classes, names)
+        return self._value_names[classes]
 
 
 def inference_config(root: Path) -> Path:
@@ -110,7 +123,7 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bu
     """
     import torch
 
-    from .labelling import without_labels
+    from .postprocessing import Postprocessing, without_labels
 
     _quieten_monai()
     where = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -136,7 +149,7 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bu
         network=network.to(where).eval(),
         preprocessing=preprocessing,
         inferer=inferer,
-        postprocessing=_of_numbers([*labels, *_flatten(build("postprocessing", None))], metadata),
+        postprocessing=Postprocessing.of([*labels, *_flatten(build("postprocessing", None))]),
         image_key=_image_key(preprocessing, path),
         device=where,
         weights=weights,
@@ -262,23 +275,6 @@ def _flatten(transform: Any) -> list[Transform]:
     if transform is None:
         return []
     return list(transform.flatten().transforms) if isinstance(transform, Compose) else [transform]
-
-
-def _of_numbers(steps: list[Any], metadata: Metadata) -> list[Any]:
-    """Without saving, and without an Invertd that may as well stand at the end, where labels are inverted."""
-    from monai.transforms import AsDiscreted, Invertd
-
-    discrete = [i for i, step in enumerate(steps) if isinstance(step, AsDiscreted)]
-    early = steps[: discrete[0]] if discrete and not metadata.classifies else []
-    first = next((s for s in early if isinstance(s, Invertd) and "pred" in s.keys and not s.nearest_interp[0]), None)
-    return [step for step in steps if step is first or not _belongs_to_files(step)]
-
-
-def _belongs_to_files(transform: Any) -> bool:
-    """Saving and going back to the file's grid are the pipeline's work."""
-    from monai.transforms import Invertd, SaveImage, SaveImaged
-
-    return isinstance(transform, Invertd | SaveImage | SaveImaged) or type(transform).__name__ == "SaveClassificationd"
 
 
 def _image_key(preprocessing: list[Any], path: Path) -> str:

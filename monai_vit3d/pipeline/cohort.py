@@ -20,7 +20,7 @@ from ..data.dicom import write_dicom_seg
 from ..data.errors import ImageError, Vit3dError
 from ..data.files import file_sha256
 from ..data.nifti import write_labels, write_map
-from ..data.volume import Array, Volume
+from ..data.volume import Volume
 from .bundle import Bundle
 from .memory import out_of_memory
 from .overlay import draw_overlay, write_png
@@ -245,13 +245,13 @@ class _Cohort:
         labels = np.zeros(volume.grid.shape, np.uint8)
         if answer.labels is not None:
             labels = answer.labels
-            names = self._label_names(labels)
+            names = answer.names
             found["stats"] = [one.row() for one in label_stats(labels, volume.voxels, volume.grid, names)]
             paths.append(self._place(case, "seg"))
             write_labels(labels, volume.grid, paths[-1])
             if case.series is not None and labels.ndim == 3:
                 paths.append((self.plan.output / case.dicom_seg).absolute())
-                write_dicom_seg(labels, case.series, {v: n for v, n in names.items() if v > 0}, paths[-1])
+                write_dicom_seg(labels, case.series, {row["label"]: row["name"] for row in found["stats"]}, paths[-1])
         if answer.numbers is not None:
             found |= self._prediction(answer.numbers)
         paths.append((self.plan.output / "qc" / f"{case.name}.png").absolute())
@@ -266,12 +266,6 @@ class _Cohort:
         table = PredictionTable(self.bundle.class_names, self.bundle.task)
         cells = table.cells(torch.tensor(numbers))
         return {"prediction": dict(zip(self.bundle.class_names, numbers)), "cells": dict(zip(table.header(), cells))}
-
-    def _label_names(self, labels: Array) -> dict[int, str]:
-        names = self.bundle.metadata.channel_names
-        if labels.ndim == 4 or len(names) == 1:  # masks: channel c is label c + 1
-            return {channel + 1: name for channel, name in names.items()}
-        return names
 
 
 def _message(error: Exception, case: Case) -> str:

@@ -1,58 +1,51 @@
-"""A bundle's postprocessing, as far as it turns the network's numbers into labels."""
+"""The network's output to labels: plane by plane while windows come, and whole numbers at the end."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Activationsd, AsDiscreted, Invertd
 from torch import Tensor
 
 from ..data.errors import BundleError
-from ..inferers import (
-    LabelInferer,
-    LabelInverter,
-    PredictionEntropy,
-    argmax,
-    ensemble_variance,
-    finite,
-    predictive_entropy,
-    unwrapped,
-)
-from ..inferers.spacing import wrappers
+from ..inferers import LabelInverter, PredictionEntropy, argmax, ensemble_variance, finite, predictive_entropy
+from .postprocessing import Postprocessing, decision, through
 
 SLAB = 2**22  # of the network's numbers that are turned into labels at a time
+_DECIDED = {
+    "softmax": "the bundle leaves a score for each class; written is the label of the highest",
+    "sigmoid": "the bundle leaves probabilities; written are masks where they are 0.5 and above",
+}
 
 
 class Reduction:
     """The voxelwise part of a bundle's postprocessing: logits to labels, and what else was asked for, as channels.
 
     Args:
-        steps: the leading part of :func:`split_steps`.
+        postprocessing: the bundle's.
         uncertainty: ``"entropy"``, ``"variance"`` (then the network is a :class:`FlipSpread`) or None.
         probabilities: whether to keep them.
         inverter: of a bundle that inverts before it makes labels; it gets what the steps leave.
-        activation: see :func:`activation_of`; None is that of the steps.
         entropy: is shown the logits, too.
     """
 
     def __init__(
         self,
-        steps: list[Any],
+        postprocessing: Postprocessing,
         uncertainty: str | None,
         probabilities: bool,
         inverter: LabelInverter | None = None,
-        activation: str | None = None,
         entropy: PredictionEntropy | None = None,
     ) -> None:
-        self.steps, self.uncertainty, self.probabilities = steps, uncertainty, probabilities
-        self.inverter, self.activation, self.entropy = inverter, activation or activation_of(steps), entropy
-        discrete = [step for step in steps if isinstance(step, AsDiscreted)]
-        self.voxelwise = inverter is not None or bool(discrete)
-        self.rounded = any(step.rounding[0] is not None for step in discrete)  # to labels of any size
+        self.steps, self.activation = postprocessing.voxelwise, postprocessing.activation
+        self.uncertainty, self.probabilities = uncertainty, probabilities
+        self.inverter, self.entropy = inverter, entropy
+        self.makes_labels = inverter is not None or postprocessing.makes_labels
+        # labels by rounding may have any size
+        self.small = self.makes_labels and not any(getattr(step, "rounding", [None])[0] for step in self.steps)
+        self.completed = postprocessing.completed
+        self.classes = 0
         self.sizes: dict[str, int] = {}
 
     def __call__(self, logits: Tensor) -> Tensor:
@@ -61,7 +54,7 @@ class Reduction:
         return torch.cat([self._reduced(part) for part in logits.split(planes, dim=2)], dim=2)
 
     def _reduced(self, logits: Tensor) -> Tensor:
-        classes = logits.shape[1] // 3 if self.uncertainty == "variance" else logits.shape[1]
+        self.classes = classes = logits.shape[1] // 3 if self.uncertainty == "variance" else logits.shape[1]
         mean = finite(logits[:, :classes].float())
         if self.entropy is not None:
             self.entropy.add(mean)
@@ -69,10 +62,12 @@ class Reduction:
         extra = self._maps(logits.float(), mean, classes)
         self.sizes = {"labels": labels.shape[1], **{kind: value.shape[1] for kind, value in extra.items()}}
         if not extra:
-            return labels.to(torch.uint8) if self.voxelwise and not self.rounded and classes <= 256 else labels
+            return labels.to(torch.uint8) if self.small and classes <= 256 else labels
         return torch.cat([labels.float(), *extra.values()], dim=1)
 
     def _labels(self, values: Tensor) -> Tensor:
+        if self.completed and self.activation == "softmax" and len(values) == 1:
+            raise no_labels(1)
         if self.inverter is not None:
             return self.inverter.feed(through(self.steps, values))
         if len(self.steps) == 1 and decision(self.steps) is argmax:
@@ -94,100 +89,39 @@ class Reduction:
         return wanted
 
 
-def split_steps(steps: list[Any]) -> tuple[list[Any], list[Any]]:
-    """The leading steps that treat each voxel alone, and the others."""
-    count = next((i for i, step in enumerate(steps) if not isinstance(step, Activationsd | AsDiscreted)), len(steps))
-    return steps[:count], steps[count:]
+def no_labels(maps: int) -> BundleError:
+    """The error of a postprocessing whose result cannot be taken for labels."""
+    return BundleError(
+        f"the bundle's postprocessing leaves {maps} map(s) of fractions; labels are needed. Add an AsDiscreted with "
+        "argmax or threshold to it."
+    )
 
 
-def split_inversion(steps: list[Any]) -> tuple[list[Any], Invertd | None, list[Any]]:
-    """What comes before the bundle's own Invertd, it, and what comes after; all comes before where there is none."""
-    place = next((i for i, step in enumerate(steps) if isinstance(step, Invertd)), None)
-    return (steps, None, []) if place is None else (steps[:place], steps[place], steps[place + 1 :])
-
-
-def decision(steps: list[Any]) -> Callable[[Tensor], Tensor] | None:
-    """Activations and one AsDiscreted as a function for :class:`LabelInverter`; None where it is not for that.
-
-    Known are argmax, also of a softmax, and a threshold, also of a sigmoid.
-    """
-    *activations, last = steps or [None]
-    if not isinstance(last, AsDiscreted) or last.to_onehot[0] is not None or last.rounding[0] is not None:
-        return None
-    kinds = [(bool(a.sigmoid[0]), bool(a.softmax[0]), a.other[0]) for a in activations]
-    kind = "argmax" if last.argmax[0] else "threshold" if last.threshold[0] is not None else None
-    if kind == "argmax" and last.threshold[0] is None and kinds in ([], [(False, True, None)]):
-        known = last.converter.kwargs.get("dim", 0) == 0 and last.converter.kwargs.get("keepdim", True)
-        return argmax if known and not any(a.converter.kwargs for a in activations) else None
-    if kind == "threshold" and kinds in ([], [(True, False, None)]):
-        return lambda values: through(steps, values).to(torch.uint8)
-    return None
-
-
-def without_labels(inferer: Any) -> tuple[Any, list[Any]]:
-    """A bundle's inferer without its :class:`LabelInferer`, and the steps that make the same labels behind it.
-
-    Windows become labels here in any case; engines, flips and maps need the numbers.
-
-    Raises:
-        BundleError: one that gives maps beside the labels.
-    """
-    around, inner = wrappers(inferer), unwrapped(inferer)
-    if type(inner) is not LabelInferer:
-        return inferer, []
-    if inner.entropy or inner.probabilities:
-        raise BundleError(
-            "the bundle's LabelInferer has entropy or probabilities; labels alone are needed here. Leave them out: "
-            "--uncertainty entropy and --probabilities write them."
-        )
-    found = inner.inferer
-    for wrapper in reversed(around):
-        wrapper = copy.copy(wrapper)
-        wrapper.inferer, found = found, wrapper
-    if inner.activation == "softmax":
-        return found, [AsDiscreted("pred", argmax=True)]
-    return found, [Activationsd("pred", sigmoid=True), AsDiscreted("pred", threshold=0.5)]
-
-
-def activation_of(steps: list[Any]) -> str:
-    """Which probabilities the bundle's logits stand for: of classes that exclude each other, or of each alone."""
-    for step in steps:
-        if isinstance(step, Activationsd):
-            return "sigmoid" if step.sigmoid[0] else "softmax"
-        if isinstance(step, AsDiscreted):
-            return "softmax" if step.argmax[0] else "sigmoid"
-    return "softmax"
-
-
-def through(steps: list[Callable[..., Any]], pred: Tensor) -> Tensor:
-    """``pred`` after the steps, as a tensor."""
-    data: dict[str, Any] = {"pred": pred}
-    for step in steps:
-        data = step(data)
-    return torch.as_tensor(data["pred"])
-
-
-def whole_numbers(pred: Any, activation: str, discrete: bool) -> Tensor:
-    """(C, h, w, d) of whole numbers from what the bundle's postprocessing left.
+def whole_numbers(pred: Any, postprocessing: Postprocessing) -> tuple[Tensor, str | None]:
+    """Labels from what a bundle's postprocessing left.
 
     Args:
-        pred: what it left.
-        activation: see :func:`activation_of`; only of classes that exclude each other is the likeliest one a label.
-        discrete: whether it has more than activations. If not, probabilities that happen to be 0 and 1 are no masks.
+        pred: (C, h, w, d).
+        postprocessing: the bundle's.
+
+    Returns:
+        (C, h, w, d) uint8, or int32 where values do not fit; and a warning where the bundle itself leaves fractions.
 
     Raises:
-        BundleError: fractions that no argmax can turn into labels.
+        BundleError: fractions that cannot be turned into labels.
     """
     labels = pred.as_tensor() if isinstance(pred, MetaTensor) else torch.as_tensor(pred)
+    several, softmax = labels.shape[0] > 1, postprocessing.activation == "softmax"
+    decided = postprocessing.completed
     if labels.is_floating_point():
-        whole, several = labels.round(), labels.shape[0] > 1
-        if not torch.equal(whole, labels) or (several and not discrete):
-            if not several or activation == "sigmoid":
-                raise BundleError(
-                    f"the bundle's postprocessing leaves {labels.shape[0]} map(s) of fractions; labels are needed. Add "
-                    "an AsDiscreted with argmax or threshold to it."
-                )
-            whole = labels.argmax(0, keepdim=True)
+        whole = labels.round()
+        # probabilities that happen to be 0 and 1 are no masks
+        if not torch.equal(whole, labels) or (several and postprocessing.only_scores and not decided):
+            probabilities = float(labels.min()) >= 0 and float(labels.max()) <= 1
+            if not (several if softmax else probabilities):
+                raise no_labels(len(labels))
+            whole, decided = labels.argmax(0, keepdim=True) if softmax else labels >= 0.5, True
         labels = whole
+    warning = _DECIDED[postprocessing.activation] if decided else None
     small = labels.numel() == 0 or (int(labels.min()) >= 0 and int(labels.max()) < 256)
-    return labels.to(torch.uint8 if small else torch.int32)
+    return labels.to(torch.uint8 if small else torch.int32), warning

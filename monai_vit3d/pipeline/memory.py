@@ -94,16 +94,14 @@ def _inverting(bundle: Bundle) -> str | None:
     from monai.transforms import InvertibleTransform, Orientationd, Spacingd
     from monai.transforms.croppad.dictionary import Cropd, Padd
 
-    from .labelling import decision, split_inversion, split_steps
-
-    before, invert, after = split_inversion(bundle.postprocessing)
-    if invert is None:
+    post = bundle.postprocessing
+    if not post.inverts_scores:
         return None
     steps = [step for step in bundle.preprocessing if isinstance(step, InvertibleTransform)]
     known = all(isinstance(step, Orientationd | Spacingd | Cropd | Padd) for step in steps)
     spacings = [step for step in steps if isinstance(step, Spacingd)]
     linear = all(_resamples(step, "bilinear") for step in spacings)
-    if split_steps(before)[1] or decision(split_steps(after)[0]) is None or not (known and linear) or len(spacings) > 1:
+    if post.inversion is None or not (known and linear) or len(spacings) > 1:
         return "MONAI"
     return "turned" if spacings and spacings[0].spacing_transform.diagonal else "aligned"
 

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,17 +32,12 @@ from ..inferers import (
     unwrapped,
 )
 from ..layers.rope import mm_positions
-from .back import Back, as_monai_does, check_grid, inverter_for, labels_of
+from .back import Back, check_grid, dtype_behind, inverter_for, labels_on_file_grid
 from .bundle import Bundle
-from .labelling import (
-    Reduction,
-    activation_of,
-    split_inversion,
-    split_steps,
-    through,
-    whole_numbers,
-)
+from .labelling import Reduction
 from .memory import out_of_memory
+from .postprocessing import Postprocessing, through
+from .value_names import ValueNames
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +63,26 @@ class Options:
 
 @dataclass(eq=False)
 class Prepared:
-    """A volume as the network wants it, with the transforms that lead back."""
+    """A volume as the network wants it, with the transforms that lead back.
+
+    Args:
+        volume: the first of the case, whose grid the labels get.
+        data: all that preprocessing has made, by key.
+        image_key: of the network's input in ``data``.
+        preprocessing: the case's own transforms.
+        postprocessing: the case's own steps; those that invert, invert ``preprocessing``.
+    """
 
     volume: Volume
-    image: MetaTensor
+    data: dict[Any, Any]
+    image_key: str
     preprocessing: Compose
-    postprocessing: list[Any]
+    postprocessing: Postprocessing
+
+    @property
+    def image(self) -> MetaTensor:
+        """The network's input, (C, h, w, d)."""
+        return self.data[self.image_key]
 
 
 @dataclass(eq=False)
@@ -84,32 +93,37 @@ class Answer:
         labels: (H, W, D) integers, or (C, H, W, D) overlapping masks; None for a classifier.
         maps: further maps by kind (``"prob"``, ``"entropy"``, ``"variance"``), each (H, W, D) or (C, H, W, D) float32.
         numbers: a classifier's answer, a number for each class.
+        names: of label values; of masks, channel c is value c + 1.
         warnings: what was odd.
     """
 
     labels: Array | None = None
     maps: dict[str, Array] = field(default_factory=dict)
     numbers: list[float] | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
 class Output:
-    """The network's answer on its own grid, before it goes back to the file's.
+    """The network's answer, before the steps that need all of it.
 
     Args:
-        labels: (C, h, w, d); on the file's grid, (C, H, W, D), if ``inverted``.
-        values: (C, h, w, d) numbers instead, for a bundle that inverts them, in a way that only MONAI knows.
-        maps: further maps by kind.
+        pred: (C, h, w, d) what the bundle's voxelwise steps leave; labels on the file's grid, (C, H, W, D), if
+            ``inverted``.
+        dtype: of ``pred`` where MONAI runs the bundle, if it is held in a smaller one here.
+        classes: channels of the network's output.
+        maps: further maps by kind, on the network's grid.
         numbers: a classifier's.
         warnings: what was odd.
-        inverted: whether the labels are back already.
+        inverted: whether the bundle's Invertd, and its decision, are done.
         entropy: of the prediction, per labelled voxel, as :class:`PredictionEntropy` has it; None of a classifier, or
             where all is background.
     """
 
-    labels: Tensor | None = None
-    values: Tensor | None = None
+    pred: Tensor | None = None
+    dtype: torch.dtype | None = None
+    classes: int = 0
     maps: dict[str, Tensor] = field(default_factory=dict)
     numbers: list[float] | None = None
     warnings: tuple[str, ...] = ()
@@ -167,12 +181,14 @@ def prepare(volumes: Sequence[Volume], bundle: Bundle) -> Prepared:
         ImageError: the images of the case do not fit each other or the bundle.
     """
     check_channels(volumes)
-    steps = copy.deepcopy(bundle.preprocessing)  # a case owns its transforms: threads share no state
+    # a case owns its transforms: threads share no state. Copied at once, as Invertd holds those that it inverts
+    steps, postprocessing = copy.deepcopy((bundle.preprocessing, bundle.postprocessing))
     for step in steps:
         if isinstance(step, LoadImaged):
             step.register(_HeldVolumes(volumes))
     compose = Compose(steps)
-    image = compose({bundle.image_key: [str(v.path) for v in volumes]})[bundle.image_key]
+    data = compose({bundle.image_key: [str(v.path) for v in volumes]})
+    image = data[bundle.image_key]
     if image.shape[0] != bundle.metadata.channels:
         raise ImageError(
             f"{volumes[0].path}: {image.shape[0]} channels; {bundle.metadata.name} needs {bundle.metadata.channels}. "
@@ -180,7 +196,7 @@ def prepare(volumes: Sequence[Volume], bundle: Bundle) -> Prepared:
         )
     if not bool(torch.isfinite(image).all()):
         raise ImageError(f"{volumes[0].path}: NaN or infinite values after the bundle's preprocessing. Look at it.")
-    return Prepared(volumes[0], image, compose, copy.deepcopy(bundle.postprocessing))
+    return Prepared(volumes[0], data, bundle.image_key, compose, postprocessing)
 
 
 def infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
@@ -215,16 +231,16 @@ def infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
 
 
 def finish(prepared: Prepared, output: Output, bundle: Bundle) -> Answer:
-    """Take the network's answer back to the file's own grid."""
-    back = Back(prepared, bundle.image_key)
+    """Run the bundle's steps on whole volumes, and take the answer to the file's own grid."""
     answer = Answer(numbers=output.numbers, warnings=output.warnings)
-    found = output.labels
-    if output.values is not None:
-        found = as_monai_does(prepared, output.values, back)
-    if found is not None:
-        done = output.inverted or output.values is not None
-        labels = found.numpy() if done else back(found, nearest=True)
+    if output.pred is not None:
+        found, warnings = labels_on_file_grid(prepared, output)
+        labels = found.numpy()
+        known = bundle.value_names(output.classes)
         answer.labels = labels[0] if len(labels) == 1 else labels
+        answer.names = known.names
+        answer.warnings += (*warnings, *_without_names(answer.labels, known, bundle))
+    back = Back(prepared)
     for kind, value in output.maps.items():
         # channel after channel: classes x volume is held once, not once for each step of the way back
         found = np.empty((len(value), *prepared.volume.grid.shape), np.float32)
@@ -234,36 +250,39 @@ def finish(prepared: Prepared, output: Output, bundle: Bundle) -> Answer:
     return answer
 
 
+def _without_names(labels: Array, known: ValueNames, bundle: Bundle) -> list[str]:
+    """A warning of label values of which it is not known what they stand for."""
+    values = range(1, len(labels) + 1) if labels.ndim == 4 else np.unique(labels).tolist()
+    unknown = [value for value in values if value and value not in known.followed]
+    if not unknown or not bundle.metadata.channel_names:
+        return []
+    return [
+        f"label {', '.join(map(str, unknown))}: written without a name, as the bundle's steps do not show which "
+        "channels of its network that is"
+    ]
+
+
 def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
-    before, invert, after = split_inversion(prepared.postprocessing)
-    steps, rest = split_steps(before)
-    lead, following = split_steps(after)
-    inverter = None if invert is None or rest else inverter_for(prepared, invert, lead)
-    activation = activation_of([*steps, *lead])
+    post = prepared.postprocessing
+    inverter = inverter_for(prepared)
     network: Any = bundle.network
     if options.uncertainty == "variance":
-        network = FlipSpread(network, options.flip_axes, activation)
+        network = FlipSpread(network, options.flip_axes, post.activation)
     elif options.flip_axes:
         network = FlipEnsemble(network, options.flip_axes)
-    entropy = PredictionEntropy(prepared.image.shape[1:], activation)
-    reduction = Reduction(steps, options.uncertainty, options.probabilities, inverter, activation, entropy)
+    entropy = PredictionEntropy(prepared.image.shape[1:], post.activation)
+    reduction = Reduction(post, options.uncertainty, options.probabilities, inverter, entropy)
     precision: Any = torch.autocast(bundle.device.type) if bundle.autocast else contextlib.nullcontext()
     with torch.no_grad(), precision:
         found = _run(prepared, network, bundle, reduction)
     if found.dim() == 2:
-        return _classify(found[0], prepared.postprocessing)
+        return Output(numbers=finite(through(post.own_steps, found[0])).double().flatten().tolist())
     parts = reduction.split(found[0])
-    labels = parts.pop("labels")
-    if inverter is not None:
-        back = labels_of(inverter.labels(), following, prepared, bundle.image_key, activation)
-        return Output(labels=back, maps=parts, inverted=True, entropy=entropy.per_labelled_voxel)
-    data: dict[str, Any] = {"pred": labels, bundle.image_key: prepared.image}
-    for step in rest:
-        data = step(data)
-    if invert is not None:
-        return Output(values=torch.as_tensor(data["pred"]), maps=parts, entropy=entropy.per_labelled_voxel)
-    labels = whole_numbers(data["pred"], activation, discrete=reduction.voxelwise or bool(rest))
-    return Output(labels=labels, maps=parts, entropy=entropy.per_labelled_voxel)
+    pred = parts.pop("labels")
+    dtype = dtype_behind(post.decision if inverter else post.voxelwise, reduction.classes)
+    pred = pred if inverter is None else inverter.labels()
+    done = inverter is not None
+    return Output(pred, dtype, reduction.classes, parts, inverted=done, entropy=entropy.per_labelled_voxel)
 
 
 def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: Reduction) -> Tensor:
@@ -271,7 +290,7 @@ def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: Reduction)
     # whether the bundle thinks of it or not; windows and other networks get plain tensors
     inferer, image = SpacingInferer(bundle.inferer), prepared.image[None]
     volume = image if mm_positions(network) else image.as_tensor()
-    if reduction.voxelwise and can_stitch(inferer):
+    if reduction.makes_labels and can_stitch(inferer):
         try:
             return stitch_windows(volume, network, inferer, reduction, device=bundle.device)
         except CannotStitch as error:
@@ -289,10 +308,6 @@ def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: Reduction)
     if reduction.inverter is not None:
         check_grid(prepared, logits)
     return reduction(logits).cpu()
-
-
-def _classify(logits: Tensor, postprocessing: list[Any]) -> Output:
-    return Output(numbers=finite(through(postprocessing, logits)).double().flatten().tolist())
 
 
 def _free() -> None:
