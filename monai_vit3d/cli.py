@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import io
 import json
 import logging
 import os
@@ -13,7 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .cli_streams import EscapedStream, Terminated, guard_streams, raise_on_signals
 from .cli_weights import add_weights
+from .data.texts import shown
 
 if TYPE_CHECKING:
     from .pipeline.plan import Plan
@@ -95,7 +96,7 @@ def _check(args: argparse.Namespace) -> int:
         print(json.dumps(found, indent=1))
     else:
         for one in found:
-            print(f"{one['verdict']:7s}  {one['text']}")
+            print(f"{one['verdict']:7s}  {shown(one['text'])}")
     return 1 if any(one["verdict"] == "refused" for one in found) else 0
 
 
@@ -103,7 +104,7 @@ def _info(args: argparse.Namespace) -> int:
     from .pipeline.info import describe_bundle
 
     for key, value in describe_bundle(args.bundle).items():
-        print(f"{key:12s}  {value}")
+        print(f"{key:12s}  {shown(value)}")
     return 0
 
 
@@ -128,7 +129,7 @@ class _Progress:
         _print_notes(plan)
         self.total = len(plan.cases)
         if sys.stderr.isatty():
-            self.bar = tqdm(total=self.total, unit="file", dynamic_ncols=True)
+            self.bar = tqdm(total=self.total, unit="file", dynamic_ncols=True, file=_terminal())
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Tell of a case that has ended; of what is odd about it, one line each."""
@@ -137,7 +138,7 @@ class _Progress:
         if self.bar is None:
             say(f"{self.seen}/{self.total} {record['status']} {record['name']} ({record['seconds']:.1f} s)")
         else:
-            self.bar.set_postfix_str(record["name"][-40:], refresh=False)
+            self.bar.set_postfix_str(shown(record["name"])[-40:], refresh=False)
             self.bar.update()
         if record["status"] == "failed":
             say(f"  failed: {record['error']}")
@@ -145,7 +146,7 @@ class _Progress:
             say(f"  warning: {record['name']}: {warning}")
 
     def _above(self, text: str) -> None:
-        with self.bar.external_write_mode(sys.stderr):
+        with self.bar.external_write_mode(_terminal()):
             print_error(text)
 
 
@@ -155,9 +156,14 @@ def _print_notes(plan: Plan) -> None:
         print_error(f"  {line}" if i else f"vit3d: {line}")
 
 
+def _terminal() -> Any:
+    """Standard error as it is, for a bar that moves the cursor."""
+    return sys.stderr.raw if isinstance(sys.stderr, EscapedStream) else sys.stderr
+
+
 def print_error(text: str) -> None:
-    """A line on standard error; a file name that is no Unicode is shown with escapes."""
-    print(text.encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
+    """Write a line to standard error; what cannot be printed, line breaks of a file's name too, is shown as escapes."""
+    print(shown(text), file=sys.stderr, flush=True)
 
 
 def _add_predict(verbs: Any) -> None:
@@ -237,14 +243,16 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except (Vit3dError, RuntimeError) as error:
-        print_error(f"vit3d: {error}")
+        first, *more = getattr(error, "lines", None) or [str(error)]
+        for line in (f"vit3d: {first}", *more):
+            print_error(line)
         return 2 if isinstance(error, UsageError | BundleError | WeightsError) else 1
     except KeyboardInterrupt:
         print_error("vit3d: interrupted; --resume goes on with what is left")
         return 130
-    except BrokenPipeError:  # `vit3d ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except Terminated as signal:
+        print_error(f"vit3d: ended by signal {signal.number}; --resume goes on with what is left")
+        return 128 + signal.number
     except OSError as error:
         print_error(f"vit3d: {error}. Mend that; predict --resume goes on with what is left")
         return 1
@@ -256,15 +264,18 @@ def run() -> NoReturn:
     The interpreter would take 1.4 s to free a million objects of PyTorch's and MONAI's modules one by one, which the
     kernel takes back at once.
     """
+    guard_streams()
+    raise_on_signals()
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("vit3d: %(message)s"))
     logging.getLogger("monai_vit3d").addHandler(handler)
     logging.getLogger("monai_vit3d").setLevel(logging.INFO)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal's encoding has no letters for
     code = main()
     atexit._run_exitfuncs()
     sys.stdout.flush()
+    if isinstance(sys.stdout, EscapedStream) and sys.stdout.lost:
+        print_error(f"vit3d: standard output is not whole: {sys.stdout.lost}")
+        code = code or 1
     sys.stderr.flush()
     os._exit(code)
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .data.texts import shown
+
 # what the functions of weights call by a keyword, and the command by a flag
 _WEIGHTS_OPTIONS = (
     *("img_size", "patch_size", "in_chans", "num_heads", "num_classes", "pos_embed", "axis", "kernel", "positions"),
@@ -33,7 +35,7 @@ def _weights_info(args: argparse.Namespace) -> int:
         elif isinstance(value, list):
             value = ", ".join(map(str, value))
         value = _flags(value) if key == "needed" else value
-        print(f"{key:12s}  {'none' if value == '' else value}")
+        print(f"{key:12s}  {'none' if value == '' else shown(value)}")
     return 0
 
 
@@ -43,7 +45,7 @@ def _weights_convert(args: argparse.Namespace) -> int:
     options = {key: getattr(args, key) for key in _WEIGHTS_OPTIONS if getattr(args, key) is not None}
     options |= {"timm_name": args.timm, "overwrite": args.overwrite}
     with _in_flags():
-        print(convert_weights(args.file, args.output, **options))
+        print(shown(convert_weights(args.file, args.output, **options)))
     return 0
 
 

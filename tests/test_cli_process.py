@@ -86,6 +86,94 @@ def test_a_reader_that_has_gone_gets_no_traceback(tmp_path):
         assert process.wait() == 1
 
 
+STREAMS = """
+import logging, os, sys, warnings
+from monai_vit3d import cli
+
+def main():
+    print("a\\x1b[31m\\u202eb")
+    warnings.warn("c\\x1b]0;d\\x07")
+    logging.getLogger("monai_vit3d").warning("e\\x9b2J")
+    print("written", file=open(sys.argv[1], "w"))
+    return 3
+
+cli.main = main
+cli.run()
+"""
+
+
+def test_nothing_raw_reaches_a_terminal(tmp_path):
+    done = subprocess.run([sys.executable, "-c", STREAMS, str(tmp_path / "end")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "a\\x1b[31m\\u202eb\n")
+    assert "c\\x1b]0;d\\x07" in done.stderr
+    assert "vit3d: e\\x9b2J\n" in done.stderr
+    assert not {"\x1b", "\x07", "\x9b"} & set(done.stderr)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="descriptors are closed as a POSIX shell does it")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_end_no_run_and_are_not_written_into_files(tmp_path, closed):
+    shell = f'"$@" {closed}'
+    command = ["sh", "-c", shell, "sh", sys.executable, "-c", STREAMS, str(tmp_path / "end")]
+    assert subprocess.run(command, capture_output=True).returncode == 3
+    assert (tmp_path / "end").read_text() == "written\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes as POSIX has them")
+def test_readers_that_have_gone_end_no_run(tmp_path):
+    command = [sys.executable, "-c", STREAMS, str(tmp_path / "end")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stderr.close()
+        assert process.wait() == 3
+    assert (tmp_path / "end").read_text() == "written\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full, as Linux has it")
+def test_an_answer_that_could_not_be_written_is_no_success(tmp_path):
+    code = STREAMS.replace("return 3", "return 0")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "end")], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert "standard output is not whole: [Errno 28]" in done.stderr
+    assert (tmp_path / "end").exists()
+
+
+SIGNALS = """
+import os, sys, time
+from monai_vit3d import cli
+from monai_vit3d.data.files import replacing
+
+def run(args):
+    with replacing(args.bundle / "a.txt", "w") as file:
+        file.write("half")
+        os.kill(os.getpid(), NUMBER)
+        time.sleep(SECONDS)
+    return 0
+
+cli._info = run
+sys.argv[1:] = ["info", *sys.argv[1:]]
+cli.run()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
+@pytest.mark.parametrize(("number", "ignored"), [(15, False), (1, False), (1, True)])
+def test_a_signal_cleans_up(tmp_path, number, ignored):
+    code = SIGNALS.replace("NUMBER", str(number)).replace("SECONDS", "0" if ignored else "600")
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    shell = ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh"] if ignored else []
+    done = subprocess.run([*shell, *command], capture_output=True, text=True)
+    if ignored:  # as under nohup
+        assert (done.returncode, os.listdir(tmp_path)) == (0, ["a.txt"])
+    else:
+        assert done.returncode == 128 + number, done.stderr
+        assert done.stderr == f"vit3d: ended by signal {number}; --resume goes on with what is left\n"
+        assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_garbage_is_collected_again(enabled):
     def fail():

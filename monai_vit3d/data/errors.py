@@ -22,7 +22,19 @@ class ScoreError(Vit3dError, ValueError):
 
 
 class BundleError(Vit3dError, ValueError):
-    """A bundle cannot be used as it is, or is not safe to use."""
+    """A bundle cannot be used as it is, or is not safe to use.
+
+    Args:
+        message: what is wrong with it.
+        details: further lines.
+
+    Attributes:
+        lines: all of them; ``str()`` joins them.
+    """
+
+    def __init__(self, message: str, *details: str) -> None:
+        super().__init__("\n".join([message, *details]))
+        self.lines = [message, *details]
 
 
 class UsageError(Vit3dError, ValueError):

@@ -1,38 +1,127 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and that nobody else's links or pipes stand in for."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from .errors import UsageError
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0)
+_BESIDE_NAME = len(".") + len(".") + 16 + len(".part")  # of a temporary file
+_LONGEST_NAME = 255  # bytes, of the usual file systems
+_without_links: list[Path] = []  # folders that a run writes to
 
 
 @contextmanager
 def replacing(path: str | Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
-    """Open a file of the same folder to write to; at the end it is flushed to disk and moved over ``path`` in one step.
+    """Open a new file of the same folder to write to; at the end it is flushed to disk and moved over ``path``.
+
+    The file has a random hidden name and is created, never opened: a link or file that lies there already, planted
+    under a name that could be guessed, is not written to.
 
     Args:
-        path: the final name; its folder is made if it is not there.
+        path: the final name; its folder is made if it is not there. A link there is replaced, not followed.
         mode: ``"wb"`` or ``"w"``.
         options: other keywords of ``open``.
+
+    Raises:
+        OSError: it cannot be written; an older file of that name is still there.
+        UsageError: a link leads to the folder, within :func:`following_no_links`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")  # one name: what a killed process leaves is overwritten by the next
+    folder = _open_folder(path.parent)
+    name = f".{_cut(path.name)}.{secrets.token_hex(8)}.part"
+    here: dict[str, Any] = {"dir_fd": folder}
+    part, final = (name, path.name) if folder is not None else (str(path.with_name(name)), str(path))
     try:
-        with part.open(mode, **options) as file:
+        with open(os.open(part, _NEW, 0o666, **here), mode, **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        if folder is None:
+            os.replace(part, final)
+        else:
+            os.replace(part, final, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk's error does not say which file
-        part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, part):
+            error.filename, error.filename2 = str(path), None  # a full disk's error does not say which file
+        with suppress(OSError):
+            os.unlink(part, **here)
         raise
+    finally:
+        if folder is not None:
+            os.close(folder)
+
+
+@contextmanager
+def following_no_links(folder: str | Path) -> Iterator[None]:
+    """Let :func:`replacing` refuse links to folders below ``folder``, in all threads; ``folder`` may be one itself."""
+    top = Path(os.path.abspath(folder))
+    _without_links.append(top)
+    try:
+        yield
+    finally:
+        _without_links.remove(top)
+
+
+def _open_folder(folder: Path) -> int | None:
+    """Descriptor of a folder, which is made if it is not there; None where the system has none of folders."""
+    if os.open not in os.supports_dir_fd:
+        folder.mkdir(parents=True, exist_ok=True)
+        return None
+    place = Path(os.path.abspath(folder))
+    top = next((one for one in _without_links if place.is_relative_to(one)), None)
+    if top is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(folder, _FOLDER)
+    top.mkdir(parents=True, exist_ok=True)
+    opened = os.open(top, _FOLDER)
+    for name in place.relative_to(top).parts:
+        outer = opened
+        try:
+            with suppress(FileExistsError):
+                os.mkdir(name, dir_fd=outer)
+            opened = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=outer)
+        except NotADirectoryError as error:
+            raise UsageError(
+                f"{folder}: a link or file {name!r} on the way, where a folder for outputs is expected; links are not "
+                "followed there. Move it away, or choose another OUT."
+            ) from error
+        finally:
+            os.close(outer)
+    return opened
+
+
+def _cut(name: str) -> str:
+    """The beginning of a name, so that the name of its temporary file is not too long."""
+    return os.fsdecode(os.fsencode(name)[: _LONGEST_NAME - _BESIDE_NAME])
+
+
+def remove_parts(paths: Iterable[Path]) -> None:
+    """Remove the temporary files that a killed process left of these; the caller alone writes them, by a lock.
+
+    Args:
+        paths: final names, as given to :func:`replacing`.
+    """
+    names: dict[Path, set[str]] = {}
+    for path in paths:
+        names.setdefault(path.parent, set()).add(_cut(path.name))
+    for folder, known in names.items():
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                match = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.part", entry.name, re.DOTALL)
+                if match and match[1] in known and entry.is_file(follow_symlinks=False):
+                    os.unlink(entry.path)
 
 
 def write_text_atomic(text: str, path: str | Path) -> None:
@@ -44,6 +133,31 @@ def write_text_atomic(text: str, path: str | Path) -> None:
     """
     with replacing(path, "w", encoding="utf-8", newline="") as file:
         file.write(text)
+
+
+def read_regular(path: str | Path, limit: int | None = None) -> bytes:
+    """The content of a regular file; a pipe, socket or device is refused before it is read, and without waiting.
+
+    Args:
+        path: the file.
+        limit: most bytes that are read; None reads all.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger than ``limit``.
+    """
+    _check_regular(os.stat(path), path)
+    # another file may have taken its place since: a pipe would make the opening wait
+    with os.fdopen(os.open(path, _READ), "rb") as file:
+        _check_regular(os.fstat(file.fileno()), path)
+        content = file.read() if limit is None else file.read(limit + 1)
+    if limit is not None and len(content) > limit:
+        raise OSError(0, f"more than {limit} bytes", str(path))
+    return content
+
+
+def _check_regular(status: os.stat_result, path: str | Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(0, "a pipe, socket, device or folder; a file is expected", str(path))
 
 
 def file_sha256(path: Path) -> str:

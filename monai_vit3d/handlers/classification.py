@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import logging
 import os
@@ -17,8 +15,8 @@ from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler, from_engine
 from torch import Tensor
 
+from ..data.csv_files import write_csv
 from ..data.errors import ScoreError
-from ..data.files import write_text_atomic
 from ..metrics import ClassificationScore, PredictionTable, decode
 
 logger = logging.getLogger(__name__)
@@ -106,12 +104,9 @@ class PredictionsCSV:
         parts = idist.all_gather(self.rows)
         if idist.get_rank() != 0:
             return
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.header())
         turns = itertools.zip_longest(*parts)
-        writer.writerows(row for turn in turns for row in turn if row is not None)
-        write_text_atomic(text.getvalue(), self.path)
+        rows = [row for turn in turns for row in turn if row is not None]
+        write_csv([self.header(), *rows], self.path)
         logger.info("%d predictions in %s", sum(map(len, parts)), self.path)
 
     def header(self) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 
 from ..data.dicom import write_dicom_seg
 from ..data.errors import ImageError, Vit3dError
-from ..data.files import file_sha256
+from ..data.files import file_sha256, remove_parts
 from ..data.nifti import write_labels, write_map
 from ..data.volume import Volume
 from .bundle import Bundle
@@ -98,6 +98,7 @@ def predict_cohort(
     earlier = previous(plan.output)
     cohort = _Cohort(plan, bundle, record, options, earlier if resume else {})
     record.begin({case.name: cohort.believed.get(case.name, cohort.blank(case)) for case in plan.cases}, earlier)
+    remove_parts(plan.files())
     # one thread inside an operation: a second team of OpenMP's would let the network's own threads sleep in between
     # (a fifth of its time), and sums would be rounded by the number of cores
     threads: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import UsageError
+from ..data.files import following_no_links, remove_parts
 from .bundle import Bundle, load_bundle
 from .metadata import Metadata, read_metadata
 from .passed_over import recorded
-from .plan import Plan, plan_cases
+from .plan import RESERVED, Plan, plan_cases
 from .record import RunRecord, merged, merging, write_json
 from .unpack import open_bundle
 
@@ -125,13 +126,14 @@ def predict_folder(
         begin(plan)
         options = Options(_flip_axes(tta, loaded), uncertainty, probabilities, volume, max_voxels)
         record = RunRecord(plan.output, _about(loaded, Path(bundle), options, plan), shard)
-        try:
-            summary = predict_cohort(plan, loaded, record, options, jobs, existing == "resume", tell)
-        finally:
-            record.close()
-            if record.begun:
-                publish(plan.output)
-        _describe_derivative(plan, loaded.metadata)
+        with following_no_links(plan.output):
+            try:
+                summary = predict_cohort(plan, loaded, record, options, jobs, existing == "resume", tell)
+            finally:
+                record.close()
+                if record.begun:
+                    publish(plan.output)
+            _describe_derivative(plan, loaded.metadata)
     return summary
 
 
@@ -141,6 +143,7 @@ def publish(output: Path) -> None:
     from .stats import write_predictions, write_stats
 
     with merging(output):
+        remove_parts(output / name for name in RESERVED)
         about, records = merged(output)
         if any("cells" in record for record in records):
             write_predictions(records, output / "predictions.csv")

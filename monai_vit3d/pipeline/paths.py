@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from ..data.texts import shown as shown
 
 NIFTI = re.compile(r"\.nii(\.gz)?\Z", re.IGNORECASE)
 DICOM_SUFFIXES = (".dcm", ".ima")
@@ -14,11 +16,6 @@ DICOM_SUFFIXES = (".dcm", ".ima")
 def without_suffix(name: str) -> str:
     """``a.b.nii.gz`` to ``a.b``; a name without ``.nii`` or ``.nii.gz`` as it is."""
     return NIFTI.sub("", name)
-
-
-def shown(path: str | Path | PurePosixPath) -> str:
-    """A path on one line that any terminal can print: control characters and bytes that are no UTF-8 as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
 def some(names: Sequence[str], between: str = ", ") -> str:

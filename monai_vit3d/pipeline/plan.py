@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -56,7 +56,7 @@ class Case:
         place = PurePosixPath(self.name)
         return place.with_name(f"{_described(place.name)}_{KINDS[kind]}.nii.gz")
 
-    def paths(self, kinds: Sequence[str]) -> list[PurePosixPath]:
+    def paths(self, kinds: Collection[str]) -> list[PurePosixPath]:
         """Where its outputs go, below OUT; the labels of a DICOM series also as a DICOM SEG."""
         paths = [self.path(kind) for kind in kinds]
         return [*paths, self.dicom_seg] if self.dicom and "seg" in kinds else paths
@@ -95,6 +95,11 @@ class Plan:
     passed_over: tuple[PassedOver, ...] = ()
     warnings: tuple[str, ...] = ()
     include_labels: bool = False
+
+    def files(self) -> list[Path]:
+        """All that is written for the cases of this shard, pictures too."""
+        pictures = [PurePosixPath("qc", f"{case.name}.png") for case in self.cases]
+        return [self.output / path for path in [*(p for case in self.cases for p in case.paths(KINDS)), *pictures]]
 
     def table(self) -> str:
         """A line ``input -> outputs`` for each case, and their number."""
@@ -255,7 +260,13 @@ def _check_places(cases: Sequence[Case], outputs: Sequence[str], output: Path) -
     """Folders to write in are no files, now or later, and no output is a folder."""
     paths = [case.path(kind) for case in cases for kind in outputs]
     files = {_key(path) for path in [*paths, *RESERVED]}
-    folders = sorted({folder for path in paths for folder in path.parents})
+    folders = sorted({folder for path in [*paths, PurePosixPath("qc", "a")] for folder in path.parents})
+    links = [shown(output / folder) for folder in folders if folder.name and os.path.islink(output / folder)]
+    if links:
+        raise UsageError(
+            f"{some(links)}: a link where a folder for outputs is expected; links in OUT are not followed. Move it "
+            "away."
+        )
     wrong = [f for f in folders if _key(f) in files or (os.path.lexists(output / f) and not os.path.isdir(output / f))]
     if wrong:
         names = some([shown(output / folder) for folder in wrong])

@@ -14,8 +14,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..data.errors import UsageError
-from ..data.files import write_text_atomic
+from ..data.files import read_regular, write_text_atomic
+from ..data.json_shape import ANY_KEY, shape_fault
 
+STATES = ("pending", "done", "skipped", "failed")
+_FIGURES = ("voxels", "volume_ml", "mean", "std", "min", "max")
+_TEXT, _NUMBER = (str, type(None)), (float, type(None))
+_FILE = {
+    "name": str, "status": str, "error": _TEXT, "output": _TEXT, "picture": _TEXT, "warnings": [str],
+    "seconds": float, "stages": {ANY_KEY: float}, "outputs": {ANY_KEY: str}, "input_sha256": [str],
+    "made_with": {}, "cells": {ANY_KEY: str}, "prediction": {ANY_KEY: _NUMBER},
+    "stats": [{"label": int, "name": str, **dict.fromkeys(_FIGURES, _NUMBER)}],
+}  # fmt: skip
+_RUN = {"started": str, "seconds": float, "versions": {ANY_KEY: str}, "warnings": [str], "files": [_FILE]}
 _PART = re.compile(r"\.run-(\d+)-of-(\d+)\.json")
 
 
@@ -103,11 +114,13 @@ def previous(output: Path) -> dict[str, dict[str, Any]]:
     Raises:
         UsageError: a record is no JSON of ours.
     """
-    records: dict[str, dict[str, Any]] = {}
-    for path in [output / "run.json", *_parts(output)]:
-        if path.is_file():
-            records |= {r["name"]: r for r in _read(path)["files"]}
-    return records
+    return _records(output, _parts(output))
+
+
+def _records(output: Path, parts: Mapping[Path, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    whole = output / "run.json"
+    contents = [*([_read(whole)] if whole.is_file() else []), *parts.values()]
+    return {record["name"]: record for content in contents for record in content["files"]}
 
 
 def merged(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -117,15 +130,15 @@ def merged(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         What holds for the run, and the records of its files, sorted by name.
     """
     parts = _parts(output)
-    abouts = [_read(path) for path in parts] or [_read(output / "run.json")]
-    records = previous(output)
+    abouts = [*parts.values()] or [_read(output / "run.json")]
+    records = _records(output, parts)
     about = {k: v for k, v in abouts[-1].items() if k not in ("files", "counts", "stages")}
     if parts:
         about["seconds"] = max(a.get("seconds", 0) for a in abouts)
         about["shards"] = [path.name for path in parts]
     ordered = [records[name] for name in sorted(records)]
     write_json(_whole(about, ordered), output / "run.json")
-    if _complete(parts, abouts) and all(r["status"] != "pending" for r in ordered):
+    if _complete([*parts], abouts) and all(r["status"] != "pending" for r in ordered):
         for path in parts:
             path.unlink()
     return about, ordered
@@ -166,17 +179,25 @@ def _whole(about: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> di
     return {**about, "counts": counts, "stages": stages, "files": files}
 
 
-def _parts(output: Path) -> list[Path]:
-    """Records of shards, the newest last."""
+def _parts(output: Path) -> dict[Path, dict[str, Any]]:
+    """Records of shards, the one that began last at the end, by what they hold: copying a folder changes its times."""
     names = [name for name in os.listdir(output) if _PART.fullmatch(name)] if output.is_dir() else []
-    return sorted((output / name for name in names), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    read = {output / name: _read(output / name) for name in sorted(names)}
+    return dict(sorted(read.items(), key=lambda part: str(part[1].get("started", ""))))
+
+
+def _unnamed(record: Mapping[str, Any]) -> str:
+    if "name" not in record or record.get("status") not in STATES:
+        return f"a file without a name, or with the status {record.get('status')!r}"
+    return ""
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not all(isinstance(record["name"], str) for record in content["files"]):
-            raise TypeError("a record without a name")
-    except (ValueError, KeyError, TypeError) as error:
+        content = json.loads(read_regular(path).decode("utf-8"))
+        fault = shape_fault(content, _RUN) or next(filter(None, map(_unnamed, content["files"])), "")
+        if fault:
+            raise ValueError(fault)
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise UsageError(f"{path}: not a record of a run ({error}). Move it away, or choose another OUT.") from error
     return dict(content)

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..data.files import write_text_atomic
+from ..data.texts import shown
 from .overlay import label_colour
 
 EMBEDDED = 300  # pictures inside the page; more would make it too large for a browser
@@ -39,10 +40,12 @@ def write_report(records: Iterable[Record], run: Record, output: str | Path) -> 
 
     output = Path(output)
     cases = [_case(record, i) for i, record in enumerate(records)]
-    shown = [case for case in cases if case["result"]]
-    for i, case in enumerate(shown):
+    results = [case for case in cases if case["result"]]
+    for i, case in enumerate(results):
         case["src"] = _source(case["picture"], output, embedded=i < EMBEDDED)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalized
+    )
     environment.filters.update(figure=_figure, duration=_duration)
     template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(template).render(
@@ -52,13 +55,17 @@ def write_report(records: Iterable[Record], run: Record, output: str | Path) -> 
         warnings=[str(one) for one in run.get("warnings") or ()],
         passed_over=[_passed_over(group) for group in run.get("passed_over") or ()],
         failures=[case for case in cases if case["status"] == "failed"],
-        shown=shown,
+        shown=results,
         others=[case for case in cases if not case["result"] and case["status"] != "failed"],
         embedded=EMBEDDED,
         rows=_ROWS,
     )
-    # a file name that is not UTF-8 comes with surrogates, which cannot be written
-    write_text_atomic(page.encode("utf-8", "backslashreplace").decode(), output / "report.html")
+    write_text_atomic(page, output / "report.html")
+
+
+def _finalized(value: Any) -> Any:
+    """A text as the page shows it: what cannot be printed, or turns the direction of writing, as escapes."""
+    return shown(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _case(record: Record, i: int) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def _refuse(findings: list[Finding]) -> None:
     named = [(w if w.isprintable() else repr(w), what, why) for w, what, why in findings]
     lines = list(dict.fromkeys(f"  {where or 'the config'}: {_short(what)}: {why}." for where, what, why in named))
     more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    raise BundleError("\n".join(["not allowed in a bundle with --safe:", *lines[:SHOWN], *more, _ADVICE]))
+    raise BundleError("not allowed in a bundle with --safe:", *lines[:SHOWN], *more, _ADVICE)
 
 
 def _short(what: Any) -> str:

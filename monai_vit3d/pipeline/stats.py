@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from unicodedata import category
 
 import numpy as np
 
+from ..data.csv_files import csv_cell, write_csv
 from ..data.errors import UsageError
-from ..data.files import write_text_atomic
 from ..data.volume import Array, Grid
 
 COLUMNS = ("filename", "label", "name", "voxels", "volume_ml", "mean", "std", "min", "max")
@@ -92,15 +89,14 @@ def check_labels(labels: Array, voxels: Array, grid: Grid) -> None:
 def write_stats(records: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     """Write one line for each label of each case, as CSV, all of it or nothing.
 
-    File and label names that a spreadsheet would read as a formula get an apostrophe in front
-    (https://owasp.org/www-community/attacks/CSV_Injection); control characters are written as escapes.
+    File and label names are guarded against spreadsheets by :func:`monai_vit3d.data.csv_files.csv_cell`.
 
     Args:
         records: ``files`` of run.json; those without ``stats`` are passed over.
         path: the file to write.
     """
     rows = [[_case_cell(r), *(_cell(row.get(c)) for c in COLUMNS[1:])] for r in records for row in r.get("stats") or ()]
-    _write_csv([list(COLUMNS), *rows], path)
+    write_csv([list(COLUMNS), *rows], path)
 
 
 def write_predictions(records: Iterable[Mapping[str, Any]], path: str | Path) -> None:
@@ -112,18 +108,11 @@ def write_predictions(records: Iterable[Mapping[str, Any]], path: str | Path) ->
     """
     answered = [record for record in records if record.get("cells")]
     header = ["filename", *(answered[0]["cells"] if answered else ())]
-    _write_csv([header, *([_case_cell(r), *r["cells"].values()] for r in answered)], path)
-
-
-def _write_csv(rows: Iterable[Sequence[str]], path: str | Path) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    # a bundle's class names may hold surrogates, which cannot be written
-    write_text_atomic(text.getvalue().encode("utf-8", "backslashreplace").decode(), path)
+    write_csv([header, *([_case_cell(r), *r["cells"].values()] for r in answered)], path)
 
 
 def _case_cell(record: Mapping[str, Any]) -> str:
-    return _cell(str(record.get("name") or record.get("input") or ""))
+    return csv_cell(str(record.get("name") or record.get("input") or ""))
 
 
 def _cell(value: Any) -> str:
@@ -131,12 +120,7 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, int):
-        return str(value)
-    # csv leaves a carriage return bare, and the surrogates of a file name that is not UTF-8 cannot be written
-    text = "".join(c.encode("unicode_escape").decode() if category(c) in ("Cc", "Cs") else c for c in str(value))
-    # ASCII and full-width signs, as OWASP lists them
-    return f"'{text}" if text.lstrip().startswith(tuple("=+-@＝＋－＠")) else text  # noqa: RUF001
+    return csv_cell(value) if isinstance(value, str) else str(value)
 
 
 def _present(labels: Array) -> Array:

@@ -170,7 +170,7 @@ def _told(extent: _Range, size: int, fit: _Fit | None) -> list[str]:
         repair = (
             f"NaN and -Inf were set to the smallest finite value, {extent.low:g}, +Inf to the largest, {extent.high:g}"
         )
-        warnings.append(f"{count} of {size} voxels are not finite ({kinds}); {repair}, {extent.high:g}")
+        warnings.append(f"{count} of {size} voxels are not finite ({kinds}); {repair}")
     if extent.low == extent.high:
         warnings.append("all voxels are 0" if extent.low == 0 else f"all voxels have one value, {extent.low:g}")
     if fit:

@@ -1,0 +1,22 @@
+"""Texts that any terminal can print."""
+
+from unicodedata import category
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monai_vit3d.data.texts import shown
+
+
+@given(st.text(st.characters()))
+def test_only_what_can_be_printed_is_left_and_the_rest_can_be_read_back(text):
+    out = shown(text)
+    assert not [c for c in out if category(c)[0] == "C" or category(c) in ("Zl", "Zp")]
+    assert out.replace("\\", "") == text.replace("\\", "") or any(category(c)[0] in "CZ" for c in text)
+
+
+def test_attacks_on_a_terminal():
+    assert shown("\x1b]0;title\x07\x9b2J\r\n\u202e\u2066\ufeff") == (
+        "\\x1b]0;title\\x07\\x9b2J\\r\\n\\u202e\\u2066\\ufeff"
+    )
+    assert shown("größe 肝 \xa0\u3000") == "größe 肝 \xa0\u3000"
