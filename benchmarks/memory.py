@@ -88,7 +88,8 @@ def labels_first(path: Path, bundle) -> int:
     """The same in the order of our own bundles."""
     from monai_vit3d.data.nifti import read_volume
     from monai_vit3d.pipeline.memory import needed_bytes
-    from monai_vit3d.pipeline.predict import Options, finish, infer, prepare
+    from monai_vit3d.pipeline.predict import Options, finish, infer
+    from monai_vit3d.pipeline.prepare import prepare
 
     volume = read_volume(path)
     prepared = prepare([volume], bundle)

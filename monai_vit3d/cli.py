@@ -56,6 +56,7 @@ def _predict(args: argparse.Namespace) -> int:
         "include_labels": args.include_labels,
         "suffixes": args.suffix,
     }
+    chosen = _chosen(args)
     if args.dry_run:
         plan = plan_folder(args.inputs, args.output, args.bundle, **what)
         _print_notes(plan)
@@ -69,6 +70,7 @@ def _predict(args: argparse.Namespace) -> int:
             args.output,
             args.bundle,
             **what,
+            **chosen,
             volume=args.volume,
             max_voxels=args.max_voxels,
             device=args.device or ranks.device,
@@ -82,6 +84,13 @@ def _predict(args: argparse.Namespace) -> int:
     failed = ranks.together(summary.failed)
     print(f"{summary.done} done, {summary.skipped} skipped, {summary.failed} failed: {args.output / 'report.html'}")
     return 1 if failed else 0
+
+
+def _chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """Which config files of the bundle, and which values in them."""
+    from .pipeline.config import parse_override
+
+    return {"config": args.config, "overrides": dict(parse_override(text) for text in args.set or [])}
 
 
 def _axes(text: str) -> tuple[int, ...]:
@@ -103,7 +112,7 @@ def _check(args: argparse.Namespace) -> int:
 def _info(args: argparse.Namespace) -> int:
     from .pipeline.info import describe_bundle
 
-    for key, value in describe_bundle(args.bundle).items():
+    for key, value in describe_bundle(args.bundle, **_chosen(args)).items():
         print(f"{key:12s}  {shown(value)}")
     return 0
 
@@ -177,6 +186,7 @@ def _add_predict(verbs: Any) -> None:
     _add_inputs(predict)
     add("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder to write to")
     add("--bundle", type=Path, required=True, metavar="DIR", help="the MONAI bundle: a folder or a zip")
+    _add_choice(predict)
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU where there is one by default")
     backends = ["torch", "auto", "compile", "openvino"]
     add("--backend", choices=backends, default="torch", help="what runs the network; auto: OpenVINO, if installed")
@@ -193,6 +203,12 @@ def _add_predict(verbs: Any) -> None:
     add("--safe", action="store_true", help="refuse a bundle whose config is more than settings")
     add("--shard", metavar="I/N", help="do the I-th of N parts; all parts share OUT")
     predict.set_defaults(run=_predict)
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", nargs="+", metavar="NAME", help="config files of the bundle, merged in order (inference)")
+    add("--set", action="append", metavar="ID=VALUE", help="a value of the config, such as inferer::overlap=0.25")
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
@@ -215,6 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
     info = verbs.add_parser("info", help="say what a bundle is for and what it needs")
     info.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle: a folder or a zip")
+    _add_choice(info)
     info.set_defaults(run=_info)
     add_weights(verbs)
     demo = verbs.add_parser("demo", help="segment both hippocampi of nilearn's MNI152 template")

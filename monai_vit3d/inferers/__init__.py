@@ -6,6 +6,7 @@ from .entropy import PredictionEntropy
 from .invert import LabelInverter, argmax
 from .label_inferer import LabelInferer
 from .labels import finite, likeliest
+from .slices import SliceNetwork, sliding_over_slices
 from .spacing import SpacingInferer, spacing_of, told_spacing, unwrapped
 from .stitch import CannotStitch, can_stitch, stitch_windows
 from .tta import FlipEnsemble, FlipSpread, ensemble_variance, predictive_entropy
@@ -21,6 +22,7 @@ __all__ = [
     "PredictionEntropy",
     "LabelInferer",
     "LabelInverter",
+    "SliceNetwork",
     "SpacingInferer",
     "WayBack",
     "argmax",
@@ -30,6 +32,7 @@ __all__ = [
     "likeliest",
     "predictive_entropy",
     "resolve_backend",
+    "sliding_over_slices",
     "spacing_of",
     "stitch_windows",
     "told_spacing",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -78,6 +79,14 @@ def unwrapped(inferer: Inferer) -> Inferer:
     """The inferer itself, or what its :func:`wrappers` run."""
     around = wrappers(inferer)
     return around[-1].inferer if around else inferer
+
+
+def rewrapped(inferer: Inferer, inner: Inferer) -> Inferer:
+    """Put copies of an inferer's :func:`wrappers` around another one."""
+    for wrapper in reversed(wrappers(inferer)):
+        wrapper = copy.copy(wrapper)
+        wrapper.inferer, inner = inner, wrapper
+    return inner
 
 
 @contextmanager

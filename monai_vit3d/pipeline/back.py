@@ -22,7 +22,8 @@ from .postprocessing import PRED, decision, through
 from .value_names import interpolates_labels
 
 if TYPE_CHECKING:
-    from .predict import Output, Prepared
+    from .predict import Output
+    from .prepare import Prepared
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.errors import BundleError, UsageError, Vit3dError, WeightsError
 from ..data.files import file_sha256
+from .config import AS_SHIPPED, Choice, config_files, one_line, read_parser
+from .kinds import refuse_unserved
 from .metadata import Metadata, read_metadata
 from .own_code import let_import, python_files
 
@@ -40,7 +42,8 @@ class Bundle:
         preprocessing: transforms from a file to the network's input, one after another.
         inferer: how the network runs over an input.
         postprocessing: what the transforms from the network's output to the answer mean.
-        image_key: what the transforms call the image.
+        image_key: what the transforms call the network's input.
+        load_keys: under which keys they load images; more than one for a bundle that loads each modality by itself.
         weights: the checkpoint.
         weights_sha256: of the checkpoint.
         config_sha256: of the bundle's ``configs`` and Python files, on any of which an answer may depend.
@@ -50,6 +53,8 @@ class Bundle:
         flip_axes: axes of the network's input along which it was trained with flips; the config's ``flip_axes``.
         backend: what runs the network, with its version where that is not PyTorch itself.
         bf16: whether the network was told to compute in bfloat16, whatever the config says.
+        max_voxels: the largest image that the bundle's own reader takes; None is any.
+        lazy: whether the preprocessing's Compose resamples once for several transforms.
     """
 
     metadata: Metadata
@@ -68,6 +73,9 @@ class Bundle:
     flip_axes: tuple[int, ...] = ()
     backend: str = "torch"
     bf16: bool = False
+    load_keys: tuple[str, ...] = ("image",)
+    max_voxels: int | None = None
+    lazy: bool = False
     _value_names: dict[int, ValueNames] = field(default_factory=dict, init=False, repr=False)
 
     def value_names(self, classes: int) -> ValueNames:
@@ -78,19 +86,6 @@ class Bundle:
             names = self.metadata.channel_names
             self._value_names[classes] = value_names(copy.deepcopy(self.postprocessing), classes, names)
         return self._value_names[classes]
-
-
-def inference_config(root: Path) -> Path:
-    """The bundle's inference config.
-
-    Raises:
-        BundleError: there is none.
-    """
-    for suffix in ("yaml", "yml", "json"):
-        path = root / "configs" / f"inference.{suffix}"
-        if path.is_file():
-            return path
-    raise BundleError(f"{root}: no configs/inference.yaml or .json here. Give the folder of a MONAI bundle.")
 
 
 @contextmanager
@@ -106,7 +101,7 @@ def collecting_no_garbage() -> Iterator[None]:
 
 
 @collecting_no_garbage()
-def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bundle:
+def load_bundle(root: Path, device: str | None = None, safe: bool = False, choice: Choice = AS_SHIPPED) -> Bundle:
     """Build what a bundle's inference config describes and load its weights.
 
     The config's own file lists, data loader, handlers and evaluator are left out: files come from the pipeline.
@@ -115,20 +110,35 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bu
         root: the bundle's folder.
         device: a torch device; None takes a GPU where there is one.
         safe: whether to refuse a config that is more than settings; see :mod:`monai_vit3d.pipeline.safety`.
+        choice: config files other than ``inference``, and values that are set in them.
 
     Raises:
         BundleError: no bundle, a config that cannot be built, or one that is not safe.
         WeightsError: weights that are missing, damaged or of another network.
-        UsageError: a device that is not there.
+        UsageError: a device, config file or entry that is not there.
     """
-    import torch
-
-    from .postprocessing import Postprocessing, without_labels
-
     _quieten_monai()
+    try:
+        return _load(root, device, safe, choice)
+    except Vit3dError:
+        raise
+    except Exception as error:  # a config can hold anything anywhere
+        raise BundleError(f"{root}: cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _load(root: Path, device: str | None, safe: bool, choice: Choice) -> Bundle:
+    import torch
+    from monai.transforms import Compose
+
+    from ..inferers import sliding_over_slices
+    from .postprocessing import Postprocessing, without_labels
+    from .readers import loading_of, without_itk
+
     where = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    path = inference_config(root)
-    parser = _parse(root, path, where)
+    parser = read_parser(root, choice, where)
+    path = config_files(root, choice.names)[-1]
+    metadata = read_metadata(root)
+    refuse_unserved(root, parser.get(), metadata)
     loader = _checkpoint_loader(parser.get())
     roots = [name for name in _ROOTS if name in parser] + [name for name in _VALUES if name in parser]
     if safe:
@@ -137,29 +147,59 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False) -> Bu
         check_config(parser.get(), roots + ([f"{loader}::load_path"] if loader else []))
     else:
         let_import(root)
+    without_itk(parser.get())
     build = _Builder(parser, path)
     build("imports", None)
     network = build("network", None) or build("network_def")
     weights = _load_weights(network, build, loader, root, safe)
-    preprocessing = _flatten(build("preprocessing"))
-    metadata = read_metadata(root)
-    inferer, labels = without_labels(build("inferer", None) or _whole_volume())
+    network = network.to(where).eval()
+    composed = build("preprocessing")
+    lazy = _is_lazy(composed, path)
+    try:
+        loading, preprocessing = loading_of(_flatten(composed))
+        if isinstance(composed, Compose):
+            composed.transforms = preprocessing  # the bundle's Invertd inverts this very object
+        inferer, labels = without_labels(build("inferer", None) or _whole_volume())
+        inferer, network = sliding_over_slices(inferer, network)
+    except Vit3dError as error:
+        raise BundleError(f"{path}: {error}") from error
     return Bundle(
         metadata=metadata,
-        network=network.to(where).eval(),
+        network=network,
         preprocessing=preprocessing,
         inferer=inferer,
         postprocessing=Postprocessing.of([*labels, *_flatten(build("postprocessing", None))]),
-        image_key=_image_key(preprocessing, path),
+        image_key=loading.image_key,
+        load_keys=loading.keys,
+        max_voxels=loading.max_voxels,
+        lazy=lazy,
         device=where,
         weights=weights,
         weights_sha256=file_sha256(weights),
-        config_sha256=_config_sha256(root),
+        config_sha256=_config_sha256(root, choice),
         class_names=_class_names(build, metadata),
         task=str(build("task", "multi-class")),
         autocast=build("evaluator::amp", False) is True and where.type == "cuda",
         flip_axes=_flip_axes(build("flip_axes", []), path),
     )
+
+
+def _is_lazy(composed: Any, path: Path) -> bool:
+    """Whether the preprocessing resamples once for several transforms.
+
+    Raises:
+        BundleError: options of Compose that are not served.
+    """
+    from monai.transforms import Compose
+
+    if type(composed) is not Compose:
+        return False
+    if composed.overrides or not composed.map_items or composed.unpack_items:
+        raise BundleError(f"{path}: 'preprocessing': Compose with overrides, map_items or unpack_items is not served.")
+    inner = {_is_lazy(step, path) for step in composed.transforms if type(step) is Compose}
+    if inner - {bool(composed.lazy)}:
+        raise BundleError(f"{path}: 'preprocessing': some of its Compose are lazy, some are not; one is needed.")
+    return bool(composed.lazy)
 
 
 def _quieten_monai() -> None:
@@ -192,11 +232,12 @@ def _usable(device: str) -> torch.device:
         raise UsageError(f"--device {device}: {reason} Give cpu, cuda, or the GPU's number as in cuda:1.") from error
 
 
-def _config_sha256(root: Path) -> str:
+def _config_sha256(root: Path, choice: Choice) -> str:
     configs = root / "configs"
     files = sorted(path for path in configs.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     lines = [f"{file_sha256(path)}  {path.relative_to(configs).as_posix()}" for path in files]
     lines += [f"{file_sha256(path)}  {path.relative_to(root).as_posix()}" for path in python_files(root)]
+    lines += [choice.text] if choice.text else []
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -220,22 +261,6 @@ class _Builder:
             if isinstance(cause, Vit3dError):
                 raise cause from error
             raise BundleError(f"{self.path}: {entry!r} cannot be built: {type(cause).__name__}: {cause}") from error
-
-
-def _parse(root: Path, path: Path, device: torch.device) -> ConfigParser:
-    from monai.bundle import ConfigParser
-
-    try:
-        config = ConfigParser.load_config_file(path)
-        parser = ConfigParser(config)
-    except Exception as error:
-        raise BundleError(f"{path}: not a readable config ({error}). Fetch the bundle again.") from error
-    parser["bundle_root"] = str(root.resolve())
-    for name in ("dataset_dir", "output_dir"):  # files come from the pipeline and go to it
-        if name in config:
-            parser[name] = str(root.resolve())
-    parser["device"] = f"$torch.device('{device}')"
-    return parser
 
 
 def _checkpoint_loader(config: Any, entry: str = "") -> str | None:
@@ -275,15 +300,6 @@ def _flatten(transform: Any) -> list[Transform]:
     if transform is None:
         return []
     return list(transform.flatten().transforms) if isinstance(transform, Compose) else [transform]
-
-
-def _image_key(preprocessing: list[Any], path: Path) -> str:
-    from monai.transforms import LoadImaged
-
-    keys = [key for transform in preprocessing if isinstance(transform, LoadImaged) for key in transform.keys]
-    if not keys:
-        raise BundleError(f"{path}: 'preprocessing' has no LoadImaged. One that loads the image is needed.")
-    return str(keys[0])
 
 
 def _whole_volume() -> Callable[..., Any]:

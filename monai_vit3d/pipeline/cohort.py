@@ -25,7 +25,8 @@ from .bundle import Bundle
 from .memory import out_of_memory
 from .overlay import draw_overlay, write_png
 from .plan import Case, Plan
-from .predict import Answer, Options, Output, Prepared, finish, infer, prepare
+from .predict import Answer, Options, Output, finish, infer
+from .prepare import Prepared, prepare
 from .reading import case_sha256, read_case
 from .record import RunRecord, previous
 from .stats import label_stats

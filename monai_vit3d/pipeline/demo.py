@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import ImageError, cut_box, label_volumes_ml
-from .bundle import inference_config
+from .config import config_files
 from .folder import predict_folder
 from .metadata import read_metadata
 
@@ -42,7 +42,7 @@ def run_demo(bundle: str | Path, output: str | Path) -> Demo:
         ImageError: an image could not be segmented.
     """
     bundle, output = Path(bundle).resolve(), Path(output).resolve()
-    inference_config(bundle)
+    config_files(bundle)
     images = cut_hippocampi(output / "images")
     predicted = output / "labels"
     summary = predict_folder([output / "images"], predicted, bundle, existing="overwrite", safe=True)

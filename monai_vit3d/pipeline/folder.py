@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.errors import UsageError
 from ..data.files import following_no_links, remove_parts
 from .bundle import Bundle, load_bundle
+from .config import Choice, choice_of
 from .metadata import Metadata, read_metadata
 from .passed_over import recorded
 from .plan import RESERVED, Plan, plan_cases
@@ -67,6 +68,8 @@ def predict_folder(
     existing: str = "refuse",
     include_labels: bool = False,
     suffixes: Sequence[str] = (),
+    config: str | Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     device: str | None = None,
     backend: str = "torch",
     bf16: bool = False,
@@ -96,6 +99,8 @@ def predict_folder(
         include_labels: whether label files and the outputs of earlier runs are images, too: by default they are passed
             over by name, and an image of few whole values such as 0, 1, 2 fails.
         suffixes: last words of the names of images to take from folders, such as ``T1w``; none takes all.
+        config: config files of the bundle to merge, by name; None is its ``inference``.
+        overrides: values to set in the config, by id such as ``"inferer::overlap"``.
         device: a torch device; None takes a GPU where there is one.
         backend: what runs the network: ``"torch"``, ``"compile"``, ``"openvino"``, or ``"auto"``: OpenVINO on a CPU,
             if it is installed. Their numbers differ by rounding; run.json says which it was.
@@ -115,17 +120,22 @@ def predict_folder(
     """
     if jobs < 1:
         raise UsageError(f"--jobs {jobs}; 1 or more are needed.")
+    choice = choice_of(config, overrides)
     with open_bundle(bundle) as root:
         kinds = _outputs(read_metadata(root), tta, uncertainty, probabilities)
         chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes}
         plan = plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, **chosen)
-        loaded = _loaded(root, device, safe, backend, bf16)
+        loaded = _loaded(root, device, safe, backend, bf16, choice)
+        from .channels import order_channels
         from .cohort import predict_cohort
         from .predict import Options
 
+        plan, notes = order_channels(plan, loaded)
+        for line in notes:
+            logger.info("%s", line)
         begin(plan)
         options = Options(_flip_axes(tta, loaded), uncertainty, probabilities, volume, max_voxels)
-        record = RunRecord(plan.output, _about(loaded, Path(bundle), options, plan), shard)
+        record = RunRecord(plan.output, _about(loaded, Path(bundle), options, plan, choice, notes), shard)
         with following_no_links(plan.output):
             try:
                 summary = predict_cohort(plan, loaded, record, options, jobs, existing == "resume", tell)
@@ -152,8 +162,10 @@ def publish(output: Path) -> None:
         write_report(records, about, output)
 
 
-def _loaded(root: Path, device: str | None, safe: bool, backend: str, bf16: bool) -> Bundle:
-    bundle = load_bundle(root, device, safe)  # the first to import PyTorch and MONAI: it knows how to do that fast
+def _loaded(root: Path, device: str | None, safe: bool, backend: str, bf16: bool, choice: Choice) -> Bundle:
+    bundle = load_bundle(
+        root, device, safe, choice
+    )  # the first to import PyTorch and MONAI: it knows how to do that fast
     from .acceleration import accelerated
 
     return accelerated(bundle, backend, bf16)
@@ -187,7 +199,9 @@ def _flip_axes(tta: bool | Sequence[int], bundle: Bundle) -> tuple[int, ...]:
     return axes
 
 
-def _about(bundle: Bundle, given: Path, options: Options, plan: Plan) -> dict[str, Any]:
+def _about(
+    bundle: Bundle, given: Path, options: Options, plan: Plan, choice: Choice, notes: list[str]
+) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
@@ -196,7 +210,10 @@ def _about(bundle: Bundle, given: Path, options: Options, plan: Plan) -> dict[st
         "bundle_path": str(given.absolute()),
         "weights": str(bundle.weights),
         "weights_sha256": bundle.weights_sha256,
+        "config": list(choice.names),
+        "overrides": {name: repr(value) for name, value in choice.overrides.items()},
         "config_sha256": bundle.config_sha256,
+        "inputs": notes,
         "device": _device_name(bundle),
         "backend": bundle.backend,
         "bf16": bundle.bf16,

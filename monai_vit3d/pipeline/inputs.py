@@ -26,12 +26,14 @@ class Found:
         relative: where it lies below the folder that all inputs share, or the name that a list gives it.
         bids: it comes from a BIDS data set.
         dicom: its image is a folder with DICOM files directly in it.
+        channels: what a list calls its images; see :class:`~.lists.Listed`.
     """
 
     images: tuple[Path, ...]
     relative: PurePosixPath
     bids: bool = False
     dicom: bool = False
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,16 @@ class _Item:
     name: str | None = None
     bids: bool = False
     dicom: bool = False
+    channels: tuple[str, ...] = ()
 
     def found(self, shared: Path) -> Found:
         """The case, named by its place below ``shared`` if the list gave it no name."""
         first = self.images[0]
         own = first.relative_to(shared).as_posix() if self.name is None else self.name
         # a DICOM folder that is the shared folder itself has only its name
-        return Found(self.images, PurePosixPath(first.name if own == "." else own), self.bids, self.dicom)
+        return Found(
+            self.images, PurePosixPath(first.name if own == "." else own), self.bids, self.dicom, self.channels
+        )
 
 
 def find_images(
@@ -128,7 +133,7 @@ def _items(path: Path, search: Search) -> list[_Item]:
 
 
 def _listed(one: Listed) -> _Item:
-    return _Item(one.images, one.images[0].parent, one.name, dicom=one.dicom)
+    return _Item(one.images, one.images[0].parent, one.name, dicom=one.dicom, channels=one.channels)
 
 
 def _folder_items(folder: Path, search: Search) -> list[_Item]:

@@ -21,11 +21,19 @@ _LIST_KEYS = ("test", "testing", "cases", "images")
 
 @dataclass(frozen=True)
 class Listed:
-    """A case as a list has it: absolute paths, one per channel or a DICOM folder; its name, if it is given one."""
+    """A case as a list has it.
+
+    Args:
+        images: absolute paths, one per channel or a DICOM folder.
+        name: if it is given one.
+        dicom: whether its image is a folder.
+        channels: what the list calls each image: ``flair`` of a column ``image_flair``; empty texts for the others.
+    """
 
     images: tuple[Path, ...]
     name: str | None
     dicom: bool
+    channels: tuple[str, ...] = ()
 
 
 def read_csv(table: Path) -> list[Listed]:
@@ -49,6 +57,7 @@ def read_csv(table: Path) -> list[Listed]:
             f"{shown(table)}, line {first}: columns {header}; 'image', or 'image...' for each channel, is "
             "needed, and at most one 'name', with commas between."
         )
+    channels = [_channel(header[i]) for i in columns]
     named = header.index("name") if "name" in header else len(header)
     items = []
     for line, cells in body:
@@ -56,7 +65,7 @@ def read_csv(table: Path) -> list[Listed]:
         if any(cells[len(header) :]):
             raise UsageError(f"{where}: {len(cells)} cells; the header has {len(header)}. Quote a cell with commas.")
         row = [*cells, *[""] * len(header)]
-        items.append(_listed([row[i] for i in columns], row[named] or None, where, table.parent))
+        items.append(_listed([row[i] for i in columns], row[named] or None, where, table.parent, channels))
     return items
 
 
@@ -84,15 +93,29 @@ def read_json(table: Path) -> list[Listed]:
 
 def _json_item(entry: Any, where: str, folder: Path) -> Listed:
     case = entry if isinstance(entry, dict) else {"image": entry}
-    images, name = case.get("image"), case.get("name")
-    images = images if isinstance(images, list) else [images]
-    if not images or not all(isinstance(text, str) for text in [*images, "" if name is None else name]):
+    name = case.get("name")
+    columns = [key for key in case if isinstance(key, str) and key.startswith("image")]
+    listed = isinstance(case.get("image"), list)
+    images = case["image"] if listed else [case[key] for key in columns]
+    if (
+        (listed and len(columns) > 1)
+        or not images
+        or not all(isinstance(text, str) for text in [*images, "" if name is None else name])
+    ):
         came = shown(repr(entry))[:80]
-        raise UsageError(f"{where}: {came}; a path or {{'image': path or [paths], 'name': text}} is needed.")
-    return _listed(images, name, where, folder)
+        raise UsageError(
+            f"{where}: {came}; a path, {{'image': path or [paths], 'name': text}} or {{'image_A': path, 'image_B': "
+            "path}} is needed."
+        )
+    return _listed(images, name, where, folder, [] if listed else [_channel(key) for key in columns])
 
 
-def _listed(images: Sequence[str], name: str | None, where: str, folder: Path) -> Listed:
+def _channel(column: str) -> str:
+    """``flair`` of ``image_flair``; empty for a column that only counts, such as ``image2``."""
+    return column.removeprefix("image_") if column.startswith("image_") else ""
+
+
+def _listed(images: Sequence[str], name: str | None, where: str, folder: Path, channels: Sequence[str] = ()) -> Listed:
     unusable = [shown(text) for text in images if not text or _NO_PATH.search(text)]
     if unusable:
         raise UsageError(f"{where}: image '{unusable[0]}'; the path of a file is needed. Fill it in or leave it out.")
@@ -109,7 +132,7 @@ def _listed(images: Sequence[str], name: str | None, where: str, folder: Path) -
         if not parts or name.startswith("/") or ".." in parts or "\\" in name or _NO_PATH.search(name):
             raise UsageError(f"{where}: name '{shown(name)}'; one below OUT is needed, such as 'a' or 'a/b'.")
         name = str(PurePosixPath(name))
-    return Listed(paths, name, dicom=os.path.isdir(paths[0]))
+    return Listed(paths, name, os.path.isdir(paths[0]), tuple(channels) if any(channels) else ())
 
 
 def _text(table: Path) -> str:

@@ -32,6 +32,13 @@ class Metadata:
         return int(formats.get("image", next(iter(formats.values()), {})).get("num_channels", 1))
 
     @property
+    def input_names(self) -> dict[int, str]:
+        """Input channel to name."""
+        formats = self.content.get("network_data_format", {}).get("inputs", {})
+        channels = formats.get("image", next(iter(formats.values()), {})).get("channel_def", {})
+        return {int(k): str(v) for k, v in channels.items() if str(k).isdigit()}
+
+    @property
     def classifies(self) -> bool:
         """Whether the answer is a row of numbers for a volume instead of a map."""
         pred = self._pred
@@ -60,7 +67,12 @@ def read_metadata(root: Path) -> Metadata:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = Metadata(str(content.get("name", root.resolve().name)), str(content.get("version", "unknown")), content)
-        _ = found.channels, found.classifies, found.channel_names  # of the shape that they are read in
+        _ = (
+            found.channels,
+            found.classifies,
+            found.channel_names,
+            found.input_names,
+        )  # of the shape that they are read in
         return found
     except (ValueError, AttributeError, TypeError) as error:
         raise BundleError(

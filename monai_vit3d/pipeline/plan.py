@@ -36,6 +36,7 @@ class Case:
         bids: outputs are named as BIDS derivatives.
         dicom: its image is a folder with DICOM files.
         series: which of that folder's; None where the folder could not be made out, which the run reports.
+        channels: what a list calls its images, such as ``flair`` of a column ``image_flair``; may be empty.
     """
 
     index: int
@@ -44,6 +45,7 @@ class Case:
     bids: bool = False
     dicom: bool = False
     series: Series | None = None
+    channels: tuple[str, ...] = ()
 
     def path(self, kind: str) -> PurePosixPath:
         """Where an output goes, below OUT: ``NAME_seg.nii.gz``, or ``sub-01_desc-T1w_dseg.nii.gz`` in BIDS.
@@ -168,7 +170,7 @@ def plan_cases(
     _check_folder(output)
     found = find_images(inputs, output, include_labels=include_labels, suffixes=suffixes)
     cases = [
-        Case(i, one.images, name, one.bids, one.dicom, series)
+        Case(i, one.images, name, one.bids, one.dicom, series, one.channels)
         for i, (one, name, series) in enumerate(each for one in found.cases for each in _named(one))
     ]
     _check_clashes(cases, outputs)

@@ -6,20 +6,17 @@ import contextlib
 import copy
 import gc
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import ImageReader, MetaTensor
 from monai.inferers import SlidingWindowInferer
-from monai.transforms import Compose, LoadImaged
 from torch import Tensor
 
 from ..data.errors import BundleError, ImageError
-from ..data.nifti.reader import as_monai
-from ..data.volume import Array, Volume
+from ..data.volume import Array
 from ..inferers import (
     CannotStitch,
     FlipEnsemble,
@@ -36,7 +33,8 @@ from .back import Back, check_grid, dtype_behind, inverter_for, labels_on_file_g
 from .bundle import Bundle
 from .labelling import Reduction
 from .memory import out_of_memory
-from .postprocessing import Postprocessing, through
+from .postprocessing import through
+from .prepare import Prepared
 from .value_names import ValueNames
 
 logger = logging.getLogger(__name__)
@@ -59,30 +57,6 @@ class Options:
     probabilities: bool = False
     volume: int | None = None
     max_voxels: int = 2**30
-
-
-@dataclass(eq=False)
-class Prepared:
-    """A volume as the network wants it, with the transforms that lead back.
-
-    Args:
-        volume: the first of the case, whose grid the labels get.
-        data: all that preprocessing has made, by key.
-        image_key: of the network's input in ``data``.
-        preprocessing: the case's own transforms.
-        postprocessing: the case's own steps; those that invert, invert ``preprocessing``.
-    """
-
-    volume: Volume
-    data: dict[Any, Any]
-    image_key: str
-    preprocessing: Compose
-    postprocessing: Postprocessing
-
-    @property
-    def image(self) -> MetaTensor:
-        """The network's input, (C, h, w, d)."""
-        return self.data[self.image_key]
 
 
 @dataclass(eq=False)
@@ -129,74 +103,6 @@ class Output:
     warnings: tuple[str, ...] = ()
     inverted: bool = False
     entropy: float | None = None
-
-
-class _HeldVolumes(ImageReader):
-    """Hands the volumes that the strict door has read to the bundle's own LoadImaged."""
-
-    def __init__(self, volumes: Sequence[Volume]) -> None:
-        self.volumes = volumes
-
-    def verify_suffix(self, filename: Any) -> bool:
-        """Whatever LoadImaged is asked for, it is these volumes."""
-        return True
-
-    def read(self, data: Any, **kwargs: Any) -> Any:
-        """Nothing is left to read."""
-        return data
-
-    def get_data(self, img: Any) -> tuple[Array, dict[str, Any]]:
-        """Voxels and what MONAI wants to know of them."""
-        voxels, meta = as_monai(self.volumes)
-        # a copy: some of MONAI's transforms work in place, and the report shows the image as it came
-        return voxels.copy() if len(self.volumes) == 1 else voxels, meta
-
-
-def check_channels(volumes: Sequence[Volume]) -> None:
-    """The images of one case must lie on one grid.
-
-    Raises:
-        ImageError: they do not.
-    """
-    first = volumes[0]
-    for other in volumes[1:]:
-        same = other.grid.shape == first.grid.shape and np.allclose(
-            other.grid.affine_mm, first.grid.affine_mm, atol=1e-3
-        )
-        if not same:
-            raise ImageError(
-                f"{other.path}: grid {other.grid.shape} does not match {first.grid.shape} of {first.path}, or lies "
-                "elsewhere; the images of one case must lie on one grid. Resample them onto one first."
-            )
-
-
-def prepare(volumes: Sequence[Volume], bundle: Bundle) -> Prepared:
-    """Run the bundle's preprocessing over a case's images.
-
-    Args:
-        volumes: one for each channel, on one grid.
-        bundle: what to run.
-
-    Raises:
-        ImageError: the images of the case do not fit each other or the bundle.
-    """
-    check_channels(volumes)
-    # a case owns its transforms: threads share no state. Copied at once, as Invertd holds those that it inverts
-    steps, postprocessing = copy.deepcopy((bundle.preprocessing, bundle.postprocessing))
-    for step in steps:
-        if isinstance(step, LoadImaged):
-            step.register(_HeldVolumes(volumes))
-    compose = Compose(steps)
-    data = compose({bundle.image_key: [str(v.path) for v in volumes]})
-    image = data[bundle.image_key]
-    if image.shape[0] != bundle.metadata.channels:
-        raise ImageError(
-            f"{volumes[0].path}: {image.shape[0]} channels; {bundle.metadata.name} needs {bundle.metadata.channels}. "
-            "Name the images of each case in a CSV or JSON list."
-        )
-    if not bool(torch.isfinite(image).all()):
-        raise ImageError(f"{volumes[0].path}: NaN or infinite values after the bundle's preprocessing. Look at it.")
-    return Prepared(volumes[0], data, bundle.image_key, compose, postprocessing)
 
 
 def infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:

@@ -1,0 +1,76 @@
+"""Which image of a case is which of a bundle's inputs: by the names that a list gives, else by order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..data.errors import UsageError
+from .paths import shown
+from .prepare import keys_needed
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .plan import Case, Plan
+
+
+def order_channels(plan: Plan, bundle: Bundle) -> tuple[Plan, list[str]]:
+    """Put each case's images into the order of the bundle's inputs.
+
+    A bundle names its inputs by the keys that its LoadImaged has, if there are several, or by ``channel_def`` of the
+    image in metadata.json. A list names them by its columns: ``image_flair`` is ``flair``, upper and lower case alike.
+
+    Args:
+        plan: of the run.
+        bundle: what is run.
+
+    Returns:
+        The plan in that order, and a line for each order that occurs.
+
+    Raises:
+        UsageError: a case has another number of images than the bundle has keys, or names of which only some fit.
+    """
+    names = _input_names(bundle)
+    cases, told = [], {}
+    for case in plan.cases:
+        order = _order(case, names, by_key=len(bundle.load_keys) > 1)
+        if len(order) > 1:
+            given = case.channels or [f"image {i + 1}" for i in range(len(order))]
+            wanted = names or [str(i) for i in range(len(order))]
+            told[", ".join(f"{name} = {shown(given[i])}" for name, i in zip(wanted, order))] = None
+        cases.append(replace(case, images=tuple(case.images[i] for i in order), channels=()))
+    return replace(plan, cases=tuple(cases)), [f"inputs of the bundle: {line}" for line in told]
+
+
+def _input_names(bundle: Bundle) -> list[str]:
+    """Names of the inputs, in their order; empty where the bundle names none, or not each."""
+    if len(bundle.load_keys) > 1:
+        return list(bundle.load_keys)
+    names = bundle.metadata.input_names
+    count = bundle.metadata.channels
+    return [names[i] for i in range(count)] if count > 1 and set(names) == set(range(count)) else []
+
+
+def _order(case: Case, names: Sequence[str], by_key: bool) -> list[int]:
+    given = list(range(len(case.images)))
+    if by_key and len(given) != len(names):
+        raise UsageError(keys_needed(case.source, len(given), names))
+    if not case.channels or not names:
+        return given
+    places = {_plain(channel): i for i, channel in enumerate(case.channels)}
+    fitting = [name for name in names if _plain(name) in places]
+    if len(fitting) == len(names) == len(given):
+        return [places[_plain(name)] for name in names]
+    if fitting or by_key:
+        came = ", ".join(f"image_{shown(channel)}" for channel in case.channels)
+        expected = ", ".join(f"image_{name}" for name in names)
+        raise UsageError(
+            f"{case.source}: columns {came}; the bundle's inputs are named otherwise. Expected {expected}."
+        )
+    return given
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).casefold()

@@ -1,0 +1,186 @@
+"""A case's images through a bundle's preprocessing, as the network wants them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from monai.data import ImageReader, MetaTensor
+from monai.transforms import Compose, LoadImaged, ResampleToMatchd, SpatialResampled
+
+from ..data.errors import BundleError, ImageError
+from ..data.nifti.reader import as_monai
+from ..data.volume import Array, Volume
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .postprocessing import Postprocessing
+
+
+@dataclass(eq=False)
+class Prepared:
+    """A volume as the network wants it, with the transforms that lead back.
+
+    Args:
+        volume: the first of the case, whose grid the labels get.
+        data: all that preprocessing has made, by key.
+        image_key: of the network's input in ``data``.
+        preprocessing: the case's own transforms.
+        postprocessing: the case's own steps; those that invert, invert ``preprocessing``.
+    """
+
+    volume: Volume
+    data: dict[Any, Any]
+    image_key: str
+    preprocessing: Compose
+    postprocessing: Postprocessing
+
+    @property
+    def image(self) -> MetaTensor:
+        """The network's input, (C, h, w, d)."""
+        return self.data[self.image_key]
+
+
+class _HeldVolumes(ImageReader):
+    """Hands the volumes that were read strictly to the bundle's own LoadImaged."""
+
+    def __init__(self, volumes: Sequence[Volume]) -> None:
+        self.volumes = {str(volume.path): volume for volume in volumes}
+
+    def verify_suffix(self, filename: Any) -> bool:
+        """Accept whatever LoadImaged is asked for: it is these volumes."""
+        return True
+
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        """Return the names: nothing is left to read."""
+        return data
+
+    def get_data(self, img: Any) -> tuple[Array, dict[str, Any]]:
+        """Voxels and MONAI's metadata of one image, or of several that are its channels."""
+        volumes = [self.volumes[name] for name in img]
+        voxels, meta = as_monai(volumes)
+        # a copy: some of MONAI's transforms work in place, and the report shows the image as it came
+        return voxels.copy() if len(volumes) == 1 else voxels, meta
+
+
+def check_channels(volumes: Sequence[Volume]) -> None:
+    """The images of one case must lie on one grid.
+
+    Raises:
+        ImageError: they do not.
+    """
+    first = volumes[0]
+    for other in volumes[1:]:
+        same = other.grid.shape == first.grid.shape and np.allclose(
+            other.grid.affine_mm, first.grid.affine_mm, atol=1e-3
+        )
+        if not same:
+            raise ImageError(
+                f"{other.path}: grid {other.grid.shape} does not match {first.grid.shape} of {first.path}, or lies "
+                "elsewhere; the images of one case must lie on one grid. Resample them onto one first."
+            )
+
+
+def prepare(volumes: Sequence[Volume], bundle: Bundle) -> Prepared:
+    """Run the bundle's preprocessing over a case's images.
+
+    Args:
+        volumes: one for each channel, or for each key that the bundle loads; on one grid, unless the bundle brings
+            them onto one itself.
+        bundle: what to run.
+
+    Raises:
+        ImageError: the images of the case do not fit each other or the bundle, or nothing is left of them.
+        BundleError: the preprocessing makes no image of them.
+    """
+    # a case owns its transforms: threads share no state. Copied at once, as Invertd holds those that it inverts
+    steps, postprocessing = copy.deepcopy((bundle.preprocessing, bundle.postprocessing))
+    if len(bundle.load_keys) == 1 or not any(isinstance(step, ResampleToMatchd | SpatialResampled) for step in steps):
+        check_channels(volumes)
+    _check_size(volumes, bundle)
+    files = _files(volumes, bundle)
+    for step in steps:
+        if isinstance(step, LoadImaged):
+            step.register(_HeldVolumes(volumes))
+    compose = Compose(steps, lazy=bundle.lazy)
+    data = _run(compose, files, bundle, volumes[0].path)
+    image = data[bundle.image_key]
+    if image.shape[0] != bundle.metadata.channels:
+        raise ImageError(
+            f"{volumes[0].path}: {image.shape[0]} channels; {bundle.metadata.name} needs {bundle.metadata.channels}. "
+            "Name the images of each case in a CSV or JSON list."
+        )
+    if not bool(torch.isfinite(image).all()):
+        raise ImageError(f"{volumes[0].path}: NaN or infinite values after the bundle's preprocessing. Look at it.")
+    return Prepared(volumes[0], data, bundle.image_key, compose, postprocessing)
+
+
+def _check_size(volumes: Sequence[Volume], bundle: Bundle) -> None:
+    limit = bundle.max_voxels
+    large = [volume for volume in volumes if limit is not None and volume.voxels.size > limit]
+    if large:
+        raise ImageError(
+            f"{large[0].path}: {large[0].voxels.size} voxels; the bundle's reader takes {limit} (max_voxels). Crop it."
+        )
+
+
+def _files(volumes: Sequence[Volume], bundle: Bundle) -> dict[str, list[str]]:
+    """What the bundle's LoadImaged is given: all images under one key, or one under each."""
+    paths = [str(volume.path) for volume in volumes]
+    keys = bundle.load_keys
+    if len(keys) == 1:
+        return {keys[0]: paths}
+    if len(paths) != len(keys):
+        raise ImageError(keys_needed(str(volumes[0].path), len(paths), keys))
+    return {key: [path] for key, path in zip(keys, paths)}
+
+
+def keys_needed(where: str, count: int, keys: Sequence[str]) -> str:
+    """Say which images a bundle with several keys wants for each case."""
+    columns = ",".join(f"image_{key}" for key in keys)
+    return (
+        f"{where}: {count} image(s); the bundle loads {len(keys)} for each case: {', '.join(keys)}. Give a CSV list "
+        f"with the columns {columns}."
+    )
+
+
+def _run(compose: Compose, files: dict[str, list[str]], bundle: Bundle, path: Path) -> dict[Any, Any]:
+    try:
+        data = compose(dict(files))
+    except Exception as error:
+        emptied = _emptied_by(compose, files)
+        if emptied is None:
+            raise
+        raise ImageError(_nothing_left(path, emptied)) from error
+    image = data.get(bundle.image_key)
+    if not isinstance(image, MetaTensor) or image.ndim != 4:
+        came = tuple(image.shape) if isinstance(image, torch.Tensor) else f"a {type(image).__name__}"
+        raise BundleError(
+            f"{path}: the bundle's preprocessing leaves {came} under {bundle.image_key!r}; one volume (C, H, W, D) "
+            "with its metadata is needed there."
+        )
+    if image.numel() == 0:
+        raise ImageError(_nothing_left(path, _emptied_by(compose, files) or "preprocessing"))
+    return dict(data)
+
+
+def _nothing_left(path: Path, step: str) -> str:
+    return f"{path}: nothing is left of it after the bundle's {step}. Is it the right image? Look at it."
+
+
+def _emptied_by(compose: Compose, files: dict[str, list[str]]) -> str | None:
+    """The step after which an image has no voxels, looked for one after another; None if none has that effect."""
+    data: Any = dict(files)
+    for step in compose.transforms:
+        try:
+            data = step(data)
+        except Exception:
+            return None
+        if any(isinstance(value, torch.Tensor) and value.numel() == 0 for value in data.values()):
+            return type(step).__name__
+    return None
