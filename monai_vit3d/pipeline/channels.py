@@ -33,7 +33,8 @@ def order_channels(plan: Plan, bundle: Bundle) -> tuple[Plan, list[str]]:
         UsageError: a case has another number of images than the bundle has keys, or names of which only some fit.
     """
     names = _input_names(bundle)
-    cases, told = [], {}
+    cases: list[Case] = []
+    told: dict[str, None] = {}
     for case in plan.cases:
         order = _order(case, names, by_key=len(bundle.load_keys) > 1)
         if len(order) > 1:

@@ -104,8 +104,8 @@ def _json_item(entry: Any, where: str, folder: Path) -> Listed:
     ):
         came = shown(repr(entry))[:80]
         raise UsageError(
-            f"{where}: {came}; a path, {{'image': path or [paths], 'name': text}} or {{'image_A': path, 'image_B': "
-            "path}} is needed."
+            f"{where}: {came}; a path or {{'image': path or [paths], 'name': text}} is needed, or image_A, image_B for "
+            "the channels."
         )
     return _listed(images, name, where, folder, [] if listed else [_channel(key) for key in columns])
 
