@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .decathlon import decathlon_split
+from .decathlon import decathlon_classes, decathlon_split
 from .errors import (
     BundleError,
     DatasetError,
@@ -26,7 +26,7 @@ _MEDMNIST3D = ("MedMNIST3DDataset", "class_names", "medmnist3d_info")
 _SPACING = ("SeparableResample", "SeparableSpacing", "SeparableSpacingd")
 _TABLES = ("check_classes", "class_balanced_weights", "labelled_volumes", "steps_in")
 __all__ = ["BundleError", "DatasetError", "ImageError", "ScoreError", "TrainingCollapsed", "UsageError", "Vit3dError"]
-__all__ += ["TrainingDiverged", "WeightsError", "decathlon_split", "resolve_task"]
+__all__ += ["TrainingDiverged", "WeightsError", "decathlon_classes", "decathlon_split", "resolve_task"]
 __all__ += [*_NIFTI, *_VOLUME, *_LABELS, *_MEDMNIST3D, *_SPACING, *_TABLES]
 
 

@@ -55,14 +55,35 @@ def decathlon_split(dataset_dir: str | Path, split_file: str | Path, section: st
     return [{**item, "name": name} for item, name in zip(files, names)]
 
 
-def _cases(split_file: Path, section: str) -> list[Any]:
+def decathlon_classes(dataset_json: str | Path) -> int:
+    """Number of classes of a task, background included, by the ``labels`` of its ``dataset.json``.
+
+    Args:
+        dataset_json: the file; ``"labels"`` is ``{"0": "background", ...}``, or nnU-Net's ``{"background": 0, ...}``.
+
+    Raises:
+        DatasetError: no such file, or labels that are not 0, 1, 2, ...
+    """
+    labels = _read(Path(dataset_json)).get("labels")
+    pairs = labels.items() if isinstance(labels, dict) else []
+    numbers = {str(value if isinstance(value, int) else key) for key, value in pairs}
+    if len(numbers) < 2 or numbers != {str(i) for i in range(len(numbers))}:
+        raise DatasetError(f'{dataset_json}: labels {labels!r}; {{"0": "background", "1": name, ...}} are needed.')
+    return len(numbers)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        split = json.loads(split_file.read_text(encoding="utf-8"))
+        held = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DatasetError(f"{split_file}: cannot be read ({error.strerror}). Name a JSON file of sections.") from error
-    except ValueError as error:
-        raise DatasetError(f"{split_file}: not JSON ({error}). A list of cases for each section is needed.") from error
-    lists = {name: cases for name, cases in split.items() if isinstance(cases, list)} if isinstance(split, dict) else {}
+        raise DatasetError(f"{path}: cannot be read ({error.strerror}). Name a JSON file of sections.") from error
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: not JSON ({error}). A list of cases for each section is needed.") from error
+    return held if isinstance(held, dict) else {}
+
+
+def _cases(split_file: Path, section: str) -> list[Any]:
+    lists = {name: cases for name, cases in _read(split_file).items() if isinstance(cases, list)}
     if not lists.get(section):
         advice = f"Write a JSON file with {section!r} beside the others, its cases taken out of them."
         known = ", ".join(f"{name} ({len(cases)} cases)" for name, cases in lists.items()) or "none"

@@ -238,6 +238,10 @@ def _image_fault(images: np.ndarray, info: dict[str, Any], section: str, size: i
         return f"images {images.dtype} {images.shape}; real numbers (N, {', '.join(map(str, sample))}) are needed"
     if not len(images):
         return "no sample; one or more are needed"
+    if images.dtype.kind == "f" and not np.isfinite(images).all():
+        bad = [i for i, image in enumerate(images) if not np.isfinite(image).all()]
+        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        return f"{len(bad)} images with voxels that are NaN or infinite (numbers {shown}); finite ones are needed"
     count = info.get("n_samples", {}).get(section, len(images))
     return None if len(images) == count else f"{len(images)} samples; {count} are needed"
 

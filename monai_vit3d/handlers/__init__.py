@@ -9,7 +9,7 @@ from .feature_monitor import FeatureMonitor
 from .finite import FiniteCheck
 from .mixup import MixUpBatch
 from .pretraining import MaskedBatch, StepSchedule
-from .processes import leave_process_group
+from .processes import end_with_one_line, leave_process_group
 
 __all__ = [
     "AtomicCheckpoint",
@@ -24,6 +24,7 @@ __all__ = [
     "PredictionsCSV",
     "StepSchedule",
     "calibrate",
+    "end_with_one_line",
     "leave_process_group",
     "moving_average",
     "save_atomic",

@@ -95,6 +95,7 @@ class AtomicCheckpoint:
                 "%s is not resumed from: the network was given other weights after it was built, and these are trained "
                 "from here on. Set resume to false to say so.", path
             )  # fmt: skip
+            self.best_metric = self._read(path)["best_metric"]  # best_path is of the runs before, and stays if better
             return
         self._load(engine, path)
         logger.info("resumed from %s after epoch %d", path, engine.state.epoch)

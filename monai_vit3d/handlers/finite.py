@@ -47,7 +47,7 @@ class FiniteCheck:
 
     def check_loss(self, engine: Engine) -> None:
         """Look at the loss of the batch."""
-        loss = float(engine.state.output["loss"])
+        loss = float(engine.state.output["loss"].detach())
         if not math.isfinite(loss):
             raise TrainingDiverged(f"{where(engine)}: the loss is {loss}; the batch: {self._names(engine)}. {ADVICE}")
 

@@ -153,6 +153,8 @@ class StepSchedule:
             where there is no target encoder.
         momentum: schedule of the momentum with which ``model`` is updated after each optimizer step.
         accumulation_steps: the trainer's.
+        epochs: over which the schedules go, where they are more than the trainer is run for at a time, as in the
+            rounds of a federated training; None takes the trainer's.
 
     Raises:
         UsageError: a model without momentum or the other way round, a model without ``update_target``, or no
@@ -167,7 +169,9 @@ class StepSchedule:
         model: nn.Module | None = None,
         momentum: Schedule | None = None,
         accumulation_steps: int = 1,
+        epochs: int | None = None,
     ) -> None:
+        self.epochs = epochs
         self.model = unwrapped(model)
         if (model is None) != (momentum is None) or (model is not None and not hasattr(self.model, "update_target")):
             what = None if model is None else type(self.model).__name__
@@ -228,4 +232,5 @@ class StepSchedule:
         epoch, batch = divmod(engine.state.iteration - 1, length)
         a_epoch = ceil(length / every)
         steps = (batch + 1) % every == 0 or batch + 1 == length
-        return epoch * a_epoch + batch // every, engine.state.max_epochs * a_epoch, steps
+        epochs = self.epochs or engine.state.max_epochs
+        return min(epoch * a_epoch + batch // every, epochs * a_epoch - 1), epochs * a_epoch, steps

@@ -1,8 +1,16 @@
-"""The end of a run in several processes."""
+"""The end of a run: in several processes, and by an error."""
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
 from time import sleep
+from types import TracebackType
 
 import torch.distributed as dist
+from monai.utils import MONAIEnvVars
+
+from ..data.errors import Vit3dError
 
 SECONDS_TO_LET_GO = 0.2
 
@@ -23,3 +31,27 @@ def leave_process_group() -> None:
     dist.destroy_process_group()
     if threaded:
         sleep(SECONDS_TO_LET_GO)
+
+
+def end_with_one_line() -> None:
+    """Let an error of this package that ends the process show its message alone; for a bundle's ``initialize``.
+
+    MONAI wraps what its transforms, engines and configs meet, so that the message which names the file stands in the
+    middle of a long traceback. All other errors, and with ``MONAI_DEBUG=true`` these, too, show theirs.
+    """
+    sys.excepthook = _show
+
+
+def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    own = None if MONAIEnvVars.debug() else next((e for e in _causes(error) if isinstance(e, Vit3dError)), None)
+    if own is None:
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        sys.stderr.write(f"{type(own).__name__}: {own}\n")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from, the outermost first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -146,3 +146,75 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_the_file_before_the_last_stays(tmp_path):
+    make_trainer(tmp_path, epochs=3)[0].run()
+    epochs = {name: torch.load(tmp_path / f"{name}.pt", weights_only=True)["epoch"] for name in ("last", "previous")}
+    assert epochs == {"last": 3, "previous": 2}
+
+
+def test_what_stopped_between_the_two_files_goes_on_exactly(tmp_path):
+    whole, expected = make_trainer(tmp_path / "whole", epochs=4)
+    whole.run()
+    stopped = make_trainer(tmp_path / "parts", epochs=4)[0]
+    stopped.add_event_handler(Events.EPOCH_COMPLETED(once=2), stopped.terminate)
+    stopped.run()
+    (tmp_path / "parts" / "last.pt").unlink()  # previous.pt is of epoch 1
+    rest, found = make_trainer(tmp_path / "parts", epochs=4, seed=99)
+    rest.run()
+    for key, value in expected["average"].state_dict().items():
+        assert torch.equal(value, found["average"].state_dict()[key]), key
+
+
+def test_a_damaged_last_file_names_the_one_before(tmp_path):
+    make_trainer(tmp_path, epochs=2)[0].run()
+    (tmp_path / "last.pt").write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match=r"last\.pt.*previous\.pt over it"):
+        make_trainer(tmp_path, epochs=2)[0].run()
+
+
+def test_weights_given_after_the_start_are_trained_not_the_files(tmp_path, caplog):
+    make_trainer(tmp_path, epochs=2)[0].run()
+    trainer, objects = make_trainer(tmp_path, epochs=1)
+    given = {key: torch.full_like(value, 0.5) for key, value in objects["network"].state_dict().items()}
+    objects["network"].load_state_dict(given)
+    started = []
+    trainer.add_event_handler(
+        Events.EPOCH_STARTED, lambda _: started.append([p.clone() for p in objects["network"].parameters()])
+    )
+    trainer.run()
+    assert all(torch.equal(value, torch.full_like(value, 0.5)) for value in started[0])
+    assert "not resumed from" in caplog.text
+    # the average holds nothing of the weights before
+    assert objects["average"].n_averaged == 2
+
+
+def test_a_second_run_of_a_trainer_goes_on_with_what_it_was_given(tmp_path):
+    trainer, objects = make_trainer(tmp_path, epochs=1)
+    trainer.run()
+    with torch.no_grad():
+        for parameter in objects["network"].parameters():
+            parameter.fill_(0.25)
+    trainer.state.max_epochs = 2
+    started = []
+    trainer.add_event_handler(Events.EPOCH_STARTED, lambda _: started.append(objects["network"][0].weight.clone()))
+    trainer.run()
+    assert (started[0] == 0.25).all()
+    assert trainer.state.epoch == 2
+    assert objects["average"].n_averaged == 2  # of the two steps after the new weights
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_a_wrapped_network_is_saved_and_resumed_under_its_own_names(wrap, tmp_path):
+    objects = {"network": wrap(nn.Sequential(nn.Linear(2, 2)))}
+    engine = Engine(lambda *_: None)
+    AtomicCheckpoint(tmp_path, objects).attach(engine)
+    engine.run([0], max_epochs=1)
+    held = torch.load(tmp_path / "last.pt", weights_only=True)["network"]
+    assert list(held) == ["0.weight", "0.bias"]
+    other = nn.Sequential(nn.Linear(2, 2))
+    again = Engine(lambda *_: None)
+    AtomicCheckpoint(tmp_path, {"network": other}).attach(again)
+    again.run([0], max_epochs=2)
+    assert torch.equal(other[0].weight, held["0.weight"])
