@@ -52,9 +52,7 @@ class InfiniteGradient(torch.autograd.Function):
 
 def test_weights_that_a_finite_loss_spoils_are_noticed(tmp_path):
     made, _ = trainer([torch.ones(3)] * 4, tmp_path, loss=lambda pred, label: InfiniteGradient.apply(pred).mean())
-    with pytest.raises(
-        TrainingDiverged, match=r"epoch 1, iteration 1: weight has weights that are NaN.*case_0, case_1"
-    ):
+    with pytest.raises(TrainingDiverged, match=r"iteration 1: weight has weights that are NaN.*case_0, case_1"):
         made.run()
 
 
