@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
+from multiprocessing.dummy import DummyProcess
 from time import sleep
 from types import TracebackType
 
@@ -13,6 +15,7 @@ from monai.utils import MONAIEnvVars
 from ..data.errors import Vit3dError
 
 SECONDS_TO_LET_GO = 0.2
+SECONDS_TO_LOAD = 30.0
 
 
 def leave_process_group() -> None:
@@ -48,6 +51,9 @@ def _show(kind: type[BaseException], error: BaseException, traceback: TracebackT
         sys.__excepthook__(kind, error, traceback)
     else:
         sys.stderr.write(f"{type(own).__name__}: {own}\n")
+    for thread in threading.enumerate():
+        if isinstance(thread, DummyProcess):  # of CacheDataset's pool: one that still loads would abort the process
+            thread.join(SECONDS_TO_LOAD)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -37,15 +37,15 @@ def refusal(call):
 
 @pytest.fixture
 def task(tmp_path):
-    """A Decathlon-like task of three small phantoms: two to train on, one to validate."""
-    root, cases = tmp_path / "task", ["a", "b", "c"]
+    """A Decathlon-like task of four small phantoms: two to train on, two to validate."""
+    root, cases = tmp_path / "task", ["a", "b", "c", "d"]
     for folder in ("imagesTr", "labelsTr"):
         (root / folder).mkdir(parents=True)
     for i, case in enumerate(cases):
         image, label = phantom(i, shape=(12, 14, 10))
         image.to_filename(root / "imagesTr" / f"{case}.nii.gz")
         label.to_filename(root / "labelsTr" / f"{case}.nii.gz")
-    (root / "split.json").write_text(json.dumps({"training": ["a", "b"], "validation": ["c"]}))
+    (root / "split.json").write_text(json.dumps({"training": ["a", "b"], "validation": ["c", "d"]}))
     return root
 
 
