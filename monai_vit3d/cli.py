@@ -55,6 +55,7 @@ def _predict(args: argparse.Namespace) -> int:
         "existing": "resume" if args.resume else "overwrite" if args.overwrite else "refuse",
         "include_labels": args.include_labels,
         "suffixes": args.suffix,
+        "seg": not args.no_seg,
     }
     chosen = _chosen(args)
     if args.dry_run:
@@ -73,6 +74,7 @@ def _predict(args: argparse.Namespace) -> int:
             **chosen,
             volume=args.volume,
             max_voxels=args.max_voxels,
+            units=args.units,
             device=args.device or ranks.device,
             backend=args.backend,
             bf16=args.bf16,
@@ -100,7 +102,7 @@ def _axes(text: str) -> tuple[int, ...]:
 def _check(args: argparse.Namespace) -> int:
     from .pipeline.check import check_files
 
-    found = check_files(args.inputs, args.volume, args.max_voxels, args.include_labels, args.suffix)
+    found = check_files(args.inputs, args.volume, args.max_voxels, args.include_labels, args.suffix, args.units)
     if args.json:
         print(json.dumps(found, indent=1))
     else:
@@ -196,6 +198,7 @@ def _add_predict(verbs: Any) -> None:
     add("--tta-axes", type=_axes, metavar="0,1,2", help="average over flips along these axes of the network's input")
     add("--uncertainty", choices=["entropy", "variance"], help="a map of it, too; variance needs --tta")
     add("--probabilities", action="store_true", help="a map for each class, too")
+    add("--no-seg", action="store_true", help="write the labels of DICOM series as NIfTI alone, not as DICOM SEG, too")
     there = predict.add_mutually_exclusive_group()
     there.add_argument("--resume", action="store_true", help="skip what is verified to be done")
     there.add_argument("--overwrite", action="store_true", help="write outputs anew that are there already")
@@ -213,7 +216,9 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="files, folders or lists")
-    parser.add_argument("--volume", type=int, metavar="N", help="which volume of 4D files, from 0")
+    parser.add_argument("--volume", type=int, metavar="N", help="which volume of 4D files and series, from 0")
+    units = "of DICOM PET: as stored, mostly Bq/ml, or SUV by body weight"
+    parser.add_argument("--units", choices=["stored", "suv"], default="stored", help=units)
     images = "take label files and outputs of earlier runs as images, too, which are passed over"
     parser.add_argument("--include-labels", action="store_true", help=images)
     suffix = "take files of folders whose names end so, such as T1w of sub-01_T1w.nii.gz; may be given several times"

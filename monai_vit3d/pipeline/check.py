@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ImageError
 from ..data.passed_over import PassedOver, by_reason
 from ..data.volume import Volume
+from .dicom_cases import name_cases
 from .inputs import find_images
 from .paths import shown
+
+if TYPE_CHECKING:
+    from ..data.dicom import Series
 
 
 def check_files(
@@ -20,6 +24,7 @@ def check_files(
     max_voxels: int = 2**30,
     include_labels: bool = False,
     suffixes: Sequence[str] = (),
+    units: str = "stored",
 ) -> list[dict[str, Any]]:
     """Read every file to its end, as ``vit3d predict`` would.
 
@@ -29,20 +34,28 @@ def check_files(
         max_voxels: the largest volume that is taken.
         include_labels: whether label files and the outputs of earlier runs are images, too.
         suffixes: last words of the names of images to take from folders; none takes all.
+        units: ``"stored"``, or ``"suv"`` for DICOM PET.
 
     Returns:
-        For each file ``file``, ``verdict`` (``"good"``, ``"odd"`` with ``warnings``, ``"refused"`` with ``error``,
-        ``"passed over"`` with ``reason``), a ``text`` to show and, of those that were read, ``shape``, ``spacing_mm``
-        and ``orientation`` (of the axes' far ends).
+        For each file, or each series of a DICOM folder, ``file``, ``verdict`` (``"good"``, ``"odd"`` with
+        ``warnings``, ``"refused"`` with ``error``,
+        ``"passed over"`` with ``reason``), a ``text`` to show, of those that were read ``shape``, ``spacing_mm`` and
+        ``orientation`` (of the axes' far ends), and of a DICOM folder ``series``, its name.
 
     Raises:
         UsageError: no such file, or a folder without any.
     """
     found = find_images(inputs, "vit3d_check_writes_nothing", include_labels=include_labels, suffixes=suffixes)
     file = partial(_read_file, volume=volume, max_voxels=max_voxels, include_labels=include_labels)
-    folder = partial(_read_folder, max_voxels=max_voxels)
-    checked = [_check(path, folder if one.dicom else file) for one in found.cases for path in one.images]
-    return [*checked, *_passed_over(found.passed_over)]
+    cases, no_volumes = name_cases(found.cases)
+    checked = []
+    for case in cases:
+        if case.found.dicom:
+            series = partial(_read_series, series=case.series, volume=volume, max_voxels=max_voxels, units=units)
+            checked.append(_check(case.found.images[0], series, case.series))
+        else:
+            checked += [_check(path, file) for path in case.found.images]
+    return [*checked, *_passed_over([*found.passed_over, *no_volumes])]
 
 
 def _passed_over(files: Sequence[PassedOver]) -> list[dict[str, Any]]:
@@ -53,38 +66,40 @@ def _passed_over(files: Sequence[PassedOver]) -> list[dict[str, Any]]:
     ]
 
 
-def _read_file(path: Path, volume: int | None, max_voxels: int, include_labels: bool) -> list[Volume]:
+def _read_file(path: Path, volume: int | None, max_voxels: int, include_labels: bool) -> Volume:
     from ..data.nifti import read_volume
     from .label_values import check_label_values
 
     read = read_volume(path, volume, max_voxels)
-    return [read if include_labels else check_label_values(read)]
+    return read if include_labels else check_label_values(read)
 
 
-def _read_folder(path: Path, max_voxels: int) -> list[Volume]:
+def _read_series(path: Path, series: Series | None, volume: int | None, max_voxels: int, units: str) -> Volume:
     from ..data.dicom import find_series, read_series
 
-    return [read_series(series, max_voxels) for series in find_series(path)]
+    # a folder that could not be looked through says here why
+    return read_series(series or find_series(path)[0], max_voxels, volume, units)
 
 
-def _check(path: Path, read: Callable[[Path], list[Volume]]) -> dict[str, Any]:
+def _check(path: Path, read: Callable[[Path], Volume], series: Series | None = None) -> dict[str, Any]:
     from .overlay import axis_letters
 
+    about = {"file": str(path)} | ({} if series is None else {"series": series.name})
     try:
-        volumes = read(path)
+        volume = read(path)
     except ImageError as error:
-        return {"file": str(path), "verdict": "refused", "error": str(error), "text": str(error)}
-    found, warnings = volumes[0], [warning for one in volumes for warning in one.warnings]
-    spacing = [round(mm, 4) for mm in found.grid.spacing_mm]
-    letters = axis_letters(found.grid.affine_mm)
-    size = " x ".join(map(str, found.grid.shape))
-    text = f"{path}: {size} voxels, {' x '.join(map(str, spacing))} mm, {letters}"
+        return {**about, "verdict": "refused", "error": str(error), "text": str(error)}
+    spacing = [round(mm, 4) for mm in volume.grid.spacing_mm]
+    letters = axis_letters(volume.grid.affine_mm)
+    size = " x ".join(map(str, volume.grid.shape))
+    name = str(path) if series is None else f"{path}, {series.name}"
+    text = f"{name}: {size} voxels, {' x '.join(map(str, spacing))} mm, {letters}"
     return {
-        "file": str(path),
-        "verdict": "odd" if warnings else "good",
-        "shape": list(found.grid.shape),
+        **about,
+        "verdict": "odd" if volume.warnings else "good",
+        "shape": list(volume.grid.shape),
         "spacing_mm": spacing,
         "orientation": letters,
-        "warnings": warnings,
-        "text": "; ".join([text, *warnings]),
+        "warnings": list(volume.warnings),
+        "text": "; ".join([text, *volume.warnings]),
     }

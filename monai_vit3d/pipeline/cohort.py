@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.dicom import write_dicom_seg
 from ..data.errors import ImageError, Vit3dError
 from ..data.files import file_sha256, remove_parts
 from ..data.nifti import write_labels, write_map
 from ..data.volume import Volume
 from .bundle import Bundle
+from .dicom_seg import add_dicom_seg
 from .memory import out_of_memory
 from .overlay import draw_overlay, write_png
 from .plan import Case, Plan
@@ -202,7 +202,7 @@ class _Cohort:
                 work.record.pop("outputs", None)
                 answer = finish(work.prepared, work.output, self.bundle)
                 work.record["warnings"] += answer.warnings
-                work.record |= self._write(work.case, work.prepared.volume, answer)
+                work.record |= self._write(work.case, work.record, work.prepared.volume, answer)
                 work.record["status"] = "done"
             work.prepared = work.output = None
         output = work.record["output"]
@@ -237,8 +237,8 @@ class _Cohort:
         finished = earlier.get("status") in ("done", "skipped")
         return bool(same and finished and all(path.is_file() for path in outputs))
 
-    def _write(self, case: Case, volume: Volume, answer: Answer) -> dict[str, Any]:
-        """Write what there is to write; returns what the record says of it."""
+    def _write(self, case: Case, record: dict[str, Any], volume: Volume, answer: Answer) -> dict[str, Any]:
+        """Write what there is to write; returns what the record says of it, warnings are added to the record."""
         found: dict[str, Any] = {}
         paths = []
         for kind, values in answer.maps.items():
@@ -251,9 +251,12 @@ class _Cohort:
             found["stats"] = [one.row() for one in label_stats(labels, volume.voxels, volume.grid, names)]
             paths.append(self._place(case, "seg"))
             write_labels(labels, volume.grid, paths[-1])
-            if case.series is not None and labels.ndim == 3:
-                paths.append((self.plan.output / case.dicom_seg).absolute())
-                write_dicom_seg(labels, case.series, {row["label"]: row["name"] for row in found["stats"]}, paths[-1])
+            if case.series is not None and case.seg:
+                path = (self.plan.output / case.dicom_seg).absolute()
+                named = {row["label"]: row["name"] for row in found["stats"]}
+                warnings = add_dicom_seg(labels, case.series, named, path, self.options.volume)
+                record["warnings"] += warnings
+                paths += [] if warnings else [path]
         if answer.numbers is not None:
             found |= self._prediction(answer.numbers)
         paths.append((self.plan.output / "qc" / f"{case.name}.png").absolute())

@@ -40,6 +40,7 @@ def plan_folder(
     existing: str = "refuse",
     include_labels: bool = False,
     suffixes: Sequence[str] = (),
+    seg: bool = True,
 ) -> Plan:
     """What :func:`predict_folder` would do, checked, with nothing written and no image read; arguments as there.
 
@@ -50,7 +51,7 @@ def plan_folder(
     with open_bundle(bundle) as root:
         metadata = read_metadata(root)
     kinds = _outputs(metadata, tta, uncertainty, probabilities)
-    chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes}
+    chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "seg": seg}
     return plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, **chosen)
 
 
@@ -70,6 +71,8 @@ def predict_folder(
     suffixes: Sequence[str] = (),
     config: str | Sequence[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    units: str = "stored",
+    seg: bool = True,
     device: str | None = None,
     backend: str = "torch",
     bf16: bool = False,
@@ -92,7 +95,7 @@ def predict_folder(
         uncertainty: ``"entropy"`` writes the normalised entropy of the probabilities, in [0, 1]; ``"variance"``, with
             ``tta``, their variance over the flips, summed over the classes.
         probabilities: whether to write them, a map a class.
-        volume: which volume of 4D files, from 0; None refuses them.
+        volume: which volume of 4D files and of DICOM series with several, from 0; None refuses them.
         max_voxels: the largest volume that is taken.
         shard: ``(i, n)``: do the i-th of n parts, from 1. All parts share OUT.
         existing: ``"refuse"`` outputs that are there, ``"resume"`` (skip those that are verified) or ``"overwrite"``.
@@ -101,6 +104,8 @@ def predict_folder(
         suffixes: last words of the names of images to take from folders, such as ``T1w``; none takes all.
         config: config files of the bundle to merge, by name; None is its ``inference``.
         overrides: values to set in the config, by id such as ``"inferer::overlap"``.
+        units: of DICOM PET: ``"stored"``, mostly Bq/ml, or ``"suv"``, standardised uptake values by body weight.
+        seg: whether the labels of DICOM series are written as a DICOM SEG, too.
         device: a torch device; None takes a GPU where there is one.
         backend: what runs the network: ``"torch"``, ``"compile"``, ``"openvino"``, or ``"auto"``: OpenVINO on a CPU,
             if it is installed. Their numbers differ by rounding; run.json says which it was.
@@ -121,9 +126,13 @@ def predict_folder(
     if jobs < 1:
         raise UsageError(f"--jobs {jobs}; 1 or more are needed.")
     choice = choice_of(config, overrides)
+    from ..data.dicom import UNITS
+
+    if units not in UNITS:
+        raise UsageError(f"--units {units}; one of {', '.join(UNITS)} is needed.")
     with open_bundle(bundle) as root:
         kinds = _outputs(read_metadata(root), tta, uncertainty, probabilities)
-        chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes}
+        chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "seg": seg}
         plan = plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, **chosen)
         loaded = _loaded(root, device, safe, backend, bf16, choice)
         from .channels import order_channels
@@ -134,7 +143,7 @@ def predict_folder(
         for line in notes:
             logger.info("%s", line)
         begin(plan)
-        options = Options(_flip_axes(tta, loaded), uncertainty, probabilities, volume, max_voxels)
+        options = Options(_flip_axes(tta, loaded), uncertainty, probabilities, volume, max_voxels, units, seg)
         record = RunRecord(plan.output, _about(loaded, Path(bundle), options, plan, choice, notes), shard)
         with following_no_links(plan.output):
             try:

@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.dicom_start import HEAD_BYTES, has_dicom_start
+from ..data.dicom_start import SUFFIXES as DICOM_SUFFIXES
 from ..data.texts import shown as shown
 
 NIFTI = re.compile(r"\.nii(\.gz)?\Z", re.IGNORECASE)
-DICOM_SUFFIXES = (".dcm", ".ima")
 
 
 def without_suffix(name: str) -> str:
@@ -30,16 +31,14 @@ def absolute(path: Path) -> Path:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its 128th byte; one that cannot be read, by its name."""
-    suffix = path.suffix.lower()
-    named_so = suffix in ("", *DICOM_SUFFIXES) or suffix[1:].isdigit()  # a UID as a name ends in a number
-    if not named_so or path.name == "DICOMDIR" or not os.path.isfile(path):
+    """Whether a file is DICOM, by its first bytes, whatever its name; one that cannot be read, by its name."""
+    if path.name == "DICOMDIR" or not os.path.isfile(path):
         return False
     try:
         with path.open("rb", buffering=0) as file:
-            return file.read(132)[128:] == b"DICM"
+            return has_dicom_start(file.read(HEAD_BYTES))
     except OSError:
-        return suffix in DICOM_SUFFIXES  # so that the run reports it
+        return path.suffix.lower() in DICOM_SUFFIXES  # so that the run reports it
 
 
 def holds_dicom(folder: Path) -> bool:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from ..data.errors import ImageError, UsageError
+from ..data.errors import UsageError
 from ..data.passed_over import PassedOver
-from .inputs import Found, find_images
+from .dicom_cases import name_cases
+from .inputs import find_images
 from .passed_over import describe
-from .paths import shown, some, without_suffix
+from .paths import shown, some
 
 if TYPE_CHECKING:
     from ..data.dicom import Series
@@ -37,6 +38,7 @@ class Case:
         dicom: its image is a folder with DICOM files.
         series: which of that folder's; None where the folder could not be made out, which the run reports.
         channels: what a list calls its images, such as ``flair`` of a column ``image_flair``; may be empty.
+        seg: whether the labels of a DICOM series are written as a DICOM SEG, too.
     """
 
     index: int
@@ -46,6 +48,7 @@ class Case:
     dicom: bool = False
     series: Series | None = None
     channels: tuple[str, ...] = ()
+    seg: bool = True
 
     def path(self, kind: str) -> PurePosixPath:
         """Where an output goes, below OUT: ``NAME_seg.nii.gz``, or ``sub-01_desc-T1w_dseg.nii.gz`` in BIDS.
@@ -61,7 +64,7 @@ class Case:
     def paths(self, kinds: Collection[str]) -> list[PurePosixPath]:
         """Where its outputs go, below OUT; the labels of a DICOM series also as a DICOM SEG."""
         paths = [self.path(kind) for kind in kinds]
-        return [*paths, self.dicom_seg] if self.dicom and "seg" in kinds else paths
+        return [*paths, self.dicom_seg] if self.dicom and self.seg and "seg" in kinds else paths
 
     @property
     def dicom_seg(self) -> PurePosixPath:
@@ -144,6 +147,7 @@ def plan_cases(
     existing: str = "refuse",
     include_labels: bool = False,
     suffixes: Sequence[str] = (),
+    seg: bool = True,
 ) -> Plan:
     """Find the cases of all inputs and settle where their outputs go. Nothing is written, and no image is read.
 
@@ -155,6 +159,7 @@ def plan_cases(
         existing: ``"refuse"``, ``"resume"`` or ``"overwrite"`` outputs that are there already.
         include_labels: as for ``find_images``.
         suffixes: as for ``find_images``.
+        seg: whether the labels of DICOM series are written as a DICOM SEG, too.
 
     Raises:
         UsageError: an input or argument cannot be used; two cases have the same output, also where only upper and lower
@@ -169,9 +174,14 @@ def plan_cases(
         )
     _check_folder(output)
     found = find_images(inputs, output, include_labels=include_labels, suffixes=suffixes)
+    named, no_volumes = name_cases(found.cases)
+    passed_over = (*found.passed_over, *no_volumes)
+    if not named:
+        head, *reasons = describe(passed_over)
+        raise UsageError(f"no case in the inputs; {head} {'; '.join(reasons)}. Give a folder with some.")
     cases = [
-        Case(i, one.images, name, one.bids, one.dicom, series, one.channels)
-        for i, (one, name, series) in enumerate(each for one in found.cases for each in _named(one))
+        Case(i, one.found.images, one.name, one.found.bids, one.found.dicom, one.series, one.found.channels, seg)
+        for i, one in enumerate(named)
     ]
     _check_clashes(cases, outputs)
     _check_inputs_stay(cases, outputs, output)
@@ -182,29 +192,13 @@ def plan_cases(
         shard,
         len(cases),
         tuple(outputs),
-        found.passed_over,
+        passed_over,
         found.warnings,
         include_labels,
     )
     if existing == "refuse":
         _check_absent(plan)
     return plan
-
-
-def _named(found: Found) -> list[tuple[Found, str, Series | None]]:
-    """The cases that were found at one place, with their names; a DICOM folder may hold several series."""
-    place = found.relative.as_posix()
-    if not found.dicom:
-        return [(found, without_suffix(place), None)]
-    from ..data.dicom import find_series
-
-    try:
-        several = find_series(found.images[0])
-    except ImageError:
-        return [(found, place, None)]
-    if len(several) == 1:
-        return [(found, place, several[0])]
-    return [(found, f"{place}/{series.name}", series) for series in several]
 
 
 def _described(stem: str) -> str:

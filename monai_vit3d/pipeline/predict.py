@@ -50,6 +50,8 @@ class Options:
         probabilities: whether to keep them, a map a class.
         volume: which volume of 4D files, from 0; None refuses them.
         max_voxels: the largest volume that is taken.
+        units: ``"stored"``, or ``"suv"``: a DICOM PET's standardised uptake values by body weight.
+        seg: whether the labels of DICOM series are written as a DICOM SEG, too.
     """
 
     flip_axes: tuple[int, ...] = ()
@@ -57,6 +59,8 @@ class Options:
     probabilities: bool = False
     volume: int | None = None
     max_voxels: int = 2**30
+    units: str = "stored"
+    seg: bool = True
 
 
 @dataclass(eq=False)

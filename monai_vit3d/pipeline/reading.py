@@ -24,9 +24,14 @@ def read_case(case: Case, bundle: Bundle, options: Options, include_labels: bool
     if case.dicom:
         # a folder that could not be made out while planning says here why
         series = case.series or find_series(case.images[0])[0]
-        volume = read_series(series, options.max_voxels)
+        volume = read_series(series, options.max_voxels, options.volume, options.units)
         check_memory(case.images[0], volume.grid, 1, bundle, options)
         return [volume]
+    if options.units != "stored":
+        raise ImageError(
+            f"{case.images[0]}: --units {options.units} needs a DICOM PET; a NIfTI file says nothing of dose and "
+            "weight. Give the DICOM folder, or leave out --units."
+        )
     grid = read_grid(case.images[0], options.volume, options.max_voxels)
     check_memory(case.images[0], grid, len(case.images), bundle, options)
     volumes = [read_volume(path, options.volume, options.max_voxels) for path in case.images]

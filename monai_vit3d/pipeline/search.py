@@ -13,13 +13,14 @@ from ..data.errors import UsageError
 from ..data.formats import foreign_format
 from ..data.label_names import is_label_folder, is_label_name
 from ..data.passed_over import PassedOver
-from .paths import NIFTI, is_dicom, shown, without_suffix
+from .paths import DICOM_SUFFIXES, NIFTI, is_dicom, shown, without_suffix
 
 HIDDEN = "hidden"
 WRITTEN = "written by an earlier run, as its run.json says (--include-labels takes them as images)"
 LABELS = "labels, masks or maps by name or folder (--include-labels takes them as images)"
 NO_SCANS = "outside of sub-*/anat and sub-*/ct of a BIDS data set"
 NO_IMAGE = "no image by name"
+NO_DICOM = "named as DICOM, but empty, damaged or something else; copy the file again"
 EMPTY = "a folder with an image's name and nothing in it"
 
 _BIDS_FOLDER = re.compile(r"sub-[^/]+(/ses-[^/]+)?(/(anat|ct))?")
@@ -41,6 +42,8 @@ def bids_suffix(path: Path) -> str:
 
 def kind_by_name(path: Path) -> str:
     """What a file that is no image of a case is, and the command that converts it where there is one."""
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return NO_DICOM
     if foreign := foreign_format(path.name):
         kind, tool = foreign
         return f"{kind}, which {tool} converts"

@@ -1,6 +1,7 @@
 """DICOM folders through `vit3d predict`: labels in place, a SEG beside them, a broken series fails alone."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,9 @@ hd = pytest.importorskip("highdicom")
 
 from monai_vit3d import cli  # noqa: E402
 from monai_vit3d.data.dicom import find_series, read_series  # noqa: E402
+from monai_vit3d.data.errors import UsageError  # noqa: E402
 from monai_vit3d.pipeline import memory  # noqa: E402
+from monai_vit3d.pipeline.plan import plan_cases  # noqa: E402
 from tests.dicom import MR, SAGITTAL, SLICES, series  # noqa: E402
 from tests.pipeline.tiny import predict, records  # noqa: E402
 
@@ -88,6 +91,66 @@ def test_a_seg_that_is_there_is_not_overwritten(run, tiny_bundle, tmp_path, caps
     assert predict(scans / "axial", to=tmp_path, bundle=tiny_bundle) == 2
     assert "axial_seg.dcm" in capsys.readouterr().err
     assert (tmp_path / "axial_seg.dcm").read_bytes() == b"somebody's"
+
+
+def without_study(ds, k):
+    del ds.StudyInstanceUID
+
+
+def test_labels_stay_where_no_seg_can_be_written(tiny_bundle, tmp_path):
+    series(tmp_path / "ct", edit=without_study)
+    assert predict(tmp_path / "ct", to=tmp_path / "out", bundle=tiny_bundle) == 0
+    (found,) = records(tmp_path / "out").values()
+    assert (found["status"], len(found["warnings"])) == ("done", 1)
+    assert found["warnings"][0].startswith(
+        "labels are written as NIfTI only, not as DICOM SEG: ct, series-003: no DICOM"
+    )
+    assert "StudyInstanceUID" in found["warnings"][0]
+    assert (tmp_path / "out" / "ct_seg.nii.gz").is_file()
+    assert not (tmp_path / "out" / "ct_seg.dcm").exists()
+    assert "ct_seg.dcm" not in found["outputs"]
+
+
+def test_no_seg(run, tiny_bundle, tmp_path):
+    assert predict(run[0] / "axial", to=tmp_path, bundle=tiny_bundle, options=["--no-seg"]) == 0
+    assert (tmp_path / "axial_seg.nii.gz").is_file()
+    assert not list(tmp_path.glob("*.dcm"))
+
+
+def test_check_tells_of_every_series(run, capsys):
+    scans, _, _ = run
+    assert cli.main(["check", str(scans / "both"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["series"], one["verdict"], one["shape"][2]) for one in found] == [
+        ("series-003", "good", SLICES),
+        ("series-007", "good", SLICES),
+    ]
+
+
+def test_a_series_in_two_folders_is_one_case_and_a_copy_is_passed_over(run, tmp_path):
+    scans, _, _ = run
+    for name in ("a", "b", "copy"):
+        (tmp_path / name).mkdir()
+    for k, path in enumerate(sorted((scans / "axial").iterdir())):
+        shutil.copy(path, tmp_path / ("a" if k % 2 else "b"))
+    shutil.copy(path, tmp_path / "copy")
+    plan = plan_cases([tmp_path], tmp_path / "out")
+    (case,) = plan.cases
+    assert case.name == "a"
+    volume = read_series(case.series)
+    assert volume.warnings == ("its files lie in several folders",)
+    assert np.array_equal(volume.voxels, read_series(find_series(scans / "axial")[0]).voxels)
+    assert [
+        (file.path, "a copy of the series in" in file.reason or "1 slice" in file.reason) for file in plan.passed_over
+    ]
+
+
+def test_a_study_without_a_volume_says_why(tmp_path):
+    series(tmp_path / "study", count=1)
+    with pytest.raises(
+        UsageError, match=r"no case in the inputs; 1 file passed over .*1 slice; a volume needs two or more"
+    ):
+        plan_cases([tmp_path / "study"], tmp_path / "out")
 
 
 def test_check_reads_series(run, capsys):

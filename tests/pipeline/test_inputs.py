@@ -293,6 +293,7 @@ def test_folders_with_dicom_files(tree, out):
         ("p1/scout", True),
         ("p2/deep", True),
         ("p3", True),
+        ("p4", True),  # b.txt: DICOM is what begins as DICOM
         ("p4/a.nii", False),
         ("p4/c.nii", False),
     ]

@@ -82,8 +82,11 @@ def test_bids_data_set(tree, out):
 
 
 def test_dicom_folders_keep_their_name(tree, out):
+    pytest.importorskip("pydicom")
+    from tests.dicom import series
+
     root = tree("ct.nii/x.txt")
-    (root / "ct.nii/1.dcm").write_bytes(bytes(128) + b"DICM")
+    series(root / "ct.nii", count=2)
     (case,) = plan_cases([root], out).cases
     assert (case.name, case.dicom, case.images) == ("ct.nii", True, (root / "ct.nii",))
 

@@ -2,62 +2,147 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import ImageError
+from ..errors import ImageError, UsageError
 from ..volume import Array, Volume
+from .headers import HeaderError, hush_pydicom
 from .series import Series, shown
-from .stack import Slice, stack_slices
+from .slices import Slice
+from .stack import stack_slices
+from .suv import is_pet, suv_factors, units_warning
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+UNITS = ("stored", "suv")
+_ADVICE = "Copy it again if it is cut off, or convert it, for instance with gdcmconv --raw."
 
 
-def read_series(series: Series, max_voxels: int = 2**30) -> Volume:
-    """The volume of a series of single-frame files or of enhanced multi-frame files.
+def read_series(series: Series, max_voxels: int = 2**30, volume: int | None = None, units: str = "stored") -> Volume:
+    """Read a series of single-frame files, of enhanced multi-frame files or of Siemens mosaics as a volume.
 
     Values are rescaled as each slice says (CT: HU; a PET's slopes differ from slice to slice). The affine comes from
-    the positions and orientation of the slices alone; slice thickness, spacing between slices and instance numbers
-    are not trusted. With a tilted gantry the affine has a shear, so that every voxel is where it was. Every slice
-    must lie within 1 % of the spacing of its place on the even grid from first to last. A slice that is missing at
-    either end cannot be noticed.
+    the positions and orientation of the slices alone; slice thickness and instance numbers are not trusted, and the
+    spacing between slices only in a mosaic. With a tilted gantry the affine has a shear, so that every voxel is where
+    it was. Slices off the even grid from first to last by more than 0.1 mm and 1 % of the spacing are warned of, by
+    more than 10 % refused. A slice that is missing at either end is noticed only where the headers count the files.
 
     Args:
         series: from :func:`find_series`.
         max_voxels: more are refused before memory is taken.
+        volume: which volume of a series with several (time points, echoes, b-values, stacks), from 0; None refuses
+            them.
+        units: ``"stored"``, or ``"suv"``: a PET's standardised uptake values by body weight.
 
     Returns:
         Voxels (columns, rows, slices), float32, rescaled in float64; slices along rows x columns. Its path is the
         folder.
 
     Raises:
-        ImageError: missing, doubled or unevenly spaced slices, fewer than two, several orientations, sizes or pixel
-            spacings, colour, pixels that are cut off or cannot be decoded, or pydicom is not there.
+        ImageError: missing, doubled or unevenly spaced slices, fewer than two, several volumes and none picked, colour,
+            pixels that are cut off or cannot be decoded, headers that SUV cannot be had from, or pydicom is not there.
+        UsageError: other units.
     """
-    slices, grid, warnings = stack_slices(series)
+    if units not in UNITS:
+        raise UsageError(f"units={units!r}; one of {', '.join(UNITS)} is needed.")
+    slices, grid, warnings = stack_slices(series, volume)
     if np.prod(grid.shape, dtype=float) > max_voxels:
         raise ImageError(f"{shown(series)}: {grid.shape} voxels; at most {max_voxels} are taken. Raise the limit.")
-    return Volume(series.files[0].parent, _planes(slices).T, grid, warnings)
+    factors, odd = _factors(slices, units, shown(series))
+    return Volume(series.files[0].parent, _planes(slices, factors).T, grid, (*warnings, *odd))
 
 
-def _planes(slices: Sequence[Slice]) -> Array:
+def _factors(slices: Sequence[Slice], units: str, where: str) -> tuple[list[float], list[str]]:
+    """What each slice's rescaled values are multiplied by, and what was odd."""
+    headers = [s.header for s in slices]
+    ones = [1.0] * len(slices)
+    if not is_pet(headers[0]):
+        return ones, [f"no PET; --units {units} changes nothing"] if units != "stored" else []
+    if units == "stored":
+        return ones, [warning] if (warning := units_warning(headers[0])) else []
+    try:
+        return suv_factors(headers)
+    except HeaderError as error:
+        raise ImageError(
+            f"{where}: SUV cannot be had from its headers ({error}). Export the original images, or leave out "
+            "--units suv (units= in Python)."
+        ) from error
+
+
+def _planes(slices: Sequence[Slice], factors: Sequence[float]) -> Array:
     """(slices, rows, columns) float32, rescaled."""
+    planes = np.empty((len(slices), *slices[0].shape), np.float32)
+    wanted: dict[Path, dict[int, list[int]]] = {}
+    for k, one in enumerate(slices):
+        wanted.setdefault(one.path, {}).setdefault(one.frame, []).append(k)
+    for path, frames in wanted.items():
+        image = _open(path)
+        try:
+            _fill(planes, image, frames, slices, factors)
+        except ImageError:
+            raise
+        except Exception as error:  # each decoder has its own; its text may quote the header
+            raise ImageError(f"{path.name}: its pixels cannot be had ({_why(image, error)}). {_ADVICE}") from error
+    return planes
+
+
+def _fill(
+    planes: Array, image: Dataset, frames: dict[int, list[int]], slices: Sequence[Slice], factors: Sequence[float]
+) -> None:
+    """Decode frames of a file, and rescale their planes in float64."""
     from pydicom.pixels import apply_modality_lut, iter_pixels
 
-    planes = np.empty((len(slices), *slices[0].shape), np.float32)
-    place = {(s.path, s.frame): k for k, s in enumerate(slices)}
-    for path, frames in Counter(s.path for s in slices).items():
-        try:
-            for frame, stored in zip(range(frames), iter_pixels(path), strict=True):
-                k = place[path, frame]
-                with np.errstate(over="ignore", invalid="ignore"):
-                    planes[k] = apply_modality_lut(stored, slices[k].rescale)
-                if not np.isfinite(planes[k]).all():
-                    raise ValueError("values that are not finite after rescaling")
-        except Exception as error:  # each decoder has its own
-            why = " ".join(str(error).split())  # pydicom lists decoders on lines of their own
-            raise ImageError(
-                f"{path.name}: its pixels cannot be had ({why}). Copy it again if it is cut off; if no decoder is "
-                "there, convert it, for instance with gdcmconv --raw, or pip install monai-vit3d[dicom]."
-            ) from error
-    return planes
+    order = sorted(frames)
+    for frame, stored in zip(order, iter_pixels(image, indices=order), strict=True):
+        for k in frames[frame]:
+            tile = slices[k].tile
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = apply_modality_lut(stored if tile is None else stored[tile], slices[k].rescale)
+                planes[k] = values if factors[k] == 1.0 else np.asarray(values, np.float64) * factors[k]
+            if not np.isfinite(planes[k]).all():
+                raise HeaderError("values that are not finite after rescaling")
+
+
+def _open(path: Path) -> Dataset:
+    from pydicom import dcmread
+
+    hush_pydicom()
+    try:
+        image = dcmread(path, force=True)  # a file without preamble is DICOM all the same
+    except Exception as error:
+        raise ImageError(f"{path.name}: damaged ({type(error).__name__}). Copy it again or remove it.") from error
+    if "TransferSyntaxUID" not in image.file_meta:
+        image.file_meta.TransferSyntaxUID = _transfer_syntax(image)
+    return image
+
+
+def _transfer_syntax(image: Dataset) -> str:
+    """What a file without a file meta header must be in, as it was parsed."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    implicit, little = image.original_encoding
+    return str(ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian)
+
+
+def _why(image: Dataset, error: Exception) -> str:
+    """What is the matter with the pixels, in words of ours."""
+    from pydicom.pixels import get_decoder
+
+    if isinstance(error, HeaderError):
+        return str(error)
+    if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & {element.keyword for element in image}:
+        return "there are none"
+    syntax = image.file_meta.TransferSyntaxUID
+    name = syntax.name if syntax.is_transfer_syntax and not syntax.is_private else "an unknown transfer syntax"
+    try:
+        installed = get_decoder(syntax).is_available
+    except NotImplementedError:
+        return f"{name} cannot be decoded"
+    if not installed:
+        return f"{name}: no decoder is installed; pip install monai-vit3d[dicom] or pylibjpeg[all]"
+    return f"{name}, {type(error).__name__}: cut off, damaged, or not as its header says"

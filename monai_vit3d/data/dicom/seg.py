@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
 from ..errors import ImageError, UsageError
 from ..files import replacing
 from ..volume import Array
+from .headers import element, hush_pydicom
 from .series import Series, shown
+from .slices import Slice
 from .stack import stack_slices
 
 if TYPE_CHECKING:
@@ -23,40 +24,51 @@ _TYPE_2 = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "Access
 _TYPE_2 += ("StudyTime", "ReferringPhysicianName")
 
 
-def write_dicom_seg(labels: Array, series: Series, names: Mapping[int, str], path: str | Path) -> None:
+def write_dicom_seg(
+    labels: Array, series: Series, names: Mapping[int, str], path: str | Path, volume: int | None = None
+) -> None:
     """Write labels as one DICOM SEG, of type BINARY, that refers to the images they were made from.
 
     Segments are numbered from 1 in the order of the label values and carry the names; one that is nowhere is described
-    all the same. A bundle has no codes for its classes, so each segment is coded as the general "Tissue" (SNOMED CT
-    85756007), as 3D Slicer does by default. Patient and study are copied from the images, names and dates included:
-    a SEG is part of the patient's study. Whoever may not see the images may not see it either.
+    all the same. A value without a name, or with one that a SEG cannot hold (empty, above 64 characters, with a
+    backslash), is called "label 2". A bundle has no codes for its classes, so each segment is coded as the general
+    "Tissue" (SNOMED CT 85756007), as 3D Slicer does by default. Patient and study are copied from the images, names and
+    dates included: a SEG is part of the patient's study. Whoever may not see the images may not see it either.
 
     Args:
-        labels: (columns, rows, slices) integers, on the grid of :func:`read_series`; 0 is background.
+        labels: (columns, rows, slices) integers, on the grid of :func:`read_series`; 0 is background. Or (C, columns,
+            rows, slices) masks that may overlap: mask c is label c + 1.
         series: the images; their headers are read again.
-        names: label value to name, at most 64 characters each.
+        names: label value to name.
         path: the file, whole or not there.
+        volume: as given to :func:`read_series`.
 
     Raises:
         ImageError: another shape than the series', images a SEG cannot refer to, or highdicom is not there.
-        UsageError: no name, a name that is empty, too long or has a backslash, or a label without a name.
+        UsageError: neither a label nor a name, so that there is no segment.
     """
-    slices, grid, _ = stack_slices(series)
+    slices, grid, _ = stack_slices(series, volume)
     labels = np.asarray(labels)
-    if labels.shape != grid.shape or labels.dtype.kind not in "biu":
+    if labels.shape[-3:] != grid.shape or labels.ndim not in (3, 4) or labels.dtype.kind not in "biu":
         raise ImageError(
             f"labels: {labels.dtype} {labels.shape}; integers {grid.shape} are needed, the grid of {shown(series)}."
         )
-    segments = _segment_numbers(labels, names).T
-    if len({s.path for s in slices}) == 1:  # frames of one file are told apart by their order in it alone
-        segments = segments[np.argsort([s.frame for s in slices])]
-        slices = slices[:1]
+    ordered = _segment_names(labels, names)
+    _check_references(slices, series)
+    segments = _segments(labels, list(ordered))
+    frames = [s.frame for s in slices]
+    one_file = len({s.path for s in slices}) == 1  # whose frames are told apart by their order in it alone
+    if one_file:
+        segments, slices = segments[np.argsort(frames)], slices[:1]
+    hush_pydicom()  # warnings quote what the images say of the patient
     try:
-        with catch_warnings():
-            simplefilter("ignore")  # they quote what the images say of the patient
-            for plane in slices:
-                _complete(plane.header, grid.spacing_mm[2])
-            seg = _segmentation(np.ascontiguousarray(segments), [s.header for s in slices], names, series)
+        for plane in slices:
+            _complete(plane.header, series, grid.spacing_mm[2])
+        if one_file:
+            _keep_frames(slices[0].header, sorted(frames))
+        seg = _segmentation(segments, [s.header for s in slices], list(ordered.values()), series)
+        if one_file:
+            _refer_to_frames(seg, sorted(frames))
     except ImportError as error:
         raise ImageError(f"{shown(series)}: a DICOM SEG needs pip install monai-vit3d[dicom]") from error
     except Exception as error:  # what an odd header makes highdicom and pydicom raise is of no one class
@@ -68,40 +80,103 @@ def write_dicom_seg(labels: Array, series: Series, names: Mapping[int, str], pat
         seg.save_as(file)
 
 
-def _segment_numbers(labels: Array, names: Mapping[int, str]) -> Array:
-    """1 for the smallest label value that has a name, and so on."""
-    values = sorted(value for value in names if value)
-    bad = [names[value] for value in values if not 0 < len(names[value].strip()) <= 64 or "\\" in names[value]]
-    if not values or bad:
-        raise UsageError(f"names={dict(names)!r}: one name or more of 1 to 64 characters without backslash are needed.")
-    numbers = np.zeros(labels.shape, np.uint16)
-    for number, value in enumerate(values, 1):
-        numbers[labels == value] = number
-    unnamed = np.unique(labels[(numbers == 0) & (labels != 0)])
-    if unnamed.size:
-        raise UsageError(f"labels: value {unnamed[0]} has no name; names has {values}. Add it, or set it to 0.")
-    return numbers
+def _segment_names(labels: Array, names: Mapping[int, str]) -> dict[int, str]:
+    """A name for each label value that is there or has one, in order."""
+    there = range(1, len(labels) + 1) if labels.ndim == 4 else np.unique(labels[labels != 0]).tolist()
+    values = sorted({*there, *(value for value in names if value)})
+    if not values:
+        raise UsageError("labels: no label is there and none has a name; a DICOM SEG has one segment or more.")
+    return {value: _segment_name(names.get(value, ""), value) for value in values}
 
 
-def _complete(header: Dataset, step_mm: float) -> None:
+def _segment_name(name: str, value: int) -> str:
+    fits = 0 < len(name.strip()) <= 64 and "\\" not in name and name.isprintable()
+    return name if fits else f"label {value}"
+
+
+def _segments(labels: Array, values: list[int]) -> Array:
+    """Segment numbers (slices, rows, columns); of masks, (slices, rows, columns, segments)."""
+    if labels.ndim == 4:
+        masks = np.zeros((*labels.shape[:0:-1], len(values)), np.uint8)
+        for n, value in enumerate(values):
+            if value <= len(labels):
+                masks[..., n] = labels[value - 1].T != 0
+        return masks
+    segments = np.zeros(labels.shape[::-1], np.uint16)
+    for n, value in enumerate(values, 1):
+        segments[np.equal(labels.T, value)] = n
+    return segments
+
+
+def _keep_frames(header: Dataset, frames: list[int]) -> None:
+    """Leave the frames of one volume of several in an image's header; in memory only. highdicom takes no others."""
+    header.PerFrameFunctionalGroupsSequence = [header.PerFrameFunctionalGroupsSequence[frame] for frame in frames]
+    header.NumberOfFrames = len(frames)
+
+
+def _refer_to_frames(seg: Dataset, frames: list[int]) -> None:
+    """Number the frames that a SEG refers to as they are in the file, not among those that were kept."""
+    sources = {  # one item may stand in several frames of the SEG
+        id(source): source
+        for group in seg.PerFrameFunctionalGroupsSequence
+        for derivation in element(group, "DerivationImageSequence") or ()
+        for source in derivation.SourceImageSequence
+    }
+    for source in sources.values():
+        source.ReferencedFrameNumber = frames[int(source.ReferencedFrameNumber) - 1] + 1
+
+
+def _check_references(slices: list[Slice], series: Series) -> None:
+    """Refuse images that a SEG cannot name one by one."""
+    images = {s.path: element(s.header, "SOPInstanceUID") for s in slices}
+    why = ""
+    if slices[0].tile is not None:
+        why = "slices are tiles of a mosaic"
+    elif not series.uid:
+        why = "SeriesInstanceUID is missing"
+    elif None in images.values() or len(set(images.values())) < len(images):
+        why = "SOPInstanceUID is missing or the same in several"
+    if why:
+        raise ImageError(f"{shown(series)}: no DICOM SEG can refer to these images ({why}). Write NIfTI.")
+
+
+def _complete(header: Dataset, series: Series, step_mm: float) -> None:
     """Add what highdicom copies from an image and what those of some exporters lack; in memory only."""
+    from pydicom.uid import generate_uid
+
     for tag in _TYPE_2:
-        setattr(header, tag, header.get(tag) or "")
-    header.SliceThickness = header.get("SliceThickness") or f"{step_mm:.6g}"
+        setattr(header, tag, element(header, tag) or "")
+    header.SliceThickness = element(header, "SliceThickness") or f"{step_mm:.6g}"
+    if element(header, "FrameOfReferenceUID") is None:  # the series' own, that no other image has
+        header.FrameOfReferenceUID = generate_uid(entropy_srcs=[series.uid, "frame of reference"])
+    if element(header, "PerFrameFunctionalGroupsSequence"):
+        _share_groups(header)
 
 
-def _segmentation(segments: Array, sources: list[Dataset], names: Mapping[int, str], series: Series) -> Any:
-    """The SEG of segment numbers (slices, rows, columns), in the order of the sources or of the one source's frames."""
+def _share_groups(header: Dataset) -> None:
+    """Copy what highdicom looks for among the shared functional groups from the first frame's own."""
+    from pydicom import Dataset
+
+    first = header.PerFrameFunctionalGroupsSequence[0]
+    if not element(header, "SharedFunctionalGroupsSequence"):
+        header.SharedFunctionalGroupsSequence = [Dataset()]
+    shared = header.SharedFunctionalGroupsSequence[0]
+    for macro in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+        if not element(shared, macro) and element(first, macro):
+            setattr(shared, macro, first[macro].value)
+
+
+def _segmentation(segments: Array, sources: list[Dataset], names: list[str], series: Series) -> Any:
+    """The SEG of segment numbers or masks, in the order of the sources or of the one source's frames."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
     release = version("monai-vit3d")
     algorithm = hd.AlgorithmIdentificationSequence("monai_vit3d", codes.cid7162.ArtificialIntelligence, release)
     tissue = hd.sr.CodedConcept("85756007", "SCT", "Tissue")
-    ordered = [names[value] for value in sorted(names) if value]
     described = [
         hd.seg.SegmentDescription(n, name, tissue, tissue, hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, algorithm)
-        for n, name in enumerate(ordered, 1)
+        for n, name in enumerate(names, 1)
     ]
     return hd.seg.Segmentation(
         source_images=sources,

@@ -1,21 +1,25 @@
-"""Finding the image series of a folder."""
+"""Finding the image series of a folder, and what is in it besides."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..dicom_start import HEAD_BYTES, SUFFIXES
 from ..errors import DatasetError, ImageError
+from ..passed_over import PassedOver, by_reason
+from .headers import element, number, read_header
+from .kinds import is_cut_image, is_survey, passed_over_for
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-# not images of a patient in space, though they have pixels: SEG, secondary captures, RT dose and image
-_NO_SCAN = ("1.2.840.10008.5.1.4.1.1.66.", "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.481.")
-_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR, whatever its name
+_TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "ImageType", "Rows"]
+_TAGS += ["NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "SharedFunctionalGroupsSequence"]
 
 
 @dataclass(frozen=True)
@@ -23,93 +27,177 @@ class Series:
     """The files of one DICOM series.
 
     Args:
-        uid: SeriesInstanceUID; it identifies the patient's examination: not for file names or reports.
+        uid: SeriesInstanceUID, empty where an anonymiser has blanked it; it identifies the patient's examination: not
+            for file names or reports.
         number: SeriesNumber, if it has one.
         name: for file names: nothing that was typed at the scanner, other than its series' number.
         files: sorted by name.
+        images: SOPInstanceUIDs.
+        warnings: what was odd about the folder.
     """
 
     uid: str
     number: int | None
     name: str
     files: tuple[Path, ...]
+    images: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FolderScan:
+    """What lies in a folder.
+
+    Args:
+        series: by SeriesNumber, then UID; series without a number come last.
+        passed_over: files that belong to none of them: DICOM that is no volume (reports, screenshots, scouts), and
+            files that are named like slices and are no DICOM.
+    """
+
+    series: tuple[Series, ...]
+    passed_over: tuple[PassedOver, ...]
 
 
 def find_series(folder: str | Path) -> list[Series]:
-    """The image series whose files lie directly in a folder; only headers are read.
-
-    Files that are not DICOM are passed over, and so are a DICOMDIR, objects without pixels (structure sets, reports,
-    presentation states) and SEG, RT dose and secondary captures.
-
-    Args:
-        folder: where the files are; their names do not matter, but hidden files are not looked at.
-
-    Returns:
-        By SeriesNumber, then UID; series without a number come last.
+    """Find the image series whose files lie directly in a folder, as :func:`scan_folder` does.
 
     Raises:
         DatasetError: no such folder.
-        ImageError: no image in it, a file that is damaged or cut off, or pydicom is not there.
+        ImageError: no series in it; the message says what is there.
+    """
+    scan = scan_folder(folder)
+    if scan.series:
+        return list(scan.series)
+    raise ImageError(
+        f"{Path(folder)}: no DICOM image volume in it{_listed(scan.passed_over)}. Give the folder of a CT, MR or PET "
+        "series."
+    )
+
+
+def _listed(passed_over: Sequence[PassedOver]) -> str:
+    """List files that were passed over in brackets, by reason; empty if there are none."""
+    parts = [
+        f"{paths[0].name}{f' and {len(paths) - 1} more' if paths[1:] else ''}: {reason}"
+        for reason, paths in by_reason(passed_over).items()
+    ]
+    return f" ({'; '.join(parts[:5])})" if parts else ""
+
+
+def scan_folder(folder: str | Path) -> FolderScan:
+    """Sort the files that lie directly in a folder into series; only headers are read.
+
+    Names do not matter, preambles neither; hidden files are not looked at. Files without a SeriesInstanceUID are one
+    series for each SeriesNumber. A damaged file goes to its series, which then cannot be read.
+
+    Raises:
+        DatasetError: no such folder.
+        ImageError: pydicom is not there, or a file cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder. Give the folder that holds the series' files.")
-    files: dict[str, list[Path]] = {}
-    numbers: dict[str, int | None] = {}
+    sorting = _Sorting()
     for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name[0] != "."):
-        header = read_header(path, ["SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "Rows"])
-        if header is None or not _is_scan(header, path):
-            continue
-        uid = str(header.SeriesInstanceUID)
-        files.setdefault(uid, []).append(path)
-        numbers.setdefault(uid, _number(header))
-    if not files:
-        raise ImageError(
-            f"{folder}: no DICOM image in it that has a place in space. Give the folder of a CT, MR or PET."
-        )
-    shared = Counter(numbers.values())
-    found = [Series(uid, n, _name(n, uid, shared[n] > 1), tuple(files[uid])) for uid, n in numbers.items()]
-    return sorted(found, key=lambda s: (s.number is None, s.number or 0, s.uid))
+        sorting.add(path)
+    return sorting.end()
 
 
-def read_header(path: Path, tags: list[str] | None = None) -> Dataset | None:
-    """A file's elements before the pixels; None if it is not DICOM and does not say that it were."""
-    try:
-        from pydicom import dcmread
-        from pydicom.errors import InvalidDicomError
-    except ImportError as error:
-        raise ImageError(f"{path.name}: reading DICOM needs pip install monai-vit3d[dicom]") from error
-    try:
-        return dcmread(path, stop_before_pixels=True, specific_tags=tags)
-    except InvalidDicomError as error:
-        if path.suffix.lower() not in (".dcm", ".ima"):
-            return None
-        raise ImageError(f"{path.name}: not a DICOM file, or damaged ({error}). Copy it again or remove it.") from error
-    except Exception as error:  # pydicom's parser has no class for what damaged bytes make it raise
-        raise ImageError(f"{path.name}: damaged ({type(error).__name__}). Copy it again or remove it.") from error
+@dataclass
+class _Sorting:
+    """Files on their way into series."""
 
+    scans: dict[tuple[str, int | None], list[tuple[Path, Dataset]]] = field(default_factory=dict)
+    other: list[Path] = field(default_factory=list)
+    damaged: list[tuple[str, PassedOver]] = field(default_factory=list)  # with the UID, as far as it is there
+    passed_over: list[PassedOver] = field(default_factory=list)
+    suspicious: list[str] = field(default_factory=list)  # what may have been a slice
 
-def element(header: Dataset, name: str) -> Any:
-    """Its value; None if it is not there, empty, or not to be made out."""
-    try:
-        value = header.get(name)
-    except Exception:  # elements are parsed when asked for, and damaged ones raise what they like
-        return None
-    return None if value == "" else value
+    def add(self, path: Path) -> None:
+        """Sort one file."""
+        try:
+            header = read_header(path, _TAGS)
+        except ImageError as error:
+            if isinstance(error.__cause__, ImportError | OSError):
+                raise
+            self.damaged.append(("", PassedOver(path, "damaged DICOM")))
+            return
+        if header is None:
+            self.other.append(path)
+            return
+        uid = str(element(header, "SeriesInstanceUID") or "")
+        if is_cut_image(header):
+            self.damaged.append((uid, PassedOver(path, "DICOM that is cut off or damaged")))
+        elif reason := passed_over_for(header):
+            self.passed_over.append(PassedOver(path, reason))
+        else:
+            self.scans.setdefault((uid, None if uid else _number(header)), []).append((path, header))
 
+    def end(self) -> FolderScan:
+        """Return the series, once all files are sorted."""
+        self._drop_scouts()
+        damaged = self._damaged_files()
+        self._pass_over_others()
+        numbers = {key: _number(headers[0][1]) for key, headers in self.scans.items()}
+        shared = Counter(numbers.values())
+        series = [
+            _series(key[0], numbers[key], shared[numbers[key]] > 1, files, damaged.get(key, []))
+            for key, files in self.scans.items()
+        ]
+        if self.suspicious:
+            names = ", ".join([*self.suspicious[:5], *(["..."] if self.suspicious[5:] else [])])
+            warning = f"not read: {names}; a slice may be missing"
+            series = [replace(one, warnings=(warning,)) for one in series]
+        series.sort(key=lambda s: (s.number is None, s.number or 0, s.uid))
+        return FolderScan(tuple(series), tuple(sorted(self.passed_over, key=lambda file: file.path)))
 
-def _is_scan(header: Dataset, path: Path) -> bool:
-    kind = element(header.file_meta, "MediaStorageSOPClassUID") or element(header, "SOPClassUID")
-    if kind == _DIRECTORY:
-        return False
-    whole = element(header, "SeriesInstanceUID") is not None
-    if whole and "Rows" in header:
-        return not str(kind).startswith(_NO_SCAN)
-    # pydicom reads a file that is cut off as far as it goes, without a word
-    if not whole or (kind and kind.name.endswith("Image Storage")):
-        what = "Rows" if whole else "SeriesInstanceUID"
-        raise ImageError(f"{path.name}: no {what}; the file is cut off or damaged. Copy it again or remove it.")
-    return False
+    def _damaged_files(self) -> dict[tuple[str, int | None], list[Path]]:
+        """The damaged files of each series; those that may be of several are passed over."""
+        damaged: dict[tuple[str, int | None], list[Path]] = {}
+        for uid, file in self.damaged:
+            keys = [key for key in self.scans if uid and key[0] == uid] or list(self.scans)
+            if len(keys) == 1:
+                damaged.setdefault(keys[0], []).append(file.path)
+            else:
+                self.passed_over.append(file)
+                self.suspicious.append(f"{file.path.name} ({file.reason})")
+        return damaged
+
+    def _drop_scouts(self) -> None:
+        """Pass over scouts, in series of their own or among slices, and single slices."""
+        for key, files in list(self.scans.items()):
+            scouts = [path for path, header in files if _is_localizer(header)]
+            kept = [(path, header) for path, header in files if path not in scouts]
+            reason = "a scout (localizer)"
+            if not scouts and len(files) == 1 and not _has_slices(files[0][1]) and not self._has_damaged(key[0]):
+                scouts, kept, reason = [files[0][0]], [], "1 slice; a volume needs two or more"
+            elif not scouts and is_survey([header for _, header in files]):
+                scouts, kept, reason = (
+                    [path for path, _ in files],
+                    [],
+                    "a scout or radial planes: a few slices of each orientation",
+                )
+            self.passed_over += [PassedOver(path, reason) for path in scouts]
+            if kept:
+                self.scans[key] = kept
+            else:
+                del self.scans[key]
+
+    def _has_damaged(self, uid: str) -> bool:
+        """Whether a damaged file may be of a series."""
+        return any(own == uid or len(self.scans) == 1 for own, _ in self.damaged)
+
+    def _pass_over_others(self) -> None:
+        """Pass over what is named as slices are and is no DICOM."""
+        suffixes = {path.suffix.lower() for files in self.scans.values() for path, _ in files}
+        for path in self.other:
+            size, suffix = path.stat().st_size, path.suffix.lower()
+            short = size < HEAD_BYTES
+            if suffix not in {*SUFFIXES, *suffixes}:
+                continue
+            reason = f"{size} bytes, too short for DICOM" if short else "no DICOM"
+            self.passed_over.append(PassedOver(path, reason))
+            if suffix in SUFFIXES or short:
+                self.suspicious.append(f"{path.name} ({reason})")
 
 
 def shown(series: Series) -> str:
@@ -117,11 +205,27 @@ def shown(series: Series) -> str:
     return f"{series.files[0].parent.name}, {series.name}"
 
 
+def _series(
+    uid: str, number: int | None, shared: bool, files: Sequence[tuple[Path, Dataset]], damaged: Sequence[Path]
+) -> Series:
+    paths = sorted([*(path for path, _ in files), *damaged])
+    images = frozenset(str(element(header, "SOPInstanceUID") or path) for path, header in files)
+    return Series(uid, number, _name(number, uid, shared), tuple(paths), images)
+
+
+def _is_localizer(header: Dataset) -> bool:
+    kinds = element(header, "ImageType") or ()
+    return bool({"LOCALIZER", "SCOUT"} & {*([kinds] if isinstance(kinds, str) else kinds)})
+
+
+def _has_slices(header: Dataset) -> bool:
+    kinds = element(header, "ImageType") or ()
+    return (number(header, "NumberOfFrames") or 1) > 1 or "MOSAIC" in kinds
+
+
 def _number(header: Dataset) -> int | None:
-    try:
-        return int(element(header, "SeriesNumber"))
-    except (TypeError, ValueError):  # none, no number
-        return None
+    value = number(header, "SeriesNumber")
+    return None if value is None else int(value)
 
 
 def _name(number: int | None, uid: str, shared: bool) -> str:

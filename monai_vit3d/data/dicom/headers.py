@@ -1,0 +1,101 @@
+"""DICOM headers: recognised, read and asked, without a word of what they say of a patient.
+
+pydicom's warnings quote values and UIDs; from the first file that is read here they are no longer shown, neither as
+Python warnings nor in pydicom's log. Messages of ours name files and attributes, and numbers at most.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..dicom_start import HEAD_BYTES, has_dicom_start
+from ..errors import ImageError
+from ..volume import Array
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+class HeaderError(ValueError):
+    """An attribute is missing or cannot be used; its text names the attribute and quotes no text of the header."""
+
+
+def read_header(path: Path, tags: list[str] | None = None) -> Dataset | None:
+    """Read a file's elements before the pixels.
+
+    Args:
+        path: the file.
+        tags: the elements that are needed; None is all.
+
+    Returns:
+        The elements; None if the file is not DICOM.
+
+    Raises:
+        ImageError: the file cannot be parsed or read, or pydicom is not there.
+    """
+    try:
+        from pydicom import dcmread
+    except ImportError as error:
+        raise ImageError(f"{path.name}: reading DICOM needs pip install monai-vit3d[dicom]") from error
+    hush_pydicom()
+    try:
+        with path.open("rb") as file:
+            if not has_dicom_start(file.read(HEAD_BYTES)):
+                return None
+        # force: of a file without preamble; that it is DICOM is known
+        return dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
+    except OSError as error:
+        raise ImageError(f"{path.name}: cannot be read ({error.strerror}). Make it readable.") from error
+    except Exception as error:  # pydicom's parser has no class for what damaged bytes make it raise
+        raise ImageError(f"{path.name}: damaged ({type(error).__name__}). Copy it again or remove it.") from error
+
+
+def element(header: Dataset, name: str) -> Any:
+    """Return an attribute's value; None if it is missing, empty, or cannot be parsed."""
+    try:
+        value = header.get(name)
+    except Exception:  # elements are parsed when asked for, and damaged ones raise what they like
+        return None
+    return None if value == "" else value
+
+
+def number(header: Dataset, name: str) -> float | None:
+    """Return an attribute's finite number; None if it is none."""
+    try:
+        value = float(element(header, name))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return value if np.isfinite(value) else None
+
+
+def numbers(header: Dataset, name: str, count: int) -> Array:
+    """Return an attribute's numbers, (count,) float64.
+
+    Raises:
+        HeaderError: it is missing, or not as many finite numbers.
+    """
+    value = element(header, name)
+    if value is None:
+        raise HeaderError(f"{name} is missing")
+    try:
+        values = np.array(value, np.float64).ravel()
+    except (TypeError, ValueError, OverflowError):
+        values = np.empty(0)
+    if values.shape != (count,) or not np.isfinite(values).all():
+        raise HeaderError(f"{name} is not {count} finite number{'s' if count > 1 else ''}")
+    return values
+
+
+def hush_pydicom() -> None:
+    """Keep pydicom's and highdicom's warnings, which quote headers, from terminal and log.
+
+    By a filter for these modules, not by catch_warnings, which is not safe where several threads read.
+    """
+    warnings.filterwarnings("ignore", module=r"(pydicom|highdicom|monai_vit3d\.data\.dicom)(\.|$)")
+    for package in ("pydicom", "highdicom"):
+        logging.getLogger(package).setLevel(logging.CRITICAL)
