@@ -142,7 +142,8 @@ def _traits(config: Mapping[str, Any], metadata: Metadata) -> Traits:
         code=code,
         pred=f"{pred.get('type', '')} {pred.get('format', '')}".lower(),
         inputs=" ".join(f"{one.get('type', '')} {one.get('format', '')}" for one in inputs).lower(),
-        dims=3 if re.search(_SLICES, code) else _dims(config, inputs),  # a 2D network moved over slices reads volumes
+        # a 2D network that is moved over slices reads volumes
+        dims=3 if re.search(_SLICES, code, re.MULTILINE) else _dims(config, inputs),
         task=str(metadata.content.get("task", "")).lower(),
         classifies=metadata.classifies or "classification" in str(pred.get("format")),
     )

@@ -93,10 +93,11 @@ def monai_labels(bundle: Path, cases: Sequence[Mapping[str, Any]], out: Path, ke
     """What `monai.bundle run` saves for each case, a dictionary of paths."""
     config = str(bundle / "configs" / "inference.json")
     options = {"logging_file": False, "bundle_root": str(bundle), "output_dir": str(out)}
-    data = [{name: str(path) for name, path in case.items()} for case in cases]
+    data = [{name: path if isinstance(path, list) else str(path) for name, path in case.items()} for case in cases]
     run_bundle(config_file=config, device="$torch.device('cpu')", dataset={**_dataset(config), "data": data}, **options)
-    names = [Path(case[key]).name.removesuffix(".nii.gz") for case in cases]
-    return [np.asarray(nib.load(out / f"{name}_monai.nii.gz").dataobj) for name in names]
+    first = [next(iter(np.atleast_1d(case.get(key, next(iter(case.values())))))) for case in cases]
+    names = [Path(path).name.removesuffix(".nii.gz") for path in first]
+    return [np.asarray(nib.load(next(out.rglob(f"{name}_*.nii.gz"))).dataobj) for name in names]
 
 
 def _dataset(config: str) -> dict[str, Any]:
