@@ -49,7 +49,7 @@ def labels_on_file_grid(prepared: Prepared, output: Output) -> tuple[Tensor, lis
     post, warnings = prepared.postprocessing, []
     steps = post.rest if output.inverted else post.behind_scores()
     before = (*post.voxelwise, *post.decision) if output.inverted else post.voxelwise
-    found: Any = output.pred
+    found: Any = output.pred.as_subclass(Tensor)  # its grid is the input's: MONAI's steps make up an affine
     if steps:
         data = {**prepared.data, PRED: _as_monai(prepared, output)}
         for i, step in enumerate(steps):

@@ -142,8 +142,9 @@ def _load(root: Path, device: str | None, safe: bool, choice: Choice) -> Bundle:
     loader = _checkpoint_loader(parser.get())
     roots = [name for name in _ROOTS if name in parser] + [name for name in _VALUES if name in parser]
     if safe:
-        from .safety import check_config
+        from .safety import check_config, drop_imports
 
+        drop_imports(parser.get())
         check_config(parser.get(), roots + ([f"{loader}::load_path"] if loader else []))
     else:
         let_import(root)

@@ -41,6 +41,16 @@ def import_fault(text: str) -> str:
     return "" if statement in words.IMPORTS else known
 
 
+def is_lone_import(text: str) -> bool:
+    """Whether a text is one import statement and nothing else.
+
+    Args:
+        text: what follows the ``$``.
+    """
+    tree, fault = _tree(text)
+    return not fault and len(tree) == 1 and isinstance(tree[0], ast.Import | ast.ImportFrom)
+
+
 def expression_fault(config: str) -> str:
     """Why an expression may not be evaluated, or "" if it may.
 
@@ -97,7 +107,7 @@ def _faults(node: ast.AST, bound: set[str], references: set[str]) -> Iterator[st
     elif _is_reference(node, references):
         return
     elif isinstance(node, ast.Attribute):
-        if _dotted(node) not in words.VALUES:
+        if _dotted(node) not in words.VALUES and not words.is_enum_member(_dotted(node)):
             yield f"{_dotted(node) or '.' + node.attr} is not allowed; {_known(words.VALUES)}"
     else:
         fault = _own_fault(node)

@@ -20,7 +20,16 @@ CALLS = _split(
     "monai_vit3d.weights.load_backbone monai_vit3d.data.medmnist3d_info monai_vit3d.data.class_names "
     "monai_vit3d.data.nifti_files monai_vit3d.networks.probabilities"
 )
-METHODS = _split("to get eval items keys values lower upper")
+# of tensors, voxel by voxel or smaller than what they are given: neither files nor memory without bounds
+_TENSOR_FUNCTIONS = _split(
+    "where argmax argmin softmax sigmoid clamp round floor ceil abs sign isnan isinf isfinite nan_to_num eq ne lt le "
+    "gt ge maximum minimum logical_and logical_or logical_not logical_xor any all sum mean amax amin"
+)
+CALLS |= {f"torch.{name}" for name in _TENSOR_FUNCTIONS}
+METHODS = _split(
+    "to get eval items keys values lower upper float long int bool argmax argmin sum mean amax amin any all clamp "
+    "round abs squeeze unsqueeze"
+)
 _NUMBERS = _split("float16 float32 float64 uint8 int8 int16 int32 int64")
 _TORCH_NUMBERS = [*_NUMBERS, "bfloat16", "float", "half", "double", "int", "long", "bool"]
 VALUES = frozenset(
@@ -29,6 +38,20 @@ VALUES = frozenset(
 _MODULES = _split("os glob json math numpy torch monai monai_vit3d")
 IMPORTS = frozenset([*(f"import {m}" for m in _MODULES), "import numpy as np", "import os.path as osp"])
 ALIASES = frozenset([*_MODULES, "np", "osp"])
+
+_ENUM_MEMBER = re.compile(r"monai\.utils\.(enums\.)?([A-Z]\w*)\.([A-Za-z]\w*)")
+
+
+def is_enum_member(name: str) -> bool:
+    """Whether a dotted name is a member of one of MONAI's enumerations, such as ``monai.utils.CommonKeys.IMAGE``."""
+    from enum import EnumMeta
+
+    from monai.utils import enums
+
+    found = _ENUM_MEMBER.fullmatch(name)
+    kind = getattr(enums, found[2], None) if found else None
+    return found is not None and isinstance(kind, EnumMeta) and found[3] in kind.__members__
+
 
 # targets
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..data.errors import BundleError
 from . import safe_words as words
-from .safe_expression import expression_fault, import_fault
+from .safe_expression import expression_fault, import_fault, is_lone_import
 
 MAX_DEPTH, MAX_ITEMS, SHOWN = 40, 20_000, 5
 _ADVICE = "Read the bundle; if you trust it, run without --safe."
@@ -47,6 +47,27 @@ def check_config(config: Mapping[str, Any], roots: Sequence[str]) -> None:
         if root in items:
             findings += _root_findings(parser, root)
     _refuse(findings)
+
+
+def drop_imports(config: Any) -> None:
+    """Take import statements of modules that are not allowed out of a config, so that they are not executed.
+
+    No expression that :func:`check_config` allows can name such a module, so nothing that is resolved misses it.
+
+    Args:
+        config: as for :func:`check_config`; it is changed in place. An import becomes None where it stands.
+    """
+    waiting, seen = [config], set()
+    while waiting:
+        holder = waiting.pop()
+        if not isinstance(holder, dict | list) or id(holder) in seen:
+            continue
+        seen.add(id(holder))
+        for key, value in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
+            text = value[1:] if isinstance(value, str) and value.startswith("$") else ""
+            if "import" in text and is_lone_import(text) and import_fault(text):
+                holder[key] = None
+            waiting.append(value)
 
 
 def _refuse(findings: list[Finding]) -> None:

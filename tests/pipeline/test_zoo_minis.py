@@ -42,7 +42,7 @@ def write_case(folder, mini):
     folder.mkdir()
     for i in range(mini.channels):
         paths.append(folder / f"case_{i}.nii.gz")
-        zoo.smooth_image(i, (20, 22, 13)).to_filename(paths[-1])
+        zoo.smooth_image(i, (20, 22, 14)).to_filename(paths[-1])
     if mini.channels == 1:
         return paths, paths[0]
     columns = [f"image_{key}" for key in mini.keys] if len(mini.keys) > 1 else [f"image{i}" for i in range(4)]

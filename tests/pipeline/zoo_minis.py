@@ -144,7 +144,7 @@ from torch import nn
 
 class UNesT(nn.Sequential):
     def __init__(self, in_channels, out_channels):
-        super().__init__(nn.Conv3d(in_channels, 6, 3, padding=1), nn.ReLU(), nn.Conv3d(6, out_channels, 1))
+        super().__init__(nn.Conv3d(in_channels, 6, 3, padding=1), nn.InstanceNorm3d(6), nn.Conv3d(6, out_channels, 1))
 '''
 CONCAT = '''"""A transform of the bundle's own."""
 
@@ -213,7 +213,7 @@ def _swin() -> Mini:
     network = {"_target_": "SwinUNETR", "spatial_dims": 3, "in_channels": 1, "out_channels": 3, "feature_size": 12}
     network |= {"depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
     pre = [*loading(reader="ITKReader"), *oriented(), scaled(), step("EnsureTyped")]
-    window = {"_target_": "SlidingWindowInferer", "roi_size": [32, 32, 32], "sw_batch_size": 4, "overlap": 0.5}
+    window = {"_target_": "SlidingWindowInferer", "roi_size": [64, 64, 64], "sw_batch_size": 4, "overlap": 0.5}
     return Mini(config(network, pre, [SOFTMAX, inverting(), ARGMAX], window), about("Abdominal CT", NAMES))
 
 
@@ -259,7 +259,7 @@ def _dints(task: str) -> Mini:
     space = {"_target_": "monai.networks.nets.TopologyInstance", "channel_mul": 0.25, "num_blocks": 2, "num_depths": 2}
     space |= {
         "use_downsample": True,
-        "arch_code": ["$@arch_ckpt['arch_code_a'].numpy()", "$@arch_ckpt['arch_code_c'].numpy()"],
+        "arch_code": [f"$@arch_ckpt['arch_code_{one}'].numpy()" for one in "ac"],
     }
     space |= {"device": "@device"}
     network = {"_target_": "monai.networks.nets.DiNTS", "dints_space": "@dints_space", "in_channels": 1}
@@ -387,7 +387,7 @@ MINIS: dict[str, Callable[[], Mini]] = {
     "prostate_mri_anatomy": _prostate,
     "ventricular_short_axis_3label": _ventricle,
     "renalStructures_CECT_segmentation": _renal_cect,
-    "renalStructures_UNEST_segmentation": lambda: _unest("Renal structures", norm=False),
+    "renalStructures_UNEST_segmentation": lambda: _unest("Kidneys", norm=False),
     "wholeBrainSeg_Large_UNEST_segmentation": lambda: _unest("Whole brain", norm=True),
     "multi_organ_segmentation": lambda: _dints("Multi-organ CT"),
     "pancreas_ct_dints_segmentation": lambda: _dints("Pancreas CT"),
@@ -430,4 +430,4 @@ def _weights(root: Path, mini: Mini) -> dict[str, Any]:
     torch.manual_seed(len(mini.metadata["name"]))
     state = parser.get_parsed_content("network_def").state_dict()
     # larger than at the start of a training: labels then differ from voxel to voxel
-    return {key: value * 2 if value.ndim > 1 else value for key, value in state.items()}
+    return {key: value * 2 if value.ndim > 1 and value.is_floating_point() else value for key, value in state.items()}
