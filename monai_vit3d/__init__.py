@@ -5,24 +5,26 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from .discovery import announce
+
 __version__ = "0.1.0"
 
 _HOMES = {
-    "DPTDecoder": "decoders",
-    "LightDecoder": "decoders",
-    "PatchEmbed3D": "layers",
-    "PyramidDecoder": "decoders",
-    "TokenClassifier": "networks",
-    "TokenSegmenter": "networks",
-    "UNETRDecoder": "decoders",
-    "VisionTransformer3D": "networks",
-    "apply_lora": "networks",
-    "attention_maps": "visualize",
-    "backbone_from": "weights",
-    "create_model": "weights",
-    "load_weights": "weights",
-    "merge_lora": "networks",
-    "set_spacing": "layers",
+    "DPTDecoder": "decoders.dpt",
+    "LightDecoder": "decoders.light",
+    "PatchEmbed3D": "layers.patch_embed",
+    "PyramidDecoder": "decoders.pyramid",
+    "TokenClassifier": "networks.classifier",
+    "TokenSegmenter": "networks.segmenter",
+    "UNETRDecoder": "decoders.unetr",
+    "VisionTransformer3D": "networks.vit3d",
+    "apply_lora": "networks.lora",
+    "attention_maps": "visualize.attention",
+    "backbone_from": "weights.families",
+    "create_model": "weights.create",
+    "load_weights": "weights.files",
+    "merge_lora": "networks.lora",
+    "set_spacing": "layers.rope",
 }
 _ROOMS = (
     "data", "decoders", "handlers", "inferers", "layers", "metrics", "networks", "pipeline", "pretraining",
@@ -42,3 +44,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES, *_ROOMS])
+
+
+announce(f"{__name__}.{home}" for home in set(_HOMES.values()))

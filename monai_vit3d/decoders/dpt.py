@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ..layers import to_3tuple
 from ..layers.pos_embed import Grid
 from .stages import (
     ChannelNorm,
+    last_layer,
     level_strides,
     on_image,
+    recomputed,
     require_counts,
     require_maps,
     require_strides,
@@ -53,8 +56,11 @@ class DPTDecoder(nn.Module):
             _reassemble(embed_dim, max(width, coarsest >> i), stride, width)
             for i, stride in enumerate(level_strides(strides))
         )
-        self.level_units = nn.ModuleList(ResidualUnit(width) for _ in strides[1:])  # the coarsest has nothing to meet
-        self.fused_units = nn.ModuleList(ResidualUnit(width) for _ in strides)
+        self.level_units = nn.ModuleList(
+            ResidualConvUnit(width) for _ in strides[1:]
+        )  # the coarsest has nothing to meet
+        self.fused_units = nn.ModuleList(ResidualConvUnit(width) for _ in strides)
+        self.grad_checkpointing = False
         self.head = nn.Sequential(
             nn.Conv3d(width, width, kernel_size=3, padding=1),
             ChannelNorm(width),
@@ -83,15 +89,47 @@ class DPTDecoder(nn.Module):
         for i, reassemble in enumerate(self.reassemble):
             levels.append(reassemble(maps[needed - 1 - i]))
         for i, unit in enumerate(self.level_units):
-            levels[i + 1] = unit(levels[i + 1])
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                levels[i + 1] = recomputed(unit, levels[i + 1])
+            else:
+                levels[i + 1] = unit(levels[i + 1])
         x = levels[0]
         for i, unit in enumerate(self.fused_units):
-            level = levels[i]
-            x = unit(level if i == 0 else resize_like(x, level) + level)
-        return on_image(self.head(x), image)
+            level = levels[i] if i == 0 else resize_like(x, levels[i]) + levels[i]
+            if self.grad_checkpointing and not torch.jit.is_scripting():  # noqa: SIM108
+                x = recomputed(unit, level)
+            else:
+                x = unit(level)
+        if self.grad_checkpointing and not torch.jit.is_scripting():  # noqa: SIM108
+            x = recomputed(self.head, x)
+        else:
+            x = self.head(x)
+        return on_image(x, image)
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each stage in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self.head[-1]
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def reset_classifier(self, num_classes: int) -> None:
+        """Start with a new last layer.
+
+        Args:
+            num_classes: channels of the dense map.
+
+        Raises:
+            ValueError: fewer than 1.
+        """
+        self.head[-1] = last_layer(self.head[-1], num_classes)
 
 
-class ResidualUnit(nn.Module):
+class ResidualConvUnit(nn.Module):
     """Two 3x3x3 convolutions, each behind a rectifier, around which the input is added (the paper's figure 1)."""
 
     def __init__(self, width: int) -> None:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from ..layers import to_3tuple
 from .stages import (
     ChannelNorm,
+    last_layer,
     on_image,
+    recomputed,
     require_counts,
     require_maps,
     require_strides,
@@ -71,6 +73,7 @@ class LightDecoder(nn.Module):
         )
         self.last = nn.ConvTranspose3d(before[-1], image_channels or num_classes, strides[-1], strides[-1])
         _start_alike(self)
+        self.grad_checkpointing = False
         self.image_branch = self.head = None
         if image_channels:
             self.image_branch = nn.Conv3d(in_chans, image_channels, kernel_size=3, padding=1, bias=False)
@@ -102,12 +105,45 @@ class LightDecoder(nn.Module):
             grids.append(norm(maps[i]))
         x = torch.cat(grids, dim=1)
         for stage in self.stages:
-            x = stage(x)
+            if self.grad_checkpointing and not torch.jit.is_scripting():  # noqa: SIM108
+                x = recomputed(stage, x)
+            else:
+                x = stage(x)
         x = self.last(x)
         if self.image_branch is None or self.head is None:
             return on_image(x, image)
         x = resize_like(x, image)
-        return self.head(x + self.image_branch(image))
+        x = x + self.image_branch(image)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return recomputed(self.head, x)
+        return self.head(x)
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each stage in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self.last if self.head is None else self.head[-1]
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def reset_classifier(self, num_classes: int) -> None:
+        """Start with a new last layer.
+
+        Args:
+            num_classes: channels of the dense map.
+
+        Raises:
+            ValueError: fewer than 1.
+        """
+        new = last_layer(self.get_classifier(), num_classes)
+        if self.head is not None:
+            self.head[-1] = new
+            return
+        self.last = new
+        _start_alike(new)
 
 
 def _start_alike(decoder: nn.Module) -> None:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import to_3tuple
 from ..layers.pos_embed import Grid
-from .stages import ChannelNorm, on_image, require_counts, require_maps, require_strides, resize_like, stage_widths
+from .stages import (
+    ChannelNorm,
+    last_layer,
+    on_image,
+    recomputed,
+    require_counts,
+    require_maps,
+    require_strides,
+    resize_like,
+    stage_widths,
+)
 
 
 class PyramidDecoder(nn.Module):
@@ -43,6 +54,7 @@ class PyramidDecoder(nn.Module):
         self.levels = nn.ModuleList(
             _level(embed_dim, widths[:i], strides[:i], 2 * feature_size) for i in range(len(strides))
         )
+        self.grad_checkpointing = False
         self.head = nn.Conv3d(2 * feature_size, num_classes, kernel_size=1)
 
     @staticmethod
@@ -66,9 +78,34 @@ class PyramidDecoder(nn.Module):
         require_maps(maps, 1, self.patch_size)
         total = maps[0]
         for i, level in enumerate(self.levels):  # coarsest first
-            x = level(maps[0])
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = recomputed(level, maps[0])
+            else:
+                x = level(maps[0])
             total = x if i == 0 else resize_like(total, x) + x
         return on_image(self.head(F.gelu(total)), image)
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each stage in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self.head
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def reset_classifier(self, num_classes: int) -> None:
+        """Start with a new last layer.
+
+        Args:
+            num_classes: channels of the dense map.
+
+        Raises:
+            ValueError: fewer than 1.
+        """
+        self.head = last_layer(self.head, num_classes)
 
 
 def _level(embed_dim: int, widths: list[int], strides: list[Grid], width: int) -> nn.Sequential:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..layers import to_3tuple
 from ..layers.pos_embed import Grid
+
+recomputed = partial(checkpoint, use_reentrant=False)
 
 
 def up_strides(patch_size: Grid) -> list[Grid]:
@@ -92,16 +96,36 @@ class ChannelNorm(nn.LayerNorm):
         return x.permute(0, 4, 1, 2, 3)
 
 
-def resize(x: Tensor, size: list[int]) -> Tensor:
-    """Trilinear, and nothing at all where the size is right already."""
+def last_layer(old: nn.Module, num_classes: int) -> nn.Module:
+    """A newly initialised convolution as ``old``, with another number of output channels.
+
+    Args:
+        old: an ``nn.Conv3d`` or ``nn.ConvTranspose3d``.
+        num_classes: channels of the dense map.
+
+    Raises:
+        ValueError: fewer than 1.
+    """
+    require_counts(1, num_classes=num_classes)
+    shape = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
+    factory = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
+    return type(old)(old.in_channels, num_classes, **shape, **factory).train(old.training)
+
+
+def resize_trilinear(x: Tensor, size: list[int]) -> Tensor:
+    """Resize, or do nothing where the size is right already.
+
+    A tracer may decide that by its example: whether a stage's size is the one that is asked for is a question of
+    patch and stride, whatever the grid.
+    """
     if x.shape[2] == size[0] and x.shape[3] == size[1] and x.shape[4] == size[2]:
         return x
     return F.interpolate(x, size=size, mode="trilinear", align_corners=False)
 
 
 def resize_like(x: Tensor, other: Tensor) -> Tensor:
-    """:func:`resize` to the size of ``other``."""
-    return resize(x, [other.shape[2], other.shape[3], other.shape[4]])
+    """:func:`resize_trilinear` to the size of ``other``."""
+    return resize_trilinear(x, [other.shape[2], other.shape[3], other.shape[4]])
 
 
 def on_image(x: Tensor, image: Tensor) -> Tensor:

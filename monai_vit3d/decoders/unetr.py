@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from ..layers import to_3tuple
 from ..layers.pos_embed import Grid
-from .stages import require_counts, require_maps, require_strides, resize, resize_like, stage_maps, stage_widths
+from .stages import (
+    recomputed,
+    require_counts,
+    require_maps,
+    require_strides,
+    resize_like,
+    resize_trilinear,
+    stage_maps,
+    stage_widths,
+)
 
 
 class UNETRDecoder(nn.Module):
@@ -80,6 +89,7 @@ class UNETRDecoder(nn.Module):
         )
         self.head = UnetOutBlock(spatial_dims=3, in_channels=feature_size, out_channels=num_classes)
         coarse = widths[:-1][::-1] if deep_supervision else []
+        self.grad_checkpointing = False
         self.coarse_heads = nn.ModuleList(UnetOutBlock(3, width, num_classes) for width in coarse)
 
     num_maps = staticmethod(stage_maps)
@@ -101,7 +111,12 @@ class UNETRDecoder(nn.Module):
         require_maps(maps, len(self.up_blocks), self.patch_size)
         grid = maps[-1].shape
         work = [grid[2] * self.scale[0], grid[3] * self.scale[1], grid[4] * self.scale[2]]
-        levels = [self.image_branch(resize(image, work))]  # finest first
+        image_at_work = resize_trilinear(image, work)
+        levels: list[Tensor] = []  # finest first
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            levels.append(recomputed(self.image_branch, image_at_work))
+        else:
+            levels.append(self.image_branch(image_at_work))
         for down in self.image_downs:
             levels.append(down(levels[-1]))
         skips: list[Tensor] = []  # coarsest first, as the branches and the stages stand; the earliest tap is the finest
@@ -113,7 +128,10 @@ class UNETRDecoder(nn.Module):
         x = maps[-1]
         outputs: list[Tensor] = []
         for i, up in enumerate(self.up_blocks):
-            x = up(x, skips[i])
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = recomputed(up, x, skips[i])
+            else:
+                x = up(x, skips[i])
             outputs.append(x)
         out = resize_like(self.head(x), image)
         if not self.training or len(self.coarse_heads) == 0:
@@ -124,6 +142,32 @@ class UNETRDecoder(nn.Module):
         if not torch.jit.is_scripting():  # which has one type for all answers
             return cast(Any, stack)
         return torch.stack(stack, dim=1)
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each stage in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self.head.conv.conv
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def reset_classifier(self, num_classes: int) -> None:
+        """Start with a new last layer.
+
+        Args:
+            num_classes: channels of the dense map.
+
+        Raises:
+            ValueError: fewer than 1.
+        """
+        require_counts(1, num_classes=num_classes)
+        for heads, name in ((self, "head"), *((self.coarse_heads, str(i)) for i in range(len(self.coarse_heads)))):
+            old = getattr(heads, name).conv.conv
+            new = UnetOutBlock(3, old.in_channels, num_classes).to(old.weight.device, old.weight.dtype)
+            setattr(heads, name, new.train(old.training))
 
 
 def _tap_branch(embed_dim: int, width: int, strides: list[Grid], blocks: dict) -> nn.Module:

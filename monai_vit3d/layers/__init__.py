@@ -1,13 +1,15 @@
 """nn.Modules and functions that know no task: patch embedding, position embedding."""
 
 from .conv_stem import ConvStem3D
-from .patch_embed import PatchEmbed3D, embed_patches, pad_to_patch, resample_patch_kernel, to_3tuple
+from .patch_conv import PatchConv3d, embed_patches
+from .patch_embed import PatchEmbed3D, pad_to_patch, resample_patch_kernel, to_3tuple
 from .pos_embed import fit_pos_embed, resample_pos_embed, sincos_pos_embed
 from .rope import RotaryPositions3D, keep_rows, rotary_table, set_spacing, split_pairs
 from .rotary_block import RotaryBlock
 
 __all__ = [
     "ConvStem3D",
+    "PatchConv3d",
     "PatchEmbed3D",
     "RotaryBlock",
     "RotaryPositions3D",

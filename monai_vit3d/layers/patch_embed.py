@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .patch_conv import PatchConv3d
 from .pos_embed import Grid
+
+FORMATS = ("NLC", "NCHWD", "NHWDC")
 
 
 def to_3tuple(value: int | Sequence[int], name: str = "value") -> Grid:
@@ -29,7 +32,12 @@ def to_3tuple(value: int | Sequence[int], name: str = "value") -> Grid:
     return int(items[0]), int(items[1]), int(items[2])
 
 
-def _check_divisible(img_size: Grid, patch_size: Grid) -> None:
+def check_divisible(img_size: Grid, patch_size: Grid) -> None:
+    """Refuse an input size that is no multiple of the patch.
+
+    Raises:
+        ValueError: the next size that is one is named.
+    """
     if any(i % p for i, p in zip(img_size, patch_size)):
         need = tuple(-(-i // p) * p for i, p in zip(img_size, patch_size))
         raise ValueError(
@@ -37,10 +45,18 @@ def _check_divisible(img_size: Grid, patch_size: Grid) -> None:
         )
 
 
+def covering_grid(x: Tensor, patch_size: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The patch grid of volumes ``(B, C, H, W, D)``, the last patch of an axis perhaps partly outside."""
+    h, w, d = patch_size
+    # of positive numbers: ONNX rounds the quotient of a negative one another way than Python
+    return (x.shape[2] + h - 1) // h, (x.shape[3] + w - 1) // w, (x.shape[4] + d - 1) // d
+
+
 def pad_to_patch(x: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
     """Pad ``(B, C, H, W, D)`` with zeros, at the end of each axis, to the next multiple of the patch."""
-    h, w, d = patch_size
-    return F.pad(x, [0, -x.shape[4] % d, 0, -x.shape[3] % w, 0, -x.shape[2] % h])
+    gh, gw, gd = covering_grid(x, patch_size)
+    h, w, d = gh * patch_size[0], gw * patch_size[1], gd * patch_size[2]
+    return F.pad(x, [0, d - x.shape[4], 0, w - x.shape[3], 0, h - x.shape[2]])
 
 
 def check_volume(
@@ -85,37 +101,8 @@ def check_volume(
     return pad_to_patch(x, patch_size) if pad else x
 
 
-def embed_patches(x: Tensor, weight: Tensor, bias: Tensor | None, patch_size: tuple[int, int, int]) -> Tensor:
-    """The strided convolution of a patch embedding, computed the faster of two ways.
-
-    One matrix product over non-overlapping patches, except in float32 on a CPU, where the convolution itself is
-    faster (benchmarks/patch_embed.py measures both).
-
-    Args:
-        x: ``(B, C, H, W, D)``, divisible by ``patch_size``.
-        weight: ``(E, C, h, w, d)``, as an ``nn.Conv3d`` holds it.
-        bias: ``(E,)`` or None.
-        patch_size: the patch ``(h, w, d)``, in voxels.
-
-    Returns:
-        ``(B, H', W', D', E)``, the tokens on their grid.
-    """
-    reduced = False
-    if not torch.jit.is_scripting():
-        reduced = torch.is_autocast_enabled(x.device.type)
-    if x.device.type == "cpu" and x.dtype == torch.float32 and not reduced:
-        return F.conv3d(x, weight, bias, stride=list(patch_size)).permute(0, 2, 3, 4, 1)
-    # a bf16 Conv3d with kernel == stride has no fast kernel on CPUs, nor a good one on GPUs; the product has both
-    B, C = x.shape[0], x.shape[1]
-    h, w, d = patch_size
-    gh, gw, gd = x.shape[2] // h, x.shape[3] // w, x.shape[4] // d
-    x = x.reshape(B, C, gh, h, gw, w, gd, d).permute(0, 2, 4, 6, 1, 3, 5, 7)
-    return F.linear(x.reshape(B, gh, gw, gd, C * h * w * d), weight.flatten(1), bias)
-
-
-# Leaves for torch.fx: their branches depend on the input's shape, which a symbolic trace does not know.
+# A leaf for torch.fx: its branches depend on the input's shape, which a symbolic trace does not know.
 torch.fx.wrap("check_volume")
-torch.fx.wrap("embed_patches")
 
 
 def resample_patch_kernel(weight: Tensor, patch_size: int | Sequence[int]) -> Tensor:
@@ -144,7 +131,7 @@ def resample_patch_kernel(weight: Tensor, patch_size: int | Sequence[int]) -> Te
 
 
 class PatchEmbed3D(nn.Module):
-    """Patch embedding of a volume, with an ``nn.Conv3d``-shaped weight computed by :func:`embed_patches`.
+    """Patch embedding of a volume: one strided convolution, :class:`~monai_vit3d.layers.PatchConv3d`.
 
     Args:
         img_size: input size in ``(H, W, D)``, divisible by ``patch_size``.
@@ -153,8 +140,9 @@ class PatchEmbed3D(nn.Module):
         embed_dim: width of a token.
         bias: whether the projection has a bias.
         strict_img_size: whether only ``img_size`` is accepted.
-        flatten: tokens ``(B, N, C)`` if True, a map ``(B, C, H', W', D')`` if False.
-        output_fmt: ``"NLC"``, the only format when ``flatten`` is True.
+        flatten: tokens ``(B, N, C)`` if True, on their grid if False.
+        output_fmt: ``"NLC"`` for tokens; of a grid ``"NHWDC"`` for ``(B, H', W', D', C)``, else
+            ``(B, C, H', W', D')``.
         dynamic_img_pad: pad inputs with zeros, at each axis' end, to the next multiple of the patch.
         norm_layer: constructor of a norm of the tokens, as AIMv2 has one; None for none.
         device: where to create the parameters.
@@ -181,11 +169,13 @@ class PatchEmbed3D(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if output_fmt not in FORMATS:
+            raise ValueError(f"output_fmt={output_fmt!r}; one of {', '.join(map(repr, FORMATS))} is expected.")
         if flatten and output_fmt != "NLC":
             raise ValueError(f"output_fmt={output_fmt!r}: tokens are 'NLC'; for a map pass flatten=False.")
         self.img_size = to_3tuple(img_size, "img_size")
         self.patch_size = to_3tuple(patch_size, "patch_size")
-        _check_divisible(self.img_size, self.patch_size)
+        check_divisible(self.img_size, self.patch_size)
         self.in_chans = in_chans
         self.strict_img_size = strict_img_size
         self.flatten = flatten
@@ -193,7 +183,7 @@ class PatchEmbed3D(nn.Module):
         self.dynamic_img_pad = dynamic_img_pad
         self._set_grid()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.proj = nn.Conv3d(in_chans, embed_dim, self.patch_size, stride=self.patch_size, bias=bias, **factory)
+        self.proj = PatchConv3d(in_chans, embed_dim, self.patch_size, stride=self.patch_size, bias=bias, **factory)
         self.norm = nn.Identity() if norm_layer is None else norm_layer(embed_dim, **factory)
 
     def _set_grid(self) -> None:
@@ -207,7 +197,7 @@ class PatchEmbed3D(nn.Module):
     def dynamic_feat_size(self, img_size: tuple[int, int, int]) -> tuple[int, int, int]:
         """Patch grid ``(H', W', D')`` of an input of size ``(H, W, D)``, padding counted."""
         h, w, d = self.patch_size
-        return -(-img_size[0] // h), -(-img_size[1] // w), -(-img_size[2] // d)
+        return (img_size[0] + h - 1) // h, (img_size[1] + w - 1) // w, (img_size[2] + d - 1) // d
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
     def set_input_size(
@@ -224,7 +214,7 @@ class PatchEmbed3D(nn.Module):
         """
         img = self.img_size if img_size is None else to_3tuple(img_size, "img_size")
         patch = self.patch_size if patch_size is None else to_3tuple(patch_size, "patch_size")
-        _check_divisible(img, patch)
+        check_divisible(img, patch)
         if patch != self.patch_size:
             weight = resample_patch_kernel(self.proj.weight, patch)
             self.proj.weight = nn.Parameter(weight, requires_grad=self.proj.weight.requires_grad)
@@ -239,7 +229,7 @@ class PatchEmbed3D(nn.Module):
             x: ``(B, C, H, W, D)``.
 
         Returns:
-            ``(B, N, C)``, or ``(B, C, H', W', D')`` if ``flatten`` is False.
+            ``(B, N, C)``; if ``flatten`` is False, ``(B, C, H', W', D')`` or ``(B, H', W', D', C)``.
 
         Raises:
             ValueError: wrong rank, channels or size.
@@ -248,8 +238,8 @@ class PatchEmbed3D(nn.Module):
         x = self.norm(self._project(x))
         if self.flatten:
             return x.flatten(1, 3)
-        return x.permute(0, 4, 1, 2, 3)
+        return x if self.output_fmt == "NHWDC" else x.permute(0, 4, 1, 2, 3)
 
     def _project(self, x: Tensor) -> Tensor:
         """Checked volumes to tokens on their grid, ``(B, H', W', D', E)``."""
-        return embed_patches(x, self.proj.weight, self.proj.bias, self.patch_size)
+        return self.proj(x).permute(0, 2, 3, 4, 1)

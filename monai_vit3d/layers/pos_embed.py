@@ -94,13 +94,21 @@ def fit_pos_embed(
     Returns:
         ``(1, P + N', C)``.
     """
-    if old == new:
+    # what is traced with sizes that may change must hold for all of them, not only for those of the example
+    if _are_constants(new) and old == new:
         return pos
     if not learned:
         return sincos_pos_embed(new, pos.shape[2], device=pos.device).to(pos.dtype)
     if resample:
         return resample_pos_embed(pos, old, new, num_prefix_tokens)
     return crop_pos_embed(pos, old, new, num_prefix_tokens)
+
+
+def _are_constants(grid: tuple[int, int, int]) -> bool:
+    """Whether a grid's sizes are plain numbers, and nothing that a tracer will fill in later."""
+    if torch.jit.is_scripting():
+        return True
+    return not torch.jit.is_tracing() and not any(isinstance(n, torch.SymInt) for n in grid)
 
 
 def crop_pos_embed(pos: Tensor, old: tuple[int, int, int], new: tuple[int, int, int], num_prefix_tokens: int) -> Tensor:

@@ -94,9 +94,10 @@ def rotary_table(
         shape = [angle.shape[0], 2, 1, 1, 1, speed.shape[0]]
         shape[2 + axis] = grid[axis]
         part = torch.stack([angle.sin(), angle.cos()], 1).to(dtype).reshape(shape)
-        parts.append(part.expand(-1, -1, grid[0], grid[1], grid[2], -1))
+        parts.append(part.expand(part.shape[0], 2, grid[0], grid[1], grid[2], speed.shape[0]))
     table = torch.cat(parts, -1).flatten(2, 4)
-    table = torch.cat([table, table], -1) if half else table.repeat_interleave(2, -1)
+    # not repeat_interleave, of which older exporters to ONNX make another size than the one asked for
+    table = torch.cat([table, table], -1) if half else torch.stack([table, table], -1).flatten(-2)
     return table.transpose(1, 2).flatten(2)[:, None]
 
 

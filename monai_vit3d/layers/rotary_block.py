@@ -26,13 +26,16 @@ class RotaryBlock(Block):
         super().__init__(*args, **kwargs)
         self.attn.num_prefix_tokens, self.attn.rotate_half = num_prefix_tokens, rotate_half
 
-    def forward(self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
         """Run the block.
 
         Args:
             x: ``(B, P + N, E)``.
             rope: the patches' ``(S, 1, N, 2 * head_dim)`` as :func:`~monai_vit3d.layers.rope.rotary_table`.
             attn_mask: as timm's attention takes it.
+            is_causal: each token attends to those before it only.
 
         Raises:
             ValueError: no angles. (They have a default because TorchScript compiles ``nn.Sequential.forward``.)
@@ -41,5 +44,6 @@ class RotaryBlock(Block):
             raise ValueError(
                 "a RotaryBlock needs the patches' angles: call the network, or pass rope=network.rope(...)"
             )
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), rope=rope, attn_mask=attn_mask)))
+        attended = self.attn(self.norm1(x), rope=rope, attn_mask=attn_mask, is_causal=is_causal)
+        x = x + self.drop_path1(self.ls1(attended))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

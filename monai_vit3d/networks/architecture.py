@@ -70,14 +70,15 @@ def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
     layers = {"embed_layer": embed, "block_fn": block, "act_layer": backbone.act_layer(), "norm_layer": norm}
     layers |= {"attn_layer": parts_of(block).get("attn"), "mlp_layer": parts_of(block).get("mlp")}
     foreign = {key: layer for key, layer in layers.items() if layer is not None and not _has_name(key, layer)}
-    if is_layer(embed.norm) and not _has_name("norm_layer", embed.norm):
-        foreign["embed_layer"] = embed.norm
+    embed_norm = getattr(embed, "norm", None) if "embed_layer" not in foreign else None
+    if is_layer(embed_norm) and not _has_name("norm_layer", embed_norm):
+        foreign["embed_layer"] = embed_norm
     if backbone.rope is not None and type(backbone.rope) is not RotaryPositions3D:
         foreign["rope"] = backbone.rope
     return {
         "class": type(backbone).__name__,
-        "img_size": list(embed.img_size),
-        "patch_size": list(embed.patch_size),
+        "img_size": list(backbone.img_size),
+        "patch_size": list(backbone.patch_size),
         "grid_size": list(backbone.grid_size),
         **_numbers(backbone),
         **_tokens(backbone),
@@ -89,7 +90,7 @@ def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
         "mlp_options": layer_details("mlp_layer", layers["mlp_layer"]),
         "act_options": layer_details("act_layer", layers["act_layer"]),
         "norm_options": norm_details(norm),
-        "embed_norm": _embed_norm(embed.norm),
+        "embed_norm": _embed_norm(embed_norm),
         "foreign": {key: f"{type(layer).__module__}.{type(layer).__qualname__}" for key, layer in foreign.items()},
     }
 
@@ -156,8 +157,9 @@ def _tokens(backbone: VisionTransformer3D) -> dict[str, Any]:
 
 def _are_trained(backbone: VisionTransformer3D) -> bool:
     """False for positions that are kept as they are; in a network that is frozen as a whole none are marked so."""
-    positions, kernel = backbone.pos_embed, backbone.patch_embed.proj.weight
-    return not isinstance(positions, nn.Parameter) or positions.requires_grad or not kernel.requires_grad
+    positions, embed = backbone.pos_embed, backbone.patch_embed
+    trained = any(parameter.requires_grad for parameter in embed.parameters())
+    return not isinstance(positions, nn.Parameter) or positions.requires_grad or not trained
 
 
 def _rope(rope: nn.Module | None) -> dict[str, Any] | None:
@@ -169,7 +171,7 @@ def _rope(rope: nn.Module | None) -> dict[str, Any] | None:
     return found | ({"unit_mm": rope.unit_mm} if rope.unit == "mm" else {})
 
 
-def _embed_norm(norm: nn.Module) -> dict[str, Any] | None:
+def _embed_norm(norm: nn.Module | None) -> dict[str, Any] | None:
     """The norm of a patch embedding, in the words that the others have."""
     if not is_layer(norm):
         return None

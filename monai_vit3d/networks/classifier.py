@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .heads import Tokens, create_head
+from .layer_decay import backbone_matcher, backbone_no_weight_decay
 from .options import require_final_norm, resolve_indices, spread_blocks
+from .tasks import output_layer
 
 
 class TokenClassifier(nn.Module):
@@ -27,7 +29,8 @@ class TokenClassifier(nn.Module):
         taps: block numbers that the head reads, after the final norm; negative ones count from the end. None takes
             the ends of the depth's four quarters.
         freeze: ``"backbone"`` trains the head alone, a number n leaves out the embedding and the first n blocks,
-            None trains everything. Frozen parts stay in evaluation mode.
+            None trains everything. Frozen parts stay in evaluation mode, without dropout; once their parameters
+            take gradients again, ``train()`` puts them in training mode as the rest.
         options: keywords of the head; with a name only.
 
     Raises:
@@ -65,8 +68,11 @@ class TokenClassifier(nn.Module):
             prefix, class_token = backbone.num_prefix_tokens, backbone.has_class_token
             tokens = Tokens(backbone.embed_dim, backbone.num_heads, len(self.taps), prefix, class_token)
             head = create_head(head, tokens, num_classes, task, **options)
+            self.task: str | None = task
         elif options or num_classes is not None:
             raise ValueError("the head is built already: give its options and num_classes to its own constructor.")
+        else:
+            self.task = None
         frozen = _frozen_blocks(freeze, depth)
         self.backbone, self.head = backbone, head
         backbone.reset_classifier(0, "")  # a head would be a parameter without a gradient, and so would
@@ -97,10 +103,12 @@ class TokenClassifier(nn.Module):
         return self.backbone.forward_intermediates(image, self.taps, norm=True, intermediates_only=True)
 
     def train(self, mode: bool = True) -> "TokenClassifier":
-        """Training or evaluation mode; frozen parts stay in evaluation mode."""
+        """Training or evaluation mode; parts that ``freeze`` named stay in evaluation mode while they are frozen."""
         super().train(mode)
-        for part in self._frozen:
-            part.eval()
+        for parts, parameters in self._frozen:
+            if not any(parameter.requires_grad for parameter in parameters):
+                for part in parts:
+                    part.eval()
         return self
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
@@ -124,34 +132,59 @@ class TokenClassifier(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone."""
         own = {"head.level_embed", "head.pool.latent"} & {name for name, _ in self.named_parameters()}
-        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()} | own
+        return backbone_no_weight_decay(self.backbone) | own
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that sort parameters into stem, blocks and head, for layer-wise learning rates.
 
         Args:
-            coarse: one group for all blocks.
+            coarse: makes no difference, as in timm's Vision Transformer: a block is a group.
         """
-        blocks = r"^backbone\.blocks" if coarse else r"^backbone\.blocks\.(\d+)"
-        return {
-            "stem": r"^backbone\.(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)",
-            "blocks": [(blocks, None), (r"^backbone\.norm", (99999,))],
-        }
+        return backbone_matcher()
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def get_classifier(self) -> nn.Module:
+        """The head's last layer, or a head of one's own as a whole."""
+        return getattr(self.head, "output", self.head)
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def reset_classifier(self, num_classes: int) -> None:
+        """Give the head another last layer, for the same task; everything else keeps its weights.
+
+        Args:
+            num_classes: classes, labels or values.
+
+        Raises:
+            ValueError: fewer than the task needs, or a head of one's own.
+        """
+        if self.task is None:
+            raise ValueError(f"{type(self.head).__name__} was built elsewhere: give the classifier another head there.")
+        old = self.head.output
+        new = output_layer(self.task, old.weight.shape[1], num_classes)
+        self.head.output = new.to(old.weight.device, old.weight.dtype).train(old.training)
 
     def _freeze(self, freeze: str | int | None, blocks: int) -> None:
-        whole = freeze == "backbone"
-        # the embedding is what is neither a block nor the final norm
-        kept = ("blocks", "norm")
-        parts = [part for name, part in self.backbone.named_children() if name not in kept]
-        self._frozen: list[nn.Module] = [self.backbone] if whole else [*parts, *self.backbone.blocks[:blocks]]
+        # parts in evaluation mode, and the parameters that say whether they still are; an adapter's are not among them
+        self._frozen: list[tuple[list[nn.Module], list[nn.Parameter]]] = []
         if freeze is None:
-            self._frozen = []
             return
-        for part in self._frozen:
-            part.requires_grad_(False).eval()
-        for parameter in self.backbone.parameters(recurse=False):
-            parameter.requires_grad_(False)
+        # the embedding is what is neither a block nor the final norm
+        embedding = [part for name, part in self.backbone.named_children() if name not in ("blocks", "norm")]
+        own = list(self.backbone.parameters(recurse=False))
+        self._frozen.append((embedding, [*own, *(p for part in embedding for p in part.parameters())]))
+        last = [self.backbone.norm] if freeze == "backbone" else []
+        self._frozen += [([part], list(part.parameters())) for part in (*self.backbone.blocks[:blocks], *last)]
+        for parts, parameters in self._frozen:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            for part in parts:
+                part.eval()
 
 
 def _frozen_blocks(freeze: str | int | None, depth: int) -> int:

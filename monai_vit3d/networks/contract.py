@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from timm.models import named_apply
 from timm.models.vision_transformer import get_init_weights_vit
 from torch import nn
 
-from ..layers import fit_pos_embed, sincos_pos_embed
+from ..layers import fit_pos_embed, sincos_pos_embed, to_3tuple
+from .layer_decay import backbone_matcher
 from .options import check_weight_init, resolve_pool
 
 
@@ -48,10 +50,11 @@ class TimmContract(nn.Module):
         init = get_init_weights_vit("reset" if mode == "skip" else mode, head_bias, needs_reset=needs_reset)
         for name, child in self.named_children():
             named_apply(init, child, name=name, include_root=True)
-        if mode.startswith("jax"):  # timm knows the 2D convolution only
-            lecun_normal_(self.patch_embed.proj.weight)
-            if self.patch_embed.proj.bias is not None:
-                nn.init.zeros_(self.patch_embed.proj.bias)
+        proj = getattr(self.patch_embed, "proj", None)
+        if mode.startswith("jax") and isinstance(proj, nn.Conv3d):  # timm knows the 2D convolution only
+            lecun_normal_(proj.weight)
+            if proj.bias is not None:
+                nn.init.zeros_(proj.bias)
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
     def no_weight_decay(self) -> set[str]:
@@ -64,13 +67,9 @@ class TimmContract(nn.Module):
         """Patterns that sort parameters into stem, blocks and head, for layer-wise learning rates.
 
         Args:
-            coarse: one group for all blocks.
+            coarse: makes no difference, as in timm's Vision Transformer: a block is a group.
         """
-        blocks = r"^blocks" if coarse else r"^blocks\.(\d+)"
-        return {
-            "stem": r"^cls_token|reg_token|pos_embed|patch_embed|norm_pre",
-            "blocks": [(blocks, None), (r"^norm", (99999,))],
-        }
+        return backbone_matcher("")
 
     @torch.jit.ignore  # type: ignore[untyped-decorator]
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -103,15 +102,28 @@ class TimmContract(nn.Module):
             self._build_attn_pool()
         self.num_classes = int(num_classes)
         self._build_head()
+        self._describe_data()
 
     def _describe_features(self) -> None:
-        ratio = self.patch_embed.feat_ratio()
         # timm's FeatureInfo compares reductions as numbers: the largest axis, and the whole patch beside it
-        info = {"num_chs": self.embed_dim, "reduction": max(ratio), "patch_size": ratio}
+        info = {"num_chs": self.embed_dim, "reduction": max(self.patch_size), "patch_size": self.patch_size}
         self.feature_info = [{"module": f"blocks.{i}", **info} for i in range(len(self.blocks))]
 
+    def _describe_data(self) -> None:
+        """What timm's tools ask of a model's input; volumes come normalised as their owner has them."""
+        chans = int(self.in_chans)
+        self.pretrained_cfg = self.default_cfg = {
+            **getattr(self, "pretrained_cfg", {}),
+            **{"input_size": (chans, *self.img_size), "fixed_input_size": not self.dynamic_img_size},
+            **{"mean": (0.0,) * chans, "std": (1.0,) * chans, "interpolation": "trilinear"},
+            **{"crop_pct": 1.0, "crop_mode": "center", "pool_size": None, "num_classes": self.num_classes},
+            **{"first_conv": "patch_embed.proj", "classifier": "head"},
+        }
+        if hasattr(self, "_model_args"):  # timm's record of how to build it again
+            self._model_args |= {"img_size": self.img_size, "patch_size": self.patch_size}
+
     def _factory(self) -> dict[str, Any]:
-        weight = self.patch_embed.proj.weight
+        weight = next(chain(self.patch_embed.parameters(), self.parameters()))
         return {"device": weight.device, "dtype": weight.dtype}
 
     def _new_norm(self, wanted: bool) -> nn.Module:
@@ -156,12 +168,21 @@ class TimmContract(nn.Module):
             patch_size: new patch ``(h, w, d)``; None keeps it.
 
         Raises:
-            ValueError: the sizes do not divide; nothing was changed then.
+            ValueError: the sizes do not divide, or a patch embedding that cannot change; nothing was changed then.
         """
         old = self.grid_size
-        self.patch_embed.set_input_size(img_size, patch_size)
-        self.grid_size, self.num_patches = self.patch_embed.grid_size, self.patch_embed.num_patches
+        resize = getattr(self.patch_embed, "set_input_size", None)
+        if resize is None:
+            kind = type(self.patch_embed).__name__
+            raise ValueError(
+                f"embed_layer={kind} has no method set_input_size(img_size, patch_size): build a new network."
+            )
+        resize(img_size, patch_size)
+        self.img_size = self.img_size if img_size is None else to_3tuple(img_size, "img_size")
+        self.patch_size = self.patch_size if patch_size is None else to_3tuple(patch_size, "patch_size")
+        self._set_grid()
         self._describe_features()
+        self._describe_data()
         if self.pos_embed is None or self.grid_size == old:
             return
         learned = isinstance(self.pos_embed, nn.Parameter)

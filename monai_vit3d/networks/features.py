@@ -28,7 +28,7 @@ class TokenFeatures(nn.Module):
             The final grid ``(B, E, H', W', D')``, and one such grid a block, not normed.
         """
         tokens, rope = self._embed_rotary(x)
-        grid = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3], x.shape[4]))
+        grid = self._grid_of(x)
         x, taken = self._run_blocks(tokens, indices, rope)
         return self._as_map(self.norm(x), grid), [self._as_map(y, grid) for y in taken]
 
@@ -77,11 +77,11 @@ class TokenFeatures(nn.Module):
         """``x`` with 0 wherever ``keep`` does not name the patch."""
         if x.dim() != 5:
             return x  # the embedding says what is wrong with it
-        grid = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3], x.shape[4]))
+        grid = self._grid_of(x)
         _check_keep(keep, x.shape[0], grid[0] * grid[1] * grid[2])
         seen = torch.zeros(x.shape[0], grid[0] * grid[1] * grid[2], dtype=torch.bool, device=x.device)
         seen = seen.scatter(1, keep.to(x.device), True).view(-1, 1, *grid)
-        for axis, voxels in enumerate(self.patch_embed.feat_ratio(), 2):
+        for axis, voxels in enumerate(self.patch_size, 2):
             seen = seen.repeat_interleave(voxels, axis)
         plain = x.as_tensor() if isinstance(x, MetaTensor) else x
         return plain.where(seen[..., : x.shape[2], : x.shape[3], : x.shape[4]], 0)
@@ -103,13 +103,15 @@ class TokenFeatures(nn.Module):
         stop_early: bool = False,
         output_dict: bool = False,
         attn_mask: Tensor | None = None,
+        is_causal: bool = False,
     ) -> Any:
         """Final tokens and the outputs of chosen blocks, in block order.
 
         Args:
             x: ``(B, C, H, W, D)``.
-            indices: block numbers; negative ones count from the end. An int is that one block (timm's int means
-                the last n blocks); None means all.
+            indices: block numbers in any order, each as often as wanted (it is returned once, in block order, as by
+                timm); negative ones count from the end. An int is that one block (timm's int means the last n
+                blocks); None means all.
             norm: apply the final norm to the intermediates too.
             output_fmt: ``"NLC"`` gives whole block outputs ``(B, P + N, E)``, prefix tokens first; ``"NCHWD"``
                 gives patch grids ``(B, E, H', W', D')`` (timm's spelling ``"NCHW"`` is understood).
@@ -121,12 +123,13 @@ class TokenFeatures(nn.Module):
             output_dict: return a dict with timm's keys ``image_features``, ``image_intermediates`` and
                 ``image_intermediates_prefix``.
             attn_mask: passed on to every block, as timm's attention takes it.
+            is_causal: each token attends to those before it only; passed on to every block.
 
         Returns:
             ``(final, intermediates)``; ``intermediates`` alone; or the dict.
 
         Raises:
-            ValueError: unknown format, an index out of range or twice, or patch grids asked for while patch
+            ValueError: unknown format, an index out of range, or patch grids asked for while patch
                 dropout removes patches.
         """
         fmt = getattr(output_fmt, "value", output_fmt)
@@ -135,11 +138,11 @@ class TokenFeatures(nn.Module):
         as_map = FORMATS[fmt]
         if as_map and self.training and not isinstance(self.patch_drop, nn.Identity):
             raise ValueError("output_fmt='NCHWD' needs every patch, but patch_drop_rate > 0 drops some in training.")
-        take = resolve_indices(indices, len(self.blocks))
+        take = resolve_indices(indices, len(self.blocks), once=False)
         tokens, rope = self._embed_rotary(x)
-        grid = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3], x.shape[4]))
+        grid = self._grid_of(x)
         last = take[-1] if stop_early and take else -1
-        x, taken = self._run_blocks(tokens, take, rope, attn_mask, last)
+        x, taken = self._run_blocks(tokens, take, rope, attn_mask, is_causal, last)
         if norm:
             taken = [self.norm(y) for y in taken]
         p = self.num_prefix_tokens
@@ -199,9 +202,9 @@ class TokenFeatures(nn.Module):
             The block numbers kept for.
 
         Raises:
-            ValueError: an index out of range or twice.
+            ValueError: an index out of range.
         """
-        take = resolve_indices(_last_n(indices, len(self.blocks)), len(self.blocks))
+        take = resolve_indices(_last_n(indices, len(self.blocks)), len(self.blocks), once=False)
         self.blocks = self.blocks[: take[-1] + 1]
         self.feature_info = self.feature_info[: take[-1] + 1]
         if prune_norm:

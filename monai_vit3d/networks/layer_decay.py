@@ -7,6 +7,28 @@ from typing import Any
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+_STEM = r"^{}(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)"
+
+
+def backbone_matcher(prefix: str = r"backbone\.") -> dict[str, Any]:
+    """timm's ``group_matcher`` of a backbone inside a network; what it does not name, the head, comes last.
+
+    Args:
+        prefix: of the backbone's names, as a regular expression.
+    """
+    blocks = [(rf"^{prefix}blocks\.(\d+)", None), (rf"^{prefix}norm", (99999,))]
+    return {"stem": _STEM.format(prefix), "blocks": blocks}
+
+
+def backbone_no_weight_decay(backbone: nn.Module) -> set[str]:
+    """What a backbone's ``no_weight_decay`` names, by the names inside the network that holds it.
+
+    Args:
+        backbone: the network's ``backbone``; one without that method names nothing.
+    """
+    named = getattr(backbone, "no_weight_decay", set)
+    return {f"backbone.{name}" for name in named()}
+
 
 def layer_decay_groups(
     network: nn.Module, learning_rate: float, weight_decay: float = 0.05, layer_decay: float = 1.0

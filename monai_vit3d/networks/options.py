@@ -11,7 +11,8 @@ from timm.layers import Attention, AttentionRope, GatedMlp, GluMlp, Mlp, SwiGLU,
 from timm.models.vision_transformer import ATTN_LAYERS, Block
 from torch import nn
 
-from ..layers import RotaryBlock, RotaryPositions3D
+from ..layers import RotaryBlock, RotaryPositions3D, to_3tuple
+from ..layers.pos_embed import Grid
 
 Layer = Callable[..., nn.Module] | str | None
 POOLS = ("cls_token", "avg", "max", "avgmax", "map", "")
@@ -138,15 +139,16 @@ def build(constructor: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:
     return constructor(**{k: v for k, v in kwargs.items() if k in known})
 
 
-def resolve_indices(indices: int | list[int] | tuple[int, ...] | None, depth: int) -> list[int]:
-    """Block numbers in block order, counted from 0.
+def resolve_indices(indices: int | list[int] | tuple[int, ...] | None, depth: int, *, once: bool = True) -> list[int]:
+    """Block numbers in block order, counted from 0, each once.
 
     Args:
         indices: one block, several, or None for all; negative ones count from the end.
         depth: number of blocks.
+        once: refuse two that name the same block.
 
     Raises:
-        ValueError: an index out of range, or two that name the same block.
+        ValueError: an index out of range, or with ``once`` two that name the same block.
     """
     wanted = range(depth) if indices is None else (indices,) if isinstance(indices, int) else tuple(indices)
     for i in wanted:
@@ -154,8 +156,8 @@ def resolve_indices(indices: int | list[int] | tuple[int, ...] | None, depth: in
             raise ValueError(
                 f"block index {i} is out of range: the network has {depth} blocks, {-depth} to {depth - 1}."
             )
-    take = [i % depth for i in wanted]
-    if len(set(take)) < len(take):
+    take = {i % depth for i in wanted}
+    if once and len(take) < len(wanted):
         raise ValueError(f"indices={tuple(wanted)} name a block twice (of {depth} blocks): name each once.")
     return sorted(take)
 
@@ -163,6 +165,12 @@ def resolve_indices(indices: int | list[int] | tuple[int, ...] | None, depth: in
 def spread_blocks(depth: int, parts: int) -> list[int]:
     """The last block of each of ``parts`` equal parts of the depth."""
     return [(i + 1) * depth // parts - 1 for i in range(parts)]
+
+
+def patch_size_of(backbone: nn.Module) -> Grid:
+    """Voxels per token along each axis, of any backbone that keeps the contract."""
+    patch = getattr(backbone, "patch_size", None) or backbone.patch_embed.patch_size
+    return to_3tuple(patch, "patch_size")
 
 
 def require_final_norm(backbone: nn.Module, who: str) -> None:

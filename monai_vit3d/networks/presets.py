@@ -1,14 +1,10 @@
-"""Named sizes of the backbone: a table, and the function that reads it. Importing this registers them in timm."""
+"""Named sizes of the backbone: a table, and the function that reads it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from timm.models import register_model
-from timm.models._features import FeatureGetterNet
-from torch import nn
 
 from .vit3d import VisionTransformer3D
 
@@ -48,29 +44,3 @@ def create_model(
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} is unknown; one of {', '.join(PRESETS)} is needed.")
     return VisionTransformer3D(img_size, patch_size, **{**asdict(PRESETS[name]), **options})
-
-
-def _timm_entry(name: str) -> Callable[..., nn.Module]:
-    """What timm calls for ``timm.create_model(name)``; timm's own builder refuses 3D sizes."""
-
-    def entry(
-        pretrained: bool = False,
-        pretrained_cfg: Any = None,
-        pretrained_cfg_overlay: Any = None,
-        cache_dir: Any = None,
-        features_only: bool = False,
-        out_indices: Any = 4,
-        **options: Any,
-    ) -> nn.Module:
-        """One of monai_vit3d's presets; takes any keyword of VisionTransformer3D."""
-        if pretrained:
-            raise ValueError(f"{name}: no pretrained weights are published under this name; use pretrained=False.")
-        model = create_model(name, **options)
-        return FeatureGetterNet(model, out_indices) if features_only else model
-
-    entry.__name__ = entry.__qualname__ = name
-    return entry
-
-
-for _name in PRESETS:
-    register_model(_timm_entry(_name))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..decoders import create_decoder
 from ..layers import pad_to_patch
-from .options import require_final_norm, resolve_indices, spread_blocks
+from .layer_decay import backbone_matcher, backbone_no_weight_decay
+from .options import patch_size_of, require_final_norm, resolve_indices, spread_blocks
 
 
 class TokenSegmenter(nn.Module):
@@ -49,7 +50,7 @@ class TokenSegmenter(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        patch_size = backbone.patch_embed.patch_size
+        patch_size = patch_size_of(backbone)
         if isinstance(decoder, str):
             if num_classes is None:
                 raise ValueError(f"decoder={decoder!r} is a name: num_classes is needed to build it.")
@@ -72,8 +73,8 @@ class TokenSegmenter(nn.Module):
             )
         require_final_norm(backbone, "segmenter")
         self.backbone, self.decoder = backbone, decoder
-        self.patch_size = (int(patch_size[0]), int(patch_size[1]), int(patch_size[2]))
-        self.pad = bool(getattr(backbone.patch_embed, "dynamic_img_pad", False))
+        self.patch_size = patch_size
+        self.pad = bool(getattr(backbone, "dynamic_img_pad", False))
         backbone.reset_classifier(0, "")  # a head would be a parameter without a gradient
 
     def forward(self, image: Tensor) -> Tensor:
@@ -104,13 +105,55 @@ class TokenSegmenter(nn.Module):
     @torch.jit.unused  # type: ignore[untyped-decorator]
     def _read(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Final grid and tapped grids, through the public contract that every backbone keeps."""
-        now = tuple(self.backbone.patch_embed.patch_size)
+        now = patch_size_of(self.backbone)
         if now != self.patch_size:
             raise ValueError(
                 f"the backbone's patch_size is {now} now, the decoder was built for {self.patch_size}: build a new "
                 "TokenSegmenter after set_input_size."
             )
         final, maps = self.backbone.forward_intermediates(image, self.taps, output_fmt="NCHWD")
-        grid = self.backbone.patch_embed.dynamic_feat_size((image.shape[2], image.shape[3], image.shape[4]))
+        grid = [image.shape[axis + 2] // self.patch_size[axis] for axis in range(3)]
         tokens = final[:, self.backbone.num_prefix_tokens :].transpose(1, 2)
         return tokens.reshape(tokens.shape[0], tokens.shape[1], grid[0], grid[1], grid[2]), maps
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone."""
+        return backbone_no_weight_decay(self.backbone)
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that sort parameters into stem, blocks and decoder, for layer-wise learning rates.
+
+        Args:
+            coarse: makes no difference, as in timm's Vision Transformer: a block is a group.
+        """
+        return backbone_matcher()
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks and the decoder's stages in the backward pass instead of keeping their activations."""
+        for part in (self.backbone, self.decoder):
+            setting = getattr(part, "set_grad_checkpointing", None)
+            if setting is not None:
+                setting(enable)
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def get_classifier(self) -> nn.Module:
+        """The decoder's last layer."""
+        return self.decoder.get_classifier()
+
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def reset_classifier(self, num_classes: int) -> None:
+        """Give the decoder another last layer; everything else keeps its weights.
+
+        Args:
+            num_classes: channels of the dense map.
+
+        Raises:
+            ValueError: fewer than 1, or a decoder of one's own without this method.
+        """
+        reset = getattr(self.decoder, "reset_classifier", None)
+        if reset is None:
+            raise ValueError(f"{type(self.decoder).__name__} has no method reset_classifier(num_classes).")
+        reset(num_classes)

@@ -1,6 +1,6 @@
 """VisionTransformer3D: timm's Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) for volumes."""
 
-from __future__ import annotations
+# annotations are left alive here: torch.fx writes that of ``forward`` into its graphs, and TorchScript reads it there
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..layers import PatchEmbed3D
+from ..layers.patch_embed import check_divisible, to_3tuple
 from .contract import TimmContract
 from .embedding import TokenEmbedding
 from .features import TokenFeatures
@@ -63,7 +64,10 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract, HubFiles)
         proj_drop_rate: dropout after the projections in each block.
         attn_drop_rate: dropout of attention weights in each block.
         drop_path_rate: largest stochastic-depth rate; it grows linearly over the blocks.
-        embed_layer: constructor of the patch embedding.
+        embed_layer: constructor of the patch embedding. It gets those that it takes of ``img_size``, ``patch_size``,
+            ``in_chans``, ``embed_dim``, ``bias``, ``strict_img_size``, ``device``, ``dtype``, and turns
+            ``(B, C, H, W, D)`` into ``(B, N, embed_dim)``, a token for each patch, D fastest. For
+            :meth:`set_input_size` it needs a method of that name.
         norm_layer: constructor of the norms, timm's name for one, or None for the default.
         act_layer: constructor of the activation, timm's name for one, or None for the default.
         block_fn: constructor of a block; it gets those keywords that it knows.
@@ -149,13 +153,10 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract, HubFiles)
         self.no_embed_class, self.final_norm, self.fc_norm_arg = bool(no_embed_class), bool(final_norm), fc_norm
         self.pool_include_prefix, self.weight_init = bool(pool_include_prefix), weight_init
         self.dynamic_img_size, self.dynamic_img_pad = bool(dynamic_img_size), bool(dynamic_img_pad)
-        self.patch_embed = build(
-            embed_layer,
-            **{"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans, "embed_dim": embed_dim},
-            **{"bias": not pre_norm, "strict_img_size": not dynamic_img_size, "dynamic_img_pad": dynamic_img_pad},
-            **factory,
-        )
-        self.grid_size, self.num_patches = self.patch_embed.grid_size, self.patch_embed.num_patches
+        self.img_size, self.patch_size = to_3tuple(img_size, "img_size"), to_3tuple(patch_size, "patch_size")
+        check_divisible(self.img_size, self.patch_size)
+        sizes = {"img_size": img_size, "patch_size": patch_size}  # as they came, for layers of one's own
+        self._build_patches(embed_layer, **sizes, embed_dim=embed_dim, bias=not pre_norm, **factory)
         self._build_tokens(class_token, reg_tokens, pos_embed, factory)
         self.pos_drop = nn.Dropout(pos_drop_rate)
         self.patch_drop = PatchDropout(patch_drop_rate, self.num_prefix_tokens) if patch_drop_rate else nn.Identity()
@@ -180,6 +181,7 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract, HubFiles)
             ]
         )
         self._describe_features()
+        self._describe_data()
         norm_after_pool = self.global_pool == "avg" if fc_norm is None else bool(fc_norm)
         self.norm = self._new_norm(final_norm and not norm_after_pool)
         self.fc_norm = self._new_norm(norm_after_pool)
@@ -195,6 +197,7 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract, HubFiles)
         take: list[int],
         rope: Tensor | None,
         attn_mask: Tensor | None = None,
+        is_causal: bool = False,
         last: int = -1,
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the blocks (up to ``last``, if not negative); also return the outputs of those in ``take``.
@@ -204,27 +207,35 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract, HubFiles)
         taken: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             if last < 0 or i <= last:
-                if self.rope is not None:
-                    if self.grad_checkpointing and not torch.jit.is_scripting():
-                        x = checkpoint(block, x, rope, attn_mask, use_reentrant=False)
+                if torch.jit.is_scripting():
+                    if self.rope is not None:
+                        x = block(x, rope, attn_mask, is_causal)
+                    elif attn_mask is not None or is_causal:
+                        x = block(x, attn_mask, is_causal)
                     else:
-                        x = block(x, rope, attn_mask)
-                elif attn_mask is not None:
-                    x = block(x, attn_mask=attn_mask)
-                elif self.grad_checkpointing and not torch.jit.is_scripting():
-                    x = checkpoint(block, x, use_reentrant=False)
+                        x = block(x)
                 else:
-                    x = block(x)
+                    x = self._run_block(block, x, rope, attn_mask, is_causal)
                 if i in take:
                     taken.append(x)
         return x, taken
 
-    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    @torch.jit.unused  # type: ignore[untyped-decorator]
+    def _run_block(
+        self, block: nn.Module, x: Tensor, rope: Tensor | None, attn_mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        given = () if rope is None else (rope,)
+        if attn_mask is not None or is_causal:  # in this order: torch.fx, which cannot ask the second, takes the first
+            given = (*given, attn_mask, is_causal)
+        return checkpoint(block, x, *given, use_reentrant=False) if self.grad_checkpointing else block(x, *given)
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Compute token features.
 
         Args:
             x: ``(B, C, H, W, D)``.
             attn_mask: passed on to every block, as timm's attention takes it.
+            is_causal: each token attends to those before it only; passed on to every block.
 
         Returns:
             ``(B, P + N, E)``: prefix tokens, then patch tokens with D fastest.
@@ -233,7 +244,7 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract, HubFiles)
             ValueError: wrong rank, channels or size.
         """
         tokens, rope = self._embed_rotary(x)
-        x, _ = self._run_blocks(tokens, [], rope, attn_mask)
+        x, _ = self._run_blocks(tokens, [], rope, attn_mask, is_causal)
         return self.norm(x)
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
@@ -273,13 +284,15 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract, HubFiles)
         x = self.head_drop(self.fc_norm(self.pool(x)))
         return x if pre_logits else self.head(x)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Logits, or pooled features where there is no head.
 
         Args:
             x: ``(B, C, H, W, D)``.
+            attn_mask: passed on to every block, as timm's attention takes it.
+            is_causal: each token attends to those before it only; passed on to every block.
 
         Returns:
             ``(B, num_classes)``, ``(B, E)``, or with ``global_pool=""`` one such row per token.
         """
-        return self.forward_head(self.forward_features(x))
+        return self.forward_head(self.forward_features(x, attn_mask, is_causal))

@@ -31,7 +31,7 @@ def write_report(records: Iterable[Record], run: Record, output: str | Path) -> 
 
     Args:
         records: ``files`` of run.json; of each, any of "name", "input", "status", "error", "warnings", "seconds",
-            "picture" (relative to ``output``), "stats" (rows of ``LabelStats``), "prediction" (class to probability).
+            "picture" (relative to ``output``), "stats" (rows of ``LabelSummary``), "prediction" (class to probability).
         run: what holds for the whole run, any of "bundle", "versions", "weights_sha256", "device", "started",
             "seconds", "shard", "warnings" (sentences), "passed_over" (of each reason "reason", "count", "files").
         output: OUT; the page goes to its top.

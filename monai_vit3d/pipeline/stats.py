@@ -18,7 +18,7 @@ COLUMNS = ("filename", "label", "name", "voxels", "volume_ml", "mean", "std", "m
 
 
 @dataclass(frozen=True)
-class LabelStats:
+class LabelSummary:
     """One label of one case.
 
     Args:
@@ -46,7 +46,7 @@ class LabelStats:
         return asdict(self)
 
 
-def label_stats(labels: Array, voxels: Array, grid: Grid, names: Mapping[int, str]) -> list[LabelStats]:
+def label_stats(labels: Array, voxels: Array, grid: Grid, names: Mapping[int, str]) -> list[LabelSummary]:
     """Size and intensities of every label that is present or named, in the order of their values; 0 is background.
 
     All labels are summed together, one slice after the other: time grows with the voxels and not with the labels.
@@ -169,11 +169,11 @@ class _Sums:
         np.maximum.at(self.high, codes, values)
 
 
-def _record(value: int, i: int, sums: _Sums, grid: Grid, names: Mapping[int, str]) -> LabelStats:
+def _record(value: int, i: int, sums: _Sums, grid: Grid, names: Mapping[int, str]) -> LabelSummary:
     count, name = int(sums.count[i]), str(names.get(value, f"label {value}"))
     volume_ml = count * grid.voxel_ml
     if not count:
-        return LabelStats(value, name, 0, 0.0, None, None, None, None)
+        return LabelSummary(value, name, 0, 0.0, None, None, None, None)
     deviation = math.sqrt(sums.squares[i] / count)
     low, high = float(sums.low[i]), float(sums.high[i])
-    return LabelStats(value, name, count, volume_ml, float(sums.mean[i]), deviation, low, high)
+    return LabelSummary(value, name, count, volume_ml, float(sums.mean[i]), deviation, low, high)

@@ -18,7 +18,7 @@ from ..networks.architecture import architecture
 from ..networks.lora import merged
 from ..networks.modes import unwrapped
 from .blank import fill
-from .files import as_state_dict, names_in, read_with_metadata, refuse_differences, write_safetensors
+from .files import as_state_dict, names_in, read_with_metadata, refuse_differences, without_wrappers, write_safetensors
 from .inflate import adapt_channels
 from .own import architecture_in
 
@@ -132,13 +132,18 @@ def _backbone_of(network: nn.Module) -> nn.Module:
 
 def _backbone_in(state: dict[str, V], path: str | Path) -> dict[str, V]:
     """The backbone's tensors under their own names, without a head."""
+    state = without_wrappers(state)
     part = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     if not part and any(key.startswith("patch_embed.") for key in state):
         part = state
     if not part:
+        there = next((key[: key.index("patch_embed.")] for key in state if ".patch_embed." in key), "")
+        advice = (
+            f" One lies under {there!r}: backbone_from(path, take={there.rstrip('.')!r}) reads it." if there else ""
+        )
         raise WeightsError(
             f"{path}: no entry begins with {PREFIX!r} or 'patch_embed.'. Weights of a network with a backbone, or of "
-            "a backbone alone, are needed."
+            f"a backbone alone, are needed.{advice}"
         )
     return {key: value for key, value in part.items() if not key.startswith(HEAD)}
 

@@ -8,7 +8,7 @@ import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -21,6 +21,9 @@ from ..networks.modes import load_plain_state_dict, plain_state_dict, unwrapped
 from .tensor_bytes import HEADER, HEADER_SUM, TENSORS_SUM, header_sha256, tensors_in
 
 logger = logging.getLogger(__name__)
+
+V = TypeVar("V")
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")  # of DataParallel, torch.compile, FSDP
 
 _OURS = ("architecture", "lora")  # older files of ours have one of them, and no sum of the header
 
@@ -216,10 +219,24 @@ def load_state(network: nn.Module, state: Any, path: str | Path) -> nn.Module:
     Raises:
         WeightsError: not a state dict, or of another architecture. The network is unchanged then.
     """
-    name = type(unwrapped(network)).__name__
-    refuse_differences(plain_state_dict(network), as_state_dict(state, path), path, name)
-    load_plain_state_dict(network, state)
+    wanted, found = plain_state_dict(network), as_state_dict(state, path)
+    plain = without_wrappers(found)
+    found = plain if plain.keys() == wanted.keys() else found
+    refuse_differences(wanted, found, path, type(unwrapped(network)).__name__)
+    load_plain_state_dict(network, found)
     return network
+
+
+def without_wrappers(state: dict[str, V]) -> dict[str, V]:
+    """A state dict without what DataParallel, ``torch.compile`` and FSDP put before all of its names.
+
+    Args:
+        state: what was read; it comes back as it is where some names lack such a prefix.
+    """
+    for prefix in WRAPPERS:
+        if state and all(key.startswith(prefix) for key in state):
+            return without_wrappers({key.removeprefix(prefix): value for key, value in state.items()})
+    return state
 
 
 def refuse_differences(
@@ -244,8 +261,20 @@ def refuse_differences(
         return
     shown = "; ".join(differences[:5])
     more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+    advice = _on_prefix(wanted, found) or advice
     advice = advice or "Build the network with the options that the weights were trained with."
     raise WeightsError(f"{path}: weights of another architecture than {name}: {shown}{more}. {advice}")
+
+
+def _on_prefix(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """What to do about names that differ by what stands before all of them, on either side."""
+    for longer, shorter, side in ((found, wanted, "the file's"), (wanted, found, "the network's")):
+        first = next(iter(shorter), None)
+        prefixes = [key[: -len(first)] for key in longer if first and key.endswith(f".{first}")]
+        for prefix in prefixes:
+            if all(f"{prefix}{key}" in longer for key in shorter):
+                return f"All of {side} names have {prefix!r} before them: take it off, or load the part of that name."
+    return ""
 
 
 def _differences(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:

@@ -497,14 +497,21 @@ def test_layer_decay_out_of_range(layer_decay):
 
 
 @all_heads
-def test_coarse_groups_are_stem_blocks_and_head(head):
+@pytest.mark.parametrize("coarse", [False, True])
+def test_groups_are_stem_blocks_and_head(head, coarse):
     net = classifier(head, reg_tokens=1, pre_norm=True)
-    groups = group_parameters(net, net.group_matcher(coarse=True))
+    groups = group_parameters(net, net.group_matcher(coarse=coarse))
     names = [name for name, _ in net.named_parameters()]
     stem, head = [n for n in names if re.match(EMBEDDING, n)], [n for n in names if n.startswith("head.")]
-    assert sorted(groups) == [0, 1, 2]
-    assert [sorted(groups[0]), sorted(groups[2])] == [sorted(stem), sorted(head)]
-    assert sorted(groups[1]) == sorted(set(names) - set(stem) - set(head))
+    last = len(net.backbone.blocks) + 1
+    assert sorted(groups) == list(range(last + 1))
+    assert [sorted(groups[0]), sorted(groups[last])] == [sorted(stem), sorted(head)]
+    for i in range(1, last):
+        norm = ["backbone.norm"] if i == last - 1 else []
+        assert {name.rsplit(".", 1)[0] for name in groups[i] if "norm" in name} >= {
+            f"backbone.blocks.{i - 1}.norm1",
+            *norm,
+        }
 
 
 # refusals

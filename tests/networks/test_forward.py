@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
+from timm.models.vision_transformer import VisionTransformer as TimmViT
 
 from monai_vit3d.layers import resample_pos_embed, sincos_pos_embed
 from monai_vit3d.networks import VisionTransformer3D
@@ -240,14 +241,47 @@ def test_output_dict(fmt, reg_tokens):
     [
         ({"indices": 3}, "index 3 .* 3 blocks, -3 to 2"),
         ({"indices": [0, -4]}, "index -4"),
-        ({"indices": [1, 1]}, "twice"),
-        ({"indices": [2, -1]}, "twice"),
         ({"output_fmt": "NHWC"}, "'NHWC'.*'NLC', 'NCHWD'"),
     ],
 )
 def test_forward_intermediates_refuses(options, match):
     with pytest.raises(ValueError, match=match):
         noisy().forward_intermediates(volume(), **options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("indices", [[2, 0], [-1, 0, 2], (0, 0, -1)])
+def test_intermediates_come_once_and_in_block_order_as_timms(indices):
+    net = noisy()
+    theirs = TimmViT(12, 4, embed_dim=24, depth=3, num_heads=2).eval()
+    want = theirs.forward_intermediates(torch.zeros(1, 3, 12, 12), list(indices), intermediates_only=True)
+    got = net.forward_intermediates(volume(), indices, intermediates_only=True)
+    assert len(got) == len(want) == 2
+    close(got, net.forward_intermediates(volume(), [0, 2], intermediates_only=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rope", [None, "patch"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_causal_is_the_mask_of_the_tokens_before(rope, checkpointing):
+    net, x = noisy(rope=rope, num_classes=3), volume()
+    net.set_grad_checkpointing(checkpointing)
+    before = torch.ones(25, 25, dtype=torch.bool).tril()
+    close(net(x, is_causal=True), net(x, attn_mask=before))
+    close(net.forward_features(x, is_causal=True), net.forward_features(x, before))
+    close(net.forward_intermediates(x, [1], is_causal=True), net.forward_intermediates(x, [1], attn_mask=before))
+    assert (net(x, attn_mask=before) - net(x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("rope", [None, "patch"])
+def test_masked_gradients_with_and_without_checkpointing(rope):
+    mask, gradients = torch.ones(25, 25, dtype=torch.bool).tril(), []
+    for checkpointing in (False, True):
+        net = noisy(rope=rope, num_classes=3)
+        net.set_grad_checkpointing(checkpointing)
+        net(volume(), attn_mask=mask).square().sum().backward()
+        gradients.append([p.grad for p in net.parameters()])
+    close(*gradients)
 
 
 @torch.no_grad()

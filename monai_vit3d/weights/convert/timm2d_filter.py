@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def checkpoint_filter_fn(
-    state_dict: Mapping[str, Tensor],
+    state_dict: Mapping[str, Any],
     model: VisionTransformer3D,
     *,
     kernel: str = "mean",
@@ -32,7 +32,7 @@ def checkpoint_filter_fn(
 
     Args:
         state_dict: of a timm VisionTransformer, or of a :class:`VisionTransformer3D` with another patch, grid or
-            number of channels; keys are kept.
+            number of channels; keys are kept. A checkpoint that has it as ``"model"`` or ``"state_dict"`` will do.
         model: the network that the weights are for.
         kernel: how a 2D kernel is inflated, ``"mean"``, ``"center"`` or ``"trilinear"``.
         positions: how 2D positions are inflated, ``"repeat"`` or ``"factored"``.
@@ -48,6 +48,9 @@ def checkpoint_filter_fn(
         UsageError: unknown mode or axis.
         WeightsError: no kernel, or positions that do not fit the grid.
     """
+    for wrapping in ("model", "state_dict"):  # which timm's function of this name takes off, too
+        inner = state_dict.get(wrapping)
+        state_dict = inner if isinstance(inner, Mapping) else state_dict
     weight = state_dict.get(KERNEL)
     if weight is None or weight.dim() not in (4, 5):
         came = "missing" if weight is None else f"of shape {tuple(weight.shape)}"

@@ -18,6 +18,7 @@ AVERAGED = (
 # each may be an entry that holds a state dict, or with a dot the prefix of all keys of one
 WORDS = (
     *("state_dict", "model_state_dict", "network_weights", "model", "network", "net", "module", "_orig_mod"),
+    *("_fsdp_wrapped_module", "_forward_module"),
     *("backbone", "encoder", "vit", "student", "context_encoder", *AVERAGED),
 )
 _DEEPEST = 8  # steps that are tried
@@ -59,9 +60,15 @@ def unwrap(read: Any, family: Family, name: str, take: str = "teacher") -> Unwra
     if not ways:
         keys = [str(key) for key in read]
         more = f", and {len(keys) - 5} more" if len(keys) > 5 else ""
+        unknown = [word for word in map(_unknown_part, _strangers(read, family)) if word]
+        advice = "Save the encoder's state_dict() alone, or name another file"
+        if unknown:
+            advice = f"One lies under {' and '.join(map(repr, unknown))}: pass take={unknown[0]!r}"
+        elif take not in ("teacher", "student"):
+            advice += f"; nothing known lies under take={take!r}"
         raise WeightsError(
             f"{name}: no Vision Transformer of a known family among its entries {', '.join(keys[:5]) or '(none)'}"
-            f"{more}. Save the encoder's state_dict() alone, or name another file."
+            f"{more}. {advice}."
         )
     way = _chosen(ways, take, name)
     if take in ("teacher", "student"):
@@ -84,14 +91,29 @@ def holds_known(read: Any, family: Family, take: str = "teacher") -> bool:
 
 def _refuse_strangers(read: Mapping[Any, Any], family: Family, way: Way, name: str) -> None:
     """Refuse another whole network under a word that says neither that it is averaged nor that it is not."""
+    chosen: Mapping[Any, Any] = read
+    for step in way:
+        chosen = _under(chosen, step)
+    own = "".join(f"{step.rstrip('.')}." for step in way)
     for path in _strangers(read, family):
+        inside = path.removeprefix(own)
+        rest = {key: value for key, value in _tensors(chosen).items() if not key.startswith(inside)}
+        if path != own and path.startswith(own) and not family(rest):
+            continue  # the same network: by these keys it was known
         words = path.strip(".").split(".")
         if not {*words} <= {*WORDS}:
-            word = next(word for word in words if word not in WORDS)
+            word = _unknown_part(path)
             raise WeightsError(
                 f"{name}: it holds several networks, under {' '.join(way) or 'no word'!r} and {path!r}; one is needed. "
                 f"Pass take={word!r}, or take= a word of the other; or name a file with one alone."
             )
+
+
+def _unknown_part(path: str) -> str:
+    """What of a path ``take=`` must name: from its first unknown word to its last, with the dots between."""
+    words = path.strip(".").split(".")
+    places = [i for i, word in enumerate(words) if word not in WORDS]
+    return ".".join(words[places[0] : places[-1] + 1]) if places else ""
 
 
 def _strangers(read: Mapping[Any, Any], family: Family, path: str = "") -> list[str]:

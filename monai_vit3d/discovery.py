@@ -1,0 +1,96 @@
+"""What lets timm and MONAI find this package's names after a bare ``import monai_vit3d``, which loads neither."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+PACKAGE = __name__.rpartition(".")[0]
+TIMM_NAMES = ("vit3d_tiny", "vit3d_small", "vit3d_base", "vit3d_large", "vit3d_huge")
+# timm reads this from the module of what it registers
+default_cfgs: dict[str, dict[str, Any]] = {
+    name: {
+        **{"input_size": (1, 96, 96, 96), "fixed_input_size": True, "num_classes": 0, "interpolation": "trilinear"},
+        **{"mean": (0.0,), "std": (1.0,), "crop_pct": 1.0, "first_conv": "patch_embed.proj", "classifier": "head"},
+    }
+    for name in TIMM_NAMES
+}
+
+
+def announce(modules: Iterable[str]) -> None:
+    """Put the presets into timm's registry and the public modules before MONAI's locator, both on demand.
+
+    Args:
+        modules: full names of the modules that define public names.
+    """
+    for name in modules:
+        sys.modules.setdefault(name, _OnDemand(name))
+    if "timm" in sys.modules:
+        register_presets()
+    else:
+        sys.meta_path.insert(0, _AfterImport("timm", register_presets))
+
+
+def register_presets() -> None:
+    """Register the presets in timm; what builds them loads when one is asked for."""
+    from timm.models import register_model
+
+    for name in TIMM_NAMES:
+        globals()[name] = register_model(_entry(name))
+
+
+def _entry(name: str) -> Callable[..., Any]:
+    def entry(*args: Any, **options: Any) -> Any:
+        """One of monai_vit3d's presets; takes any keyword of VisionTransformer3D."""
+        return importlib.import_module(f"{PACKAGE}.weights.timm_models").build_for_timm(name, *args, **options)
+
+    entry.__name__ = entry.__qualname__ = name
+    return entry
+
+
+class _OnDemand(ModuleType):
+    """Stands in ``sys.modules`` for a module until something is read from it, as MONAI's ComponentLocator does."""
+
+    def _load(self) -> ModuleType:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return importlib.import_module(self.__name__)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what only looks at all modules is not to load this one
+            raise AttributeError(name)
+        return getattr(self._load(), name)
+
+    def __dir__(self) -> list[str]:
+        return dir(self._load())
+
+
+class _AfterImport(MetaPathFinder):
+    """Calls a function once when a module was imported."""
+
+    def __init__(self, name: str, action: Callable[[], None]) -> None:
+        self.name, self.action = name, action
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec that others find, with the function after its execution."""
+        if fullname != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                self.action()
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
