@@ -179,6 +179,8 @@ class TokenClassifier(nn.Module):
         own = list(self.backbone.parameters(recurse=False))
         self._frozen.append((embedding, [*own, *(p for part in embedding for p in part.parameters())]))
         last = [self.backbone.norm] if freeze == "backbone" else []
+        if last:
+            self._frozen.append(([self.backbone], list(self.backbone.parameters())))
         self._frozen += [([part], list(part.parameters())) for part in (*self.backbone.blocks[:blocks], *last)]
         for parts, parameters in self._frozen:
             for parameter in parameters:
