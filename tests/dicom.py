@@ -63,7 +63,7 @@ def save(ds, path):
 
 def series(folder, orientation=AXIAL, sop_class=CT, count=SLICES, shift=(0, 0, 0), backwards=False, edit=None):
     """Files under shuffled names; ``edit(dataset, slice number)`` may change each before it is saved."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     x, y = np.reshape(orientation, (2, 3))
     normal = np.cross(x, y) / np.linalg.norm(np.cross(x, y))
     uids = generate_uid(), generate_uid(), generate_uid()

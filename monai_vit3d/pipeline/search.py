@@ -20,6 +20,7 @@ WRITTEN = "written by an earlier run, as its run.json says (--include-labels tak
 LABELS = "labels, masks or maps by name or folder (--include-labels takes them as images)"
 NO_SCANS = "outside of sub-*/anat and sub-*/ct of a BIDS data set"
 NO_IMAGE = "no image by name"
+DIRECTORY = "a DICOMDIR, an index of other files"
 NO_DICOM = "named as DICOM, but empty, damaged or something else; copy the file again"
 EMPTY = "a folder with an image's name and nothing in it"
 
@@ -42,6 +43,8 @@ def bids_suffix(path: Path) -> str:
 
 def kind_by_name(path: Path) -> str:
     """What a file that is no image of a case is, and the command that converts it where there is one."""
+    if path.name == "DICOMDIR":
+        return DIRECTORY
     if path.suffix.lower() in DICOM_SUFFIXES:
         return NO_DICOM
     if foreign := foreign_format(path.name):

@@ -556,6 +556,20 @@ def test_a_seg_of_one_time_point_of_several_in_a_file(tmp_path):
         assert sum(mask.sum() for mask, *_ in frames[number].values()) == (labels == value).sum()
 
 
+def test_time_points_in_multi_frame_files_of_their_own(tmp_path):
+    folder = enhanced(tmp_path / "s", AXIAL, range(SLICES))
+    ds = pydicom.dcmread(folder / "multi")
+    for number, name in ((2, "multi"), (1, "a")):
+        ds.InstanceNumber, ds.SOPInstanceUID = number, generate_uid()
+        for group in ds.PerFrameFunctionalGroupsSequence:
+            group.PixelValueTransformationSequence[0].RescaleIntercept = number
+        ds.save_as(folder / name)
+    with pytest.raises(ImageError, match=r"2 volumes in one series \(9, 9 slices\), which differ in InstanceNumber"):
+        read(folder)
+    first, second = (read(folder, volume=n) for n in (0, 1))
+    assert np.array_equal(first.voxels + 1, second.voxels)
+
+
 def test_a_seg_of_frames_with_groups_of_their_own_alone(tmp_path):
     """Philips: pixel measures and orientation in each frame, none shared."""
     folder = enhanced(tmp_path / "s", AXIAL, range(SLICES))

@@ -299,6 +299,13 @@ def test_files_without_a_uid_are_one_series_for_each_number(tmp_path):
     assert [(one.number, len(one.files)) for one in find_series(folder)] == [(3, SLICES), (8, SLICES)]
 
 
+def test_studies_without_series_uids_are_told_apart(tmp_path):
+    folder = series(tmp_path / "s", edit=lambda ds, k: setattr(ds, "SeriesInstanceUID", ""))
+    for path in series(tmp_path / "more", edit=lambda ds, k: setattr(ds, "SeriesInstanceUID", "")).iterdir():
+        path.rename(folder / f"x{path.name}")
+    assert [len(one.files) for one in find_series(folder)] == [SLICES, SLICES]
+
+
 def test_without_a_frame_of_reference(tmp_path):
     def edit(ds, k):
         if k % 2:

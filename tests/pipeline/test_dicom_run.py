@@ -14,7 +14,7 @@ from monai_vit3d.data.dicom import find_series, read_series  # noqa: E402
 from monai_vit3d.data.errors import UsageError  # noqa: E402
 from monai_vit3d.pipeline import memory  # noqa: E402
 from monai_vit3d.pipeline.plan import plan_cases  # noqa: E402
-from tests.dicom import MR, SAGITTAL, SLICES, series  # noqa: E402
+from tests.dicom import MR, PET, SAGITTAL, SLICES, series  # noqa: E402
 from tests.pipeline.tiny import predict, records  # noqa: E402
 
 
@@ -158,3 +158,16 @@ def test_check_reads_series(run, capsys):
     assert cli.main(["check", str(scans / "axial"), str(scans / "hole"), "--json"]) == 1
     good, hole = json.loads(capsys.readouterr().out)
     assert (good["verdict"], hole["verdict"]) == ("good", "refused")
+
+
+def test_units_suv_is_for_pet_alone(tiny_bundle, tmp_path):
+    """A PET without a dose and a NIfTI file fail by name; their voxels would be taken for SUV."""
+    series(tmp_path / "in" / "pet", sop_class=PET)
+    nib.save(
+        nib.Nifti1Image(np.random.default_rng(0).normal(size=(9, 9, 9)).astype(np.float32), np.eye(4)),
+        tmp_path / "in" / "n.nii.gz",
+    )
+    assert predict(tmp_path / "in", to=tmp_path / "out", bundle=tiny_bundle, options=["--units", "suv"]) == 1
+    found = records(tmp_path / "out")
+    assert "SUV cannot be had from its headers" in found["pet"]["error"]
+    assert "--units suv needs a DICOM PET" in found["n"]["error"]

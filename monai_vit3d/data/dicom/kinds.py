@@ -27,7 +27,8 @@ def passed_over_for(header: Dataset) -> str:
     """Return why an object is no part of a volume, by its class; empty if it may be one.
 
     Args:
-        header: with SOPClassUID, Rows, ImagePositionPatient and SharedFunctionalGroupsSequence.
+        header: with SOPClassUID, Rows, SamplesPerPixel, PhotometricInterpretation, ImagePositionPatient and
+            SharedFunctionalGroupsSequence.
     """
     kind, name = sop_class(header)
     if kind == _DIRECTORY:
@@ -36,6 +37,8 @@ def passed_over_for(header: Dataset) -> str:
         return f"{name}: no image"
     if kind and kind.startswith(_NO_SCAN):
         return f"{name}: not a scan"
+    if element(header, "SamplesPerPixel") == 3 or element(header, "PhotometricInterpretation") == "PALETTE COLOR":
+        return "a colour image; grey values are needed"
     has_place = "ImagePositionPatient" in header or "SharedFunctionalGroupsSequence" in header
     if kind and not _is_served(kind) and not has_place:
         return f"{name}: no volume with a place in space; CT, MR and PET volumes are read"

@@ -44,7 +44,7 @@ def read_series(series: Series, max_voxels: int = 2**30, volume: int | None = No
         folder.
 
     Raises:
-        ImageError: missing, doubled or unevenly spaced slices, fewer than two, several volumes and none picked, colour,
+        ImageError: missing, doubled or unevenly spaced slices, fewer than two, several volumes and none picked,
             pixels that are cut off or cannot be decoded, headers that SUV cannot be had from, or pydicom is not there.
         UsageError: other units.
     """

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "ImageType", "Rows"]
 _TAGS += ["NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "SharedFunctionalGroupsSequence"]
+_TAGS += ["SamplesPerPixel", "PhotometricInterpretation", "StudyInstanceUID"]
+_Key = tuple[str, ...]  # a SeriesInstanceUID; without one an empty text and what else tells series apart
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def scan_folder(folder: str | Path) -> FolderScan:
     """Sort the files that lie directly in a folder into series; only headers are read.
 
     Names do not matter, preambles neither; hidden files are not looked at. Files without a SeriesInstanceUID are one
-    series for each SeriesNumber. A damaged file goes to its series, which then cannot be read.
+    series for each study, modality and SeriesNumber. A damaged file goes to its series, which then cannot be read.
 
     Raises:
         DatasetError: no such folder.
@@ -106,7 +108,7 @@ def scan_folder(folder: str | Path) -> FolderScan:
 class _Sorting:
     """Files on their way into series."""
 
-    scans: dict[tuple[str, int | None], list[tuple[Path, Dataset]]] = field(default_factory=dict)
+    scans: dict[_Key, list[tuple[Path, Dataset]]] = field(default_factory=dict)
     other: list[Path] = field(default_factory=list)
     damaged: list[tuple[str, PassedOver]] = field(default_factory=list)  # with the UID, as far as it is there
     passed_over: list[PassedOver] = field(default_factory=list)
@@ -130,7 +132,8 @@ class _Sorting:
         elif reason := passed_over_for(header):
             self.passed_over.append(PassedOver(path, reason))
         else:
-            self.scans.setdefault((uid, None if uid else _number(header)), []).append((path, header))
+            apart = [str(element(header, name)) for name in ("StudyInstanceUID", "Modality", "SeriesNumber")]
+            self.scans.setdefault((uid,) if uid else ("", *apart), []).append((path, header))
 
     def end(self) -> FolderScan:
         """Return the series, once all files are sorted."""
@@ -150,9 +153,9 @@ class _Sorting:
         series.sort(key=lambda s: (s.number is None, s.number or 0, s.uid))
         return FolderScan(tuple(series), tuple(sorted(self.passed_over, key=lambda file: file.path)))
 
-    def _damaged_files(self) -> dict[tuple[str, int | None], list[Path]]:
+    def _damaged_files(self) -> dict[_Key, list[Path]]:
         """The damaged files of each series; those that may be of several are passed over."""
-        damaged: dict[tuple[str, int | None], list[Path]] = {}
+        damaged: dict[_Key, list[Path]] = {}
         for uid, file in self.damaged:
             keys = [key for key in self.scans if uid and key[0] == uid] or list(self.scans)
             if len(keys) == 1:

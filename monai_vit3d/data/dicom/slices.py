@@ -58,15 +58,13 @@ def read_slices(path: Path) -> list[Slice]:
     """Read the places of a file's planes.
 
     Raises:
-        ImageError: damaged, colour, or planes without a place in space.
+        ImageError: damaged, or planes without a place in space.
     """
     header = read_header(path)
     if header is None:
         raise ImageError(f"{path.name}: no DICOM file any more. Copy it again.")
     if element(header, "Rows") is None:
         raise ImageError(f"{path.name}: no Rows; the file is cut off or damaged. Copy it again or remove it.")
-    if element(header, "SamplesPerPixel") == 3 or element(header, "PhotometricInterpretation") == "PALETTE COLOR":
-        raise ImageError(f"{path.name}: a colour image; grey values are needed. Choose the series it was made from.")
     try:
         if is_mosaic(header):
             return _tiles(path, header)

@@ -195,7 +195,8 @@ def _order(one: Slice, name: str) -> Hashable:
     row = next((row for row in _LABELS if row[0] == name), None)
     if row is not None:
         return _label(one, row)
-    return float(one.frame) if one.groups else _plain(element(one.header, name))
+    instance = _plain(element(one.header, name))
+    return (instance if isinstance(instance, float) else 0.0, one.frame) if one.groups else instance
 
 
 def _check_copies(stack: list[Slice], places: list[int], where: str) -> None:
