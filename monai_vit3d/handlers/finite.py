@@ -99,7 +99,7 @@ def names_in(batch: Any, name_key: str = "name") -> list[str]:
     if not isinstance(batch, Mapping):
         return []
     files = [value.meta.get(ImageMetaKey.FILENAME_OR_OBJ) for value in batch.values() if isinstance(value, MetaTensor)]
-    names = next((found for found in [batch.get(name_key), *files] if found), [])
+    names: str | list[Any] = next((found for found in [batch.get(name_key), *files] if found), [])
     return [str(name) for name in ([names] if isinstance(names, str) else names)]
 
 

@@ -53,12 +53,16 @@ def _beside_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_other_classes(own: dict[str, Tensor], came: dict[str, Tensor]) -> dict[str, tuple[int, int]]:
-    """The tensors that differ in the number of outputs alone, all from the same number to the same, and these."""
+    """The tensors that differ in one axis alone (a transposed convolution's outputs are its second), and its lengths.
+
+    They are of classes only if all differ from the same number to the same.
+    """
     unlike = [key for key in own if key in came and own[key].shape != came[key].shape]
-    if any(own[key].shape[1:] != came[key].shape[1:] or not own[key].dim() for key in unlike):
+    counts = {key: [(a, b) for a, b in zip(came[key].shape, own[key].shape) if a != b] for key in unlike}
+    ranks = all(own[key].dim() == came[key].dim() for key in unlike)
+    if not ranks or len({tuple(pairs) for pairs in counts.values()}) != 1 or any(len(p) != 1 for p in counts.values()):
         return {}
-    counts = {key: (len(came[key]), len(own[key])) for key in unlike}
-    return counts if len(set(counts.values())) == 1 else {}
+    return {key: pairs[0] for key, pairs in counts.items()}
 
 
 def _told(anew: dict[str, tuple[int, int]]) -> str:
