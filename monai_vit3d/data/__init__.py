@@ -19,7 +19,8 @@ from .errors import (
 from .tasks import resolve_task
 
 _NIFTI = ("NiftiReader", "cut_box", "label_volumes_ml", "nifti_files")
-_NIFTI += ("read_grid", "read_volume", "write_labels", "write_map")
+_NIFTI += ("write_labels", "write_map")
+_READERS = ("read_grid", "read_volume")
 _VOLUME = ("Grid", "Volume")
 _LABELS = ("CheckLabelsd",)
 _MEDMNIST3D = ("MedMNIST3DDataset", "class_names", "medmnist3d_info")
@@ -27,7 +28,7 @@ _SPACING = ("SeparableResample", "SeparableSpacing", "SeparableSpacingd")
 _TABLES = ("check_classes", "class_balanced_weights", "labelled_volumes", "steps_in")
 __all__ = ["BundleError", "DatasetError", "ImageError", "ScoreError", "TrainingCollapsed", "UsageError", "Vit3dError"]
 __all__ += ["TrainingDiverged", "WeightsError", "decathlon_classes", "decathlon_split", "resolve_task"]
-__all__ += [*_NIFTI, *_VOLUME, *_LABELS, *_MEDMNIST3D, *_SPACING, *_TABLES]
+__all__ += [*_NIFTI, *_READERS, *_VOLUME, *_LABELS, *_MEDMNIST3D, *_SPACING, *_TABLES]
 
 
 def __getattr__(name: str) -> Any:
@@ -36,6 +37,10 @@ def __getattr__(name: str) -> Any:
         from . import nifti
 
         return getattr(nifti, name)
+    if name in _READERS:
+        from . import readers
+
+        return getattr(readers, name)
     if name in _VOLUME:
         from . import volume
 

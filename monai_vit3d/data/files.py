@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -10,7 +11,10 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 from .errors import UsageError
 
@@ -167,3 +171,53 @@ def file_sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+class HashedFile(io.RawIOBase):
+    """A file whose SHA-256 is that of the very bytes that were read from it.
+
+    Args:
+        file: opened for reading at its beginning; the caller closes it. What a seek leaps over is read, too.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Fill a buffer as far as there are bytes, and return their number."""
+        view = memoryview(buffer).cast("B")
+        count = self._file.readinto(view)  # type: ignore[attr-defined]  # every binary file has it
+        self._digest.update(view[:count])
+        return int(count)
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        """Go to the beginning, where the hash starts anew, or forward.
+
+        Raises:
+            io.UnsupportedOperation: elsewhere.
+        """
+        if whence == os.SEEK_SET and position == 0:
+            self._digest = hashlib.sha256()
+            return self._file.seek(0)
+        left = position - self._file.tell()
+        if whence != os.SEEK_SET or left < 0:
+            raise io.UnsupportedOperation("a hashed file goes back to its beginning only")
+        self._read_on(left)
+        return self._file.tell()
+
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of the whole file; what is left of it is read now."""
+        self._read_on(None)
+        return self._digest.hexdigest()
+
+    def _read_on(self, left: int | None) -> None:
+        while left is None or left > 0:
+            piece = self._file.read(1 << 20 if left is None else min(left, 1 << 20))
+            if not piece:
+                return
+            self._digest.update(piece)
+            left = None if left is None else left - len(piece)

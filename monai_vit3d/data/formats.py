@@ -6,7 +6,7 @@ from __future__ import annotations
 CONVERTERS = {
     (".hdr", ".img"): ("half of an Analyze or NIfTI pair", "FSL's fslchfiletype NIFTI_GZ, or nibabel"),
     (".mgz", ".mgh"): ("FreeSurfer's format", "FreeSurfer's mri_convert"),
-    (".nrrd", ".nhdr", ".mha", ".mhd"): ("NRRD or MetaImage", "3D Slicer or SimpleITK"),
+    (".nhdr", ".mhd", ".nrrd", ".mha"): ("NRRD or MetaImage", "3D Slicer or SimpleITK"),
     (".dcm", ".ima"): ("DICOM", "dcm2niix"),
     (".mnc",): ("MINC", "mnc2nii"),
     (".head", ".brik"): ("AFNI's format", "AFNI's 3dAFNItoNIfTI"),

@@ -16,7 +16,7 @@ _LAST = re.compile(
 )
 # the whole name, maybe numbered: label0001 (BTCV), segmentation-0 (LiTS), mask
 _WHOLE = re.compile(r"(labels?|masks?|segs?|segmentations?|labelmap|groundtruth|gt)[-_. ]?\d*", re.IGNORECASE)
-_FREESURFER = re.compile(r"([lr]h\.)?(aseg|aparc|wmparc|ribbon|filled|wm)([.+_].*)?", re.IGNORECASE)
+_FREESURFER = re.compile(r"[lr]h\..*|(aseg|aparc|wmparc|ribbon|filled|wm)([.+_].*)?", re.IGNORECASE)
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])")  # lesionMask
 
 

@@ -14,7 +14,7 @@ from monai.utils import ImageMetaKey, MetaKeys
 from torch import Tensor
 
 from .errors import ImageError
-from .nifti.geometry import SAME_PLACE_VOXELS, corner_shift
+from .same_grid import SAME_PLACE_VOXELS, corner_shift
 
 ROUNDING = 1e-3  # of a label that a slope in the header made of a whole number
 SHOWN = 5

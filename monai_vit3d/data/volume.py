@@ -51,9 +51,11 @@ class Volume:
         voxels: (H, W, D) float32, all finite.
         grid: where it lies.
         warnings: what was odd about the file, a sentence each.
+        sha256: of each file that it came from, of the bytes that the voxels were made of; empty if not asked for.
     """
 
     path: Path
     voxels: Array
     grid: Grid
     warnings: tuple[str, ...] = ()
+    sha256: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ImageError
 from ..data.passed_over import PassedOver, by_reason
+from ..data.readers import reader_for
 from ..data.volume import Volume
 from .dicom_cases import name_cases
 from .inputs import find_images
@@ -67,7 +68,7 @@ def _passed_over(files: Sequence[PassedOver]) -> list[dict[str, Any]]:
 
 
 def _read_file(path: Path, volume: int | None, max_voxels: int, include_labels: bool) -> Volume:
-    from ..data.nifti import read_volume
+    from ..data.readers import read_volume
     from .label_values import check_label_values
 
     read = read_volume(path, volume, max_voxels)
@@ -94,6 +95,9 @@ def _check(path: Path, read: Callable[[Path], Volume], series: Series | None = N
     size = " x ".join(map(str, volume.grid.shape))
     name = str(path) if series is None else f"{path}, {series.name}"
     text = f"{name}: {size} voxels, {' x '.join(map(str, spacing))} mm, {letters}"
+    reader = None if series is not None else reader_for(path)
+    if reader is not None and reader.converter:
+        text += f", {reader.name} ({reader.converter} converts it)"
     return {
         **about,
         "verdict": "odd" if volume.warnings else "good",

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from ..data.errors import ImageError
 from ..data.passed_over import PassedOver
+from ..data.readers import without_suffix
 from .inputs import Found
-from .paths import shown, without_suffix
+from .paths import shown
 
 if TYPE_CHECKING:
     from ..data.dicom import Series

@@ -9,9 +9,10 @@ from pathlib import Path, PurePosixPath
 
 from ..data.errors import UsageError
 from ..data.passed_over import PassedOver
+from ..data.readers import partner, reader_for
 from .lists import Listed, read_csv, read_json
 from .passed_over import describe
-from .paths import DICOM_SUFFIXES, NIFTI, absolute, is_dicom, shown, some
+from .paths import DICOM_SUFFIXES, absolute, is_dicom, shown, some
 from .search import NO_IMAGE, Search, bids_root, bids_suffix, kind_by_name
 
 _TAKEN = "a .nii or .nii.gz file, a folder of them, a BIDS data set, a folder of DICOM files, or a .csv or .json list"
@@ -119,8 +120,10 @@ def _place(path: Path) -> str:
 def _items(path: Path, search: Search) -> list[_Item]:
     if os.path.isdir(path):
         return _folder_items(path, search)
-    if NIFTI.search(path.name):
+    if reader_for(path) is not None:
         return [_Item((path,), path.parent)]
+    if (image := partner(path)) is not None:  # the header of a pair
+        return [_Item((image,), path.parent)]
     suffix = path.suffix.lower()
     if suffix == ".csv":
         return [_listed(one) for one in read_csv(path)]

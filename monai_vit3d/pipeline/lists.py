@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..data.errors import UsageError
-from .paths import NIFTI, absolute, holds_dicom, shown
+from ..data.readers import reader_for
+from .paths import absolute, holds_dicom, shown
 
 _NO_PATH = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # the other surrogates stand for bytes that are no UTF-8
 _LIST_KEYS = ("test", "testing", "cases", "images")
@@ -121,7 +122,7 @@ def _listed(images: Sequence[str], name: str | None, where: str, folder: Path, c
         raise UsageError(f"{where}: image '{unusable[0]}'; the path of a file is needed. Fill it in or leave it out.")
     paths = tuple(absolute(folder / text) for text in images)
     for text, path in zip(images, paths):
-        usable = holds_dicom(path) and len(paths) == 1 if os.path.isdir(path) else NIFTI.search(path.name)
+        usable = holds_dicom(path) and len(paths) == 1 if os.path.isdir(path) else reader_for(path)
         if not usable:
             raise UsageError(
                 f"{where}: '{shown(text)}'; a .nii or .nii.gz file is needed for each channel, or one folder with "

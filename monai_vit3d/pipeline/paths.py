@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.dicom_start import HEAD_BYTES, has_dicom_start
 from ..data.dicom_start import SUFFIXES as DICOM_SUFFIXES
 from ..data.texts import shown as shown
-
-NIFTI = re.compile(r"\.nii(\.gz)?\Z", re.IGNORECASE)
-
-
-def without_suffix(name: str) -> str:
-    """``a.b.nii.gz`` to ``a.b``; a name without ``.nii`` or ``.nii.gz`` as it is."""
-    return NIFTI.sub("", name)
 
 
 def some(names: Sequence[str], between: str = ", ") -> str:

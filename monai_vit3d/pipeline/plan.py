@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..data.errors import UsageError
 from ..data.passed_over import PassedOver
+from ..data.readers import reader_for
 from .dicom_cases import name_cases
 from .inputs import find_images
 from .passed_over import describe
@@ -117,8 +118,14 @@ class Plan:
         return "\n".join([*lines, count])
 
     def notes(self) -> list[str]:
-        """Lines on what was passed over, by reason, and what is odd about the cases as a whole."""
-        return [*describe(self.passed_over), *(f"warning: {warning}" for warning in self.warnings)]
+        """Lines on what was passed over, by reason, on other formats, and on what is odd about all cases together."""
+        lines = [*describe(self.passed_over), *(f"warning: {warning}" for warning in self.warnings)]
+        others: dict[str, list[str]] = {}
+        for case in self.cases:
+            reader = None if case.dicom else reader_for(case.images[0])
+            if reader is not None and reader.converter:
+                others.setdefault(reader.name, []).append(shown(case.images[0].name))
+        return lines + [f"{name} is read, .nii.gz is written: {some(names)}" for name, names in others.items()]
 
 
 def parse_shard(text: str) -> tuple[int, int]:

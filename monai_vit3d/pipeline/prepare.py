@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from monai.data import ImageReader, MetaTensor
 from monai.transforms import Compose, LoadImaged, ResampleToMatchd, SpatialResampled
 
 from ..data.errors import BundleError, ImageError
 from ..data.nifti.reader import as_monai
+from ..data.same_grid import check_same_grid
 from ..data.volume import Array, Volume
 
 if TYPE_CHECKING:
@@ -68,24 +68,6 @@ class _HeldVolumes(ImageReader):
         return voxels.copy() if len(volumes) == 1 else voxels, meta
 
 
-def check_channels(volumes: Sequence[Volume]) -> None:
-    """The images of one case must lie on one grid.
-
-    Raises:
-        ImageError: they do not.
-    """
-    first = volumes[0]
-    for other in volumes[1:]:
-        same = other.grid.shape == first.grid.shape and np.allclose(
-            other.grid.affine_mm, first.grid.affine_mm, atol=1e-3
-        )
-        if not same:
-            raise ImageError(
-                f"{other.path}: grid {other.grid.shape} does not match {first.grid.shape} of {first.path}, or lies "
-                "elsewhere; the images of one case must lie on one grid. Resample them onto one first."
-            )
-
-
 def prepare(volumes: Sequence[Volume], bundle: Bundle) -> Prepared:
     """Run the bundle's preprocessing over a case's images.
 
@@ -101,7 +83,8 @@ def prepare(volumes: Sequence[Volume], bundle: Bundle) -> Prepared:
     # a case owns its transforms: threads share no state. Copied at once, as Invertd holds those that it inverts
     steps, postprocessing = copy.deepcopy((bundle.preprocessing, bundle.postprocessing))
     if len(bundle.load_keys) == 1 or not any(isinstance(step, ResampleToMatchd | SpatialResampled) for step in steps):
-        check_channels(volumes)
+        for other in volumes[1:]:
+            check_same_grid(volumes[0], other)
     _check_size(volumes, bundle)
     files = _files(volumes, bundle)
     for step in steps:

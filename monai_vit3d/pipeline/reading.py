@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
 from ..data.dicom import find_series, read_series
 from ..data.errors import ImageError
 from ..data.files import file_sha256
-from ..data.nifti import read_grid, read_volume
+from ..data.readers import read_grid, read_volume
 from ..data.volume import Volume
 from .bundle import Bundle
 from .label_values import check_label_values
@@ -15,18 +20,21 @@ from .predict import Options
 
 
 def read_case(case: Case, bundle: Bundle, options: Options, include_labels: bool = False) -> list[Volume]:
-    """A case's images through the strict door, one for each channel.
+    """A case's images through the strict door, one for each channel, with the SHA-256 of what was read.
 
     Raises:
-        ImageError: one that cannot be used, that is labels by its values unless ``include_labels``, or that would not
-            fit into memory.
+        ImageError: one that cannot be used, that is labels by its values unless ``include_labels``, that changed while
+            it was read, or that would not fit into memory.
     """
     if case.dicom:
         # a folder that could not be made out while planning says here why
         series = case.series or find_series(case.images[0])[0]
+        before, hashes = _states(series.files), case_sha256(replace(case, series=series))
         volume = read_series(series, options.max_voxels, options.volume, options.units)
+        if _states(series.files) != before:
+            raise ImageError(f"{case.images[0]}: its files changed while they were read. Run it again when they rest.")
         check_memory(case.images[0], volume.grid, 1, bundle, options)
-        return [volume]
+        return [replace(volume, sha256=tuple(hashes))]
     if options.units != "stored":
         raise ImageError(
             f"{case.images[0]}: --units {options.units} needs a DICOM PET; a NIfTI file says nothing of dose and "
@@ -34,23 +42,20 @@ def read_case(case: Case, bundle: Bundle, options: Options, include_labels: bool
         )
     grid = read_grid(case.images[0], options.volume, options.max_voxels)
     check_memory(case.images[0], grid, len(case.images), bundle, options)
-    volumes = [read_volume(path, options.volume, options.max_voxels) for path in case.images]
+    volumes = [read_volume(path, options.volume, options.max_voxels, hashed=True) for path in case.images]
     return volumes if include_labels else [check_label_values(volume) for volume in volumes]
 
 
 def case_sha256(case: Case) -> list[str]:
-    """SHA-256 of each file that makes the case.
-
-    Raises:
-        ImageError: one that cannot be read.
-    """
-    files = case.images if case.series is None else case.series.files
-    if case.dicom and case.series is None:
-        return []
+    """SHA-256 of each file that makes the case; none if one cannot be read, of which reading the case says why."""
+    files = case.images if not case.dicom else case.series.files if case.series else ()
     try:
         return [file_sha256(path) for path in files]
-    except OSError as error:
-        for path in () if case.dicom else files:
-            read_grid(path)  # the door says more, such as of a link to a file that was not fetched
-        reason = error.strerror or str(error)
-        raise ImageError(f"{error.filename}: cannot be read ({reason}). Give a .nii or .nii.gz file.") from error
+    except OSError:
+        return []
+
+
+def _states(files: Sequence[Path]) -> list[tuple[int, ...]]:
+    """What changes when a file is written to or exchanged."""
+    states = map(os.stat, files)
+    return [(state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for state in states]

@@ -13,7 +13,8 @@ from ..data.errors import UsageError
 from ..data.formats import foreign_format
 from ..data.label_names import is_label_folder, is_label_name
 from ..data.passed_over import PassedOver
-from .paths import DICOM_SUFFIXES, NIFTI, is_dicom, shown, without_suffix
+from ..data.readers import READERS, partner, reader_for, without_suffix
+from .paths import DICOM_SUFFIXES, is_dicom, shown
 
 HIDDEN = "hidden"
 WRITTEN = "written by an earlier run, as its run.json says (--include-labels takes them as images)"
@@ -22,6 +23,7 @@ NO_SCANS = "outside of sub-*/anat and sub-*/ct of a BIDS data set"
 NO_IMAGE = "no image by name"
 DIRECTORY = "a DICOMDIR, an index of other files"
 NO_DICOM = "named as DICOM, but empty, damaged or something else; copy the file again"
+SAME_NAME = "of the same name as a NIfTI file beside it, which was taken"
 EMPTY = "a folder with an image's name and nothing in it"
 
 _BIDS_FOLDER = re.compile(r"sub-[^/]+(/ses-[^/]+)?(/(anat|ct))?")
@@ -100,13 +102,18 @@ class Search:
     def _images(self, files: Sequence[Path], top: Path) -> tuple[list[Path], list[Path]]:
         """The images among a folder's files, and what is no image; labels and the like are passed over."""
         images, others = [], []
+        known = {without_suffix(file.name).lower() for file in files if reader_for(file) is READERS[0]}
         for file in files:
+            if file.name.lower().endswith((".hdr", ".hdr.gz")) and partner(file) in files:
+                continue  # of a pair, which is one case
             if not _is_image(file):
                 others.append(file)
             elif not self.include_labels and _is_label(file, top):
                 self._pass_over([file], LABELS)
             elif self.suffixes and bids_suffix(file) not in self.suffixes:
                 self._pass_over([file], f"another suffix than {', '.join(map(shown, self.suffixes))}")
+            elif reader_for(file) is not READERS[0] and without_suffix(file.name).lower() in known:
+                self._pass_over([file], SAME_NAME)
             else:
                 images.append(file)
         return images, others
@@ -136,7 +143,7 @@ class Search:
             files = [path for path in paths if path not in folders]
             old = {path for path in files if os.path.join(real, path.name) in written}
             self._pass_over(sorted(old), WRITTEN)
-            if not names and NIFTI.search(folder.name):
+            if not names and reader_for(folder) is not None:
                 self._pass_over([folder], EMPTY)
             yield folder, [path for path in files if path not in old]
 
@@ -146,7 +153,7 @@ class Search:
 
 def _is_image(path: Path) -> bool:
     # a dead link counts, as in a DataLad data set without its contents: the run then says that the file is missing
-    return bool(NIFTI.search(path.name)) and (os.path.isfile(path) or not os.path.exists(path))
+    return reader_for(path) is not None and (os.path.isfile(path) or not os.path.exists(path))
 
 
 def _is_label(file: Path, top: Path) -> bool:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_vit3d.data import ImageError, cut_box, label_volumes_ml
+from monai_vit3d.data import DatasetError, ImageError, cut_box, label_volumes_ml, nifti_files
 
 
 @settings(max_examples=25, deadline=None)
@@ -55,3 +55,43 @@ def test_volumes_count_voxels_in_ml(tmp_path):
     nib.Nifti1Image(labels, affine).to_filename(tmp_path / "l.nii.gz")
     volumes = label_volumes_ml(tmp_path / "l.nii.gz", {1: "one", 2: "two", 3: "none"})
     assert volumes == pytest.approx({"one": 200 * 3e-3, "two": 300 * 3e-3, "none": 0.0})
+
+
+# finding files
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Maker of empty files below tmp_path/data; returns that folder."""
+
+    def make(*names):
+        for name in names:
+            (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "data" / name).touch()
+        return tmp_path / "data"
+
+    return make
+
+
+def test_images_without_hidden_files_labels_and_earlier_outputs(tree, caplog):
+    root = tree(
+        "imagesTr/a.nii.gz", "imagesTr/B.NII", "imagesTr/._a.nii.gz", "labelsTr/a.nii.gz", ".t/c.nii", "notes.txt",
+        "old/a_out.nii.gz", "old/new.nii.gz", "a_mask.nii",
+    )  # fmt: skip
+    (root / "old/run.json").write_text('{"files": [{"name": "a", "outputs": {"a_out.nii.gz": "0"}}]}')
+    images = ["imagesTr/B.NII", "imagesTr/a.nii.gz", "old/new.nii.gz"]
+    assert nifti_files(root) == [str(root / name) for name in images]
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(f"{root}: passed over ")
+    parts = {"2 hidden", "1 written by an earlier run", "2 labels, masks or maps by name or folder"}
+    assert all(part in line for part in parts)
+    more = ["a_mask.nii", "imagesTr/B.NII", "imagesTr/a.nii.gz", "labelsTr/a.nii.gz", "old/a_out.nii.gz"]
+    assert nifti_files(root, include_labels=True) == [str(root / name) for name in [*more, "old/new.nii.gz"]]
+
+
+def test_a_folder_without_images(tree, tmp_path):
+    root = tree("labelsTr/a.nii.gz", "._b.nii")
+    with pytest.raises(DatasetError, match=r"no .nii or .nii.gz image .*\(1 hidden, 1 labels|\(1 labels, .*, 1 hidden"):
+        nifti_files(root)
+    with pytest.raises(DatasetError, match="no such folder"):
+        nifti_files(tmp_path / "gone")

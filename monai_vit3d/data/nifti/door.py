@@ -17,7 +17,11 @@ MAX_VOXELS = 2**30
 
 
 def read_volume(
-    path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS, exact: bool = False
+    path: str | Path,
+    volume: int | None = None,
+    max_voxels: int = MAX_VOXELS,
+    exact: bool = False,
+    hashed: bool = False,
 ) -> Volume:
     """Read one 3D image; every byte of the file is read, and a gzip's checksums are verified.
 
@@ -26,6 +30,7 @@ def read_volume(
         volume: which one of a 4D file, from 0.
         max_voxels: larger images are refused.
         exact: refuse voxels that would be repaired (NaN, infinite ones, values beyond float32), as for labels.
+        hashed: whether to give the file's SHA-256, too, taken from the very bytes that were read.
 
     Returns:
         finite float32 voxels (H, W, D), where they lie, and a sentence for each oddity of the file.
@@ -37,16 +42,17 @@ def read_volume(
         >>> t1 = read_volume("t1.nii.gz")  # doctest: +SKIP
         >>> t1.voxels.shape, t1.grid.spacing_mm, t1.warnings  # doctest: +SKIP
     """
-    with _any_bits(), open_stream(path) as stream:
+    with any_bits(), open_stream(path, hashed) as stream:
         header = _checked_header(stream, volume, max_voxels)
         grid, geometry_warnings = read_geometry(header, stream.path)
         try:
-            voxels, voxel_warnings = _voxels(stream, header, exact)
+            voxels, voxel_warnings = read_voxels(stream, header, exact)
         except MemoryError as error:
             found = f"shape {header.shape} does not fit into memory"
             raise refusal(stream.path, found, "Free memory, or take a machine with more.") from error
+        sha256 = stream.sha256()
     warnings = (*stream.warnings, *header.warnings, *geometry_warnings, *voxel_warnings)
-    return Volume(stream.path, voxels, grid, warnings)
+    return Volume(stream.path, voxels, grid, warnings, sha256)
 
 
 def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Grid:
@@ -60,17 +66,30 @@ def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX
     Raises:
         ImageError: as :func:`read_volume`, so far as header and file size tell.
     """
-    with _any_bits(), open_stream(path) as stream:
+    with any_bits(), open_stream(path) as stream:
         header = _checked_header(stream, volume, max_voxels)
         return read_geometry(header, stream.path)[0]
 
 
-def _any_bits() -> np.errstate:
+def any_bits() -> np.errstate:
     """No word of numpy's on a signalling NaN or a product beyond float64 in a file: what comes of it is checked."""
     return np.errstate(over="ignore", invalid="ignore", under="ignore")
 
 
-def _voxels(stream: Stream, header: Header, exact: bool) -> tuple[Array, list[str]]:
+def check_count(shape: tuple[int, ...], max_voxels: int, path: str | Path) -> None:
+    """Refuse more voxels than are wanted, before memory is asked for.
+
+    Raises:
+        ImageError: more than ``max_voxels``.
+    """
+    count = math.prod(shape)
+    if count > max_voxels:
+        found = f"shape {shape}, {count} voxels; at most max_voxels={max_voxels} are read"
+        raise refusal(path, found, "If the shape is right, pass a larger max_voxels.")
+
+
+def read_voxels(stream: Stream, header: Header, exact: bool = False) -> tuple[Array, list[str]]:
+    """Read what a header declares, to the end of the file: float32 (H, W, D), and a sentence for each oddity."""
     block = stream.block(header.start, math.prod(header.shape) * header.dtype.itemsize, header.end)
     raw = np.ndarray(header.shape, header.dtype, buffer=block.data, order="F")
     return to_float32(raw, header.slope, header.inter, stream.path, exact)
@@ -78,9 +97,6 @@ def _voxels(stream: Stream, header: Header, exact: bool) -> tuple[Array, list[st
 
 def _checked_header(stream: Stream, volume: int | None, max_voxels: int) -> Header:
     header = parse_header(read_head(stream.read), stream.path, volume)
-    count = math.prod(header.shape)
-    if count > max_voxels:
-        found = f"shape {header.shape}, {count} voxels; at most max_voxels={max_voxels} are read"
-        raise refusal(stream.path, found, "If the shape is right, pass a larger max_voxels.")
+    check_count(header.shape, max_voxels, stream.path)
     stream.check_size(header.end)
     return header

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
 
+from ..same_grid import SAME_PLACE_VOXELS, corner_shift
 from ..volume import Array, Grid
 from .header import RESAVE, Header
 from .stream import refusal
 
-SAME_PLACE_VOXELS = 0.1  # at the corners; a float32 quaternion near 180 degrees may err as much by itself
 FIELDS = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
 FIELDS += ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")
 
@@ -39,28 +38,14 @@ def read_geometry(header: Header, path: str | Path) -> tuple[Grid, list[str]]:
     """
     nifti = header.nifti
     affine, warnings = _chosen_affine(nifti, header.shape)
-    _check_affine(affine, path)
+    check_affine(affine, path)
     unit, scale = _UNITS.get(int(nifti["xyzt_units"]) & 7, (f"unknown code {int(nifti['xyzt_units']) & 7}", 1.0))
     if unit not in ("mm", "unknown"):
         warnings.append(f"the unit of length is {unit}; the affine was multiplied by {scale:g} for mm")
     affine = np.vstack([affine[:3] * scale, affine[3:]])
     fields = {name: _native(nifti[name]) for name in FIELDS}
     grid = Grid(header.shape, affine, header.trailing, fields, header.version)
-    return grid, warnings + _oddities(grid)
-
-
-def corner_shift(first: Array, second: Array, shape: tuple[int, ...]) -> float:
-    """How far two affines take the corners of a volume apart, in voxels of the first; the largest of the eight.
-
-    Args:
-        first: (4, 4), not singular.
-        second: (4, 4).
-        shape: voxels along the three axes.
-    """
-    corners = np.array([*product(*[(0, n - 1) for n in shape])], float)
-    corners = np.c_[corners, np.ones(8)].T
-    shifts = (np.linalg.inv(first) @ second @ corners - corners)[:3]
-    return float(np.sqrt((shifts**2).sum(axis=0)).max())
+    return grid, warnings + oddities(grid)
 
 
 def _chosen_affine(nifti: Nifti1Header, shape: tuple[int, ...]) -> tuple[Array, list[str]]:
@@ -126,7 +111,12 @@ def _is_regular(affine: Array) -> bool:
     return bool(np.linalg.svd(affine[:3, :3] / sizes, compute_uv=False)[-1] > 1e-4)
 
 
-def _check_affine(affine: Array, path: str | Path) -> None:
+def check_affine(affine: Array, path: str | Path) -> None:
+    """Refuse an affine that is not finite or maps the volume to a plane.
+
+    Raises:
+        ImageError: it is such a one.
+    """
     if _is_regular(affine):
         return
     fault = "maps the volume to a plane" if _is_finite(affine) else "is not finite"
@@ -134,7 +124,8 @@ def _check_affine(affine: Array, path: str | Path) -> None:
     raise refusal(path, found, RESAVE)
 
 
-def _oddities(grid: Grid) -> list[str]:
+def oddities(grid: Grid) -> list[str]:
+    """Sentences on a spacing that is hardly right, and on axes that are not at right angles."""
     warnings, spacing = [], grid.spacing_mm
     if not all(_PLAUSIBLE_MM[0] <= s <= _PLAUSIBLE_MM[1] for s in spacing):
         warnings.append(f"spacing {_numbers(spacing)} mm is hardly that of an image; the unit may be wrong")

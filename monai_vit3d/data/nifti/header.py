@@ -60,23 +60,24 @@ def read_head(read: Callable[[int], bytes]) -> bytes:
     return head + read(192) if 540 in _sizes(head) else head
 
 
-def parse_header(head: bytes, path: str | Path, volume: int | None = None) -> Header:
-    """Read the header of a single-file NIfTI-1 or NIfTI-2 image of either byte order.
+def parse_header(head: bytes, path: str | Path, volume: int | None = None, pair: bool = False) -> Header:
+    """Read the header of a NIfTI-1 or NIfTI-2 image of either byte order.
 
     Args:
         head: what :func:`read_head` gives.
         path: its name, for messages.
         volume: which one of a 4D file, from 0.
+        pair: whether it is the header of a pair, whose voxels lie in the other file, instead of a single file's.
 
     Raises:
         ImageError: anything that is not one 3D image of real numbers.
     """
-    nifti, version = _raw_fields(head, path)
+    nifti, version = _raw_fields(head, path, pair)
     shape, trailing, volumes = _shape(nifti, path)
-    index = _volume_index(volume, volumes, shape, path)
+    index = check_volume_index(volume, volumes, shape, path)
     dtype = _dtype(nifti, path)
     _check_pixdim(nifti, path)
-    offset, warnings = _offset(nifti, head, path)
+    offset, warnings = _offset(nifti, head, path, pair)
     try:
         slope, inter = nifti.get_slope_inter()  # None for "as stored"
     except HeaderDataError as error:
@@ -100,13 +101,14 @@ def parse_header(head: bytes, path: str | Path, volume: int | None = None) -> He
     )
 
 
-def _raw_fields(head: bytes, path: str | Path) -> tuple[Nifti1Header, int]:
+def _raw_fields(head: bytes, path: str | Path, pair: bool) -> tuple[Nifti1Header, int]:
     for order, size in zip("<>", _sizes(head)):
         if size not in (348, 540):
             continue
-        if len(head) < size + 4:
-            raise refusal(path, f"truncated: {len(head)} bytes; the header alone takes {size + 4}", AGAIN)
-        _check_magic(head, size, path)
+        least = size if pair else size + 4
+        if len(head) < least:
+            raise refusal(path, f"truncated: {len(head)} bytes; the header alone takes {least}", AGAIN)
+        _check_magic(head, size, path, pair)
         # check=False: nibabel would mend what is refused here, or told
         kind = Nifti1Header if size == 348 else Nifti2Header
         return kind(head[:size], endianness=order, check=False), 1 if size == 348 else 2
@@ -123,9 +125,16 @@ def _sizes(head: bytes) -> tuple[int, int]:
     return int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")
 
 
-def _check_magic(head: bytes, size: int, path: str | Path) -> None:
-    magic = head[344:348] if size == 348 else head[4:8]
-    if magic in (b"ni1\0", b"ni2\0"):
+def magic_of(head: bytes) -> bytes:
+    """The four bytes that name the kind of NIfTI; of Analyze 7.5, anything else."""
+    return head[4:8] if 540 in _sizes(head) else head[344:348]
+
+
+def _check_magic(head: bytes, size: int, path: str | Path, pair: bool) -> None:
+    magic = magic_of(head)
+    if pair and magic == (b"ni1\0" if size == 348 else b"ni2\0"):
+        return
+    if not pair and magic in (b"ni1\0", b"ni2\0"):
         found = "the header of a pair (.hdr and .img); one file with header and voxels is needed"
         raise refusal(path, found, "Convert the pair with FSL's fslchfiletype NIFTI_GZ, or nibabel.")
     if magic != (b"n+1\0" if size == 348 else b"n+2\0"):
@@ -155,7 +164,12 @@ def _shape(nifti: Nifti1Header, path: str | Path) -> tuple[tuple[int, int, int],
     return (h, w, d), len(extra) if volumes == 1 else 0, volumes
 
 
-def _volume_index(volume: int | None, volumes: int, shape: tuple[int, ...], path: str | Path) -> int:
+def check_volume_index(volume: int | None, volumes: int, shape: tuple[int, ...], path: str | Path) -> int:
+    """Which volume of a file to read, from 0.
+
+    Raises:
+        ImageError: there are several and none was picked, or there is no such volume.
+    """
     if volume is None and volumes > 1:
         found = f"4D image {(*shape, volumes)}; one 3D volume is needed"
         raise refusal(path, found, "Pick one with --volume N (volume= in Python).")
@@ -182,10 +196,10 @@ def _check_pixdim(nifti: Nifti1Header, path: str | Path) -> None:
         raise refusal(path, found, RESAVE)
 
 
-def _offset(nifti: Nifti1Header, head: bytes, path: str | Path) -> tuple[int, list[str]]:
+def _offset(nifti: Nifti1Header, head: bytes, path: str | Path, pair: bool) -> tuple[int, list[str]]:
     """Where the voxels begin."""
-    least, value = nifti.single_vox_offset, float(nifti["vox_offset"])
-    if value == 0 and not any(head[least - 4 : least]):
+    least, value = 0 if pair else nifti.single_vox_offset, float(nifti["vox_offset"])
+    if value == 0 and not pair and not any(head[least - 4 : least]):
         # unset; nibabel writes such a header with the least offset, though it reads the header itself as voxels
         return least, [f"vox_offset is not set; voxels were read from byte {least}"]
     if not math.isfinite(value) or value != int(value) or value < least:

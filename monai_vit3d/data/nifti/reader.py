@@ -12,10 +12,9 @@ from monai.data import ImageReader
 from monai.data.utils import is_supported_format
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
+from ..same_grid import check_same_grid
 from ..volume import Array, Volume
 from .door import MAX_VOXELS, read_volume
-from .geometry import SAME_PLACE_VOXELS, corner_shift
-from .stream import refusal
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ class NiftiReader(ImageReader):
         volumes = [read_volume(path, self.volume, self.max_voxels, self.labels) for path in img]
         first = volumes[0]
         for other in volumes[1:]:
-            _check_same_grid(first, other)
+            check_same_grid(first, other)
         told = [(v.path, text) for v in volumes for text in v.warnings]
         for path, text in told:
             if (path, text) not in self._logged:
@@ -101,14 +100,3 @@ def as_monai(volumes: Sequence[Volume]) -> tuple[Array, dict[str, Any]]:
         MetaKeys.SPACE: SpaceKeys.RAS,
     }
     return volumes[0].voxels if one else np.stack([v.voxels for v in volumes]), meta
-
-
-def _check_same_grid(first: Volume, other: Volume) -> None:
-    advice = "Resample one to the grid of the other first."
-    if first.grid.shape != other.grid.shape:
-        found = f"shape {other.grid.shape}, but {first.path} has {first.grid.shape}; channels need one grid"
-        raise refusal(other.path, found, advice)
-    shift = corner_shift(first.grid.affine_mm, other.grid.affine_mm, first.grid.shape)
-    if shift > SAME_PLACE_VOXELS:
-        found = f"up to {shift:.3g} voxels away from {first.path}; channels need one affine"
-        raise refusal(other.path, found, advice)

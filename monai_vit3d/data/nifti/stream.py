@@ -9,11 +9,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..errors import ImageError
+from ..files import HashedFile
 from ..formats import foreign_format
 from ..volume import Array
 from .codec import CHUNK, GzipReader
@@ -29,22 +30,26 @@ def refusal(path: str | Path, found: str, advice: str) -> ImageError:
 
 
 @contextmanager
-def open_stream(path: str | Path) -> Iterator[Stream]:
-    """Open a ``.nii`` or ``.nii.gz`` file for reading.
+def open_stream(
+    path: str | Path, hashed: bool = False, suffixes: tuple[str, ...] = (".nii", ".nii.gz")
+) -> Iterator[Stream]:
+    """Open a file for reading, gzip or not.
 
     Args:
         path: the file.
+        hashed: whether its SHA-256 will be asked for.
+        suffixes: that its name may have, lower-case.
 
     Raises:
         ImageError: another format by its name, or nothing that can be read.
     """
     path = Path(path)
-    _check_name(path)
-    with _worded(path):
-        _check_kind(path)
+    _check_name(path, suffixes)
+    with reworded(path):
+        check_file(path)
         file = path.open("rb")
     with file:
-        yield Stream(path, file)
+        yield Stream(path, file, hashed)
 
 
 class Stream:
@@ -53,6 +58,7 @@ class Stream:
     Args:
         path: its name, for messages.
         file: opened for reading at its beginning.
+        hashed: whether the bytes that are read are hashed on the way.
 
     Attributes:
         packed: whether it is gzip.
@@ -60,23 +66,32 @@ class Stream:
         warnings: what was odd so far, a sentence each.
     """
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        with _worded(path):
+    def __init__(self, path: Path, file: BinaryIO, hashed: bool = False) -> None:
+        with reworded(path):
             self.size = os.fstat(file.fileno()).st_size
             self.packed = file.read(2) == GZIP_MAGIC
             file.seek(0)
         self.path, self.warnings = path, list[str]()
-        self._file: BinaryIO | GzipReader = GzipReader(file) if self.packed else file
+        self._hashed = HashedFile(file) if hashed else None
+        source: Any = self._hashed or file
+        self._file: BinaryIO | GzipReader = GzipReader(source) if self.packed else source
         self._at = 0
-        if self.packed != path.name.lower().endswith(".gz"):
+        if self.packed != path.name.lower().endswith((".gz", ".mgz")):
             self.warnings.append(f"read as {'gzip' if self.packed else 'not compressed'}, whatever its name says")
 
     def read(self, count: int) -> bytes:
         """The next bytes, ``count`` of them or all that are left."""
-        with _worded(self.path):
+        with reworded(self.path):
             piece = self._file.read(count)
         self._at += len(piece)
         return piece
+
+    def sha256(self) -> tuple[str, ...]:
+        """Hexadecimal SHA-256 of the file, of the bytes that were read; empty if they were not hashed."""
+        if self._hashed is None:
+            return ()
+        with reworded(self.path):
+            return (self._hashed.sha256(),)
 
     def check_size(self, declared: int) -> None:
         """Make sure that the file can hold what its header declares.
@@ -93,13 +108,14 @@ class Stream:
         if not self.packed and declared > self.size:
             raise self._short(self.size, declared)
 
-    def block(self, start: int, length: int, declared: int) -> Array:
+    def block(self, start: int, length: int, declared: int, footer: bool = False) -> Array:
         """One run of bytes; the rest of the stream is read too, so that its checksums are verified.
 
         Args:
             start: where the run begins, not before what was read already.
             length: bytes of the run.
             declared: bytes from the beginning of the stream to the end of the voxels.
+            footer: whether the format has more behind the voxels, so that nothing is odd about it.
 
         Returns:
             ``(length,)`` uint8, the only copy.
@@ -111,14 +127,14 @@ class Stream:
         self._skip_to(start, declared)
         block = np.empty(length, np.uint8)
         view = memoryview(block)
-        with _worded(self.path):
+        with reworded(self.path):
             # in pieces: a gzip reader makes a copy of what it is asked for
             for first in range(0, length, CHUNK):
                 self._at += self._file.readinto(view[first : first + CHUNK])
         if self._at < start + length:
             raise self._short(self._at, declared)
         self._skip_to(declared, declared)
-        self._finish(declared)
+        self._finish(declared, footer)
         return block
 
     def _skip_to(self, position: int, declared: int) -> None:
@@ -130,7 +146,7 @@ class Stream:
             if not self.read(min(CHUNK, position - self._at)):
                 raise self._short(self._at, declared)
 
-    def _finish(self, declared: int) -> None:
+    def _finish(self, declared: int, footer: bool) -> None:
         """Go to the end; nothing of what is read is kept."""
         if not self.packed:
             after = self.size - declared
@@ -141,7 +157,7 @@ class Stream:
             if after > max(CHUNK, declared):
                 found = f"over {after} bytes follow the {declared} that the header declares"
                 raise refusal(self.path, f"{found}; this is no image, or its header is damaged", AGAIN)
-        if after:
+        if after and not footer:
             self.warnings.append(f"{after} bytes after the voxels were passed over")
 
     def _short(self, held: int, declared: int) -> ImageError:
@@ -175,8 +191,8 @@ def describe_content(head: bytes) -> tuple[str, str] | None:
 
 
 @contextmanager
-def _worded(path: Path) -> Iterator[None]:
-    """Errors of reading, in the package's words."""
+def reworded(path: Path) -> Iterator[None]:
+    """Turn errors of reading a file into the package's own."""
     try:
         yield
     except EOFError as error:
@@ -193,9 +209,9 @@ def _worded(path: Path) -> Iterator[None]:
         raise refusal(path, f"cannot be read ({error.strerror or error})", "Check the disk and the name.") from error
 
 
-def _check_name(path: Path) -> None:
+def _check_name(path: Path, suffixes: tuple[str, ...]) -> None:
     name = path.name.lower()
-    if name.endswith((".nii", ".nii.gz")):
+    if name.endswith(suffixes):
         return
     if foreign := foreign_format(name):
         kind, tool = foreign
@@ -203,7 +219,7 @@ def _check_name(path: Path) -> None:
     raise refusal(path, "no NIfTI file by its name; .nii or .nii.gz is needed", "Convert or rename it.")
 
 
-def _check_kind(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Refuse what is not a regular file with bytes in it, without opening it: a pipe would wait for ever."""
     if path.is_symlink() and not path.exists():
         target = os.readlink(path)

@@ -115,8 +115,8 @@ def test_options(save):
     ("options", "words"),
     [
         ({"data": np.zeros((8, 9, 11), np.int16)}, r"shape \(8, 9, 11\), but .*a.nii has \(8, 9, 10\)"),
-        ({"affine": oblique(offset=(-51, 20, 7))}, "voxels away from .*a.nii; channels need one affine"),
-        ({"affine": oblique(flip=1.0)}, "voxels away from .*a.nii; channels need one affine"),
+        ({"affine": oblique(offset=(-51, 20, 7))}, r"voxels \(.* mm\) away from .*a.nii; channels need one grid"),
+        ({"affine": oblique(flip=1.0)}, r"voxels \(.* mm\) away from .*a.nii; channels need one grid"),
     ],
 )
 def test_channels_need_one_grid(save, options, words):

@@ -1,6 +1,7 @@
 """Bytes of files: whole and verified to the last, or refused with words that help; nothing large is allocated."""
 
 import gzip
+import hashlib
 import os
 import re
 import tracemalloc
@@ -12,6 +13,7 @@ import pytest
 
 from monai_vit3d.data import ImageError
 from monai_vit3d.data.nifti import read_grid, read_volume
+from monai_vit3d.data.nifti.stream import open_stream
 
 from .conftest import nifti_bytes
 
@@ -290,3 +292,47 @@ def test_memory_is_the_raw_bytes_and_the_result(save):
     finally:
         tracemalloc.stop()
     assert peak < 4e6 * (2 + 4) + 20e6  # int16, float32, and slabs of a mebivoxel
+
+
+# the hash of what was read
+
+
+@pytest.mark.parametrize("name", ["t1.nii", "t1.nii.gz", "named_so.nii"])
+@pytest.mark.parametrize("options", [{}, {"tail": b"rest" * 300}, {"vox_offset": 3000}, {"version": 2}])
+def test_hash_of_what_was_read(raw, name, options):
+    content = nifti_bytes(**options)
+    if "vox_offset" in options:
+        content = content[:352] + bytes(3000 - 352) + content[352:]
+    path = raw(name, content if name == "t1.nii" else gzip.compress(content))
+    found = read_volume(path, hashed=True)
+    assert found.sha256 == (hashlib.sha256(path.read_bytes()).hexdigest(),)
+    assert read_volume(path).sha256 == ()
+
+
+@pytest.mark.parametrize("volume", [0, 1, 2])
+def test_hash_of_a_file_of_which_one_volume_was_read(save, volume):
+    for name in ("a.nii", "a.nii.gz"):
+        path = save(name, data=np.arange(4 * 5 * 6 * 3, dtype=np.int16).reshape(4, 5, 6, 3))
+        found = read_volume(path, volume, hashed=True)
+        assert found.sha256 == (hashlib.sha256(path.read_bytes()).hexdigest(),)
+        np.testing.assert_array_equal(found.voxels, read_volume(path, volume).voxels)
+
+
+def test_hash_of_several_gzip_members(raw):
+    content = nifti_bytes()
+    path = raw("t1.nii.gz", gzip.compress(content[:500]) + gzip.compress(content[500:]))
+    assert read_volume(path, hashed=True).sha256 == (hashlib.sha256(path.read_bytes()).hexdigest(),)
+
+
+def test_hash_and_voxels_are_of_one_reading(save):
+    """The file's name leads to another file while the first is read: hash and voxels stay the first one's."""
+    first, other = (save(name, data=np.full((8, 9, 10), n, np.int16)) for n, name in enumerate(["a.nii", "b.nii"], 1))
+    digest = hashlib.sha256(first.read_bytes()).hexdigest()
+    with open_stream(first, hashed=True) as stream:
+        other.replace(first)
+        head = stream.read(352)
+        block = stream.block(352, 8 * 9 * 10 * 2, 352 + 8 * 9 * 10 * 2)
+        sha256 = stream.sha256()
+    assert head[:4] == (348).to_bytes(4, "little")
+    assert set(block.view("<i2")) == {1}
+    assert sha256 == (digest,)

@@ -1,0 +1,113 @@
+"""NRRD files with their voxels in them (https://teem.sourceforge.net/nrrd/format.html)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .attached import Header, numbers, read_attached, read_attached_grid
+from .nifti.door import MAX_VOXELS
+from .nifti.stream import AGAIN, refusal
+from .volume import Array, Grid, Volume
+
+_CONVERT = "Save it as .nii.gz with 3D Slicer or SimpleITK."
+_WORDS = {
+    "i1": "signed char,int8,int8_t",
+    "u1": "uchar,unsigned char,uint8,uint8_t",
+    "i2": "short,short int,signed short,signed short int,int16,int16_t",
+    "u2": "ushort,unsigned short,unsigned short int,uint16,uint16_t",
+    "i4": "int,signed int,int32,int32_t",
+    "u4": "uint,unsigned int,uint32,uint32_t",
+    "i8": "longlong,long long,long long int,signed long long,signed long long int,int64,int64_t",
+    "u8": "ulonglong,unsigned long long,unsigned long long int,uint64,uint64_t",
+    "f4": "float",
+    "f8": "double",
+}
+_TYPES = {word: code for code, words in _WORDS.items() for word in words.split(",")}
+_WBITS = {"raw": None, "gzip": 31, "gz": 31}
+# signs that lead from a space to RAS+
+_SPACES = {
+    "left-posterior-superior": (-1, -1, 1),
+    "lps": (-1, -1, 1),
+    "right-anterior-superior": (1, 1, 1),
+    "ras": (1, 1, 1),
+    "left-anterior-superior": (-1, 1, 1),
+    "las": (-1, 1, 1),
+}
+
+
+def read_volume(
+    path: str | Path,
+    volume: int | None = None,
+    max_voxels: int = MAX_VOXELS,
+    exact: bool = False,
+    hashed: bool = False,
+) -> Volume:
+    """Read one volume; arguments, result and errors as of ``data.read_volume``."""
+    return read_attached(_parse, path, volume, max_voxels, exact, hashed)
+
+
+def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Grid:
+    """Read where the image lies; arguments and errors as of ``data.read_grid``."""
+    return read_attached_grid(_parse, path, volume, max_voxels)
+
+
+def _parse(head: bytes, path: Path) -> Header:
+    fields, start = _fields(head, path)
+    if "data file" in fields or "datafile" in fields:
+        raise refusal(path, "its voxels lie in another file", _CONVERT)
+    if any(fields.get(name, "0") != "0" for name in ("byte skip", "byteskip", "line skip", "lineskip")):
+        raise refusal(path, "it skips bytes or lines before the voxels", _CONVERT)
+    if fields.get("dimension") != "3":
+        found = f"dimension {fields.get('dimension')}; one 3D volume of one value a voxel is needed"
+        raise refusal(path, found, "Save the volume that is meant as .nii.gz.")
+    encoding = fields.get("encoding", "").lower()
+    if encoding not in _WBITS:
+        raise refusal(path, f"encoding '{encoding}'; raw or gzip is needed", _CONVERT)
+    h, w, d = (int(n) for n in numbers(fields.get("sizes", ""), 3, "sizes", path))
+    affine, warnings = _affine(fields, path)
+    return Header((h, w, d), _dtype(fields, path), affine, start, _WBITS[encoding], tuple(warnings))
+
+
+def _fields(head: bytes, path: Path) -> tuple[dict[str, str], int]:
+    """The fields by name, lower-case, and where the header ends, behind an empty line."""
+    match = re.match(rb"NRRD000\d\r?\n(.*?)\r?\n\r?\n", head, re.DOTALL)
+    if match is None:
+        raise refusal(path, "not NRRD, or its header does not end", AGAIN)
+    lines = match[1].decode("utf-8", "replace").splitlines()
+    pairs = (line.split(": ", 1) for line in lines if not line.startswith("#") and ": " in line)
+    return {name.strip().lower(): value.strip() for name, value in pairs}, match.end()
+
+
+def _dtype(fields: dict[str, str], path: Path) -> np.dtype[Any]:
+    kind = fields.get("type", "").lower()
+    if kind not in _TYPES:
+        raise refusal(path, f"type '{kind}'; a real number of 8 to 64 bits per voxel is needed", _CONVERT)
+    dtype = np.dtype(_TYPES[kind])
+    order = {"little": "<", "big": ">"}.get(fields.get("endian", "").lower())
+    if dtype.itemsize > 1 and order is None:
+        raise refusal(path, "no endian in its header; little or big is needed", AGAIN)
+    return dtype.newbyteorder(order or "<")
+
+
+def _affine(fields: dict[str, str], path: Path) -> tuple[Array, list[str]]:
+    warnings = []
+    space = fields.get("space", "").lower()
+    signs = _SPACES.get(space)
+    if signs is None:
+        what = f"its space, '{space}', is" if space else "no space in its header:"
+        warnings.append(f"{what} not one of left, right, anterior and posterior; ITK's default, LPS, was taken")
+    affine = np.eye(4)
+    if "space directions" in fields:
+        text = re.sub("[(),]", " ", fields["space directions"])
+        affine[:3, :3] = np.reshape(numbers(text, 9, "space directions", path), (3, 3)).T
+    elif "spacings" in fields:
+        affine[:3, :3] = np.diag(numbers(fields["spacings"], 3, "spacings", path))
+    else:
+        warnings.append("no space directions or spacings in its header; voxels of 1 mm were taken")
+    origin = re.sub("[(),]", " ", fields.get("space origin", "0 0 0"))
+    affine[:3, 3] = numbers(origin, 3, "space origin", path)
+    return np.diag([*(signs or (-1, -1, 1)), 1.0]) @ affine, warnings

@@ -1,0 +1,129 @@
+"""Which image formats are read: a row for each, by suffix. A new format is a new row and its module."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ImageError
+from .formats import foreign_format
+
+if TYPE_CHECKING:
+    from .volume import Grid, Volume
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A format.
+
+    Args:
+        name: what messages call it.
+        suffixes: lower-case, with the dot.
+        module: of this package; its ``read_volume(path, volume, max_voxels, exact, hashed)`` and ``read_grid(path,
+            volume, max_voxels)`` take a file or refuse it, as those of ``data.nifti`` do.
+        converter: what makes NIfTI of such files.
+        partner: suffix of a second file that each image needs, beside it and of the same name.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    module: str
+    converter: str = ""
+    partner: str = ""
+
+
+READERS = (
+    Reader("NIfTI", (".nii", ".nii.gz"), "nifti"),
+    Reader("a NIfTI or Analyze pair", (".img", ".img.gz"), "nifti.pair", "FSL's fslchfiletype NIFTI_GZ", ".hdr"),
+    Reader("FreeSurfer's format", (".mgz", ".mgh", ".mgh.gz"), "freesurfer", "FreeSurfer's mri_convert"),
+    Reader("NRRD", (".nrrd",), "nrrd", "3D Slicer or SimpleITK"),
+    Reader("MetaImage", (".mha",), "metaimage", "3D Slicer or SimpleITK"),
+)
+_SUFFIX = re.compile(
+    rf"(?:{'|'.join(re.escape(suffix) for reader in READERS for suffix in reader.suffixes)})\Z", re.IGNORECASE
+)
+
+
+def without_suffix(name: str) -> str:
+    """``a.b.nii.gz`` to ``a.b``; a name without the suffix of an image as it is."""
+    return _SUFFIX.sub("", name)
+
+
+def reader_for(path: str | Path) -> Reader | None:
+    """The format of an image by its name; None for other files, and for half of a pair whose other half is missing."""
+    match = _SUFFIX.search(os.path.basename(path))
+    if match is None:
+        return None
+    reader = next(reader for reader in READERS if match[0].lower() in reader.suffixes)
+    return reader if not reader.partner or partner(path) else None
+
+
+def partner(path: str | Path) -> Path | None:
+    """The header of a pair's ``.img``, or the ``.img`` of its header, if it is there; None for all other files."""
+    path = Path(path)
+    ends = {".img": ".hdr", ".hdr": ".img"}
+    match = re.search(r"(\.img|\.hdr)(\.gz)?\Z", path.name, re.IGNORECASE)
+    if match is None:
+        return None
+    other = ends[match[1].lower()]
+    names = (path.name[: match.start()] + end + gz for end in (other, other.upper()) for gz in ("", ".gz"))
+    return next((path.with_name(name) for name in names if os.path.isfile(path.with_name(name))), None)
+
+
+def read_volume(
+    path: str | Path,
+    volume: int | None = None,
+    max_voxels: int = 2**30,
+    exact: bool = False,
+    hashed: bool = False,
+) -> Volume:
+    """Read one 3D image of any format of ``READERS``; every byte of the file is read, and checksums are verified.
+
+    Args:
+        path: the file; of a pair, the ``.img``.
+        volume: which one of a 4D file, from 0.
+        max_voxels: larger images are refused.
+        exact: refuse voxels that would be repaired (NaN, infinite ones, values beyond float32), as for labels.
+        hashed: whether to give the SHA-256 of the files, too, taken from the very bytes that were read.
+
+    Returns:
+        finite float32 voxels (H, W, D), where they lie, and a sentence for each oddity of the file.
+
+    Raises:
+        ImageError: the file is no such image, or damaged.
+
+    Example:
+        >>> t1 = read_volume("t1.nii.gz")  # doctest: +SKIP
+        >>> t1.voxels.shape, t1.grid.spacing_mm, t1.warnings  # doctest: +SKIP
+    """
+    found: Volume = _module(path).read_volume(path, volume, max_voxels, exact, hashed)
+    return found
+
+
+def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = 2**30) -> Grid:
+    """Where an image lies, from its header alone; voxels are neither read nor checked.
+
+    Args:
+        path: as in :func:`read_volume`.
+        volume: which one of a 4D file, from 0.
+        max_voxels: larger images are refused.
+
+    Raises:
+        ImageError: as :func:`read_volume`, so far as header and file size show.
+    """
+    found: Grid = _module(path).read_grid(path, volume, max_voxels)
+    return found
+
+
+def _module(path: str | Path) -> Any:
+    reader = reader_for(path)
+    if reader is None:
+        if foreign := foreign_format(os.path.basename(path)):
+            kind, tool = foreign
+            raise ImageError(f"{path}: {kind}; .nii or .nii.gz is needed. Convert it with {tool}.")
+        raise ImageError(f"{path}: no image by its name; .nii or .nii.gz is needed. Convert or rename it.")
+    return import_module(f".{reader.module}", __package__)

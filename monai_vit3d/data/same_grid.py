@@ -1,0 +1,57 @@
+"""Whether images lie on one grid: the one rule for channels of a case, and for an image and its labels."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from .errors import ImageError
+from .volume import Array, Volume
+
+# At the corners. Registration tools round affines; a float32 quaternion near 180 degrees may err as much by itself
+SAME_PLACE_VOXELS = 0.1
+
+
+def corner_shift(first: Array, second: Array, shape: tuple[int, ...]) -> float:
+    """How far two affines take the corners of a volume apart, in voxels of the first; the largest of the eight.
+
+    Args:
+        first: (4, 4), not singular.
+        second: (4, 4).
+        shape: voxels along the three axes.
+    """
+    corners = _corners(shape)
+    return _longest(np.linalg.inv(first) @ second @ corners - corners)
+
+
+def check_same_grid(first: Volume, other: Volume) -> None:
+    """Make sure that two images have one shape, and the same corners up to 0.1 voxel.
+
+    Raises:
+        ImageError: they do not; the message says how far they are apart.
+    """
+    advice = "Resample one to the grid of the other first."
+    shape = first.grid.shape
+    if shape != other.grid.shape:
+        raise ImageError(
+            f"{other.path}: shape {other.grid.shape}, but {first.path} has {shape}; channels need one grid. {advice}"
+        )
+    shift = corner_shift(first.grid.affine_mm, other.grid.affine_mm, shape)
+    if not shift <= SAME_PLACE_VOXELS:
+        apart_mm = _longest((other.grid.affine_mm - first.grid.affine_mm) @ _corners(shape))
+        raise ImageError(
+            f"{other.path}: up to {shift:.3g} voxels ({apart_mm:.3g} mm) away from {first.path}; channels need one "
+            f"grid, {SAME_PLACE_VOXELS} voxels apart at most. {advice}"
+        )
+
+
+def _corners(shape: tuple[int, ...]) -> Array:
+    """(4, 8) homogeneous indices."""
+    corners = np.array([*product(*[(0, n - 1) for n in shape])], float)
+    return np.c_[corners, np.ones(8)].T
+
+
+def _longest(vectors: Array) -> float:
+    """The largest length among (4, N) homogeneous vectors."""
+    return float(np.sqrt((vectors[:3] ** 2).sum(axis=0)).max())
