@@ -19,10 +19,11 @@ from .data.texts import shown
 if TYPE_CHECKING:
     from .pipeline.plan import Plan
 
-_PREDICT = """INPUT is a NIfTI file, a folder of them or of DICOM series, a BIDS data set, or a CSV or
-JSON list of cases (column "image", or several that begin so for the channels of one case;
-optional "name"). OUT gets NAME_seg.nii.gz on each file's own grid, run.json, stats.csv or
-predictions.csv, and report.html to look at.
+_PREDICT = """INPUT is a NIfTI file (or .mgz, .nrrd, .mha, .img with .hdr), a folder of them or of DICOM
+series, a BIDS data set, or a CSV or JSON list of cases (column "image", or several that begin
+so for the channels of one case; optional "name"). Hidden files, outputs of earlier runs and
+label files in a folder are passed over, and named. OUT gets NAME_seg.nii.gz on each file's own
+grid, run.json, stats.csv or predictions.csv, and report.html to look at.
 
 Several GPUs: torchrun --nproc_per_node=2 -m monai_vit3d.cli predict IN -o OUT --bundle DIR
 SLURM array:  vit3d predict IN -o OUT --bundle DIR --shard $SLURM_ARRAY_TASK_ID/8   (--array=1-8)

@@ -15,7 +15,10 @@ from .passed_over import describe
 from .paths import DICOM_SUFFIXES, absolute, is_dicom, shown, some
 from .search import NO_IMAGE, Search, bids_root, bids_suffix, kind_by_name
 
-_TAKEN = "a .nii or .nii.gz file, a folder of them, a BIDS data set, a folder of DICOM files, or a .csv or .json list"
+_TAKEN = (
+    "a .nii or .nii.gz file (or .mgz, .mgh, .nrrd, .mha, or .img with its .hdr), a folder of them, a BIDS data set, a "
+    "folder of DICOM files, or a .csv or .json list"
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ def find_images(
     that are given one by one, or in a list, are cases whatever they are called.
 
     Args:
-        inputs: NIfTI files, folders, BIDS data sets, folders with DICOM files, and ``.csv`` or ``.json`` lists.
+        inputs: images of the formats of ``READERS``, folders, BIDS data sets, folders with DICOM files, and ``.csv`` or
+            ``.json`` lists.
         output: the folder that will be written to; it is passed over where it lies inside an input.
         include_labels: whether labels and the outputs of earlier runs count as images.
         suffixes: last words of the names of images to take from folders, such as ``T1w``; none takes all.

@@ -11,7 +11,7 @@ from ..data.volume import Array, Volume
 
 FEW = 32  # different values; scans of 8 bits have about 100 and more
 LEAST = 1000  # voxels; smaller volumes have few values anyhow
-SLAB = 2**18  # voxels looked at at a time
+SAMPLE, SLAB = 2**14, 2**18  # voxels looked at first, and at a time
 
 _INCLUDE = "--include-labels (include_labels=True in Python)"
 
@@ -51,7 +51,7 @@ def few_whole_values(voxels: Array) -> Array | None:
     """
     flat = voxels.reshape(-1)
     # few voxels from everywhere settle it for nearly all scans
-    values = np.unique(flat[:: max(1, flat.size // SLAB)])
+    values = np.unique(flat[:: max(1, flat.size // SAMPLE)])
     for first in range(0, flat.size, SLAB):
         if len(values) > FEW or (values != np.rint(values)).any():
             return None

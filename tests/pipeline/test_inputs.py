@@ -15,6 +15,7 @@ from monai_vit3d.data.errors import UsageError
 from monai_vit3d.pipeline import inputs, search
 from monai_vit3d.pipeline.inputs import Found
 from monai_vit3d.pipeline.paths import shown
+from monai_vit3d.pipeline.search import kind_by_name
 
 
 def find_images(*args, **options):
@@ -116,7 +117,7 @@ def test_missing_inputs_are_named_together(tree, out):
     ],
 )
 def test_other_files(tree, out, name, kind):
-    with pytest.raises(UsageError, match=rf"/{re.escape(name)}: {kind}; a .nii or .nii.gz file, a folder"):
+    with pytest.raises(UsageError, match=rf"/{re.escape(name)}: {kind}; a .nii or .nii.gz file .*, a folder"):
         find_images([tree(name) / name], out)
 
 
@@ -388,6 +389,32 @@ def test_each_file_is_a_case_or_passed_over_and_never_both(tmp_path_factory, nam
     assert {*cases, *others} - {root / ".h"} == files_below(root) - inside
 
 
+def test_other_formats(tree, out):
+    root = tree(
+        "a.mgz", "b.img", "b.hdr", "c.img", "d.hdr", "e.nrrd", "e.nii.gz", "f.MHA", "g.nhdr", "h.mhd", "h.raw", "p.nii",
+        "fs/orig.mgz", "fs/aseg.mgz", "fs/lh.thickness.mgh", "fs/pair.img.gz", "fs/pair.hdr.gz",
+    )  # fmt: skip
+    cases = ["a.mgz", "b.img", "e.nii.gz", "f.MHA", "fs/orig.mgz", "fs/pair.img.gz", "p.nii"]
+    assert relatives(find_images([root], out)) == cases
+    half, text = (kind_by_name(Path(name)) for name in ("c.img", "g.nhdr"))
+    assert "fslchfiletype" in half
+    assert passed_over(root, out=out) == {
+        "c.img": half,
+        "d.hdr": half,
+        "e.nrrd": search.SAME_NAME,
+        "fs/aseg.mgz": search.LABELS,
+        "fs/lh.thickness.mgh": search.LABELS,
+        "g.nhdr": text,
+        "h.mhd": text,
+        "h.raw": search.NO_IMAGE,
+    }
+    assert [one.images for one in find_images([root / "b.hdr"], out)] == [(root / "b.img",)]
+    assert relatives(find_images([root / "fs/aseg.mgz"], out)) == ["aseg.mgz"]
+    table = root / "l.csv"
+    table.write_text("image\na.mgz\nb.img\nf.MHA\n")
+    assert relatives(find_images([table], out)) == ["a.mgz", "b.img", "f.MHA"]
+
+
 def test_label_folders_of_data_sets(tree, out):
     root = tree(
         "Task/imagesTr/a.nii.gz", "Task/imagesTs/b.nii.gz", "Task/labelsTr/a.nii.gz", "Task/labelsTs/b.nii.gz",
@@ -575,7 +602,7 @@ def test_dicom_in_a_list(listed, out):
         ("l.csv", "image\na.nii.gz\n\na.nii.gz,b\n", ", line 4: 2 cells; the header has 1"),
         ("l.csv", "image,age\na.nii.gz,1\n,2\n", ", line 3: image ''; the path of a file"),
         ("l.csv", "image0,image1\na.nii.gz,sub/b.nii\na.nii.gz\n", ", line 3: image ''"),
-        ("l.csv", "image\na.mgz\n", ", line 2: 'a.mgz'; a .nii or .nii.gz file"),
+        ("l.csv", "image\na.mnc\n", ", line 2: 'a.mnc'; a .nii or .nii.gz file"),
         ("l.csv", "image\nempty\n", ", line 2: 'empty'; .*DICOM files directly in it"),
         ("l.csv", "image,image2\na.nii.gz,ct\n", ", line 2: 'ct'; .*one folder"),
         ("l.csv", "image,name\na.nii.gz,../x\n", ", line 2: name '../x'; one below OUT"),
