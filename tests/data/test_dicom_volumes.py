@@ -2,12 +2,15 @@
 
 import gzip
 import logging
+import re
 import warnings
 from importlib.resources import files
 
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -361,6 +364,32 @@ def test_damaged_fields_are_named_and_not_quoted(tmp_path, old, new, attribute):
     with pytest.raises(ImageError, match=f"^{path.name}: .*{attribute}") as caught:
         read(folder)
     assert "Must" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def pet_files(tmp_path_factory):
+    """A folder with a PET of three slices, one file of it, and that file's bytes."""
+    folder = series(tmp_path_factory.mktemp("fuzz") / "s", sop_class=PET, count=3, edit=pet())
+    path = min(folder.iterdir())
+    return folder, path, path.read_bytes()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=9), st.data())
+def test_spoilt_bytes_of_a_header_give_a_volume_or_an_error_without_its_text(pet_files, changes, data):
+    folder, path, content = pet_files
+    end = content.index(b"\xe0\x7f\x10\x00")  # PixelData
+    spoilt = bytearray(content)
+    for share, byte in changes:
+        spoilt[128 + int(share * (end - 128))] = byte
+    path.write_bytes(spoilt[: data.draw(st.sampled_from([None, len(spoilt) // 3, end, end + 99]))])
+    message = ""
+    try:
+        for one in scan_folder(folder).series:
+            assert np.isfinite(read_series(one, units=data.draw(st.sampled_from(["stored", "suv"]))).voxels).all()
+    except ImageError as error:
+        message = str(error)
+    assert not re.search("Muster|Eva|4711", message)
 
 
 # PET

@@ -76,7 +76,7 @@ def _factors(slices: Sequence[Slice], units: str, where: str) -> tuple[list[floa
 
 def _planes(slices: Sequence[Slice], factors: Sequence[float]) -> Array:
     """(slices, rows, columns) float32, rescaled."""
-    planes = np.empty((len(slices), *slices[0].shape), np.float32)
+    planes: Array = np.empty((len(slices), *slices[0].shape), np.float32)
     wanted: dict[Path, dict[int, list[int]]] = {}
     for k, one in enumerate(slices):
         wanted.setdefault(one.path, {}).setdefault(one.frame, []).append(k)
@@ -135,7 +135,7 @@ def _why(image: Dataset, error: Exception) -> str:
 
     if isinstance(error, HeaderError):
         return str(error)
-    if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & {element.keyword for element in image}:
+    if not any(name in image for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         return "there are none"
     syntax = image.file_meta.TransferSyntaxUID
     name = syntax.name if syntax.is_transfer_syntax and not syntax.is_private else "an unknown transfer syntax"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ImageError
+from ..volume import Array
 from .headers import element
 from .slices import Slice
 
@@ -99,7 +100,7 @@ def _geometry_difference(one: Slice, other: Slice) -> str:
     for name, values, tolerance in (
         ("size (rows, columns)", (one.shape, other.shape), 0.0),
         ("PixelSpacing", (one.spacing, other.spacing), 1e-4),
-        ("orientation", (one.orientation, other.orientation), 1e-4),
+        ("orientation", (one.orientation, other.orientation), 1e-3),
     ):
         first, second = (np.array(value, np.float64) for value in values)
         if np.abs(first - second).max() > tolerance:
@@ -139,7 +140,7 @@ def _places(stack: list[Slice]) -> list[int]:
     heights = np.array([s.position for s in stack]) @ np.cross(along, down)
     order = np.argsort(heights, kind="stable")
     steps = np.diff(heights[order], prepend=heights[order[0]]) >= SAME_PLACE_MM
-    places = np.empty(len(stack), int)
+    places: Array = np.empty(len(stack), int)
     places[order] = np.cumsum(steps)
     return [int(place) for place in places]
 
