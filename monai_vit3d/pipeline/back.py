@@ -18,7 +18,7 @@ from ..data.errors import BundleError
 from ..data.volume import Array
 from ..inferers import LabelInverter, way_back
 from .labelling import whole_numbers
-from .postprocessing import PRED, decision, through
+from .postprocessing import KEEP_LABELS, PRED, decision, through
 from .value_names import interpolates_labels
 
 if TYPE_CHECKING:
@@ -51,8 +51,11 @@ def labels_on_file_grid(prepared: Prepared, output: Output) -> tuple[Tensor, lis
     before = (*post.voxelwise, *post.decision) if output.inverted else post.voxelwise
     found: Any = output.pred.as_subclass(Tensor)  # its grid is the input's: MONAI's steps make up an affine
     if steps:
-        data = {**prepared.data, PRED: _as_monai(prepared, output)}
+        data = {**prepared.data, PRED: _with_metadata(prepared, output)}
+        held = True  # in a smaller type than MONAI's, which is all the same to these steps, and faster
         for i, step in enumerate(steps):
+            if held and type(step) not in KEEP_LABELS:
+                data[PRED], held = data[PRED].to(output.dtype), False
             if not isinstance(step, Invertd):
                 data = step(data)
                 continue
@@ -101,14 +104,12 @@ def _traced_nearest(image: MetaTensor) -> MetaTensor:
     return MetaTensor(image.as_tensor(), meta=image.meta, applied_operations=steps)
 
 
-def _as_monai(prepared: Prepared, output: Output) -> MetaTensor:
-    """``pred`` as MONAI hands it to the next step: float32 with the metadata of its grid."""
-    pred = output.pred if output.dtype is None else output.pred.to(output.dtype)
-    if not output.inverted:
-        return MetaTensor(pred).copy_meta_from(prepared.image)
-    found = MetaTensor(pred).copy_meta_from(prepared.image)
-    found.applied_operations = []
-    found.affine = torch.as_tensor(prepared.volume.grid.affine_mm, dtype=found.affine.dtype)
+def _with_metadata(prepared: Prepared, output: Output) -> MetaTensor:
+    """``pred`` as MONAI hands it to the next step, with the metadata of its grid."""
+    found = MetaTensor(output.pred).copy_meta_from(prepared.image)
+    if output.inverted:
+        found.applied_operations = []
+        found.affine = torch.as_tensor(prepared.volume.grid.affine_mm, dtype=found.affine.dtype)
     return found
 
 

@@ -15,7 +15,17 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, InvertibleTransform, SaveImaged
+from monai.transforms import (
+    Activationsd,
+    AsDiscreted,
+    Compose,
+    FillHolesd,
+    Invertd,
+    InvertibleTransform,
+    KeepLargestConnectedComponentd,
+    RemoveSmallObjectsd,
+    SaveImaged,
+)
 from torch import Tensor
 
 from ..data.errors import BundleError
@@ -23,6 +33,8 @@ from ..inferers import LabelInferer, argmax, unwrapped
 from ..inferers.spacing import wrappers
 
 PRED = "pred"  # the network's output in MONAI's evaluators
+# they drop labels or spread them, and leave the values as they are
+KEEP_LABELS = (KeepLargestConnectedComponentd, FillHolesd, RemoveSmallObjectsd)
 # their inverses take voxels as they are, or zeros, if they interpolate by nearest neighbour
 _MOVING = (
     "monai.transforms.spatial.",

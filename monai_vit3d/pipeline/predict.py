@@ -89,7 +89,7 @@ class Output:
     Args:
         pred: (C, h, w, d) what the bundle's voxelwise steps leave; labels on the file's grid, (C, H, W, D), if
             ``inverted``.
-        dtype: of ``pred`` where MONAI runs the bundle, if it is held in a smaller one here.
+        dtype: of ``pred`` where MONAI runs the bundle; here labels are held in a smaller one.
         classes: channels of the network's output.
         maps: further maps by kind, on the network's grid.
         numbers: a classifier's.
@@ -100,7 +100,7 @@ class Output:
     """
 
     pred: Tensor | None = None
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype = torch.float32
     classes: int = 0
     maps: dict[str, Tensor] = field(default_factory=dict)
     numbers: list[float] | None = None
@@ -162,7 +162,10 @@ def finish(prepared: Prepared, output: Output, bundle: Bundle) -> Answer:
 
 def _without_names(labels: Array, known: ValueNames, bundle: Bundle) -> list[str]:
     """A warning of label values of which it is not known what they stand for."""
-    values = range(1, len(labels) + 1) if labels.ndim == 4 else np.unique(labels).tolist()
+    if labels.ndim == 4:
+        values = list(range(1, len(labels) + 1))
+    else:  # a byte's values are counted ten times as fast as sorted
+        values = (np.bincount(labels.ravel()).nonzero()[0] if labels.dtype == np.uint8 else np.unique(labels)).tolist()
     unknown = [value for value in values if value and value not in known.followed]
     if not unknown or not bundle.metadata.channel_names:
         return []

@@ -16,25 +16,17 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import (
-    FillHolesd,
-    Invertd,
-    KeepLargestConnectedComponentd,
-    LabelToContourd,
-    RemoveSmallObjectsd,
-)
+from monai.transforms import Invertd, LabelToContourd
 from torch import Tensor
 
 from .labelling import whole_numbers
-from .postprocessing import PRED, Postprocessing
+from .postprocessing import KEEP_LABELS, PRED, Postprocessing
 
 SIDE = 5  # voxels of a made-up output; the one in its middle is read
 EXHAUSTIVE = 5  # channels of which all sets are tried
 REPEATS = 4  # outputs of each set: which of its channels is the largest differs
 RANDOM_SETS = 64
 LONGEST = 64  # characters of a name; DICOM takes no more
-# they move voxels or drop some of them, and leave the values as they are
-_KEEP_VALUES = (Invertd, KeepLargestConnectedComponentd, FillHolesd, RemoveSmallObjectsd)
 
 
 @dataclass(frozen=True)
@@ -125,7 +117,7 @@ def _values(steps: Iterable[Any], output: Tensor, key: str = PRED) -> Tensor:
     for step in steps:
         if isinstance(step, LabelToContourd):  # the contours of all labels are 1
             data = {**data, **{k: data[k].clamp(0, 1) for k in step.key_iterator(data)}}
-        elif not isinstance(step, _KEEP_VALUES):
+        elif not isinstance(step, (Invertd, *KEEP_LABELS)):
             data = step(data)
     return torch.as_tensor(data[key]).as_subclass(Tensor)
 

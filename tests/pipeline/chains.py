@@ -95,7 +95,8 @@ class Chain:
         channels: names of the network's output.
         like: what the written labels are of MONAI's: ``"equal"``, ``"highest"`` of its scores, ``"half"`` where its
             probabilities are 0.5 and above.
-        reference: steps that MONAI runs instead, where it would write fractions of labels.
+        reference: steps that MONAI runs instead, where it would write fractions of labels, or under another file name.
+        warns: whether fractions are said to be made whole.
         saved: key of what is saved.
     """
 
@@ -105,6 +106,7 @@ class Chain:
     channels: tuple[str, ...] = NAMES
     like: str = "equal"
     reference: list[dict[str, object]] | None = None
+    warns: bool = False
     saved: str = "pred"
 
 
@@ -166,7 +168,11 @@ CHAINS = {
     "softmax above a limit": Chain([SOFTMAX, LINEAR, step("AsDiscreted", threshold=0.4)], dict(enumerate(NAMES, 1))),
     "rounded": Chain([ARGMAX, LINEAR, ROUND]),
     "typed": Chain([step("EnsureTyped"), ARGMAX, step("CastToTyped", dtype="$np.int16"), NEAREST, LARGEST]),
-    "in numpy": Chain([ARGMAX, NEAREST, step("ToNumpyd"), function("(x > 1) * 5")], {5: "white"}),
+    "in numpy": Chain(
+        [ARGMAX, NEAREST, step("ToNumpyd"), function("(x > 1) * 5")],
+        {5: "white"},
+        reference=[ARGMAX, NEAREST, function("(x > 1) * 5")],
+    ),
     "on a device": Chain([step("ToDeviced", device="cpu"), SOFTMAX, LINEAR, ARGMAX]),
     "a copy": Chain(
         [COPY, ARGMAX, step("AsDiscreted", "other", argmax=True), invert(True, ["pred", "other"]), LARGEST]
@@ -190,18 +196,18 @@ CHAINS = {
     "deleted": Chain([SOFTMAX, LINEAR, step("DeleteItemsd", "image"), ARGMAX, LARGEST]),
     "with a function behind": Chain([SOFTMAX, invert(False, post_func="$lambda x: x ** 2"), ARGMAX]),
     "steps behind saving": Chain([ARGMAX, NEAREST, save(), function("x * 0")]),
-    "saved twice": Chain([ARGMAX, NEAREST, save(), LARGEST]),
+    "saved twice": Chain([ARGMAX, NEAREST, save(), LARGEST, save()]),
     # MONAI writes fractions
-    "scores": Chain([SOFTMAX, LINEAR], like="highest"),
-    "logits": Chain([LINEAR], like="highest"),
-    "probabilities": Chain([SIGMOID, LINEAR], MASKS, channels=BRATS, like="half"),
-    "labels, linear": Chain([ARGMAX, LINEAR], reference=[ARGMAX, NEAREST]),
-    "labels, linear, largest": Chain([ARGMAX, LINEAR, LARGEST], reference=[ARGMAX, NEAREST, LARGEST]),
+    "scores": Chain([SOFTMAX, LINEAR], like="highest", warns=True),
+    "logits": Chain([LINEAR], like="highest", warns=True),
+    "probabilities": Chain([SIGMOID, LINEAR], MASKS, channels=BRATS, like="half", warns=True),
+    "labels, linear": Chain([ARGMAX, LINEAR], reference=[ARGMAX, NEAREST], warns=True),
+    "labels, linear, largest": Chain([ARGMAX, LINEAR, LARGEST], reference=[ARGMAX, NEAREST, LARGEST], warns=True),
     "labels of a function, linear": Chain(
-        [function("x.argmax(0, keepdim=True).float()"), LINEAR], reference=[ARGMAX, NEAREST]
+        [function("x.argmax(0, keepdim=True).float()"), LINEAR], reference=[ARGMAX, NEAREST], warns=True
     ),
     "mapped labels, linear": Chain(
-        [ARGMAX, MAPPED, LINEAR], {300: "grey", 7: "white"}, reference=[ARGMAX, MAPPED, NEAREST]
+        [ARGMAX, MAPPED, LINEAR], {300: "grey", 7: "white"}, reference=[ARGMAX, MAPPED, NEAREST], warns=True
     ),
 }
 
@@ -228,6 +234,8 @@ def write_bundle(root: Path, chain: Chain, steps: list[dict[str, object]] | None
     Of the first names, the output is 1 above a brightness of 30 and 2 above 70; of the other, masks that lie in each
     other.
     """
+    steps = steps or chain.steps
+    steps = steps if save() in steps else [*steps, save(chain.saved)]
     pre = [
         step("LoadImaged", "image", ensure_channel_first=True),
         step("Orientationd", "image", axcodes="RAS", labels=None),
@@ -244,7 +252,7 @@ def write_bundle(root: Path, chain: Chain, steps: list[dict[str, object]] | None
         "network": "$@network_def.to('cpu')",
         "preprocessing": {"_target_": "Compose", "transforms": pre},
         "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [16, 16, 16], "sw_batch_size": 4, "overlap": 0.25},
-        "postprocessing": {"_target_": "Compose", "transforms": [*(steps or chain.steps), save(chain.saved)]},
+        "postprocessing": {"_target_": "Compose", "transforms": steps},
         "files": "$sorted(glob.glob(os.path.join(@dataset_dir, '*.nii.gz')))",
         "dataset": {"_target_": "Dataset", "data": "$[{'image': i} for i in @files]", "transform": "@preprocessing"},
         "evaluator": {
