@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Invertd, SpatialResample
 from monai.transforms.utils import convert_applied_interp_mode
-from monai.utils import TraceKeys
+from monai.utils import MetaKeys, TraceKeys
 from torch import Tensor
 
 from ..data.errors import BundleError
@@ -122,7 +122,8 @@ def _on_file_grid(prepared: Prepared, labels: Tensor, found: Any) -> Tensor:
         found: what they were made of, with its metadata.
     """
     grid, shape = prepared.volume.grid, tuple(labels.shape[1:])
-    known = isinstance(found, MetaTensor)
+    # MONAI makes an affine up for what has lost its metadata, by way of NumPy for example
+    known = isinstance(found, MetaTensor) and MetaKeys.ORIGINAL_AFFINE in found.meta
     if shape == grid.shape and (_close(found.affine, grid.affine_mm) if known else prepared.postprocessing.inverts):
         return labels
     if not known or _close(found.affine, prepared.image.affine):

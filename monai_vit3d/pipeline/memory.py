@@ -24,6 +24,7 @@ BYTES_PER_VOXEL = 20  # of an image, or of labels: float32, and copies that tran
 BYTES_PER_RESAMPLED_VOXEL = 56  # of the new grid by MONAI, however many channels: its coordinates are 7 float64 numbers
 BYTES_PER_LABELLED_VOXEL = 14  # of the network's grid: labels, and what the bundle makes of them
 BYTES_PER_INVERTED_LABEL = 4  # of the file's grid: labels that come back, and what the bundle makes of them
+COPIES = 3  # of masks in float32, while steps run over them
 PLANES = 6  # of each grid, all classes, while labels come back
 WINDOWS = 6  # outputs of a batch, and their products with the weights, that are alive together
 _GROUP = Path("/sys/fs/cgroup")
@@ -76,26 +77,28 @@ def needed_bytes(grid: Grid, channels: int, bundle: Bundle, options: Options | N
     preprocess = there * (BYTES_PER_VOXEL * channels + grid_bytes)
     network = there * (BYTES_PER_LABELLED_VOXEL + 4 * channels + 4 * maps)
     network += _stitching(grid, bundle, classes, options)
+    more = 4 * COPIES * (bundle.postprocessing.masks(classes) - 1)
+    network += more * there
     way = _inverting(bundle)
     if way in ("aligned", "turned"):
         planes = sum(math.prod(shape) / min(shape) for shape in (network_shape(grid, bundle), grid.shape))
         network += BYTES_PER_INVERTED_LABEL * back + 4 * classes * math.ceil(PLANES * planes)
         network += 8 * classes * there if way == "turned" else 0
         grid_bytes = grid_bytes if maps else 0
-    write = back * (BYTES_PER_VOXEL + grid_bytes + 4 * maps) + there * (4 * channels + 4 + 4 * maps)
+    write = back * (BYTES_PER_VOXEL + grid_bytes + 4 * maps + more) + there * (4 * channels + 4 + 4 * maps + more)
     if way == "MONAI":  # float64 there and back, and float32
         network += 8 * classes * there
-        write += 12 * classes * (there + back)
+        write += 12 * classes * (there + back * bundle.postprocessing.inverts)
     return 4 * back * channels + max(8 * back, preprocess, network, write)  # 8: a voxel as it is stored, at most
 
 
 def _inverting(bundle: Bundle) -> str | None:
-    """How numbers go back to the file's grid before labels are made of them; None where labels go back."""
+    """How class scores are taken to the file's grid, or kept for MONAI's steps; None where labels are."""
     from monai.transforms import InvertibleTransform, Orientationd, Spacingd
     from monai.transforms.croppad.dictionary import Cropd, Padd
 
     post = bundle.postprocessing
-    if not post.inverts_scores:
+    if post.makes_labels:
         return None
     steps = [step for step in bundle.preprocessing if isinstance(step, InvertibleTransform)]
     known = all(isinstance(step, Orientationd | Spacingd | Cropd | Padd) for step in steps)

@@ -117,6 +117,12 @@ class Postprocessing:
         """The bundle's own steps, all that follow a classifier."""
         return self.steps[:-1] if self.completed else self.steps
 
+    def masks(self, classes: int) -> int:
+        """Channels of the labels that ``voxelwise`` and ``decision`` make; 1 where they make none."""
+        if not self.makes_labels and self.inversion is None:
+            return 1
+        return len(through((*self.voxelwise, *self.decision), torch.zeros(classes, 1, 1, 1)))
+
     def behind_scores(self) -> tuple[Any, ...]:
         """All that follows ``voxelwise`` where MONAI inverts the scores."""
         return (self.inversion, *self.decision, *self.rest) if self.inversion is not None else self.rest

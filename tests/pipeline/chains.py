@@ -228,15 +228,20 @@ def write_image(path: Path, grid: str) -> Path:
     return path
 
 
-def write_bundle(root: Path, chain: Chain, steps: list[dict[str, object]] | None = None) -> Path:
-    """A bundle of one convolution with the chain's steps, or with others.
+def write_bundle(
+    root: Path,
+    chain: Chain,
+    steps: list[dict[str, object]] | None = None,
+    pre: list[dict[str, object]] | None = None,
+) -> Path:
+    """A bundle of one convolution with the chain's steps, or with others, and with other preprocessing.
 
     Of the first names, the output is 1 above a brightness of 30 and 2 above 70; of the other, masks that lie in each
     other.
     """
     steps = steps or chain.steps
     steps = steps if save() in steps else [*steps, save(chain.saved)]
-    pre = [
+    pre = pre or [
         step("LoadImaged", "image", ensure_channel_first=True),
         step("Orientationd", "image", axcodes="RAS", labels=None),
         step("Spacingd", "image", pixdim=[1.5, 1.7, 2.0], mode="bilinear"),
