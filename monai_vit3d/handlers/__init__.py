@@ -1,5 +1,6 @@
 """What MONAI's engines need and do not have: moving averages, reproducible epochs, atomic checkpoints, scores."""
 
+from .attached import Attached
 from .calibration import Calibration, calibrate
 from .checkpoint import AtomicCheckpoint, save_atomic
 from .classification import ClassificationMetric, PredictionsCSV
@@ -13,6 +14,7 @@ from .processes import end_with_one_line, leave_process_group
 
 __all__ = [
     "AtomicCheckpoint",
+    "Attached",
     "Calibration",
     "ClassificationMetric",
     "EMAHandler",
