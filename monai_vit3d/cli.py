@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .cli_measure import add_measure
 from .cli_streams import EscapedStream, Terminated, guard_streams, raise_on_signals
 from .cli_weights import add_weights
 from .data.texts import shown
@@ -27,6 +28,10 @@ grid, run.json, stats.csv or predictions.csv, and report.html to look at.
 
 Several GPUs: torchrun --nproc_per_node=2 -m monai_vit3d.cli predict IN -o OUT --bundle DIR
 SLURM array:  vit3d predict IN -o OUT --bundle DIR --shard $SLURM_ARRAY_TASK_ID/8   (--array=1-8)
+
+Images far from what the bundle was trained on are refused, as a whole head for crops around
+one organ; what is only unlike it, and labels that cannot be true, are warned of, and stand
+before the others in report.html (run.json: "suspicious"). With --strict they fail, too.
 
 Exit code: 0 all done, 1 some files failed (run.json says why), 2 wrong usage or bundle."""
 
@@ -81,11 +86,15 @@ def _predict(args: argparse.Namespace) -> int:
             bf16=args.bf16,
             jobs=args.jobs,
             safe=args.safe,
+            anyway=args.anyway,
+            strict=args.strict,
             begin=progress.begin,
             tell=progress,
         )
     failed = ranks.together(summary.failed)
-    print(f"{summary.done} done, {summary.skipped} skipped, {summary.failed} failed: {args.output / 'report.html'}")
+    doubtful = f" ({summary.suspicious} to look at: labels may be wrong)" if summary.suspicious else ""
+    counts = f"{summary.done} done{doubtful}, {summary.skipped} skipped, {summary.failed} failed"
+    print(f"{counts}: {args.output / 'report.html'}")
     return 1 if failed else 0
 
 
@@ -103,7 +112,17 @@ def _axes(text: str) -> tuple[int, ...]:
 def _check(args: argparse.Namespace) -> int:
     from .pipeline.check import check_files
 
-    found = check_files(args.inputs, args.volume, args.max_voxels, args.include_labels, args.suffix, args.units)
+    found = check_files(
+        args.inputs,
+        args.volume,
+        args.max_voxels,
+        args.include_labels,
+        args.suffix,
+        args.units,
+        bundle=args.bundle,
+        safe=args.safe,
+        anyway=args.anyway,
+    )
     if args.json:
         print(json.dumps(found, indent=1))
     else:
@@ -205,6 +224,9 @@ def _add_predict(verbs: Any) -> None:
     there.add_argument("--overwrite", action="store_true", help="write outputs anew that are there already")
     add("--dry-run", action="store_true", help="say what would be written, and write nothing")
     add("--safe", action="store_true", help="refuse a bundle whose config is more than settings")
+    _add_anyway(predict)
+    strict = "what is unlike the bundle's training, or labels that cannot be true, fails; nothing of it is written"
+    add("--strict", action="store_true", help=strict)
     add("--shard", metavar="I/N", help="do the I-th of N parts; all parts share OUT")
     predict.set_defaults(run=_predict)
 
@@ -227,6 +249,11 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-voxels", type=int, default=2**30, metavar="N", help="the largest volume taken (2^30)")
 
 
+def _add_anyway(parser: argparse.ArgumentParser) -> None:
+    anyway = "take images far from what the bundle was trained on, too; the report warns of them"
+    parser.add_argument("--anyway", action="store_true", help=anyway)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vit3d", description="3D Vision Transformers for NIfTI volumes.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -234,11 +261,16 @@ def _parser() -> argparse.ArgumentParser:
     check = verbs.add_parser("check", help="say whether files can be used, and what is odd about them")
     _add_inputs(check)
     check.add_argument("--json", action="store_true", help="as JSON")
+    of = "compare them with what this bundle was trained on, too: a folder or a zip"
+    check.add_argument("--bundle", type=Path, metavar="DIR", help=of)
+    check.add_argument("--safe", action="store_true", help="refuse a bundle whose config is more than settings")
+    _add_anyway(check)
     check.set_defaults(run=_check)
     info = verbs.add_parser("info", help="say what a bundle is for and what it needs")
     info.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle: a folder or a zip")
     _add_choice(info)
     info.set_defaults(run=_info)
+    add_measure(verbs)
     add_weights(verbs)
     demo = verbs.add_parser("demo", help="segment both hippocampi of nilearn's MNI152 template")
     demo.add_argument(

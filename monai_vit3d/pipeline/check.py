@@ -1,8 +1,9 @@
-"""What the strict door thinks of files, without a bundle."""
+"""Whether files can be used, by any bundle or by one that is given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,12 @@ from ..data.errors import ImageError
 from ..data.passed_over import PassedOver, by_reason
 from ..data.readers import reader_for
 from ..data.volume import Volume
+from .bundle import Bundle, load_bundle
 from .dicom_cases import name_cases
 from .inputs import find_images
 from .paths import shown
+from .plausibility import check_geometry, check_input, refuse
+from .unpack import open_bundle
 
 if TYPE_CHECKING:
     from ..data.dicom import Series
@@ -26,6 +30,9 @@ def check_files(
     include_labels: bool = False,
     suffixes: Sequence[str] = (),
     units: str = "stored",
+    bundle: str | Path | None = None,
+    safe: bool = False,
+    anyway: bool = False,
 ) -> list[dict[str, Any]]:
     """Read every file to its end, as ``vit3d predict`` would.
 
@@ -36,6 +43,10 @@ def check_files(
         include_labels: whether label files and the outputs of earlier runs are images, too.
         suffixes: last words of the names of images to take from folders; none takes all.
         units: ``"stored"``, or ``"suv"`` for DICOM PET.
+        bundle: the bundle to compare the files with, a folder or zip: images far from what it was trained on are
+            refused, others unlike it are odd.
+        safe: whether to refuse a bundle whose config is more than settings.
+        anyway: whether images far from what the bundle was trained on are no more than odd.
 
     Returns:
         For each file, or each series of a DICOM folder, ``file``, ``verdict`` (``"good"``, ``"odd"`` with
@@ -45,18 +56,46 @@ def check_files(
 
     Raises:
         UsageError: no such file, or a folder without any.
+        BundleError: a bundle that cannot be used, or is not safe.
     """
     found = find_images(inputs, "vit3d_check_writes_nothing", include_labels=include_labels, suffixes=suffixes)
     file = partial(_read_file, volume=volume, max_voxels=max_voxels, include_labels=include_labels)
     cases, no_volumes = name_cases(found.cases)
-    checked = []
-    for case in cases:
-        if case.found.dicom:
-            series = partial(_read_series, series=case.series, volume=volume, max_voxels=max_voxels, units=units)
-            checked.append(_check(case.found.images[0], series, case.series))
-        else:
-            checked += [_check(path, file) for path in case.found.images]
+    with _comparing(bundle, safe, anyway) as doubts:
+        checked = []
+        for case in cases:
+            if case.found.dicom:
+                series = partial(_read_series, series=case.series, volume=volume, max_voxels=max_voxels, units=units)
+                checked.append(_check(case.found.images[0], series, doubts, case.series))
+            else:
+                checked += [_check(path, file, doubts) for path in case.found.images]
     return [*checked, *_passed_over([*found.passed_over, *no_volumes])]
+
+
+@contextmanager
+def _comparing(bundle: str | Path | None, safe: bool, anyway: bool) -> Iterator[Callable[[Volume], list[str]]]:
+    """What compares an image with a bundle's training; nothing is unlike where there is no bundle."""
+    if bundle is None:
+        yield lambda volume: []
+    else:
+        with open_bundle(bundle) as root:
+            yield partial(_doubts, bundle=load_bundle(root, "cpu", safe), anyway=anyway)
+
+
+def _doubts(volume: Volume, bundle: Bundle, anyway: bool) -> list[str]:
+    """Name what of an image is unlike a bundle's training; of a bundle for several images, brightness is not compared.
+
+    Raises:
+        ImageError: it is too far from it, or the bundle's preprocessing fails.
+    """
+    from .prepare import prepare
+
+    findings = check_geometry(volume.grid, bundle.metadata)
+    if not anyway:
+        refuse(volume.path, findings, bundle.metadata)
+    if bundle.metadata.channels == 1:
+        findings += check_input(prepare([volume], bundle).image, bundle.metadata)
+    return [finding.text for finding in findings]
 
 
 def _passed_over(files: Sequence[PassedOver]) -> list[dict[str, Any]]:
@@ -82,12 +121,18 @@ def _read_series(path: Path, series: Series | None, volume: int | None, max_voxe
     return read_series(series or find_series(path)[0], max_voxels, volume, units)
 
 
-def _check(path: Path, read: Callable[[Path], Volume], series: Series | None = None) -> dict[str, Any]:
+def _check(
+    path: Path,
+    read: Callable[[Path], Volume],
+    doubts: Callable[[Volume], list[str]],
+    series: Series | None = None,
+) -> dict[str, Any]:
     from .overlay import axis_letters
 
     about = {"file": str(path)} | ({} if series is None else {"series": series.name})
     try:
         volume = read(path)
+        warnings = [*volume.warnings, *doubts(volume)]
     except ImageError as error:
         return {**about, "verdict": "refused", "error": str(error), "text": str(error)}
     spacing = [round(mm, 4) for mm in volume.grid.spacing_mm]
@@ -100,10 +145,10 @@ def _check(path: Path, read: Callable[[Path], Volume], series: Series | None = N
         text += f", {reader.name} ({reader.converter} converts it)"
     return {
         **about,
-        "verdict": "odd" if volume.warnings else "good",
+        "verdict": "odd" if warnings else "good",
         "shape": list(volume.grid.shape),
         "spacing_mm": spacing,
         "orientation": letters,
-        "warnings": list(volume.warnings),
-        "text": "; ".join([text, *volume.warnings]),
+        "warnings": warnings,
+        "text": "; ".join([text, *warnings]),
     }

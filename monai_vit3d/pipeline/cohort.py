@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,18 @@ import torch
 from ..data.errors import ImageError, Vit3dError
 from ..data.files import file_sha256, remove_parts
 from ..data.nifti import write_labels, write_map
-from ..data.volume import Volume
+from ..data.volume import Grid, Volume
 from .bundle import Bundle
 from .dicom_seg import add_dicom_seg
 from .memory import out_of_memory
 from .overlay import draw_overlay, write_png
 from .plan import Case, Plan
+from .plausibility import Finding, check_geometry, check_input, check_labels, refuse
 from .predict import Answer, Options, Output, finish, infer
 from .prepare import Prepared, prepare
 from .reading import case_sha256, read_case
 from .record import RunRecord, previous
-from .stats import label_stats
+from .stats import LabelSummary, label_stats
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +44,26 @@ class Summary:
         done: cases with new outputs.
         skipped: cases whose outputs an earlier run made from the same input, weights and options.
         failed: cases with an error; run.json names it.
+        suspicious: of those done, how many are unlike the bundle's training or have labels that cannot be true.
     """
 
     done: int = 0
     skipped: int = 0
     failed: int = 0
+    suspicious: int = 0
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """What becomes of cases that are unlike a bundle's training, or whose labels cannot be true.
+
+    Args:
+        anyway: whether those far from the training are run, too; they fail otherwise.
+        strict: whether a case fails that would be warned of; nothing of it is written then.
+    """
+
+    anyway: bool = False
+    strict: bool = False
 
 
 @dataclass(eq=False)
@@ -80,6 +97,7 @@ def predict_cohort(
     jobs: int = 1,
     resume: bool = False,
     tell: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    doubts: Doubts = Doubts(),
 ) -> Summary:
     """Predict every case of a plan, write its outputs, and keep the run's record.
 
@@ -95,9 +113,10 @@ def predict_cohort(
         resume: whether to skip cases whose outputs are verified: input, weights, options and outputs have the SHA-256
             that an earlier run wrote down.
         tell: is given the record of each case as soon as it has ended.
+        doubts: what becomes of cases that do not fit the bundle.
     """
     earlier = previous(plan.output)
-    cohort = _Cohort(plan, bundle, record, options, earlier if resume else {})
+    cohort = _Cohort(plan, bundle, record, options, earlier if resume else {}, doubts)
     record.begin({case.name: cohort.believed.get(case.name, cohort.blank(case)) for case in plan.cases}, earlier)
     remove_parts(plan.files())
     # one thread inside an operation: a second team of OpenMP's would let the network's own threads sleep in between
@@ -138,10 +157,17 @@ class _Cohort:
     """The stages of a case: read, run, write, end. ``run`` and ``end`` belong to the main thread."""
 
     def __init__(
-        self, plan: Plan, bundle: Bundle, record: RunRecord, options: Options, believed: dict[str, dict[str, Any]]
+        self,
+        plan: Plan,
+        bundle: Bundle,
+        record: RunRecord,
+        options: Options,
+        believed: dict[str, dict[str, Any]],
+        doubts: Doubts,
     ) -> None:
         self.plan, self.bundle, self.record, self.options, self.believed = plan, bundle, record, options, believed
-        self.counts = {"done": 0, "skipped": 0, "failed": 0}
+        self.doubts = doubts
+        self.counts = {"done": 0, "skipped": 0, "failed": 0, "suspicious": 0}
         self.made_with = {
             "weights_sha256": bundle.weights_sha256,
             "config_sha256": bundle.config_sha256,
@@ -161,6 +187,7 @@ class _Cohort:
             "status": "pending",
             "output": output,
             "warnings": [],
+            "suspicious": [],
             "error": None,
             "seconds": 0.0,
             "stages": {},
@@ -175,13 +202,16 @@ class _Cohort:
             if case.name in self.believed and self._verified(case, case_sha256(case)):
                 work.record = {**self.believed[case.name], "status": "skipped", "output": work.record["output"]}
                 return work
-            volumes = read_case(case, self.bundle, self.options, self.plan.include_labels)
+            on_grid = partial(self._compare_grid, work)
+            volumes = read_case(case, self.bundle, self.options, self.plan.include_labels, on_grid)
             hashes = [digest for volume in volumes for digest in volume.sha256]
             work.record |= {"input_sha256": hashes, "made_with": self.made_with}
             work.record["warnings"] += [warning for volume in volumes for warning in volume.warnings]
         if work.record["status"] == "pending":
             with work.stage("preprocess"):
-                work.prepared = prepare(volumes, self.bundle)
+                prepared = prepare(volumes, self.bundle)
+                self._doubt(work, check_input(prepared.image.numpy(), self.bundle.metadata), case.images[0])
+                work.prepared = prepared
         return work
 
     def run(self, work: _Work) -> None:
@@ -199,10 +229,11 @@ class _Cohort:
         """Write a case's outputs; its record says what became of it."""
         if work.prepared is not None and work.output is not None:
             with work.stage("write"):
-                work.record.pop("outputs", None)
                 answer = finish(work.prepared, work.output, self.bundle)
                 work.record["warnings"] += answer.warnings
-                work.record |= self._write(work.case, work.record, work.prepared.volume, answer)
+                stats = self._judged(work, work.prepared.volume, answer, work.output.entropy)
+                work.record.pop("outputs", None)
+                work.record |= self._write(work.case, work.record, work.prepared.volume, answer, stats)
                 work.record["status"] = "done"
             work.prepared = work.output = None
         output = work.record["output"]
@@ -213,8 +244,36 @@ class _Cohort:
     def end(self, record: dict[str, Any], tell: Callable[[Mapping[str, Any]], None]) -> None:
         """Keep the record of a case that went through."""
         self.counts[record["status"]] += 1
+        self.counts["suspicious"] += record["status"] == "done" and bool(record["suspicious"])
         self.record.add(record)
         tell(record)
+
+    def _compare_grid(self, work: _Work, path: Path, grid: Grid) -> None:
+        findings = check_geometry(grid, self.bundle.metadata)
+        if not self.doubts.anyway:
+            refuse(path, findings, self.bundle.metadata)
+        self._doubt(work, findings, path)
+
+    def _judged(self, work: _Work, volume: Volume, answer: Answer, entropy: float | None) -> list[LabelSummary]:
+        """Statistics of a case's labels, after a look at whether they can be true."""
+        if answer.labels is None:
+            return []
+        stats = label_stats(answer.labels, volume.voxels, volume.grid, answer.names)
+        findings = check_labels(answer.labels, volume, stats, entropy, self.bundle.metadata)
+        self._doubt(work, findings, work.case.images[0])
+        return stats
+
+    def _doubt(self, work: _Work, findings: list[Finding], path: Path) -> None:
+        """Put findings into a case's record.
+
+        Raises:
+            ImageError: there are some, and they are to be failures.
+        """
+        work.record["suspicious"] += [{"kind": finding.kind, "text": finding.text} for finding in findings]
+        if findings and self.doubts.strict:
+            texts = "; ".join(finding.text for finding in findings)
+            raise ImageError(f"{path}: {texts}. Not written, because of --strict: look at the image, or leave it out.")
+        work.record["warnings"] += [finding.text for finding in findings]
 
     def _place(self, case: Case, kind: str) -> Path:
         return (self.plan.output / case.path(kind)).absolute()
@@ -235,9 +294,12 @@ class _Cohort:
                 )
         same = earlier.get("made_with") == self.made_with and earlier.get("input_sha256") == hashes
         finished = earlier.get("status") in ("done", "skipped")
-        return bool(same and finished and all(path.is_file() for path in outputs))
+        accepted = not (self.doubts.strict and earlier.get("suspicious"))
+        return bool(same and finished and accepted and all(path.is_file() for path in outputs))
 
-    def _write(self, case: Case, record: dict[str, Any], volume: Volume, answer: Answer) -> dict[str, Any]:
+    def _write(
+        self, case: Case, record: dict[str, Any], volume: Volume, answer: Answer, stats: list[LabelSummary]
+    ) -> dict[str, Any]:
         """Write what there is to write; returns what the record says of it, warnings are added to the record."""
         found: dict[str, Any] = {}
         paths = []
@@ -247,8 +309,7 @@ class _Cohort:
         labels = np.zeros(volume.grid.shape, np.uint8)
         if answer.labels is not None:
             labels = answer.labels
-            names = answer.names
-            found["stats"] = [one.row() for one in label_stats(labels, volume.voxels, volume.grid, names)]
+            found["stats"] = [one.row() for one in stats]
             paths.append(self._place(case, "seg"))
             write_labels(labels, volume.grid, paths[-1])
             if case.series is not None and case.seg:

@@ -6,6 +6,7 @@ import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -78,6 +79,8 @@ def predict_folder(
     bf16: bool = False,
     jobs: int = 1,
     safe: bool = False,
+    anyway: bool = False,
+    strict: bool = False,
     begin: Callable[[Plan], None] = lambda plan: None,
     tell: Callable[[Mapping[str, Any]], None] = lambda record: None,
 ) -> Summary:
@@ -112,11 +115,14 @@ def predict_folder(
         bf16: whether the network computes in bfloat16, whatever the bundle says.
         jobs: threads that read ahead of the network, and threads that write behind it.
         safe: whether to refuse a bundle whose config is more than settings.
+        anyway: whether to run images, too, that are far from what the bundle was trained on; they fail otherwise.
+        strict: whether a case fails, with nothing of it written, that is unlike the bundle's training or whose labels
+            cannot be true; a warning otherwise, in run.json as ``suspicious``, with ``kind`` and ``text``.
         begin: is given the plan before any work.
         tell: is given the record of each case as soon as it has ended.
 
     Returns:
-        How many were done, skipped, failed.
+        How many were done, skipped, failed, and suspicious of those done.
 
     Raises:
         UsageError: as :func:`plan_folder`, a device or backend that is not there, or another run is at work in OUT.
@@ -136,7 +142,7 @@ def predict_folder(
         plan = plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, **chosen)
         loaded = _loaded(root, device, safe, backend, bf16, choice)
         from .channels import order_channels
-        from .cohort import predict_cohort
+        from .cohort import Doubts, predict_cohort
         from .predict import Options
 
         plan, notes = order_channels(plan, loaded)
@@ -144,10 +150,12 @@ def predict_folder(
             logger.info("%s", line)
         begin(plan)
         options = Options(_flip_axes(tta, loaded), uncertainty, probabilities, volume, max_voxels, units, seg)
-        record = RunRecord(plan.output, _about(loaded, Path(bundle), options, plan, choice, notes), shard)
+        doubts = Doubts(anyway, strict)
+        about = _about(loaded, Path(bundle), options, plan, choice, notes) | asdict(doubts)
+        record = RunRecord(plan.output, about, shard)
         with following_no_links(plan.output):
             try:
-                summary = predict_cohort(plan, loaded, record, options, jobs, existing == "resume", tell)
+                summary = predict_cohort(plan, loaded, record, options, jobs, existing == "resume", tell, doubts)
             finally:
                 record.close()
                 if record.begun:
@@ -211,8 +219,6 @@ def _flip_axes(tta: bool | Sequence[int], bundle: Bundle) -> tuple[int, ...]:
 def _about(
     bundle: Bundle, given: Path, options: Options, plan: Plan, choice: Choice, notes: list[str]
 ) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return {
         "bundle": bundle.metadata.name,
         "bundle_version": bundle.metadata.version,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..data.errors import BundleError
+from .trained_on import TrainedOn, read_trained_on
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Metadata:
         """Output channel, or label value, to name."""
         return {int(k): str(v) for k, v in self._pred.get("channel_def", {}).items() if str(k).isdigit()}
 
+    @cached_property
+    def trained_on(self) -> TrainedOn:
+        """What new cases are compared with."""
+        return read_trained_on(self.content.get("trained_on"))
+
     @property
     def _pred(self) -> Mapping[str, Any]:
         outputs = self.content.get("network_data_format", {}).get("outputs", {})
@@ -67,14 +74,10 @@ def read_metadata(root: Path) -> Metadata:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = Metadata(str(content.get("name", root.resolve().name)), str(content.get("version", "unknown")), content)
-        _ = (
-            found.channels,
-            found.classifies,
-            found.channel_names,
-            found.input_names,
-        )  # of the shape that they are read in
+        # of the shape that they are read in
+        _ = found.channels, found.classifies, found.channel_names, found.input_names, found.trained_on
         return found
     except (ValueError, AttributeError, TypeError) as error:
         raise BundleError(
-            f"{path}: not what MONAI's metadata.json holds ({error}). Correct network_data_format, or fetch it again."
+            f"{path}: not what MONAI's metadata.json holds ({error}). Correct that entry, or fetch it again."
         ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ..data.dicom import find_series, read_series
 from ..data.errors import ImageError
 from ..data.files import file_sha256
 from ..data.readers import read_grid, read_volume
-from ..data.volume import Volume
+from ..data.volume import Grid, Volume
 from .bundle import Bundle
 from .label_values import check_label_values
 from .memory import check_memory
@@ -19,8 +19,21 @@ from .plan import Case
 from .predict import Options
 
 
-def read_case(case: Case, bundle: Bundle, options: Options, include_labels: bool = False) -> list[Volume]:
+def read_case(
+    case: Case,
+    bundle: Bundle,
+    options: Options,
+    include_labels: bool = False,
+    on_grid: Callable[[Path, Grid], None] = lambda path, grid: None,
+) -> list[Volume]:
     """A case's images through the strict door, one for each channel, with the SHA-256 of what was read.
+
+    Args:
+        case: what to read.
+        bundle: what is run on it.
+        options: what is computed.
+        include_labels: whether an image of few whole values is taken.
+        on_grid: is given the first image's path and grid, of a NIfTI file before its voxels are read.
 
     Raises:
         ImageError: one that cannot be used, that is labels by its values unless ``include_labels``, that changed while
@@ -33,6 +46,7 @@ def read_case(case: Case, bundle: Bundle, options: Options, include_labels: bool
         volume = read_series(series, options.max_voxels, options.volume, options.units)
         if _states(series.files) != before:
             raise ImageError(f"{case.images[0]}: its files changed while they were read. Run it again when they rest.")
+        on_grid(case.images[0], volume.grid)
         check_memory(case.images[0], volume.grid, 1, bundle, options)
         return [replace(volume, sha256=tuple(hashes))]
     if options.units != "stored":
@@ -41,6 +55,7 @@ def read_case(case: Case, bundle: Bundle, options: Options, include_labels: bool
             "weight. Give the DICOM folder, or leave out --units."
         )
     grid = read_grid(case.images[0], options.volume, options.max_voxels)
+    on_grid(case.images[0], grid)
     check_memory(case.images[0], grid, len(case.images), bundle, options)
     volumes = [read_volume(path, options.volume, options.max_voxels, hashed=True) for path in case.images]
     return volumes if include_labels else [check_label_values(volume) for volume in volumes]

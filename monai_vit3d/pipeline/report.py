@@ -24,14 +24,15 @@ Record = Mapping[str, Any]
 
 
 def write_report(records: Iterable[Record], run: Record, output: str | Path) -> None:
-    """Write ``report.html``: one file without scripts, failures first, then a card for every case with a result.
+    """Write ``report.html``: one file without scripts; failures first, then suspicious cases, then all other results.
 
     The first 300 pictures are inside the page, later ones are read from the folder beside it. What comes from file
     names and headers is shown as text; a Content-Security-Policy forbids scripts and anything from the network.
 
     Args:
-        records: ``files`` of run.json; of each, any of "name", "input", "status", "error", "warnings", "seconds",
-            "picture" (relative to ``output``), "stats" (rows of ``LabelSummary``), "prediction" (class to probability).
+        records: ``files`` of run.json; of each, any of "name", "input", "status", "error", "warnings", "suspicious",
+            "seconds", "picture" (relative to ``output``), "stats" (rows of ``LabelSummary``), "prediction" (class to
+            probability).
         run: what holds for the whole run, any of "bundle", "versions", "weights_sha256", "device", "started",
             "seconds", "shard", "warnings" (sentences), "passed_over" (of each reason "reason", "count", "files").
         output: OUT; the page goes to its top.
@@ -40,7 +41,7 @@ def write_report(records: Iterable[Record], run: Record, output: str | Path) -> 
 
     output = Path(output)
     cases = [_case(record, i) for i, record in enumerate(records)]
-    results = [case for case in cases if case["result"]]
+    results = sorted((case for case in cases if case["result"]), key=lambda case: not case["suspicious"])
     for i, case in enumerate(results):
         case["src"] = _source(case["picture"], output, embedded=i < EMBEDDED)
     environment = Environment(
@@ -82,6 +83,7 @@ def _case(record: Record, i: int) -> dict[str, Any]:
         "result": result,
         "error": str(record.get("error") or ("no reason was recorded" if status == "failed" else "")),
         "warnings": [str(one) for one in record.get("warnings") or ()],
+        "suspicious": bool(record.get("suspicious")),
         "seconds": record.get("seconds"),
         "picture": record.get("picture"),
         "stats": [_stat(row) for row in stats],
@@ -149,7 +151,9 @@ def _counts(cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     warned = sum(bool(case["warnings"]) for case in cases)
     known = [(state, f"{states[state]} {state}") for state in _STATES if states[state] or state != "pending"]
     odd = [("pending", f"{n} {state}") for state, n in states.items() if state not in _STATES]
-    return [*known, *odd, ("warned", f"{warned} with warnings")]
+    suspicious = sum(case["suspicious"] and case["result"] for case in cases)
+    doubts = [("warned", f"{suspicious} suspicious")] if suspicious else []
+    return [*known, *odd, *doubts, ("warned", f"{warned} with warnings")]
 
 
 def _passed_over_count(run: Record) -> list[tuple[str, str]]:

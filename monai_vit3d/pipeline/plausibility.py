@@ -1,0 +1,202 @@
+"""Whether a case is like those that a bundle was trained on, and whether its labels can be true.
+
+One rule for all: a value is suspicious outside the training's range widened by the row's tolerance, and a case is
+refused where a value lies far outside. Each number of the rule stands once, in :data:`ROWS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.errors import ImageError
+from ..data.volume import Array, Grid, Volume
+from .measures import Values, measure_grid, measure_input, measure_labels
+from .metadata import Metadata
+from .overlay import axis_letters
+from .stats import LabelSummary
+from .trained_on import Key, Range, TrainedOn
+
+HALF = (0.0, 0.5)  # of a label over one image value, of a foreground: more is suspicious whatever the bundle says
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question that is asked of a case.
+
+    Args:
+        kind: what run.json calls it.
+        key: which measured values; ``"*"`` is any name.
+        text: of each suspicious value, with its ``{subject}``, ``{value}``, ``{low}``, ``{high}`` and ``{cases}``.
+        before: what stands before the texts of all suspicious values.
+        factor: how many times below the lowest or above the highest of the training is suspicious.
+        spreads: how much of the spread of the training's inputs (5 % to 95 %) below or above, besides.
+        far_below: how many times below the lowest the case is refused.
+        far_above: how many times above the highest.
+        always: a range that is plausible whatever the training's is.
+    """
+
+    kind: str
+    key: Key
+    text: str
+    before: str = ""
+    factor: float = 1.0
+    spreads: float = 0.0
+    far_below: float = math.inf
+    far_above: float = math.inf
+    always: Range | None = None
+
+
+_OF_TRAINING = "{value:.4g} (in training {low:.4g} to {high:.4g})"
+_MM = "{subject} {value:.4g} mm (in training {low:.4g} to {high:.4g})"
+ROWS = (
+    Row("field of view", ("field_of_view_mm", "*"), _MM, "field of view ", 1.25, far_below=2.5, far_above=2.5),
+    # finer voxels are resampled without loss; what coarser ones lack does not come back
+    Row("spacing", ("spacing_mm", "*"), _MM, "spacing ", 1.25, far_above=2.5),
+    Row("intensities", ("input", "*"), "{subject} quantile " + _OF_TRAINING, "brightness of the input: ", spreads=0.5),
+    Row(
+        "constant voxels",
+        ("labels", "*", "share_of_one_value"),
+        "{value:.0%} of {subject} lies where the image has one value only, as air or padding has",
+        always=HALF,
+    ),
+    Row(
+        "foreground",
+        ("share_of_foreground",),
+        "labels cover {value:.0%} of the image's foreground",
+        always=HALF,
+    ),
+    Row("missing", ("labels", "*", "present"), "no {subject}, which each of {cases} training cases has"),
+    Row("volume", ("labels", "*", "volume_ml"), "{subject} " + _OF_TRAINING, "volume in ml: ", 1.25),
+    Row(
+        "border",
+        ("labels", "*", "border_voxels"),
+        "{subject} reaches the image's border in {value:.0f} voxels (in training at most {high:.0f})",
+        factor=1.25,
+    ),
+    Row("pieces", ("labels", "*", "pieces"), "{subject} " + _OF_TRAINING, "pieces: ", 1.25),
+    Row("entropy", ("entropy",), "the network is undecided: entropy per labelled voxel " + _OF_TRAINING, factor=1.75),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that does not fit the training, or cannot be true.
+
+    Args:
+        kind: see :data:`ROWS`.
+        text: a sentence for people.
+        far: whether it is so far off that the case is refused.
+    """
+
+    kind: str
+    text: str
+    far: bool = False
+
+
+def check_geometry(grid: Grid, metadata: Metadata) -> list[Finding]:
+    """Compare field of view, spacing and orientation with the training's; takes no voxels."""
+    findings = compare(measure_grid(grid), metadata.trained_on)
+    known, letters = metadata.trained_on.orientations, axis_letters(grid.affine_mm)
+    if known and letters not in known:
+        text = f"orientation {letters} (in training {', '.join(known)}), and the bundle does not turn its input"
+        findings.append(Finding("orientation", text))
+    return findings
+
+
+def check_input(image: Array, metadata: Metadata) -> list[Finding]:
+    """Compare the brightness of the network's input with the training's.
+
+    Args:
+        image: (C, h, w, d), after the bundle's preprocessing.
+    """
+    trained_on = metadata.trained_on
+    return compare(measure_input(image), trained_on) if trained_on.has("input") else []
+
+
+def check_labels(
+    labels: Array, volume: Volume, stats: Sequence[LabelSummary], entropy: float | None, metadata: Metadata
+) -> list[Finding]:
+    """Ask whether labels can be true, and compare them with the training's.
+
+    Args:
+        labels: (H, W, D) integers, or (C, H, W, D) masks; channel c is label c + 1.
+        volume: the image that they belong to.
+        stats: of the labels, as :func:`~monai_vit3d.pipeline.stats.label_stats` gives them.
+        entropy: see :class:`~monai_vit3d.inferers.PredictionEntropy`.
+        metadata: of the bundle.
+    """
+    trained_on = metadata.trained_on
+    measured = measure_labels(labels, volume.voxels, stats, pieces=trained_on.has("pieces"))
+    if entropy is not None:
+        measured["entropy"] = entropy
+    return compare(measured, trained_on, {str(one.label): one.name for one in stats})
+
+
+def compare(measured: Values, trained_on: TrainedOn, names: Mapping[str, str] | None = None) -> list[Finding]:
+    """Find the values that are outside of the training's ranges, one finding a row of :data:`ROWS`.
+
+    Args:
+        measured: as the functions of :mod:`monai_vit3d.pipeline.measures` give them.
+        trained_on: the ranges; a value without one is judged only where its row says what is plausible always.
+        names: of labels, by their value.
+    """
+    values = dict(_flat(measured))
+    findings = []
+    for row in ROWS:
+        texts, far = [], False
+        for key, value in values.items():
+            allowed = _allowed(row, key, trained_on) if _matches(key, row.key) else None
+            if allowed is None or allowed[0] <= value <= allowed[1]:
+                continue
+            low, high = trained_on.ranges.get(key) or row.always or allowed
+            subject = (names or {}).get(key[1], f"label {key[1]}") if key[0] == "labels" else key[-1]
+            texts.append(row.text.format(subject=subject, value=value, low=low, high=high, cases=trained_on.cases))
+            far = far or value < low / row.far_below or value > high * row.far_above
+        if texts:
+            findings.append(Finding(row.kind, row.before + ", ".join(texts), far))
+    return findings
+
+
+def refuse(path: Path, findings: Sequence[Finding], metadata: Metadata) -> None:
+    """Refuse a case that is far from what the bundle was trained on.
+
+    Raises:
+        ImageError: it is.
+    """
+    far = [finding.text for finding in findings if finding.far]
+    if far:
+        raise ImageError(
+            f"{path}: {'; '.join(far)}: too far from what {metadata.name} was trained on. Cut out or resample what its "
+            "docs/README.md describes, choose a bundle for such images, or give --anyway."
+        )
+
+
+def _allowed(row: Row, key: Key, trained_on: TrainedOn) -> Range | None:
+    """The values that are not suspicious; None where nothing is known."""
+    known = trained_on.ranges.get(key)
+    if known is None:
+        return row.always
+    slack = row.spreads * _spread(trained_on) if row.spreads else 0.0
+    low, high = known[0] / row.factor - slack, known[1] * row.factor + slack
+    return (low, high) if row.always is None else (min(low, row.always[0]), max(high, row.always[1]))
+
+
+def _spread(trained_on: TrainedOn) -> float:
+    quantiles = [pair for key, pair in trained_on.ranges.items() if key[0] == "input"]
+    return max(high for _, high in quantiles) - min(low for low, _ in quantiles)
+
+
+def _matches(key: Key, pattern: Key) -> bool:
+    return len(key) == len(pattern) and all(p in ("*", k) for k, p in zip(key, pattern))
+
+
+def _flat(values: Mapping[str, Any], place: Key = ()) -> Iterator[tuple[Key, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, (*place, name))
+        else:
+            yield (*place, name), value
