@@ -210,7 +210,7 @@ class _Cohort:
         if work.record["status"] == "pending":
             with work.stage("preprocess"):
                 prepared = prepare(volumes, self.bundle)
-                self._doubt(work, check_input(prepared.image.numpy(), self.bundle.metadata), case.images[0])
+                self._doubt(work, check_input(prepared.image, self.bundle.metadata), case.images[0])
                 work.prepared = prepared
         return work
 

@@ -150,7 +150,7 @@ def _measure_network(volumes: Sequence[Volume], bundle: Bundle) -> Values:
     from .prepare import prepare
 
     prepared = prepare(volumes, bundle)
-    values = measure_input(prepared.image.numpy())
+    values = measure_input(prepared.image)
     output = infer(prepared, bundle, Options())
     return values if output.entropy is None else values | {"entropy": output.entropy}
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data.volume import Array, Grid
 from .overlay import axis_letters
 from .stats import LabelSummary
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AXES = ("left-right", "back-front", "bottom-top")  # of the patient
 _AXIS_OF_LETTER = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}
@@ -34,14 +37,15 @@ def measure_grid(grid: Grid) -> Values:
     }
 
 
-def measure_input(image: Array) -> Values:
+def measure_input(image: Tensor) -> Values:
     """Quantiles of the network's input, all channels together.
 
     Args:
         image: (C, h, w, d), after the bundle's preprocessing.
     """
     step = _step(image.shape[1:])
-    values = np.quantile(image[:, ::step, ::step, ::step], [q / 100 for q in QUANTILES])
+    sample = image[:, ::step, ::step, ::step].float().cpu().numpy()
+    values = np.quantile(sample, [q / 100 for q in QUANTILES])
     return {"input": {f"{q}%": float(value) for q, value in zip(QUANTILES, values)}}
 
 
@@ -56,7 +60,7 @@ def measure_labels(labels: Array, voxels: Array, stats: Sequence[LabelSummary], 
     """
     step = _step(voxels.shape)
     sample = (slice(None, None, step),) * 3
-    values, within = voxels[sample], labels[(..., *sample)]
+    values, within = voxels[sample], labels[(Ellipsis,) + sample]
     constant = _largest_share_of_one_value(within, values)
     border = _border_voxels(labels)
     found: Values = {}

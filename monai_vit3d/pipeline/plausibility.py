@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ImageError
 from ..data.volume import Array, Grid, Volume
@@ -19,6 +19,9 @@ from .metadata import Metadata
 from .overlay import axis_letters
 from .stats import LabelSummary
 from .trained_on import Key, Range, TrainedOn
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HALF = (0.0, 0.5)  # of a label over one image value, of a foreground: more is suspicious whatever the bundle says
 
@@ -107,7 +110,7 @@ def check_geometry(grid: Grid, metadata: Metadata) -> list[Finding]:
     return findings
 
 
-def check_input(image: Array, metadata: Metadata) -> list[Finding]:
+def check_input(image: Tensor, metadata: Metadata) -> list[Finding]:
     """Compare the brightness of the network's input with the training's.
 
     Args:

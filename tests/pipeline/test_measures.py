@@ -5,6 +5,7 @@ from collections import Counter
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -36,7 +37,7 @@ def test_field_of_view_is_along_the_patients_axes_however_the_file_is_stored(cod
 
 
 def test_input_quantiles_are_of_all_channels():
-    image = np.stack([np.zeros((5, 5, 4)), np.ones((5, 5, 4))]).astype(np.float32)
+    image = torch.stack([torch.zeros(5, 5, 4), torch.ones(5, 5, 4)]).bfloat16()
     assert list(measure_input(image)["input"].values()) == [0, 0, 0.5, 1, 1]
 
 
