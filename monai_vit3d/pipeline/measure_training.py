@@ -12,12 +12,11 @@ import numpy as np
 
 from ..data.errors import ImageError, UsageError
 from ..data.files import write_text_atomic
-from ..data.nifti import read_volume
+from ..data.readers import read_volume, reader_for, without_suffix
 from ..data.volume import Array, Volume
 from .bundle import Bundle, load_bundle
 from .measures import Values, measure_grid, measure_input, measure_labels
 from .overlay import axis_letters
-from .paths import NIFTI, without_suffix
 from .stats import label_stats
 from .trained_on import merge_ranges
 
@@ -82,7 +81,7 @@ def find_cases(
     """List the training cases of two folders.
 
     Args:
-        images: the folder with NIfTI files.
+        images: the folder with them.
         labels: the folder with labels, each named as its image.
         split: JSON with lists of names, without suffix, one a section; None takes all images.
         section: which of them.
@@ -94,7 +93,7 @@ def find_cases(
         UsageError: a split without that section, or files that are not there.
     """
     visible = [path for path in sorted(Path(images).glob("*")) if not path.name.startswith(".")]
-    paths = {without_suffix(path.name): path for path in visible if NIFTI.search(path.name)}
+    paths = {without_suffix(path.name): path for path in visible if reader_for(path)}
     names = list(paths)
     if split is not None:
         content = json.loads(Path(split).read_text(encoding="utf-8"))
