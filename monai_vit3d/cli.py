@@ -313,7 +313,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def run() -> NoReturn:
+def run_process() -> NoReturn:
     """The process' own command: :func:`main` with this package's log on standard error, and out.
 
     The interpreter would take 1.4 s to free a million objects of PyTorch's and MONAI's modules one by one, which the
@@ -336,4 +336,4 @@ def run() -> NoReturn:
 
 
 if __name__ == "__main__":
-    run()
+    run_process()

@@ -42,7 +42,7 @@ def test_tensors_lie_in_huge_pages(wanted):
 
 LAST_WORDS = """
 import atexit, sys
-from monai_vit3d.cli import run
+from monai_vit3d.cli import run_process
 
 class Freed:
     def __del__(self):
@@ -51,7 +51,7 @@ class Freed:
 freed = Freed()
 atexit.register(print, "at exit")
 sys.argv[1:] = ["info", sys.argv[1]]
-run()
+run_process()
 """
 
 
@@ -71,7 +71,7 @@ def test_the_log_goes_to_standard_error():
     code = (
         "import logging; from monai_vit3d import cli\n"
         "cli.main = lambda: logging.getLogger('monai_vit3d.inferers').info('exporting') or 3\n"
-        "cli.run()"
+        "cli.run_process()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "vit3d: exporting\n")
@@ -98,7 +98,7 @@ def main():
     return 3
 
 cli.main = main
-cli.run()
+cli.run_process()
 """
 
 
@@ -155,7 +155,7 @@ def run(args):
 
 cli._info = run
 sys.argv[1:] = ["info", *sys.argv[1:]]
-cli.run()
+cli.run_process()
 """
 
 

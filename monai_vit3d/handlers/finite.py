@@ -49,7 +49,9 @@ class FiniteCheck:
         """Look at the loss of the batch."""
         loss = float(engine.state.output["loss"].detach())
         if not math.isfinite(loss):
-            raise TrainingDiverged(f"{where(engine)}: the loss is {loss}; the batch: {self._names(engine)}. {ADVICE}")
+            raise TrainingDiverged(
+                f"{position(engine)}: the loss is {loss}; the batch: {self._names(engine)}. {ADVICE}"
+            )
 
     def check_weights(self, engine: Engine) -> None:
         """Look at the weights after the step."""
@@ -79,7 +81,7 @@ def require_finite_weights(network: nn.Module, engine: Engine, batch: str = "") 
     ):
         name = next((name for name, value in weights.items() if not value.isfinite().all()), None)
         if name is not None:
-            raise TrainingDiverged(f"{where(engine)}: {name} has weights that are NaN or infinite{batch}. {ADVICE}")
+            raise TrainingDiverged(f"{position(engine)}: {name} has weights that are NaN or infinite{batch}. {ADVICE}")
 
 
 def parameter_versions(networks: Iterable[nn.Module]) -> list[int]:
@@ -103,6 +105,6 @@ def names_in(batch: Any, name_key: str = "name") -> list[str]:
     return [str(name) for name in ([names] if isinstance(names, str) else names)]
 
 
-def where(engine: Engine) -> str:
+def position(engine: Engine) -> str:
     """Epoch and iteration, for messages."""
     return f"epoch {engine.state.epoch}, iteration {engine.state.iteration}"
