@@ -103,7 +103,7 @@ class WayBack:
     after: Places
 
 
-def way_back(image: MetaTensor, transform: Compose, shape: tuple[int, ...]) -> WayBack | None:
+def way_back(image: MetaTensor | None, transform: Compose, shape: tuple[int, ...]) -> WayBack | None:
     """What ``Invertd`` with ``nearest_interp=False`` would do; None where it is more than a :class:`WayBack` can hold.
 
     Known are Orientation, Spacing (MONAI's and ours) with bilinear interpolation, pads and crops.

@@ -59,6 +59,8 @@ def labels_on_file_grid(prepared: Prepared, output: Output) -> tuple[Tensor, lis
             if not isinstance(step, Invertd):
                 data = step(data)
                 continue
+            if PRED in step.keys:
+                check_grid(prepared, data[PRED])
             smooth = PRED in step.keys and not step.nearest_interp[step.keys.index(PRED)]
             nearest = smooth and interpolates_labels([*before, *steps[:i]], steps[i + 1 :], output.classes)
             warnings += [NEAREST_INSTEAD] * nearest
@@ -124,7 +126,8 @@ def _on_file_grid(prepared: Prepared, labels: Tensor, found: Any) -> Tensor:
     grid, shape = prepared.volume.grid, tuple(labels.shape[1:])
     # MONAI makes an affine up for what has lost its metadata, by way of NumPy for example
     known = isinstance(found, MetaTensor) and MetaKeys.ORIGINAL_AFFINE in found.meta
-    if shape == grid.shape and (_close(found.affine, grid.affine_mm) if known else prepared.postprocessing.inverts):
+    inverted = prepared.postprocessing.inverts and not (known and found.applied_operations)
+    if shape == grid.shape and (inverted or (known and _close(found.affine, grid.affine_mm))):
         return labels
     if not known or _close(found.affine, prepared.image.affine):
         return torch.as_tensor(Back(prepared)(labels, nearest=True))
@@ -183,7 +186,7 @@ def inverter_for(prepared: Prepared) -> LabelInverter | None:
         if post.inverts_scores:
             logger.info("%s: the bundle's postprocessing is inverted by MONAI, all classes at once", path)
         return None
-    image = prepared.data[post.inversion.orig_keys[0]]
+    image = prepared.data.get(post.inversion.orig_keys[0])
     way = way_back(image, prepared.preprocessing, prepared.volume.grid.shape)
     if way is None:
         logger.info("%s: the bundle's preprocessing is inverted by MONAI, all classes at once", path)

@@ -124,4 +124,4 @@ def whole_numbers(pred: Any, postprocessing: Postprocessing) -> tuple[Tensor, st
         labels = whole
     warning = _DECIDED[postprocessing.activation] if decided else None
     small = labels.numel() == 0 or (int(labels.min()) >= 0 and int(labels.max()) < 256)
-    return labels.to(torch.uint8 if small else torch.int32), warning
+    return labels.to("cpu", torch.uint8 if small else torch.int32), warning

@@ -510,9 +510,11 @@ def test_more_than_256_classes(tmp_path, flags):
 SMALL_WINDOW = {"_target_": "SlidingWindowInferer", "roi_size": [15, 16, 8]}  # the UNet needs even sides
 
 
+@pytest.mark.parametrize("order", ["scores go back", "labels go back"])
 @pytest.mark.parametrize("inferer", [SMALL_WINDOW, {"_target_": "SimpleInferer"}], ids=["window", "whole"])
-def test_an_answer_on_another_grid_than_the_input_is_no_answer(images, tmp_path, inferer):
-    bundle = written(tmp_path / "bundle", inferer=inferer)
+def test_an_answer_on_another_grid_than_the_input_is_no_answer(images, tmp_path, inferer, order):
+    steps = {"labels go back": {"postprocessing": [ARGMAX, NEAREST]}}.get(order, {})
+    bundle = written(tmp_path / "bundle", inferer=inferer, **steps)
     assert Reference(bundle, images[0]).image.shape[1] == 29
     record = run(bundle, images[0], tmp_path / "out", code=1)["spleen_0"]
     assert "its input (29, 32, 18); one is needed" in record["error"]
