@@ -18,7 +18,8 @@ def describe(files: Sequence[PassedOver]) -> list[str]:
         return []
     paths = [path for group in groups.values() for path in group]
     top = Path(os.path.commonpath([path.parent for path in paths]))
-    what = "files and folders" if any(map(os.path.isdir, paths)) else "files" if len(paths) > 1 else "file"
+    folders = any(map(os.path.isdir, paths))
+    what = ("folder" if folders else "file") if len(paths) == 1 else "files and folders" if folders else "files"
     lines = [f"{len(paths)} {what} passed over in {shown(top)}:"]
     for reason, group in groups.items():
         lines.append(f"{len(group)} {reason}: {some([shown(path.relative_to(top)) for path in group])}")

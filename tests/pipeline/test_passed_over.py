@@ -106,6 +106,8 @@ def test_thousands_are_counted_and_a_few_are_named(tmp_path):
     assert head == f"3000 files passed over in {tmp_path}:"
     assert line == "3000 no image by name: 0000.txt, 0001.txt, 0002.txt, 0003.txt, 0004.txt and 2995 more"
     assert describe([]) == []
+    assert describe([PassedOver(tmp_path, "hidden")])[0] == f"1 folder passed over in {tmp_path.parent}:"
+    assert describe(files[:1])[0] == f"1 file passed over in {tmp_path}:"
     write_report([], {"passed_over": recorded(files)}, tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "3000 passed over" in page
