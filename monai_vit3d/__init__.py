@@ -1,11 +1,13 @@
 """A 3D Vision Transformer that timm users recognise, MONAI runs, and a NIfTI file goes through in one command."""
 
-from __future__ import annotations
+from .dash_m import drop_current_folder
 
-import importlib
-from typing import Any
+drop_current_folder()  # before anything else is imported, from __future__ too
 
-from .discovery import announce
+import importlib  # noqa: E402
+from typing import Any  # noqa: E402
+
+from .discovery import announce  # noqa: E402
 
 __version__ = "0.1.0"
 

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,6 +17,7 @@ from .cli_measure import add_measure
 from .cli_streams import EscapedStream, Terminated, guard_streams, raise_on_signals
 from .cli_weights import add_weights
 from .data.texts import shown
+from .search_path import without_folders
 
 if TYPE_CHECKING:
     from .pipeline.plan import Plan
@@ -69,8 +71,6 @@ def _predict(args: argparse.Namespace) -> int:
         _print_notes(plan)
         print(plan.table())
         return 0
-    if not args.safe and ranks.first:
-        print(f"vit3d: {args.bundle} is code that runs here; --safe takes settings only", file=sys.stderr)
     with _Progress() as progress:
         summary = predict_folder(
             args.inputs,
@@ -294,7 +294,8 @@ def main(argv: list[str] | None = None) -> int:
     from .data.errors import BundleError, UsageError, Vit3dError, WeightsError
 
     try:
-        code = int(args.run(args))
+        with without_folders() if getattr(args, "safe", False) else nullcontext():
+            code = int(args.run(args))
         sys.stdout.flush()
         return code
     except (Vit3dError, RuntimeError) as error:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from monai.data import Dataset
 
+from .confinement import check_confined
 from .errors import DatasetError
 from .tasks import resolve_task
 
@@ -205,6 +206,7 @@ def _official_info(dataset_name: str) -> dict[str, Any]:
 
 
 def _own_entries(info_file: Path) -> dict[str, Any]:
+    check_confined(info_file)
     if not info_file.is_file():
         raise DatasetError(f"{info_file}: no such file. Give a JSON file {{name: entry}} that describes your sets.")
     try:

@@ -13,7 +13,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..data.errors import WeightsError
-from ..data.files import replacing
+from ..data.files import remove_parts, replacing
+from ..data.training_lock import lock_training, unlock_training
 from ..networks.modes import load_plain_state_dict, plain_state_dict, unwrapped
 from ..weights.files import read_checkpoint
 from .finite import parameter_versions, require_finite_weights
@@ -75,8 +76,28 @@ class AtomicCheckpoint:
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer, after the handler that runs the validator."""
+        if self.rank == 0:
+            engine.add_event_handler(Events.STARTED, self.lock)
+            engine.add_event_handler(Events.COMPLETED, self.unlock)
         engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def lock(self) -> None:
+        """Keep other trainings from writing the same files, and remove what a killed one left half written.
+
+        Raises:
+            UsageError: another training is at work there.
+        """
+        written = [self.last, *([] if self.best_path is None else [Path(self.best_path)])]
+        for path in written:
+            lock_training(path)
+        remove_parts([*written, self.previous])
+
+    def unlock(self) -> None:
+        """Let other trainings at the files."""
+        for path in (self.last, self.best_path):
+            if path is not None:
+                unlock_training(path)
 
     def restore(self, engine: Engine) -> None:
         """Continue from ``last.pt`` if it is there, or from ``previous.pt`` if that alone is.

@@ -8,17 +8,21 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.errors import BundleError, UsageError, Vit3dError, WeightsError
+from ..data.confinement import reading_only_below
+from ..data.errors import BundleError, UsageError, Vit3dError
 from ..data.files import file_sha256
+from ..search_path import without_folders
+from .bundle_weights import checkpoint_loader, load_network
 from .config import AS_SHIPPED, Choice, config_files, one_line, read_parser
 from .kinds import refuse_unserved
 from .metadata import Metadata, read_metadata
 from .own_code import let_import, python_files
+from .ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 
     from .postprocessing import Postprocessing
     from .value_names import ValueNames
+
+logger = logging.getLogger(__name__)
 
 _ROOTS = ("network", "network_def", "preprocessing", "inferer", "postprocessing")
 _VALUES = ("ckpt_path", "class_names", "task", "flip_axes", "evaluator::amp")
@@ -135,54 +141,53 @@ def _load(root: Path, device: str | None, safe: bool, choice: Choice) -> Bundle:
     from .readers import loading_of, without_itk
 
     where = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    hashes = _config_hashes(root, choice)
     parser = read_parser(root, choice, where)
     path = config_files(root, choice.names)[-1]
     metadata = read_metadata(root)
     refuse_unserved(root, parser.get(), metadata)
-    loader = _checkpoint_loader(parser.get())
-    roots = [name for name in _ROOTS if name in parser] + [name for name in _VALUES if name in parser]
-    if safe:
-        from .safety import check_config, drop_imports
-
-        drop_imports(parser.get())
-        check_config(parser.get(), roots + ([f"{loader}::load_path"] if loader else []))
-    else:
-        let_import(root)
-    without_itk(parser.get())
-    build = _Builder(parser, path)
-    build("imports", None)
-    network = build("network", None) or build("network_def")
-    weights = _load_weights(network, build, loader, root, safe)
-    network = network.to(where).eval()
-    composed = build("preprocessing")
-    lazy = _is_lazy(composed, path)
-    try:
-        loading, preprocessing = loading_of(_flatten(composed))
-        if isinstance(composed, Compose):
-            composed.transforms = preprocessing  # the bundle's Invertd inverts this very object
-        inferer, labels = without_labels(build("inferer", None) or _whole_volume())
-        inferer, network = sliding_over_slices(inferer, network)
-    except Vit3dError as error:
-        raise BundleError(f"{path}: {error}") from error
-    return Bundle(
-        metadata=metadata,
-        network=network,
-        preprocessing=preprocessing,
-        inferer=inferer,
-        postprocessing=Postprocessing.of([*labels, *_flatten(build("postprocessing", None))]),
-        image_key=loading.image_key,
-        load_keys=loading.keys,
-        max_voxels=loading.max_voxels,
-        lazy=lazy,
-        device=where,
-        weights=weights,
-        weights_sha256=file_sha256(weights),
-        config_sha256=_config_sha256(root, choice),
-        class_names=_class_names(build, metadata),
-        task=str(build("task", "multi-class")),
-        autocast=build("evaluator::amp", False) is True and where.type == "cuda",
-        flip_axes=_flip_axes(build("flip_axes", []), path),
-    )
+    loader = checkpoint_loader(parser.get())
+    roots = [name for name in (*_ROOTS, *_VALUES) if name in parser] + ([f"{loader}::load_path"] if loader else [])
+    with _trusted(root, _is_settings_only(parser.get(), roots, safe), safe):
+        without_itk(parser.get())
+        build = _Builder(parser, path)
+        build("imports", None)
+        network, weights = load_network(build, parser, path, root / "models" / "model.pt")
+        network = network.to(where).eval()
+        composed = build("preprocessing")
+        lazy = _is_lazy(composed, path)
+        try:
+            loading, preprocessing = loading_of(_flatten(composed))
+            if isinstance(composed, Compose):
+                composed.transforms = preprocessing  # the bundle's Invertd inverts this very object
+            inferer, labels = without_labels(build("inferer", None) or _whole_volume())
+            inferer, network = sliding_over_slices(inferer, network)
+        except Vit3dError as error:
+            raise BundleError(f"{path}: {error}") from error
+        if not callable(inferer):
+            raise BundleError(f"{path}: 'inferer' is {type(inferer).__name__}; one of MONAI's inferers is expected.")
+        bundle = Bundle(
+            metadata=metadata,
+            network=network,
+            preprocessing=preprocessing,
+            inferer=inferer,
+            postprocessing=Postprocessing.of([*labels, *_flatten(build("postprocessing", None))]),
+            image_key=loading.image_key,
+            load_keys=loading.keys,
+            max_voxels=loading.max_voxels,
+            lazy=lazy,
+            device=where,
+            weights=weights.path,
+            weights_sha256=weights.sha256,
+            config_sha256=hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
+            class_names=_class_names(build, metadata, path),
+            task=str(build("task", "multi-class")),
+            autocast=build("evaluator::amp", False) is True and where.type == "cuda",
+            flip_axes=_flip_axes(build("flip_axes", []), path),
+        )
+    if _config_hashes(root, choice) != hashes:
+        raise BundleError(f"{root}: its configs or scripts changed while they were being loaded. Start again.")
+    return bundle
 
 
 def _is_lazy(composed: Any, path: Path) -> bool:
@@ -211,10 +216,13 @@ def _quieten_monai() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"monai\.")
 
 
-def _class_names(build: _Builder, metadata: Metadata) -> list[str]:
+def _class_names(build: _Builder, metadata: Metadata, path: Path) -> list[str]:
     if not metadata.classifies:
         return []
-    return list(build("class_names", None) or metadata.channel_names.values())
+    names = build("class_names", None) or list(metadata.channel_names.values())
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise BundleError(f"{path}: class_names {names!r}; a list of texts is expected.")
+    return list(names)
 
 
 def _flip_axes(axes: Any, path: Path) -> tuple[int, ...]:
@@ -233,13 +241,13 @@ def _usable(device: str) -> torch.device:
         raise UsageError(f"--device {device}: {reason} Give cpu, cuda, or the GPU's number as in cuda:1.") from error
 
 
-def _config_sha256(root: Path, choice: Choice) -> str:
+def _config_hashes(root: Path, choice: Choice) -> list[str]:
+    """SHA-256 and name of each file in ``configs``, and of the bundle's Python files; the choice, if one was made."""
     configs = root / "configs"
     files = sorted(path for path in configs.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     lines = [f"{file_sha256(path)}  {path.relative_to(configs).as_posix()}" for path in files]
     lines += [f"{file_sha256(path)}  {path.relative_to(root).as_posix()}" for path in python_files(root)]
-    lines += [choice.text] if choice.text else []
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return lines + ([choice.text] if choice.text else [])
 
 
 class _Builder:
@@ -261,38 +269,42 @@ class _Builder:
                 cause = cause.__cause__
             if isinstance(cause, Vit3dError):
                 raise cause from error
-            raise BundleError(f"{self.path}: {entry!r} cannot be built: {type(cause).__name__}: {cause}") from error
+            reason = f"{type(cause).__name__}: {one_line(cause)}"
+            raise BundleError(f"{self.path}: {entry!r} cannot be built: {reason}") from error
 
 
-def _checkpoint_loader(config: Any, entry: str = "") -> str | None:
-    """Where in the config MONAI's CheckpointLoader stands."""
-    if isinstance(config, dict) and str(config.get("_target_", "")).rpartition(".")[2] == "CheckpointLoader":
-        return entry
-    items: Iterator[tuple[Any, Any]] = iter(())
-    if isinstance(config, dict | list):
-        items = iter(config.items() if isinstance(config, dict) else enumerate(config))
-    found = (_checkpoint_loader(value, f"{entry}::{key}" if entry else str(key)) for key, value in items)
-    return next((one for one in found if one is not None), None)
+def _is_settings_only(config: dict[str, Any], roots: list[str], safe: bool) -> bool:
+    """Whether a config is no more than settings; import statements that settings do not need are dropped from it then.
+
+    Raises:
+        BundleError: with ``safe``, if it is more.
+    """
+    from .safety import check_config, drop_imports
+
+    tried = copy.deepcopy(config)
+    drop_imports(tried)
+    try:
+        check_config(tried, roots)
+    except BundleError:
+        if safe:
+            raise
+        return False
+    drop_imports(config)
+    return True
 
 
-def _load_weights(network: Any, build: _Builder, loader: str | None, root: Path, safe: bool) -> Path:
-    """Load the checkpoint that the config names, unless the network's own entry did; returns its path."""
-    from ..weights.files import load_state, read_checkpoint
-
-    parser = build.parser
-    own = "ckpt_path" in parser and "@ckpt_path" in str(parser.get("network"))
-    path = Path(build(f"{loader}::load_path") if loader else build("ckpt_path", root / "models" / "model.pt"))
-    if safe and not path.resolve().is_relative_to(root.resolve()):
-        raise BundleError(f"{path}: weights outside the bundle {root}. Run without --safe if you trust them.")
-    if own:
-        return path
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file. Fetch the bundle's weights, or train it.")
-    state = read_checkpoint(path)
-    keys = list(parser.get(f"{loader}::load_dict", {})) if loader else ["model", "network"]
-    key = next((key for key in keys if isinstance(state, dict) and key in state), None)
-    load_state(network, state if key is None else state[key], path)
-    return path
+@contextmanager
+def _trusted(root: Path, settings_only: bool, safe: bool) -> Iterator[None]:
+    """Let a bundle that is code import from its folder, and say so; of others nothing is imported."""
+    if not settings_only:
+        if Ranks.from_environment().first:
+            logger.warning("%s is code that runs here; --safe takes settings only", root)
+        let_import(root)
+    with ExitStack() as stack:
+        if safe:
+            stack.enter_context(reading_only_below(root))
+            stack.enter_context(without_folders(root))
+        yield
 
 
 def _flatten(transform: Any) -> list[Transform]:

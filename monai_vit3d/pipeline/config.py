@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import BundleError, UsageError
+from .config_file import read_config
 
 if TYPE_CHECKING:
     import torch
@@ -114,11 +115,17 @@ def read_parser(root: Path, choice: Choice, device: torch.device | str) -> Confi
         UsageError: an id that cannot be set, or no such file.
     """
     from monai.bundle import ConfigParser
+    from monai.bundle.utils import merge_kv
 
     paths = config_files(root, choice.names)
     where = paths[-1]
+    contents = [read_config(path) for path in paths]
     try:
-        config = ConfigParser.load_config_files([str(path) for path in paths])
+        merged = ConfigParser(config={})
+        for content in contents:
+            for key, value in content.items():
+                merge_kv(merged, key, value)
+        config = merged.get()
         parser = ConfigParser(config)
     except Exception as error:
         raise BundleError(f"{where}: not a readable config ({one_line(error)}). Fetch the bundle again.") from error

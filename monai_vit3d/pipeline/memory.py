@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 
 from ..data.errors import ImageError
 from ..data.volume import Grid
+from .memory_limits import available_bytes
 from .overlay import axis_letters
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ BYTES_PER_INVERTED_LABEL = 4  # of the file's grid: labels that come back, and w
 COPIES = 3  # of masks in float32, while steps run over them
 PLANES = 6  # of each grid, all classes, while labels come back
 WINDOWS = 6  # outputs of a batch, and their products with the weights, that are alive together
-_GROUP = Path("/sys/fs/cgroup")
 _AXES = dict(zip("LRPAIS", (0, 0, 1, 1, 2, 2)))
 
 
@@ -154,25 +153,6 @@ def _stitching(grid: Grid, bundle: Bundle, classes: int, options: Options | None
     roi = fall_back_tuple(window.roi_size, shape)
     band = (classes + 1) * roi[0] * max(roi[1], shape[1]) * max(roi[2], shape[2])
     return 4 * (band + WINDOWS * window.sw_batch_size * classes * math.prod(roi))
-
-
-def available_bytes() -> int:
-    """Memory that this process may still take: the machine's, or less where the process or its container is limited."""
-    import psutil
-
-    free = [int(psutil.virtual_memory().available)]
-    with contextlib.suppress(ImportError):  # not on Windows
-        import resource
-
-        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if limit != resource.RLIM_INFINITY:
-            free.append(limit - int(psutil.Process().memory_info().vms))
-    with contextlib.suppress(OSError, ValueError):  # "max", or no control group
-        limit, used = (int((_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        said = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
-        files = sum(int(said.get(name, 0)) for name in ("active_file", "inactive_file"))  # cached: given back if needed
-        free.append(limit - used + files)
-    return min(free)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from ..data.errors import BundleError
+from ..data.files import read_regular
+from ..data.json_shape import ANY_KEY, shape_fault
 from .trained_on import TrainedOn, read_trained_on
+
+MAX_BYTES = 8 * 2**20
+MAX_CHANNELS = 1000
+_INPUT = {"num_channels": int, "channel_def": {ANY_KEY: str}}
+_OUTPUT = {"format": str, "type": str, "channel_def": {ANY_KEY: str}}
+# what is read here; the rest of the file may hold anything
+_SHAPE = {
+    "name": str,
+    "version": (str, int, float),
+    "network_data_format": {"inputs": {ANY_KEY: _INPUT}, "outputs": {ANY_KEY: _OUTPUT}},
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,7 @@ class Metadata:
         """Input channel to name."""
         formats = self.content.get("network_data_format", {}).get("inputs", {})
         channels = formats.get("image", next(iter(formats.values()), {})).get("channel_def", {})
-        return {int(k): str(v) for k, v in channels.items() if str(k).isdigit()}
+        return {int(k): str(v) for k, v in channels.items() if k.isascii() and k.isdigit()}
 
     @property
     def classifies(self) -> bool:
@@ -49,7 +62,7 @@ class Metadata:
     @property
     def channel_names(self) -> dict[int, str]:
         """Output channel, or label value, to name."""
-        return {int(k): str(v) for k, v in self._pred.get("channel_def", {}).items() if str(k).isdigit()}
+        return {int(k): str(v) for k, v in self._pred.get("channel_def", {}).items() if k.isascii() and k.isdigit()}
 
     @cached_property
     def trained_on(self) -> TrainedOn:
@@ -69,15 +82,32 @@ def read_metadata(root: Path) -> Metadata:
         BundleError: configs/metadata.json is not JSON.
     """
     path = root / "configs" / "metadata.json"
+    folder = root.resolve().name
     if not path.is_file():
-        return Metadata(root.resolve().name, "unknown")
+        return Metadata(folder, "unknown")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = Metadata(str(content.get("name", root.resolve().name)), str(content.get("version", "unknown")), content)
-        # of the shape that they are read in
-        _ = found.channels, found.classifies, found.channel_names, found.input_names, found.trained_on
-        return found
-    except (ValueError, AttributeError, TypeError) as error:
+        content = json.loads(read_regular(path, MAX_BYTES).decode("utf-8-sig"))
+        fault = shape_fault(content, _SHAPE, "it") or _number_fault(content)
+        if fault:
+            raise ValueError(fault)
+        found = Metadata(content.get("name") or folder, str(content.get("version", "unknown")), content)
+        _ = found.trained_on  # of the shape that it is read in
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError, OSError) as error:
         raise BundleError(
             f"{path}: not what MONAI's metadata.json holds ({error}). Correct that entry, or fetch it again."
         ) from error
+    return found
+
+
+def _number_fault(content: Mapping[str, Any]) -> str:
+    """What is wrong with the numbers of channels and labels."""
+    formats = content.get("network_data_format", {})
+    for place, one in formats.get("inputs", {}).items():
+        if not 1 <= one.get("num_channels", 1) <= MAX_CHANNELS:
+            return f"inputs.{place}.num_channels is {one['num_channels']}; 1 to {MAX_CHANNELS} is expected"
+    for kind in ("inputs", "outputs"):
+        for place, one in formats.get(kind, {}).items():
+            for key in one.get("channel_def", {}):
+                if len(key) > 9 and key.isdigit():
+                    return f"{kind}.{place}.channel_def has a number of {len(key)} digits"
+    return ""

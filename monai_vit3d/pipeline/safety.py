@@ -42,10 +42,11 @@ def check_config(config: Mapping[str, Any], roots: Sequence[str]) -> None:
     parser = _parsed(config)
     items = parser.ref_resolver.items
     findings = list(_import_findings(items))
-    for root in dict.fromkeys([*roots, "imports"]):
+    fed: list[str] = []
+    for root in sorted(dict.fromkeys([*roots, "imports"]), key=lambda name: name != "preprocessing"):
         root = parser.ref_resolver.normalize_id(root)
         if root in items:
-            findings += _root_findings(parser, root)
+            findings += _root_findings(parser, root, fed)
     _refuse(findings)
 
 
@@ -139,15 +140,21 @@ def _import_findings(items: Mapping[str, Any]) -> Iterator[Finding]:
                 yield where, text, fault
 
 
-def _root_findings(parser: Any, root: str) -> list[Finding]:
+def _root_findings(parser: Any, root: str, fed: list[str]) -> list[Finding]:
     """All that stands in the way of resolving one root.
 
-    SaveImage is passed over where the pipeline takes it out again: it writes where metadata say.
+    SaveImage is passed over where the pipeline takes it out again: it writes where metadata say. So is the LoadImage
+    that the pipeline feeds; Invertd may hold it, too, and undoes nothing of it.
+
+    Args:
+        parser: of the config.
+        root: the entry.
+        fed: ids of loaders in the preprocessing's Compose, which is looked through first; they are added.
     """
     resolver, items = parser.ref_resolver, parser.ref_resolver.items
     findings: list[Finding] = []
-    # an item, and whether another component than Compose has it: that one could call it
-    waiting, seen = [(root, False)], {(root, False)}
+    # an item, and the kind of component other than Compose that has it: that one could call it
+    waiting, seen = [(root, "")], {(root, "")}
     while waiting:
         where, held = waiting.pop()
         if where not in items:
@@ -156,17 +163,38 @@ def _root_findings(parser: Any, root: str) -> list[Finding]:
         value = items[where].get_config()
         if isinstance(value, dict) and "_target_" in value:
             findings += [(where, what, why) for what, why in _component_faults(parser, value)]
+            if "LoadImage" in str(value["_target_"]):
+                if root == "preprocessing" and not held:
+                    fed.append(where)
+                    if len(fed) > 1:
+                        findings.append((where, value["_target_"], f"a second one beside {fed[0]}; one is allowed"))
+                elif held != "Invertd" or where not in fed:
+                    findings.append((where, value["_target_"], "allowed in the Compose of preprocessing only"))
             if "SaveImage" in str(value["_target_"]) and (held or root != "postprocessing"):
                 findings.append((where, value["_target_"], "allowed in the Compose of postprocessing only"))
-            held = held or str(value["_target_"]).rpartition(".")[2] != "Compose"
+            held = _holder(held, str(value["_target_"]).rpartition(".")[2])
         elif isinstance(value, str) and value.startswith("$"):
             fault = expression_fault(value)
             findings += [(where, value, fault)] if fault else []
-            held = held or "lambda" in value
-        needed = [(r, held) for r in resolver.find_refs_in_config(value, where) if (r, held) not in seen]
+            held = "lambda" if "lambda" in value else held
+        needed = [(r, held) for r in _next_ids(resolver, value, where) if (r, held) not in seen]
         seen.update(needed)
         waiting += needed[::-1]
     return findings
+
+
+def _next_ids(resolver: Any, value: Any, where: str) -> list[str]:
+    """Ids of an item's own parts, or of what its text refers to; MONAI's own search goes into parts' parts, too."""
+    if isinstance(value, dict | list):
+        return [inner for _, inner, _ in resolver.iter_subconfigs(where, value)]
+    return list(resolver.match_refs_pattern(value)) if isinstance(value, str) else []
+
+
+def _holder(held: str, name: str) -> str:
+    """What holds the parts of a component of this name, which itself is held by another one."""
+    if name == "Compose":
+        return held
+    return "Invertd" if not held and name in ("Invertd", "InvertD", "InvertDict") else name
 
 
 def _component_faults(parser: Any, component: dict[str, Any]) -> Iterator[tuple[Any, str]]:

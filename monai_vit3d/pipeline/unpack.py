@@ -54,8 +54,10 @@ def _checked(folder: Path, name: str | None = None) -> Path:
     """The folder, if it is a bundle and all its links end in it."""
     name = name or str(folder)
     root = folder.resolve()
-    for link in _links(folder):
-        target = Path(os.path.realpath(link))  # follows a loop without an error
+    for path, mode in _oddities(folder):
+        if not stat.S_ISLNK(mode):
+            raise BundleError(f"{path}: a pipe, socket or device; a bundle holds files and folders. Remove it.")
+        link, target = path, Path(os.path.realpath(path))  # follows a loop without an error
         if not target.is_relative_to(root):
             raise BundleError(
                 f"{link}: a link to {target}, outside the bundle {name}. Put the file itself in its place."
@@ -65,11 +67,14 @@ def _checked(folder: Path, name: str | None = None) -> Path:
     return folder
 
 
-def _links(folder: Path) -> Iterator[Path]:
+def _oddities(folder: Path) -> Iterator[tuple[Path, int]]:
+    """What is no regular file and no folder, with its mode: opening a pipe would wait for ever."""
     for parent, folders, files in os.walk(folder, followlinks=False, onerror=_unreadable):
         for name in (*folders, *files):
-            if os.path.islink(os.path.join(parent, name)):
-                yield Path(parent, name)
+            path = os.path.join(parent, name)
+            mode = os.lstat(path).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                yield Path(path), mode
 
 
 def _unreadable(error: OSError) -> None:
@@ -124,7 +129,9 @@ def _member_fault(member: zipfile.ZipInfo) -> str:
 
 def _sum_fault(members: list[zipfile.ZipInfo]) -> str:
     """Why the members together may not be extracted, or ""."""
-    total = sum(member.file_size for member in members)
+    total, packed = (sum(getattr(one, size) for one in members) for size in ("file_size", "compress_size"))
+    if total > RATIO_FROM_BYTES and total > RATIO * packed:
+        return f"its members are {total} bytes out of {packed} in all, more than {RATIO} times."
     if total > MAX_BYTES or len(members) > MAX_MEMBERS:
         return (
             f"{len(members)} members of {total / 2**30:.1f} GiB; at most {MAX_MEMBERS} of {MAX_BYTES / 2**30:.0f} GiB "

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
+from ..data.confinement import check_confined
 from ..data.errors import WeightsError
 from ..data.files import replacing
 from ..networks.modes import load_plain_state_dict, plain_state_dict, unwrapped
@@ -55,6 +56,7 @@ def read_with_metadata(path: str | Path) -> tuple[Any, dict[str, str]]:
         WeightsError: as :func:`read_checkpoint`.
     """
     path = Path(path)
+    check_confined(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such file. Train a model into it, or name another file.")
     return _read_safetensors(path) if _is_safetensors(path) else (_read_torch(path), {})
@@ -102,6 +104,7 @@ def names_in(path: str | Path) -> list[str]:
         WeightsError: as :func:`read_checkpoint`, or not a state dict.
     """
     path = Path(path)
+    check_confined(path)
     if not path.is_file() or not _is_safetensors(path):
         return list(as_state_dict(read_checkpoint(path), path))
     try:

@@ -395,10 +395,60 @@ HARMLESS = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("entry", HARMLESS.values(), ids=HARMLESS)
 def test_harmless_configs_pass_and_mean_something(entry):
-    config = under(b={"c": [1, 2]}, network=entry)
+    # a loader is fed in the preprocessing only
+    place = "preprocessing" if "LoadImage" in str(entry) else "network"
+    config = under(b={"c": [1, 2]}, **{place: entry})
     check_config(config, ROOTS)
     if not (isinstance(entry, dict) and entry.get("_target_", "").endswith("UNet")):
-        ConfigParser(config).get_parsed_content("network")
+        ConfigParser(config).get_parsed_content(place)
+
+
+LOADER = {"_target_": "LoadImaged", "keys": "image"}
+UNFED = {
+    "in the postprocessing": {"postprocessing": {"_target_": "Compose", "transforms": [LOADER]}},
+    "in the inferer": {"inferer": {"_target_": "SimpleInferer", "loader": LOADER}},
+    "in another component": {"preprocessing": {"_target_": "OneOf", "transforms": [LOADER]}},
+    "a second one": {"preprocessing": {"_target_": "Compose", "transforms": [LOADER, {**LOADER, "keys": "b"}]}},
+    "in an inner Compose, twice": {
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [LOADER, {"_target_": "Compose", "transforms": [LOADER]}],
+        }
+    },
+    "called by a lambda": {"load": LOADER, "postprocessing": {"_target_": "Lambdad", "func": "$lambda x: [@load]"}},
+    "handed on": {
+        "preprocessing": {"_target_": "Compose", "transforms": [LOADER]},
+        "postprocessing": {"_target_": "Lambdad", "keys": "pred", "func": "@preprocessing"},
+    },
+    "the Compose once more": {
+        "preprocessing": {"_target_": "Compose", "transforms": [LOADER]},
+        "postprocessing": {"_target_": "Compose", "transforms": ["@preprocessing"]},
+    },
+    "undone by one that also holds another": {
+        "preprocessing": {"_target_": "Compose", "transforms": [LOADER]},
+        "postprocessing": {"_target_": "Invertd", "keys": "pred", "transform": LOADER},
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("entries", UNFED.values(), ids=UNFED)
+def test_loaders_that_the_pipeline_does_not_feed(entries):
+    with pytest.raises(BundleError, match=r"'LoadImaged': (allowed in the Compose of preprocessing|a second one)"):
+        check_config(under(**{"network": 1, **entries}), ROOTS)
+
+
+def test_the_loader_that_is_fed_and_the_inversion_of_it():
+    steps = [LOADER, {"_target_": "EnsureTyped", "keys": "image"}]
+    undo = {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image"}
+    for transforms in (steps, [{"_target_": "Compose", "transforms": steps}], "$@steps[:1] + @steps[1:]"):
+        config = under(steps=steps, network=1, preprocessing={"_target_": "Compose", "transforms": transforms})
+        for post in (
+            undo,
+            {"_target_": "Compose", "transforms": [undo]},
+            {"_target_": "Compose", "transforms": "@later"},
+        ):
+            check_config({**config, "later": [undo], "postprocessing": post}, ROOTS)
 
 
 def test_what_no_root_leads_to_may_be_anything():

@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from ..confinement import check_confined
 from ..earlier_outputs import written_files
 from ..errors import DatasetError, ImageError
 from ..label_names import is_label_folder, is_label_name
@@ -32,6 +33,7 @@ def nifti_files(folder: str | Path, include_labels: bool = False) -> list[str]:
         DatasetError: no such folder, or no image in it.
     """
     root = Path(folder)
+    check_confined(root)
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder. Give a folder that holds .nii or .nii.gz files.")
     paths = [p for p in root.rglob("*") if p.is_file() and p.name.lower().endswith((".nii", ".nii.gz"))]

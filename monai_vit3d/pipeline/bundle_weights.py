@@ -1,0 +1,181 @@
+"""The weights of a bundle: which file they are from, loaded or compared with it, and hashed as they ran."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.confinement import check_confined
+from ..data.errors import BundleError, WeightsError
+from ..data.files import file_sha256
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
+    from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+_CHECKPOINT_KEYS = ("model", "network")
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of weights as it was before anything read it.
+
+    Args:
+        path: where it lies.
+        sha256: of its bytes; "" if there was no file.
+        identity: what changes if another file takes its place, or its bytes change.
+    """
+
+    path: Path
+    sha256: str
+    identity: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: Any, config: Path) -> WeightsFile:
+        """Hash a file.
+
+        Raises:
+            BundleError: no path, or one outside of the folder that reading is confined to.
+        """
+        if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+            raise BundleError(f"{config}: weights {path!r}; the path of a file is expected. Correct ckpt_path.")
+        path = Path(path)
+        check_confined(path)
+        identity = _identity(path)
+        return cls(path, file_sha256(path) if path.is_file() else "", identity)
+
+    def check_unchanged(self) -> None:
+        """Raise :class:`WeightsError` if these are not the bytes any more that were hashed."""
+        if _identity(self.path) != self.identity:
+            raise WeightsError(f"{self.path}: changed while it was being loaded. Start again when it is at rest.")
+
+    def state(self, keys: tuple[str, ...]) -> Any:
+        """What the file holds, or what a checkpoint holds under the first of these keys that it has."""
+        from ..weights.files import read_checkpoint
+
+        if not self.sha256:
+            raise WeightsError(f"{self.path}: no such file. Fetch the bundle's weights, or train it.")
+        state = read_checkpoint(self.path)
+        key = next((key for key in keys if isinstance(state, dict) and key in state), None)
+        return state if key is None else state[key]
+
+
+def load_network(
+    build: Callable[..., Any], parser: ConfigParser, config: Path, default: Path
+) -> tuple[nn.Module, WeightsFile]:
+    """Build a bundle's network with the weights that its config names.
+
+    A CheckpointLoader's file is loaded, as MONAI does. Else, a network whose entry refers to ``ckpt_path`` has loaded
+    it already, and is compared with the file; into any other one it is loaded.
+
+    Args:
+        build: resolves an entry of the config.
+        parser: of the config.
+        config: the config's file, for messages.
+        default: the file where the config has no ``ckpt_path``.
+
+    Raises:
+        BundleError: an entry that is no network or no path.
+        WeightsError: weights that are missing, damaged, of another network, or not those that the network has.
+    """
+    from torch import nn
+
+    from ..weights.files import load_state
+
+    loader = checkpoint_loader(parser.get())
+    weights = WeightsFile.of(build(f"{loader}::load_path") if loader else build("ckpt_path", default), config)
+    entry = "network" if parser.get("network") is not None else "network_def"
+    network = build(entry)
+    if not isinstance(network, nn.Module):
+        raise BundleError(f"{config}: {entry!r} is {type(network).__name__}; a network of torch.nn is expected.")
+    if loader:
+        keys = parser.get(f"{loader}::load_dict", {})
+        load_state(network, weights.state(tuple(keys) if isinstance(keys, dict) else ()), weights.path)
+    elif refers_to(parser, entry, "ckpt_path"):
+        _check_loaded(network, weights)
+    else:
+        load_state(network, weights.state(_CHECKPOINT_KEYS), weights.path)
+    weights.check_unchanged()
+    return network, weights
+
+
+def checkpoint_loader(config: Any, entry: str = "") -> str | None:
+    """Where in a config MONAI's CheckpointLoader stands."""
+    if isinstance(config, dict) and str(config.get("_target_", "")).rpartition(".")[2] == "CheckpointLoader":
+        return entry
+    items = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    found = (checkpoint_loader(value, f"{entry}::{key}" if entry else str(key)) for key, value in items)
+    return next((one for one in found if one is not None), None)
+
+
+def refers_to(parser: ConfigParser, entry: str, wanted: str) -> bool:
+    """Whether MONAI resolves one entry of a config to build another; descriptions do not count.
+
+    Args:
+        parser: of the config.
+        entry: what is built.
+        wanted: the entry that may be needed for it.
+    """
+    from monai.bundle import ConfigParser
+
+    unresolved = ConfigParser(copy.deepcopy(parser.get()))  # what was resolved has no references any more
+    unresolved.parse()
+    resolver = unresolved.ref_resolver
+    waiting, seen = [entry], {entry}
+    while waiting:
+        where = waiting.pop()
+        if where == wanted:
+            return True
+        if where not in resolver.items:
+            continue
+        content = _without_descriptions(resolver.items[where].get_config())
+        needed = set(resolver.find_refs_in_config(content, where)) - seen
+        seen |= needed
+        waiting += needed
+    return False
+
+
+def _without_descriptions(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _without_descriptions(value) for key, value in content.items() if key != "_desc_"}
+    return [_without_descriptions(value) for value in content] if isinstance(content, list) else content
+
+
+def _check_loaded(network: nn.Module, weights: WeightsFile) -> None:
+    """Compare a network that loaded its own weights with the file that is recorded for it."""
+    try:
+        state = weights.state(_CHECKPOINT_KEYS)
+    except WeightsError:
+        if not weights.sha256:
+            raise
+        state = {}  # of another project, read by the bundle's own code
+    held = network.state_dict()
+    common = [key for key, value in held.items() if _same_shape(value, state, key)]
+    for key in common:
+        if not bool((held[key].cpu() == state[key].to(held[key].dtype)).logical_or(held[key].cpu().isnan()).all()):
+            raise WeightsError(
+                f"{weights.path}: the network that the config builds from it holds other weights ({key} differs), so "
+                "this is not the file that would run. Correct the network's entry, or ckpt_path."
+            )
+    if not common:
+        logger.warning("%s: no tensor of it has a name of the network's, so the two cannot be compared", weights.path)
+
+
+def _same_shape(value: Tensor, state: Any, key: str) -> bool:
+    other = state.get(key) if isinstance(state, Mapping) else None
+    return other is not None and getattr(other, "shape", None) == value.shape
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    # the time of the last change of any kind, which nobody can set
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
