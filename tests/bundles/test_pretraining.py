@@ -143,7 +143,7 @@ def test_interrupted_run_continues_exactly(bundle, on_balls, tmp_path):
     with pytest.raises(RuntimeError) as caught:
         workflow.run()
     assert isinstance(caught.value.__cause__, InterruptedError)
-    assert [path.name for path in (tmp_path / "parts").iterdir() if "tfevents" not in path.name] == ["last.pt"]
+    assert [path.name for path in (tmp_path / "parts").glob("[!.]*") if "tfevents" not in path.name] == ["last.pt"]
     assert load(tmp_path / "parts" / "last.pt")["epoch"] == 1
     run_here(bundle, "train", "medmnist", output_dir=tmp_path / "parts", **options)
     whole, parts = (load(tmp_path / folder / "last.pt") for folder in ("whole", "parts"))
