@@ -60,7 +60,7 @@ def test_labels_and_names_are_those_of_monai_bundle_run(images, tmp_path, name):
         assert ours.dtype.kind in "iu"
         np.testing.assert_array_equal(ours, theirs, err_msg=record["name"])
         np.testing.assert_array_equal(nib.load(record["output"]).affine, nib.load(record["input"]).affine)
-        assert [("written" in warning) for warning in record["warnings"]] == [True] * chain.warns
+        assert sum("; written " in warning for warning in record["warnings"]) == chain.warns
         names = {row["label"]: row["name"] for row in record["stats"]}
         assert names == chain.names
         sizes = {row["label"]: row["voxels"] for row in record["stats"]}

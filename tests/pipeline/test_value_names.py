@@ -105,10 +105,10 @@ def test_what_cannot_be_followed_has_no_name_and_is_said(tmp_path):
     (record,) = json.loads((tmp_path / "out" / "run.json").read_text())["files"]
     present = sorted(set(np.unique(nib.load(record["output"]).dataobj)) - {0})
     assert [(row["label"], row["name"]) for row in record["stats"]] == [(v, f"label {v}") for v in present] != []
-    assert record["warnings"] == [
+    assert (
         f"label {', '.join(map(str, present))}: written without a name, as the bundle's steps do not show which "
         "channels of its network that is"
-    ]
+    ) in record["warnings"]
     assert "label 1" in (tmp_path / "out" / "stats.csv").read_text()
 
 
