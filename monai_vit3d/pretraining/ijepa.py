@@ -128,7 +128,7 @@ class IJEPA(nn.Module):
         width = backbone.embed_dim // 2 if predictor_dim is None else predictor_dim
         heads = backbone.num_heads if predictor_heads is None else predictor_heads
         self.predictor = IJEPAPredictor(backbone.embed_dim, backbone.grid_size, width, predictor_depth, heads)
-        weight = backbone.patch_embed.proj.weight
+        weight = next(backbone.patch_embed.parameters())
         self.predictor.to(weight.device, weight.dtype)
         backbone.reset_classifier(0, "")  # a head would be parameters without a gradient
         self.context_encoder = backbone

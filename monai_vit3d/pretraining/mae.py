@@ -121,7 +121,7 @@ class MAE(nn.Module):
         require_final_norm(backbone, "masked autoencoder")
         backbone.reset_classifier(0, "")  # a head would be a parameter without a gradient
         self.backbone, self.normalize_targets = backbone, normalize_targets
-        self.patch_size: Grid = backbone.patch_embed.feat_ratio()
+        self.patch_size: Grid = backbone.patch_size
         values = backbone.in_chans * prod(self.patch_size)
         self.decoder = MAEDecoder(
             backbone.embed_dim, decoder_dim, decoder_depth, decoder_heads, backbone.grid_size, values

@@ -206,8 +206,9 @@ def _shown(
     kernel = state.get(KERNEL)
     if kernel is None or kernel.dim() != (4 if family == "timm2d" else 5):
         raise WeightsError(f"family={family!r}, but it has no {KERNEL} of such a network.")
-    if family == "nidl":
-        return state, (), *nidl.nidl_options(state)
+    if family == "nidl":  # a mask's token is part of the training, as of DINOv2's, and of no encoder
+        own = {key: value for key, value in state.items() if key != "mask_token"}
+        return own, tuple(key for key in state if key not in own), *nidl.nidl_options(own)
     depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
     shown = {"in_chans": state[KERNEL].shape[1], "embed_dim": state[KERNEL].shape[0], "depth": depth}
     return state, (), {**shown, "class_token": "cls_token" in state}, ()

@@ -24,6 +24,8 @@ WORDS = (
 _DEEPEST = 8  # steps that are tried
 _START = re.compile(r"(?:^|\.)(?=patch_embed(ding)?\.)")  # of the keys of a network's patch embedding
 
+_CHUNK = re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.")  # of DINOv2's blocks in chunks for FSDP: chunk, then block
+
 Way = tuple[str, ...]
 Family = Callable[[Mapping[str, Tensor]], str]
 
@@ -56,6 +58,7 @@ def unwrap(read: Any, family: Family, name: str, take: str = "teacher") -> Unwra
     """
     if not isinstance(read, Mapping):
         raise WeightsError(f"{name}: a {type(read).__name__}; a state dict, or a checkpoint that has one, is needed.")
+    read = _without_chunks(read)
     ways = _ways(read, family, take)
     if not ways:
         keys = [str(key) for key in read]
@@ -86,7 +89,17 @@ def unwrap(read: Any, family: Family, name: str, take: str = "teacher") -> Unwra
 
 def holds_known(read: Any, family: Family, take: str = "teacher") -> bool:
     """Whether a checkpoint holds a known network at all."""
-    return isinstance(read, Mapping) and bool(_ways(read, family, take))
+    return isinstance(read, Mapping) and bool(_ways(_without_chunks(read), family, take))
+
+
+def _without_chunks(read: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A checkpoint with blocks numbered from first to last; DINOv2 numbers the chunks, too, in which FSDP has them."""
+    return {
+        _CHUNK.sub(r"\1blocks.\2.", key) if isinstance(key, str) else key: (
+            _without_chunks(value) if isinstance(value, Mapping) else value
+        )
+        for key, value in read.items()
+    }
 
 
 def _refuse_strangers(read: Mapping[Any, Any], family: Family, way: Way, name: str) -> None:
