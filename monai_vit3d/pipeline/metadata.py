@@ -103,8 +103,9 @@ def _number_fault(content: Mapping[str, Any]) -> str:
     """What is wrong with the numbers of channels and labels."""
     formats = content.get("network_data_format", {})
     for place, one in formats.get("inputs", {}).items():
-        if not 1 <= one.get("num_channels", 1) <= MAX_CHANNELS:
-            return f"inputs.{place}.num_channels is {one['num_channels']}; 1 to {MAX_CHANNELS} is expected"
+        # 0 is a generator's latent code
+        if not 0 <= one.get("num_channels", 1) <= MAX_CHANNELS:
+            return f"inputs.{place}.num_channels is {one['num_channels']}; 0 to {MAX_CHANNELS} is expected"
     for kind in ("inputs", "outputs"):
         for place, one in formats.get(kind, {}).items():
             for key in one.get("channel_def", {}):
