@@ -72,8 +72,8 @@ def apply_lora(
         network: a network with timm's ``blocks``, or one with such a backbone. It is changed in place.
         rank: rows of A ``(rank, in_features)`` and columns of B ``(out_features, rank)``.
         targets: the last part of the names of linear layers inside blocks: of timm's Block ``"qkv"`` (queries, keys
-            and values as one layer), ``"proj"``, ``"fc1"``, ``"fc2"``. Layers elsewhere get none: the patch
-            embedding's ``proj`` is read as a weight and never called.
+            and values as one layer), ``"proj"``, ``"fc1"``, ``"fc2"``. Layers elsewhere, as the patch
+            embedding's ``proj``, get none.
         alpha: scale of the adapters; None takes ``rank``, a factor of 1.
         dropout: of the adapters' input, 0 to 1; parts that stay in evaluation mode have none.
         trained: dotted names of modules or parameters that are trained besides the adapters, as
