@@ -1,5 +1,7 @@
 """The errors of this package that speak of files; every message says what came, what is needed, what to do."""
 
+from .texts import excerpt
+
 
 class Vit3dError(Exception):
     """Root of the package's own errors."""
@@ -33,8 +35,9 @@ class BundleError(Vit3dError, ValueError):
     """
 
     def __init__(self, message: str, *details: str) -> None:
-        super().__init__("\n".join([message, *details]))
-        self.lines = [message, *details]
+        # they quote a stranger's files, whose texts may be of any length and hold any character
+        self.lines = [excerpt(line, 2000) for line in (message, *details)]
+        super().__init__("\n".join(self.lines))
 
 
 class UsageError(Vit3dError, ValueError):

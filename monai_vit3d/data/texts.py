@@ -19,3 +19,14 @@ def shown(text: object) -> str:
         text: a path, a name, a message.
     """
     return "".join(c.encode("unicode_escape").decode() if category(c) in _ESCAPED else c for c in str(text))
+
+
+def excerpt(text: object, longest: int = 1000) -> str:
+    """Write a text of any length on one short line, for a message: as :func:`shown`, cut in its middle.
+
+    Args:
+        text: what a message quotes.
+        longest: characters that are kept.
+    """
+    line = shown(text)
+    return line if len(line) <= longest else f"{line[: longest // 2]}...{line[-(longest // 2) :]}"

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from ..data.errors import UsageError
 from ..data.files import read_regular, write_text_atomic
 from ..data.json_shape import ANY_KEY, shape_fault
+from ..data.texts import excerpt
 
 STATES = ("pending", "done", "skipped", "failed")
 _FIGURES = ("voxels", "volume_ml", "mean", "std", "min", "max")
@@ -188,7 +189,7 @@ def _parts(output: Path) -> dict[Path, dict[str, Any]]:
 
 def _unnamed(record: Mapping[str, Any]) -> str:
     if "name" not in record or record.get("status") not in STATES:
-        return f"a file without a name, or with the status {record.get('status')!r}"
+        return f"a file without a name, or with the status {excerpt(repr(record.get('status')), 40)}"
     return ""
 
 

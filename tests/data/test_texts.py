@@ -5,7 +5,7 @@ from unicodedata import category
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monai_vit3d.data.texts import shown
+from monai_vit3d.data.texts import excerpt, shown
 
 
 @given(st.text(st.characters()))
@@ -20,3 +20,11 @@ def test_attacks_on_a_terminal():
         "\\x1b]0;title\\x07\\x9b2J\\r\\n\\u202e\\u2066\\ufeff"
     )
     assert shown("größe 肝 \xa0\u3000") == "größe 肝 \xa0\u3000"
+
+
+@given(st.text(st.characters()), st.integers(2, 50))
+def test_an_excerpt_is_short_and_can_be_printed(text, longest):
+    out = excerpt(text, longest)
+    assert len(out) <= longest + 3
+    assert out == shown(out)
+    assert out == shown(text) or out.startswith(shown(text)[: longest // 2])

@@ -13,7 +13,7 @@ import pytest
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from tests.clinical import SHAPE, sampled, write_clinical_folder
-from tests.pipeline.tiny import FIRST, SECOND, arguments, finished, leftovers
+from tests.pipeline.tiny import FIRST, METADATA, SECOND, arguments, finished, leftovers, write_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is kept by Linux only")]
 MEMORY = 6 * 2**30  # bytes of address space, 4 GiB of it for the libraries
@@ -21,10 +21,21 @@ GEOMETRY = ["qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "
 GEOMETRY += ["srow_x", "srow_y", "srow_z", "xyzt_units"]
 
 
+# the bundle labels all tissue of a phantom without noise: that is no sign of a wrong answer here
+TRAINED_ON = {
+    "cases": 1,
+    "share_of_foreground": [0.0, 1.0],
+    "labels": {value: {"share_of_one_value": [0.0, 1.0]} for value in ("1", "2")},
+}
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_bundle):
+def run(tmp_path_factory):
     """Specimens, exit code, what was said, and OUT of one run over the whole folder, an empty folder in it."""
     folder, out = tmp_path_factory.mktemp("clinical"), tmp_path_factory.mktemp("run") / "out"
+    tiny_bundle = write_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+    metadata = tiny_bundle / "configs" / "metadata.json"
+    metadata.write_text(json.dumps({**METADATA, "trained_on": TRAINED_ON}))
     specimens = write_clinical_folder(folder)
     resource = pytest.importorskip("resource")
     command = ["-m", "monai_vit3d.cli", *arguments(folder, to=out, bundle=tiny_bundle)]
