@@ -74,7 +74,8 @@ def test_grad_cam_by_hand(net, class_idx):
     theirs = signed.clamp(min=0)
     name = next(n for n, m in net.named_modules() if m is getattr(net, "backbone", net).blocks[-1].norm1)
     ours = TokenGradCAM(net, name).compute_map(x, class_idx)
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+    # a batch's gradients are rounded otherwise than those of one volume, on some processors by 2e-6
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     found = grad_cam(net, x, class_idx)
     torch.testing.assert_close(found, scaled(interpolated(theirs, PATCH, SIZE)), atol=1e-4, rtol=1e-4)
     assert (found.dtype, found.shape, found.requires_grad) == (torch.float32, (3, 1, *SIZE), False)

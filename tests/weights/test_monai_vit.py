@@ -98,7 +98,8 @@ def test_equal_in_single_precision(proj_type):
     vit = monai_vit(proj_type=proj_type, dtype=torch.float32, hidden_size=96, num_heads=3, num_layers=4, save_attn=True)
     x = volume(dtype=torch.float32)
     net = from_monai_vit(vit, SIZE)
-    torch.testing.assert_close(net(x), vit(x)[0], rtol=0, atol=1e-5)
+    # the product of patches is summed in another order, which some processors round further apart
+    torch.testing.assert_close(net(x), vit(x)[0], rtol=0, atol=3e-5)
     assert {p.dtype for p in net.parameters()} == {torch.float32}
 
 
