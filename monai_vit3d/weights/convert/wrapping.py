@@ -24,7 +24,8 @@ WORDS = (
 _DEEPEST = 8  # steps that are tried
 _START = re.compile(r"(?:^|\.)(?=patch_embed(ding)?\.)")  # of the keys of a network's patch embedding
 
-_CHUNK = re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.")  # of DINOv2's blocks in chunks for FSDP: chunk, then block
+# of DINOv2's blocks in chunks for FSDP: chunk, block, part of a block; the parts tell them from UNETR's decoder
+_CHUNK = re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.(?=(?:norm[12]|attn|mlp|ls[12])\.)")
 
 Way = tuple[str, ...]
 Family = Callable[[Mapping[str, Tensor]], str]
