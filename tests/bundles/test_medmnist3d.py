@@ -56,7 +56,7 @@ def evaluated(balls, trained, tmp_path_factory):
 
 def test_train_writes_what_a_run_needs(trained):
     files = {path.name for path in trained.iterdir()}
-    assert {name for name in files if not name.startswith("events.out.tfevents")} == {
+    assert {name for name in files if not name.startswith((".", "events.out.tfevents"))} == {
         "best.pt", "calibration.json", "last.pt", "model.pt", "previous.pt"
     }  # fmt: skip
     assert len(files) > 4
