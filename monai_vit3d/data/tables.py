@@ -91,9 +91,9 @@ def steps_in(loader: Any) -> int:
         return len(loader)
     cases, share = len(loader.dataset), len(loader.sampler)
     of_process = "" if share == cases else f", {share} of them for this process,"
+    smaller = f", or set batch_size to {share}" if share else ""
     raise DatasetError(
-        f"{cases} training cases{of_process} make no batch of {loader.batch_size}. Give more cases, or set batch_size "
-        f"to {max(1, share)}."
+        f"{cases} training cases{of_process} make no batch of {loader.batch_size}. Give more cases{smaller}."
     )
 
 

@@ -446,7 +446,8 @@ def test_the_two_bundles_differ_in_their_method_only():
     [
         ("train", {"dataset_dir": "/nowhere"}, "/nowhere: no Decathlon task here (no folder imagesTr). Fetch it"),
         ("train nifti", {"dataset_dir": "/nowhere"}, "/nowhere: no such folder"),
-        ("train nifti", {"limit": 1}, "loader of 1 volume(s); two or more are needed"),
+        ("train nifti", {"limit": 1}, "0 training cases make no batch of 16. Give more cases."),
+        ("train nifti", {"limit": 2}, "loader of 1 volume(s); two or more are needed"),
         ("train nifti", {"window": [32, 44, 32]}, "img_size=(32, 44, 32)"),
         ("train nifti", {"rope": "mm", "train#inferer": PLAIN}, "rotary positions in mm need the voxel spacing"),
         ("train nifti", {"rope": "mm", "intensity#2#track_meta": False}, "by its affine, and no reader gave it"),
