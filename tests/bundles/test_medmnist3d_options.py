@@ -250,7 +250,7 @@ def damaged(root, folder):
             lambda root, tmp: {"dataset_dir": drop_class(root, "balls", "test", tmp)},
             "none of 12 cases is of class 2: the AUC is undefined",
         ),
-        ("inference", lambda root, tmp: {"dataset_dir": tmp / "in"}, "in: no .nii or .nii.gz file in this folder"),
+        ("inference", lambda root, tmp: {"dataset_dir": tmp / "in"}, "in: no .nii or .nii.gz image in this folder"),
         ("inference explain", lambda root, tmp: {"dataset_dir": tmp / "none"}, "none: no such folder"),
     ],
 )
