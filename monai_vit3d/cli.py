@@ -294,7 +294,8 @@ def main(argv: list[str] | None = None) -> int:
     from .data.errors import BundleError, UsageError, Vit3dError, WeightsError
 
     try:
-        with without_folders() if getattr(args, "safe", False) else nullcontext():
+        strangers = [args.bundle] if getattr(args, "bundle", None) else []
+        with without_folders(*strangers) if getattr(args, "safe", False) else nullcontext():
             code = int(args.run(args))
         sys.stdout.flush()
         return code
