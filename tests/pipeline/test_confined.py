@@ -127,7 +127,9 @@ NAMES = ("itk", "cupy", "nrrd", "skimage", "json", "typing", "argparse", "contex
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["current folder", "bundle", "PYTHONPATH"])
-@pytest.mark.parametrize("way", [["-m", "monai_vit3d.cli"], ["-c", "from monai_vit3d.cli import run_process; run_process()"]])
+@pytest.mark.parametrize(
+    "way", [["-m", "monai_vit3d.cli"], ["-c", "from monai_vit3d.cli import run_process; run_process()"]]
+)
 def test_nothing_is_imported_from_here(tmp_path, bundle, cohort, where, way):
     here = tmp_path / "here"
     here.mkdir()
