@@ -171,7 +171,7 @@ def test_a_bar_on_a_terminal(tmp_path, cohort, tiny_bundle):
     assert "file/s" in said
     assert "1/6 done" not in said  # what stands where there is no terminal
     assert said.count("  failed: ") == 1
-    assert "5 done, 0 skipped, 1 failed: " in said
+    assert "5 done (5 to look at: labels may be wrong), 0 skipped, 1 failed: " in said
 
 
 @pytest.mark.slow
@@ -187,7 +187,7 @@ def test_any_name_on_a_terminal(tmp_path, tiny_bundle, encoding, monkeypatch):
     assert code == 1
     assert sorted(statuses(out).values()) == ["done", "failed", "failed"]
     assert said.count("  failed: ") == 2
-    assert "1 done, 0 skipped, 2 failed: " in said
+    assert "1 done (1 to look at: labels may be wrong), 0 skipped, 2 failed: " in said
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path, cohort, tiny_bundle, clean_run, monkeypatch, capsys):
