@@ -159,7 +159,7 @@ def test_nrrd_without_a_space(tmp_path):
 
 REFUSED = {
     "a.nrrd": [
-        (nrrd("encoding: raw", data=b"12"), "truncated: 82 bytes; its header declares 2060"),
+        (nrrd("encoding: raw", data=b"12"), "truncated: 81 bytes; its header declares 2059"),
         (nrrd("encoding: ascii"), "encoding 'ascii'; raw or gzip is needed"),
         (nrrd("encoding: raw", "data file: other.raw"), "its voxels lie in another file"),
         (nrrd("encoding: raw", "byte skip: 4"), "skips bytes"),
