@@ -22,6 +22,7 @@ resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
 from pathlib import Path
 from monai_vit3d.data.errors import ImageError
 from monai_vit3d.data.nifti.door import read_volume
+from tests.helpers import HANG
 counts = dict(same=0, warned=0, refused=0)
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
@@ -125,7 +126,7 @@ def test_all_are_read_in_little_memory(specimens):
     folder = specimens["reference"].path.parent
     command = [sys.executable, "-c", READ_ALL.format(memory=MEMORY), str(folder)]
     root = Path(__file__).resolve().parents[3]
-    run = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=HANG)
     assert run.returncode == 0, run.stderr
     verdicts = [s.verdict for s in specimens.values()]
     counts = [verdicts.count(v) for v in ("same", "warned", "refused")]
