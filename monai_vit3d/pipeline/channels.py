@@ -13,7 +13,8 @@ from .prepare import keys_needed
 
 if TYPE_CHECKING:
     from .bundle import Bundle
-    from .plan import Case, Plan
+    from .case import Case
+    from .plan import Plan
 
 
 def order_channels(plan: Plan, bundle: Bundle) -> tuple[Plan, list[str]]:

@@ -14,7 +14,7 @@ from ..data.readers import reader_for
 from ..data.volume import Volume
 from .bundle import BundleSteps, load_steps
 from .config import Choice, choice_of
-from .dicom_cases import name_cases
+from .dicom_cases import split_series
 from .inputs import find_images
 from .paths import shown
 from .plausibility import check_geometry, check_input, refuse
@@ -65,15 +65,15 @@ def check_files(
     """
     found = find_images(inputs, "vit3d_check_writes_nothing", include_labels=include_labels, suffixes=suffixes)
     file = partial(_read_file, volume=volume, max_voxels=max_voxels, include_labels=include_labels)
-    cases, no_volumes = name_cases(found.cases)
+    cases, no_volumes = split_series(found.cases)
     with _comparing(bundle, safe, anyway, choice_of(config, overrides)) as doubts:
         checked = []
         for case in cases:
-            if case.found.dicom:
+            if case.dicom:
                 series = partial(_read_series, series=case.series, volume=volume, max_voxels=max_voxels, units=units)
-                checked.append(_check(case.found.images[0], series, doubts, case.series))
+                checked.append(_check(case.images[0], series, doubts, case.series))
             else:
-                checked += [_check(path, file, doubts) for path in case.found.images]
+                checked += [_check(path, file, doubts) for path in case.images]
     return [*checked, *_passed_over([*found.passed_over, *no_volumes])]
 
 

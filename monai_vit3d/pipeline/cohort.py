@@ -22,10 +22,11 @@ from ..data.files import file_sha256, remove_parts
 from ..data.nifti import write_labels, write_map
 from ..data.volume import Grid, Volume
 from .bundle import Bundle
+from .case import Case
 from .dicom_seg import add_dicom_seg
 from .memory import out_of_memory
 from .overlay import draw_overlay, write_png
-from .plan import Case, Plan
+from .plan import Plan
 from .plausibility import Finding, check_geometry, check_input, check_labels, refuse
 from .predict import Answer, Options, Output, finish, infer
 from .prepare import Prepared, prepare
@@ -320,7 +321,7 @@ class _Cohort:
                 paths += [] if warnings else [path]
         if answer.numbers is not None:
             found |= self._prediction(answer.numbers)
-        paths.append((self.plan.output / "qc" / f"{case.name}.png").absolute())
+        paths.append((self.plan.output / case.picture).absolute())
         write_png(draw_overlay(volume.voxels, labels, volume.grid), paths[-1])
         relative = [path.relative_to(self.plan.output.absolute()).as_posix() for path in paths]
         hashes = {name: file_sha256(path) for name, path in zip(relative, paths)}

@@ -1,4 +1,4 @@
-"""The cases among what was found: every image, and every series of every DICOM folder once."""
+"""Split DICOM folders into cases: every series once, also where its files lie in several folders."""
 
 from __future__ import annotations
 
@@ -8,31 +8,15 @@ from typing import TYPE_CHECKING
 
 from ..data.errors import ImageError
 from ..data.passed_over import PassedOver
-from ..data.readers import without_suffix
-from .inputs import Found
+from .case import Case
 from .paths import shown
 
 if TYPE_CHECKING:
     from ..data.dicom import Series
 
 
-@dataclass(frozen=True)
-class NamedCase:
-    """What was found at one place, or one DICOM series of it.
-
-    Args:
-        found: the place.
-        name: path below OUT, without suffix.
-        series: of a DICOM folder; None where the folder could not be looked through, which reading it reports.
-    """
-
-    found: Found
-    name: str
-    series: Series | None = None
-
-
-def name_cases(found: Sequence[Found]) -> tuple[list[NamedCase], list[PassedOver]]:
-    """Look through DICOM folders, and name the cases.
+def split_series(cases: Sequence[Case]) -> tuple[list[Case], list[PassedOver]]:
+    """Search DICOM folders, and make a case of each series.
 
     A series whose files lie in several folders is one case, of the first folder; where a later folder holds the same
     images again, these are passed over.
@@ -41,47 +25,46 @@ def name_cases(found: Sequence[Found]) -> tuple[list[NamedCase], list[PassedOver
         The cases in the order given, and the DICOM files that belong to none.
     """
     folders = _Folders()
-    for one in found:
-        if one.dicom:
-            folders.look_through(one)
-    return [case for one in found for case in folders.cases(one)], folders.passed_over
+    for case in cases:
+        if case.dicom:
+            folders.scan(case)
+    return [part for case in cases for part in folders.split(case)], folders.passed_over
 
 
 @dataclass
 class _Folders:
-    """The series of DICOM folders; those without an entry could not be looked through."""
+    """The series of DICOM folders; those without an entry could not be searched."""
 
-    series: dict[Found, list[Series]] = field(default_factory=dict)
+    series: dict[Case, list[Series]] = field(default_factory=dict)
     passed_over: list[PassedOver] = field(default_factory=list)
-    homes: dict[str, tuple[Found, int]] = field(default_factory=dict)  # by UID: where a series was seen first
+    homes: dict[str, tuple[Case, int]] = field(default_factory=dict)  # by UID: where a series was seen first
 
-    def look_through(self, found: Found) -> None:
+    def scan(self, case: Case) -> None:
+        """Read the headers of a folder's files; a folder where that fails is left for the run to report."""
         from ..data.dicom import scan_folder
 
         try:
-            scan = scan_folder(found.images[0])
+            scan = scan_folder(case.images[0])
         except ImageError:
             return
         self.passed_over += scan.passed_over
-        mine = self.series.setdefault(found, [])
-        for one in scan.series:
-            if one.uid in self.homes:
-                self._merge(one)
+        own = self.series.setdefault(case, [])
+        for series in scan.series:
+            if series.uid in self.homes:
+                self._merge(series)
                 continue
-            if one.uid:
-                self.homes[one.uid] = found, len(mine)
-            mine.append(one)
+            if series.uid:
+                self.homes[series.uid] = case, len(own)
+            own.append(series)
 
-    def cases(self, found: Found) -> list[NamedCase]:
-        place = found.relative.as_posix()
-        if not found.dicom:
-            return [NamedCase(found, without_suffix(place))]
-        if found not in self.series:
-            return [NamedCase(found, place)]
-        several = self.series[found]
+    def split(self, case: Case) -> list[Case]:
+        """A case for each series of a folder; any other case as it is."""
+        if case not in self.series:
+            return [case]
+        several = self.series[case]
         if len(several) == 1:
-            return [NamedCase(found, place, several[0])]
-        return [NamedCase(found, f"{place}/{series.name}", series) for series in several]
+            return [replace(case, series=several[0])]
+        return [replace(case, relative=case.relative / series.name, series=series) for series in several]
 
     def _merge(self, other: Series) -> None:
         """Add the files of a series that was seen before, unless they are the same images again."""

@@ -1,16 +1,17 @@
-"""What the user gave (files, folders, BIDS data sets, DICOM folders, lists), turned into the images of each case."""
+"""Find the cases in what the user gave: files, folders, BIDS data sets, DICOM folders, lists."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ..data.errors import UsageError
 from ..data.passed_over import PassedOver
 from ..data.readers import partner, reader_for
-from .lists import Listed, read_csv, read_json
+from .case import Case
+from .lists import read_csv, read_json
 from .passed_over import describe
 from .paths import DICOM_SUFFIXES, absolute, is_dicom, shown, some
 from .search import NO_IMAGE, Search, bids_root, bids_suffix, kind_by_name
@@ -22,27 +23,8 @@ _TAKEN = (
 
 
 @dataclass(frozen=True)
-class Found:
-    """One case.
-
-    Args:
-        images: absolute paths, one per channel; of a DICOM case, the folder.
-        relative: where it lies below the folder that all inputs share, or the name that a list gives it.
-        bids: it comes from a BIDS data set.
-        dicom: its image is a folder with DICOM files directly in it.
-        channels: what a list calls its images; see :class:`~.lists.Listed`.
-    """
-
-    images: tuple[Path, ...]
-    relative: PurePosixPath
-    bids: bool = False
-    dicom: bool = False
-    channels: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Inputs:
-    """What the inputs hold.
+    """The cases in the inputs, and the files that are none.
 
     Args:
         cases: in the order given.
@@ -50,36 +32,15 @@ class Inputs:
         warnings: what is odd about the cases as a whole, a sentence each.
     """
 
-    cases: tuple[Found, ...]
+    cases: tuple[Case, ...]
     passed_over: tuple[PassedOver, ...] = ()
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Item:
-    """A case before it is known which folder all inputs share: ``base`` bounds it, unless a list gives a ``name``."""
-
-    images: tuple[Path, ...]
-    base: Path
-    name: str | None = None
-    bids: bool = False
-    dicom: bool = False
-    channels: tuple[str, ...] = ()
-
-    def found(self, shared: Path) -> Found:
-        """The case, named by its place below ``shared`` if the list gave it no name."""
-        first = self.images[0]
-        own = first.relative_to(shared).as_posix() if self.name is None else self.name
-        # a DICOM folder that is the shared folder itself has only its name
-        return Found(
-            self.images, PurePosixPath(first.name if own == "." else own), self.bids, self.dicom, self.channels
-        )
 
 
 def find_images(
     inputs: Sequence[str | Path], output: str | Path, *, include_labels: bool = False, suffixes: Sequence[str] = ()
 ) -> Inputs:
-    """The cases of all inputs, in the order given; those of a folder sorted; the same images once.
+    """Find the cases of all inputs, in the order given; those of a folder sorted; the same images once.
 
     A folder is searched to the bottom, through links, without hidden files and folders, files that an earlier run
     wrote, and labels by their name or folder. A BIDS data set, or a ``sub-*`` folder of one, gives the scans under
@@ -104,46 +65,49 @@ def find_images(
     if missing:
         raise UsageError(f"{some(missing)}: no such file or folder. Check the spelling; {_TAKEN} is needed.")
     search = Search(os.path.realpath(output), include_labels, suffixes)
-    items = [item for path in given for item in _items(absolute(path), search)]
-    bases = {item.base for item in items if item.name is None}
-    shared = Path(os.path.commonpath(bases)) if bases else Path()
-    once: dict[tuple[tuple[str, ...], str | None], _Item] = {}
-    for item in items:
-        once.setdefault((tuple(map(_place, item.images)), item.name), item)
-    cases = tuple(item.found(shared) for item in once.values())
+    bounded = [pair for path in given for pair in _cases(absolute(path), search)]
+    folders = {folder for folder, case in bounded if not case.relative.name}
+    shared = Path(os.path.commonpath(folders)) if folders else Path()
+    once: dict[tuple[tuple[str, ...], PurePosixPath], Case] = {}
+    for _, case in bounded:
+        once.setdefault((tuple(map(_place, case.images)), case.relative), case)
+    cases = tuple(case if case.relative.name else _placed_below(shared, case) for case in once.values())
     images = {image for case in cases for image in case.images}
     passed_over = tuple(file for file in search.passed_over if file.path not in images)
     return Inputs(cases, passed_over, tuple(_several_suffixes(cases)))
 
 
 def _place(path: Path) -> str:
-    """One for a name reached in two ways; not for two names linked to one file, as DataLad stores equal scans."""
+    """Path with its folder's links followed: two ways to one name are one, two links to one file (DataLad) are not."""
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
-def _items(path: Path, search: Search) -> list[_Item]:
+def _placed_below(shared: Path, case: Case) -> Case:
+    """The case with its path below the folder that all inputs share; of a DICOM folder that is this one, its name."""
+    image = case.images[0]
+    relative = PurePosixPath(image.relative_to(shared).as_posix())
+    return replace(case, relative=relative if relative.name else PurePosixPath(image.name))
+
+
+def _cases(path: Path, search: Search) -> list[tuple[Path, Case]]:
+    """The cases of one input, each with the folder that bounds the search for the shared one."""
     if os.path.isdir(path):
-        return _folder_items(path, search)
+        return _cases_in_folder(path, search)
     if reader_for(path) is not None:
-        return [_Item((path,), path.parent)]
+        return [(path.parent, Case((path,)))]
     if (image := partner(path)) is not None:  # the header of a pair
-        return [_Item((image,), path.parent)]
+        return [(image.parent, Case((image,)))]
     suffix = path.suffix.lower()
-    if suffix == ".csv":
-        return [_listed(one) for one in read_csv(path)]
-    if suffix == ".json":
-        return [_listed(one) for one in read_json(path)]
+    if suffix in (".csv", ".json"):
+        listed = read_csv(path) if suffix == ".csv" else read_json(path)
+        return [(case.images[0].parent, case) for case in listed]
     if suffix in DICOM_SUFFIXES or is_dicom(path):
         raise UsageError(f"{shown(path)}: one DICOM file; a series is needed. Give its folder, {shown(path.parent)}.")
     kind = kind_by_name(path)
     raise UsageError(f"{shown(path)}: {'a file of another kind' if kind == NO_IMAGE else kind}; {_TAKEN} is needed.")
 
 
-def _listed(one: Listed) -> _Item:
-    return _Item(one.images, one.images[0].parent, one.name, dicom=one.dicom, channels=one.channels)
-
-
-def _folder_items(folder: Path, search: Search) -> list[_Item]:
+def _cases_in_folder(folder: Path, search: Search) -> list[tuple[Path, Case]]:
     if os.path.realpath(folder) == search.skip:
         raise UsageError(
             f"{shown(folder)}: input and OUT are one folder, so that a second run would take outputs for images. "
@@ -151,20 +115,20 @@ def _folder_items(folder: Path, search: Search) -> list[_Item]:
         )
     root, before = bids_root(folder), len(search.passed_over)
     if root is None:
-        items = [_Item((path,), folder, dicom=dicom) for path, dicom in search.tree(folder)]
+        cases = [(folder, Case((path,), dicom=dicom)) for path, dicom in search.tree(folder)]
     else:
-        items = [_Item((path,), root, bids=True) for path in search.bids(folder, root)]
-    if not items:
+        cases = [(root, Case((path,), bids=True)) for path in search.bids(folder, root)]
+    if not cases:
         looked_for = "no .nii, .nii.gz or DICOM file in it or below" if root is None else "no scan in sub-*/anat or /ct"
         head, *reasons = describe(search.passed_over[before:]) or [""]
         rest = f"; {head} {'; '.join(reasons)}" if reasons else ""
         raise UsageError(
             f"{shown(folder)}: {looked_for} (hidden ones and OUT do not count){rest}. Give a folder with some."
         )
-    return sorted(items, key=lambda item: item.images[0].parts)
+    return sorted(cases, key=lambda pair: pair[1].images[0].parts)
 
 
-def _several_suffixes(cases: Sequence[Found]) -> list[str]:
+def _several_suffixes(cases: Sequence[Case]) -> list[str]:
     """A sentence if subjects or sessions of BIDS have scans of several kinds, such as T1w and FLAIR."""
     kinds: dict[PurePosixPath, set[str]] = {}
     for case in cases:
@@ -174,8 +138,8 @@ def _several_suffixes(cases: Sequence[Found]) -> list[str]:
     if not several:
         return []
     names = sorted(set.union(*several))
-    who = f"{len(several)} BIDS subjects or sessions have" if len(several) > 1 else "1 BIDS subject or session has"
+    subjects = f"{len(several)} BIDS subjects or sessions have" if len(several) > 1 else "1 BIDS subject or session has"
     return [
-        f"{who} scans of several suffixes ({', '.join(map(shown, names))}), and each scan is a case; "
+        f"{subjects} scans of several suffixes ({', '.join(map(shown, names))}), and each scan is a case; "
         f"--suffix {shown(names[-1])} takes those of one kind"
     ]

@@ -8,37 +8,20 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..data.errors import UsageError
 from ..data.readers import reader_for
+from .case import Case
 from .paths import absolute, holds_dicom, shown
 
 _NO_PATH = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # the other surrogates stand for bytes that are no UTF-8
 _LIST_KEYS = ("test", "testing", "cases", "images")
 
 
-@dataclass(frozen=True)
-class Listed:
-    """A case as a list has it.
-
-    Args:
-        images: absolute paths, one per channel or a DICOM folder.
-        name: if it is given one.
-        dicom: whether its image is a folder.
-        channels: what the list calls each image: ``flair`` of a column ``image_flair``; empty texts for the others.
-    """
-
-    images: tuple[Path, ...]
-    name: str | None
-    dicom: bool
-    channels: tuple[str, ...] = ()
-
-
-def read_csv(table: Path) -> list[Listed]:
-    """The cases of a table with a column ``image``, or several that begin so, and maybe ``name``.
+def read_csv(table: Path) -> list[Case]:
+    """Read a table with a column ``image``, or several that begin so, and maybe ``name``.
 
     Raises:
         UsageError: it is malformed.
@@ -60,18 +43,18 @@ def read_csv(table: Path) -> list[Listed]:
         )
     channels = [_channel(header[i]) for i in columns]
     named = header.index("name") if "name" in header else len(header)
-    items = []
+    cases = []
     for line, cells in body:
         where = f"{shown(table)}, line {line}"
         if any(cells[len(header) :]):
             raise UsageError(f"{where}: {len(cells)} cells; the header has {len(header)}. Quote a cell with commas.")
         row = [*cells, *[""] * len(header)]
-        items.append(_listed([row[i] for i in columns], row[named] or None, where, table.parent, channels))
-    return items
+        cases.append(_case([row[i] for i in columns], row[named] or None, where, table.parent, channels))
+    return cases
 
 
-def read_json(table: Path) -> list[Listed]:
-    """The cases of a list of paths, or of objects with ``image`` and maybe ``name``.
+def read_json(table: Path) -> list[Case]:
+    """Read a list of paths, or of objects with ``image`` and maybe ``name``.
 
     Raises:
         UsageError: it is malformed.
@@ -89,15 +72,15 @@ def read_json(table: Path) -> list[Listed]:
             f"{shown(table)}: no list of cases, or several; one that is not empty is needed, alone or as the "
             f"only one of {', '.join(_LIST_KEYS)}."
         )
-    return [_json_item(entry, f"{shown(table)}, entry {i}", table.parent) for i, entry in enumerate(lists[0], 1)]
+    return [_json_case(entry, f"{shown(table)}, entry {i}", table.parent) for i, entry in enumerate(lists[0], 1)]
 
 
-def _json_item(entry: Any, where: str, folder: Path) -> Listed:
-    case = entry if isinstance(entry, dict) else {"image": entry}
-    name = case.get("name")
-    columns = [key for key in case if isinstance(key, str) and key.startswith("image")]
-    listed = isinstance(case.get("image"), list)
-    images = case["image"] if listed else [case[key] for key in columns]
+def _json_case(entry: Any, where: str, folder: Path) -> Case:
+    content = entry if isinstance(entry, dict) else {"image": entry}
+    name = content.get("name")
+    columns = [key for key in content if isinstance(key, str) and key.startswith("image")]
+    listed = isinstance(content.get("image"), list)
+    images = content["image"] if listed else [content[key] for key in columns]
     if (
         (listed and len(columns) > 1)
         or not images
@@ -108,7 +91,7 @@ def _json_item(entry: Any, where: str, folder: Path) -> Listed:
             f"{where}: {came}; a path or {{'image': path or [paths], 'name': text}} is needed, or image_A, image_B for "
             "the channels."
         )
-    return _listed(images, name, where, folder, [] if listed else [_channel(key) for key in columns])
+    return _case(images, name, where, folder, [] if listed else [_channel(key) for key in columns])
 
 
 def _channel(column: str) -> str:
@@ -116,7 +99,7 @@ def _channel(column: str) -> str:
     return column.removeprefix("image_") if column.startswith("image_") else ""
 
 
-def _listed(images: Sequence[str], name: str | None, where: str, folder: Path, channels: Sequence[str] = ()) -> Listed:
+def _case(images: Sequence[str], name: str | None, where: str, folder: Path, channels: Sequence[str] = ()) -> Case:
     unusable = [shown(text) for text in images if not text or _NO_PATH.search(text)]
     if unusable:
         raise UsageError(f"{where}: image '{unusable[0]}'; the path of a file is needed. Fill it in or leave it out.")
@@ -132,8 +115,8 @@ def _listed(images: Sequence[str], name: str | None, where: str, folder: Path, c
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or ".." in parts or "\\" in name or _NO_PATH.search(name):
             raise UsageError(f"{where}: name '{shown(name)}'; one below OUT is needed, such as 'a' or 'a/b'.")
-        name = str(PurePosixPath(name))
-    return Listed(paths, name, os.path.isdir(paths[0]), tuple(channels) if any(channels) else ())
+    relative = PurePosixPath(name or "")
+    return Case(paths, relative, dicom=os.path.isdir(paths[0]), channels=tuple(channels) if any(channels) else ())
 
 
 def _text(table: Path) -> str:

@@ -5,77 +5,21 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from ..data.errors import UsageError
 from ..data.passed_over import PassedOver
 from ..data.readers import reader_for
-from .dicom_cases import name_cases
+from .case import KINDS, Case
+from .dicom_cases import split_series
 from .inputs import find_images
 from .passed_over import describe
 from .paths import shown, some
 
-if TYPE_CHECKING:
-    from ..data.dicom import Series
-
-# kind of an output: its suffix in a BIDS derivative (https://bids-specification.readthedocs.io, "Imaging derivatives")
-KINDS = {"seg": "dseg", "prob": "probseg", "entropy": "entropy", "variance": "variance"}
 RESERVED = ("run.json", "stats.csv", "report.html", "predictions.csv", "dataset_description.json")  # at the top of OUT
 _EXISTING = ("refuse", "resume", "overwrite")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One case of a run.
-
-    Args:
-        index: its place among all cases, from 0, the same in every shard.
-        images: absolute paths, one per channel; of a DICOM case, the folder.
-        name: path below OUT, without suffix, ``/`` between folders.
-        bids: outputs are named as BIDS derivatives.
-        dicom: its image is a folder with DICOM files.
-        series: which of that folder's; None where the folder could not be made out, which the run reports.
-        channels: what a list calls its images, such as ``flair`` of a column ``image_flair``; may be empty.
-        seg: whether the labels of a DICOM series are written as a DICOM SEG, too.
-    """
-
-    index: int
-    images: tuple[Path, ...]
-    name: str
-    bids: bool = False
-    dicom: bool = False
-    series: Series | None = None
-    channels: tuple[str, ...] = ()
-    seg: bool = True
-
-    def path(self, kind: str) -> PurePosixPath:
-        """Where an output goes, below OUT: ``NAME_seg.nii.gz``, or ``sub-01_desc-T1w_dseg.nii.gz`` in BIDS.
-
-        Args:
-            kind: one of ``KINDS``.
-        """
-        if not self.bids:
-            return PurePosixPath(f"{self.name}_{kind}.nii.gz")
-        place = PurePosixPath(self.name)
-        return place.with_name(f"{_described(place.name)}_{KINDS[kind]}.nii.gz")
-
-    def paths(self, kinds: Collection[str]) -> list[PurePosixPath]:
-        """Where its outputs go, below OUT; the labels of a DICOM series also as a DICOM SEG."""
-        paths = [self.path(kind) for kind in kinds]
-        return [*paths, self.dicom_seg] if self.dicom and self.seg and "seg" in kinds else paths
-
-    @property
-    def dicom_seg(self) -> PurePosixPath:
-        """Where a series' DICOM SEG goes, below OUT."""
-        return PurePosixPath(f"{self.name}_seg.dcm")
-
-    @property
-    def source(self) -> str:
-        """Its images, as one printable line."""
-        return " + ".join(map(shown, self.images))
 
 
 @dataclass(frozen=True)
@@ -103,9 +47,8 @@ class Plan:
     include_labels: bool = False
 
     def files(self) -> list[Path]:
-        """All that is written for the cases of this shard, pictures too."""
-        pictures = [PurePosixPath("qc", f"{case.name}.png") for case in self.cases]
-        return [self.output / path for path in [*(p for case in self.cases for p in case.paths(KINDS)), *pictures]]
+        """All files that may be written for the cases of this shard, pictures too."""
+        return [self.output / path for case in self.cases for path in (*case.paths(KINDS), case.picture)]
 
     def table(self) -> str:
         """A line ``input -> outputs`` for each case, and their number."""
@@ -181,15 +124,12 @@ def plan_cases(
         )
     _check_folder(output)
     found = find_images(inputs, output, include_labels=include_labels, suffixes=suffixes)
-    named, no_volumes = name_cases(found.cases)
+    split, no_volumes = split_series(found.cases)
     passed_over = (*found.passed_over, *no_volumes)
-    if not named:
+    if not split:
         head, *reasons = describe(passed_over)
         raise UsageError(f"no case in the inputs; {head} {'; '.join(reasons)}. Give a folder with some.")
-    cases = [
-        Case(i, one.found.images, one.name, one.found.bids, one.found.dicom, one.series, one.found.channels, seg)
-        for i, one in enumerate(named)
-    ]
+    cases = [replace(case, index=i, seg=seg) for i, case in enumerate(split)]
     _check_clashes(cases, outputs)
     _check_inputs_stay(cases, outputs, output)
     _check_places(cases, outputs, output)
@@ -206,15 +146,6 @@ def plan_cases(
     if existing == "refuse":
         _check_absent(plan)
     return plan
-
-
-def _described(stem: str) -> str:
-    """``sub-01_acq-x_T1w`` to ``sub-01_acq-x_desc-T1w``; of ``desc-a``, which may be there only once, ``desc-aT1w``."""
-    *entities, suffix = stem.split("_")
-    if not entities or "-" in suffix:
-        return stem
-    described = "".join(entity[5:] for entity in entities if entity.startswith("desc-"))
-    return "_".join([*(e for e in entities if not e.startswith("desc-")), f"desc-{described}{suffix}"])
 
 
 def _key(path: str | PurePosixPath) -> str:
@@ -239,7 +170,7 @@ def _check_clashes(cases: Sequence[Case], outputs: Sequence[str]) -> None:
     clashes: dict[tuple[int, int], str] = {}
     for case in cases:
         # the picture too: a BIDS case and another of the same name differ in their outputs only
-        for path in [*map(case.path, outputs), PurePosixPath("qc", f"{case.name}.png")]:
+        for path in (*map(case.path, outputs), case.picture):
             first = owners.setdefault(_key(path), case)
             if first is not case:
                 line = f"{first.source} and {case.source}, as {shown(path)}"

@@ -13,9 +13,9 @@ from ..data.files import file_sha256
 from ..data.readers import read_grid, read_volume
 from ..data.volume import Grid, Volume
 from .bundle import Bundle
+from .case import Case
 from .label_values import check_label_values
 from .memory import check_memory
-from .plan import Case
 from .predict import Options
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.pipeline import inputs, search
-from monai_vit3d.pipeline.inputs import Found
+from monai_vit3d.pipeline.case import Case
 from monai_vit3d.pipeline.paths import shown
 from monai_vit3d.pipeline.search import kind_by_name
 
@@ -57,16 +57,16 @@ def out(tmp_path):
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "A.NII", "a.b.Nii.Gz", "é ü.nii", ".hidden.nii"])
 def test_a_file_is_itself(tree, out, name):
     path = tree(f"sub/{name}") / "sub" / name
-    assert find_images([path], out) == [Found((path,), PurePosixPath(name))]
-    assert find_images([str(path)], str(out)) == [Found((path,), PurePosixPath(name))]
+    assert find_images([path], out) == [Case((path,), PurePosixPath(name))]
+    assert find_images([str(path)], str(out)) == [Case((path,), PurePosixPath(name))]
 
 
 def test_relative_paths_become_absolute(tree, out, monkeypatch):
     root = tree("a/x.nii", "b/y.nii")
     monkeypatch.chdir(root / "a")
     assert find_images(["x.nii", "../b/y.nii"], out) == [
-        Found((root / "a/x.nii",), PurePosixPath("a/x.nii")),
-        Found((root / "b/y.nii",), PurePosixPath("b/y.nii")),
+        Case((root / "a/x.nii",), PurePosixPath("a/x.nii")),
+        Case((root / "b/y.nii",), PurePosixPath("b/y.nii")),
     ]
     assert relatives(find_images(["."], out)) == ["x.nii"]
 
@@ -549,8 +549,8 @@ def test_lists(listed, out, name, content):
     table = listed(name, content)
     root = table.parent
     assert find_images([table], out) == [
-        Found((root / "a.nii.gz",), PurePosixPath("a.nii.gz")),
-        Found((root / "sub/b.nii",), PurePosixPath("sub/b.nii")),
+        Case((root / "a.nii.gz",), PurePosixPath("a.nii.gz")),
+        Case((root / "sub/b.nii",), PurePosixPath("sub/b.nii")),
     ]
 
 

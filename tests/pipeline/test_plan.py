@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.pipeline.plan import KINDS, Case, parse_shard, plan_cases
+from monai_vit3d.pipeline.case import KINDS, Case
+from monai_vit3d.pipeline.plan import parse_shard, plan_cases
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_plain_names(tree, out):
     ],
 )
 def test_bids_names(name, kind, expected):
-    assert Case(0, (), name, bids=True).path(kind) == PurePosixPath(f"{expected}.nii.gz")
+    assert Case((), PurePosixPath(name), bids=True).path(kind) == PurePosixPath(f"{expected}.nii.gz")
 
 
 def test_bids_data_set(tree, out):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from monai_vit3d.data import ImageError
 from monai_vit3d.data.dicom import find_series
 from monai_vit3d.pipeline import reading
 from monai_vit3d.pipeline.bundle import load_bundle
-from monai_vit3d.pipeline.plan import Case
+from monai_vit3d.pipeline.case import Case
 from monai_vit3d.pipeline.predict import Options
 from tests.clinical import nifti, packed
 from tests.dicom import series as write_series
@@ -29,16 +30,16 @@ def test_hashes_of_channels(tmp_path, bundle):
     paths = [tmp_path / "a.nii.gz", tmp_path / "b.nii"]
     for path in paths:
         path.write_bytes(packed(nifti()) if path.suffix == ".gz" else nifti())
-    volumes = reading.read_case(Case(0, tuple(paths), "a"), bundle, Options())
+    volumes = reading.read_case(Case(tuple(paths), PurePosixPath("a")), bundle, Options())
     assert [volume.sha256 for volume in volumes] == [(sha256(path),) for path in paths]
-    assert reading.case_sha256(Case(0, tuple(paths), "a")) == [sha256(path) for path in paths]
-    assert reading.case_sha256(Case(0, (tmp_path / "gone.nii",), "a")) == []
+    assert reading.case_sha256(Case(tuple(paths), PurePosixPath("a"))) == [sha256(path) for path in paths]
+    assert reading.case_sha256(Case((tmp_path / "gone.nii",), PurePosixPath("a"))) == []
 
 
 def test_labels_are_refused_unless_they_are_asked_for(tmp_path, bundle):
     path = tmp_path / "a.nii"
     path.write_bytes(nifti(values=(np.indices((20, 16, 12)).sum(0) > 20) + 0.0, shape=(20, 16, 12)))
-    case = Case(0, (path,), "a")
+    case = Case((path,), PurePosixPath("a"))
     with pytest.raises(ImageError, match=r"2 different values, all whole \(0, 1\): labels, not a scan"):
         reading.read_case(case, bundle, Options())
     (volume,) = reading.read_case(case, bundle, Options(), include_labels=True)
@@ -47,7 +48,7 @@ def test_labels_are_refused_unless_they_are_asked_for(tmp_path, bundle):
 
 def test_a_series_that_is_written_to_meanwhile_is_refused(tmp_path, bundle, monkeypatch):
     (series,) = find_series(write_series(tmp_path / "ct"))
-    case = Case(0, (tmp_path / "ct",), "ct", dicom=True, series=series)
+    case = Case((tmp_path / "ct",), PurePosixPath("ct"), dicom=True, series=series)
     (volume,) = reading.read_case(case, bundle, Options())
     assert volume.sha256 == tuple(map(sha256, series.files))
     real = reading.read_series
