@@ -9,9 +9,9 @@ from monai.bundle import ConfigParser
 from monai_vit3d.networks.lora import merge_lora
 from monai_vit3d.weights import save_backbone
 from tests.bundles import balls as b
-from tests.bundles.helpers import BUNDLES, failure_here, run, run_here, torchrun
+from tests.bundles.helpers import failure_here, run, run_here, torchrun
 from tests.bundles.test_hippocampus import SMALL
-from tests.conftest import BUNDLE
+from tests.helpers import BUNDLES, HIPPOCAMPUS
 
 ADAPTED = (".attn.qkv.weight", ".attn.proj.weight")
 
@@ -42,33 +42,33 @@ def in_blocks(given):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_segmentation(processes, phantom_task, tmp_path):
     data, split = phantom_task
-    given = encoder(BUNDLE, tmp_path / "encoder.safetensors", SMALL)
+    given = encoder(HIPPOCAMPUS, tmp_path / "encoder.safetensors", SMALL)
     options = {"epochs": 2, "val_interval": 1, "ema_decay": 0.5, "output_dir": tmp_path, "dataset_dir": data}
     options |= {"split_file": split, "pretrained": tmp_path / "encoder.safetensors", "lora_rank": 2, **SMALL}
     if processes == 1:
-        run_here(BUNDLE, "train", **options)
+        run_here(HIPPOCAMPUS, "train", **options)
     else:
         both = "['configs/train.yaml','configs/multi_gpu_train.yaml']"
-        run(torchrun("run", config_file=both, **options), BUNDLE)
+        run(torchrun("run", config_file=both, **options), HIPPOCAMPUS)
     assert changed(given, torch.load(tmp_path / "model.pt", weights_only=True)) == in_blocks(given)
     last = torch.load(tmp_path / "last.pt", weights_only=True)["network"]
     assert {tuple(v.shape) for k, v in last.items() if ".lora_A." in k} == {(2, 48)}
     assert all(torch.equal(last[f"backbone.{k}"], v) for k, v in given.items() if f"backbone.{k}" in last)
     model = {"ckpt_path": tmp_path / "model.pt", "output_dir": tmp_path / "out", "dataset_dir": data / "imagesTr"}
-    run_here(BUNDLE, "inference", **model, **SMALL)
+    run_here(HIPPOCAMPUS, "inference", **model, **SMALL)
     assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 12
 
 
 @pytest.mark.slow
 def test_classification(balls, tmp_path):
     options = {**b.of(balls), **b.QUICK, "output_dir": tmp_path, "pretrained": tmp_path / "encoder.safetensors"}
-    given = encoder(b.BUNDLE, tmp_path / "encoder.safetensors", b.of(balls))
-    run_here(b.BUNDLE, "train", epochs=1, lora_rank=3, **options)
+    given = encoder(b.HIPPOCAMPUS, tmp_path / "encoder.safetensors", b.of(balls))
+    run_here(b.HIPPOCAMPUS, "train", epochs=1, lora_rank=3, **options)
     for name in ("best.pt", "model.pt"):  # as trained, and calibrated
         assert changed(given, b.load(tmp_path / name)) == in_blocks(given)
-    run_here(b.BUNDLE, "train", epochs=1, lora_rank=3, **options)  # a finished run goes on from last.pt
+    run_here(b.HIPPOCAMPUS, "train", epochs=1, lora_rank=3, **options)  # a finished run goes on from last.pt
     model = {"ckpt_path": tmp_path / "model.pt", "output_dir": tmp_path / "scores"}
-    run_here(b.BUNDLE, "inference", "evaluate", **model, **b.of(balls))
+    run_here(b.HIPPOCAMPUS, "inference", "evaluate", **model, **b.of(balls))
     assert 0 <= b.read_metrics(tmp_path / "scores")["auc"] <= 1
 
 
@@ -95,11 +95,11 @@ def test_the_network_has_adapters_where_they_are_asked_for(bundle, rank, entry, 
 
 
 def test_adapters_need_an_encoder_that_was_trained(balls, tmp_path):
-    said = failure_here(b.BUNDLE, "train", lora_rank=2, output_dir=tmp_path, **b.of(balls))
+    said = failure_here(b.HIPPOCAMPUS, "train", lora_rank=2, output_dir=tmp_path, **b.of(balls))
     assert "lora_rank=2 without pretrained" in said
     assert not list(tmp_path.glob("*.pt"))
 
 
 def test_a_rank_that_cannot_be(balls, tmp_path):
-    said = failure_here(b.BUNDLE, "train", lora_rank=-1, output_dir=tmp_path, **b.of(balls))
+    said = failure_here(b.HIPPOCAMPUS, "train", lora_rank=-1, output_dir=tmp_path, **b.of(balls))
     assert "rank=-1; a whole number from 1 is needed" in said

@@ -11,8 +11,8 @@ from monai_vit3d.cli import main
 from monai_vit3d.data.errors import BundleError, UsageError
 from monai_vit3d.pipeline.check import check_files
 from monai_vit3d.pipeline.info import describe_bundle
-from tests.bundles.helpers import BUNDLES
 from tests.clinical import write_clinical_folder
+from tests.helpers import BUNDLES
 from tests.pipeline import zoo, zoo_minis
 
 SHIPPED = ["hippocampus_segmentation", "medmnist3d_classification"]
