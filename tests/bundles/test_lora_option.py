@@ -62,13 +62,13 @@ def test_segmentation(processes, phantom_task, tmp_path):
 @pytest.mark.slow
 def test_classification(balls, tmp_path):
     options = {**b.of(balls), **b.QUICK, "output_dir": tmp_path, "pretrained": tmp_path / "encoder.safetensors"}
-    given = encoder(b.HIPPOCAMPUS, tmp_path / "encoder.safetensors", b.of(balls))
-    run_here(b.HIPPOCAMPUS, "train", epochs=1, lora_rank=3, **options)
+    given = encoder(b.BUNDLE, tmp_path / "encoder.safetensors", b.of(balls))
+    run_here(b.BUNDLE, "train", epochs=1, lora_rank=3, **options)
     for name in ("best.pt", "model.pt"):  # as trained, and calibrated
         assert changed(given, b.load(tmp_path / name)) == in_blocks(given)
-    run_here(b.HIPPOCAMPUS, "train", epochs=1, lora_rank=3, **options)  # a finished run goes on from last.pt
+    run_here(b.BUNDLE, "train", epochs=1, lora_rank=3, **options)  # a finished run goes on from last.pt
     model = {"ckpt_path": tmp_path / "model.pt", "output_dir": tmp_path / "scores"}
-    run_here(b.HIPPOCAMPUS, "inference", "evaluate", **model, **b.of(balls))
+    run_here(b.BUNDLE, "inference", "evaluate", **model, **b.of(balls))
     assert 0 <= b.read_metrics(tmp_path / "scores")["auc"] <= 1
 
 
@@ -95,11 +95,11 @@ def test_the_network_has_adapters_where_they_are_asked_for(bundle, rank, entry, 
 
 
 def test_adapters_need_an_encoder_that_was_trained(balls, tmp_path):
-    said = failure_here(b.HIPPOCAMPUS, "train", lora_rank=2, output_dir=tmp_path, **b.of(balls))
+    said = failure_here(b.BUNDLE, "train", lora_rank=2, output_dir=tmp_path, **b.of(balls))
     assert "lora_rank=2 without pretrained" in said
     assert not list(tmp_path.glob("*.pt"))
 
 
 def test_a_rank_that_cannot_be(balls, tmp_path):
-    said = failure_here(b.HIPPOCAMPUS, "train", lora_rank=-1, output_dir=tmp_path, **b.of(balls))
+    said = failure_here(b.BUNDLE, "train", lora_rank=-1, output_dir=tmp_path, **b.of(balls))
     assert "rank=-1; a whole number from 1 is needed" in said

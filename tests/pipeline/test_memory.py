@@ -47,11 +47,11 @@ def test_the_estimate_is_enough_and_not_far_too_much(tmp_path, order, degrees):
 def test_the_shape_of_a_turned_grid_is_known(tmp_path_factory, degrees, diagonal):
     path = write(tmp_path_factory.mktemp("turned") / "scan.nii", (30, 20, 10), degrees)
     bundle = load_bundle(HIPPOCAMPUS, "cpu")
-    spacing = next(step for step in bundle.preprocessing if hasattr(step, "spacing_transform"))
+    spacing = next(step for step in bundle.preprocessing.steps if hasattr(step, "spacing_transform"))
     spacing.spacing_transform.diagonal = diagonal
     image = MetaTensor(torch.zeros(1, 30, 20, 10), affine=torch.as_tensor(nib.load(path).affine))
     data = {"image": image}
-    for step in bundle.preprocessing[1 : bundle.preprocessing.index(spacing) + 1]:
+    for step in bundle.preprocessing.steps[1 : bundle.preprocessing.steps.index(spacing) + 1]:
         data = step(data)
     known = network_shape(read_grid(path), bundle)
     assert np.abs(np.subtract(known, data["image"].shape[1:])).max() <= 1  # MONAI rounds, the estimate rounds up
