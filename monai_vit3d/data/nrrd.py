@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .attached import Header, numbers, read_attached, read_attached_grid
-from .nifti.door import MAX_VOXELS
-from .nifti.stream import AGAIN, refusal
-from .volume import Array, Grid, Volume
+from .image_file import ImageHeader
+from .nifti.stream import AGAIN, Stream, refusal
+from .text_headers import HEADER_LIMIT, attached_voxels, parse_numbers
+from .volume import Array
 
 _CONVERT = "Save it as .nii.gz with 3D Slicer or SimpleITK."
 _WORDS = {
@@ -39,24 +39,10 @@ _SPACES = {
 }
 
 
-def read_volume(
-    path: str | Path,
-    volume: int | None = None,
-    max_voxels: int = MAX_VOXELS,
-    exact: bool = False,
-    hashed: bool = False,
-) -> Volume:
-    """Read one volume; arguments, result and errors as of ``data.read_volume``."""
-    return read_attached(_parse, path, volume, max_voxels, exact, hashed)
-
-
-def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Grid:
-    """Read where the image lies; arguments and errors as of ``data.read_grid``."""
-    return read_attached_grid(_parse, path, volume, max_voxels)
-
-
-def _parse(head: bytes, path: Path) -> Header:
-    fields, start = _fields(head, path)
+def parse(stream: Stream, volume: int | None) -> ImageHeader:
+    """Parse the header of an NRRD file with attached voxels; errors as of ``data.read_volume``."""
+    path = stream.path
+    fields, start = _fields(stream.peek(HEADER_LIMIT), path)
     if "data file" in fields or "datafile" in fields:
         raise refusal(path, "its voxels lie in another file", _CONVERT)
     if any(fields.get(name, "0") != "0" for name in ("byte skip", "byteskip", "line skip", "lineskip")):
@@ -67,9 +53,10 @@ def _parse(head: bytes, path: Path) -> Header:
     encoding = fields.get("encoding", "").lower()
     if encoding not in _WBITS:
         raise refusal(path, f"encoding '{encoding}'; raw or gzip is needed", _CONVERT)
-    h, w, d = (int(n) for n in numbers(fields.get("sizes", ""), 3, "sizes", path))
+    h, w, d = (int(n) for n in parse_numbers(fields.get("sizes", ""), 3, "sizes", path))
     affine, warnings = _affine(fields, path)
-    return Header((h, w, d), _dtype(fields, path), affine, start, _WBITS[encoding], tuple(warnings))
+    dtype, wbits = _dtype(fields, path), _WBITS[encoding]
+    return attached_voxels(path, volume, (h, w, d), dtype, affine, start, wbits, tuple(warnings))
 
 
 def _fields(head: bytes, path: Path) -> tuple[dict[str, str], int]:
@@ -103,11 +90,11 @@ def _affine(fields: dict[str, str], path: Path) -> tuple[Array, list[str]]:
     affine = np.eye(4)
     if "space directions" in fields:
         text = re.sub("[(),]", " ", fields["space directions"])
-        affine[:3, :3] = np.reshape(numbers(text, 9, "space directions", path), (3, 3)).T
+        affine[:3, :3] = np.reshape(parse_numbers(text, 9, "space directions", path), (3, 3)).T
     elif "spacings" in fields:
-        affine[:3, :3] = np.diag(numbers(fields["spacings"], 3, "spacings", path))
+        affine[:3, :3] = np.diag(parse_numbers(fields["spacings"], 3, "spacings", path))
     else:
         warnings.append("no space directions or spacings in its header; voxels of 1 mm were taken")
     origin = re.sub("[(),]", " ", fields.get("space origin", "0 0 0"))
-    affine[:3, 3] = numbers(origin, 3, "space origin", path)
+    affine[:3, 3] = parse_numbers(origin, 3, "space origin", path)
     return np.diag([*(signs or (-1, -1, 1)), 1.0]) @ affine, warnings

@@ -1,7 +1,8 @@
-"""Inferers: how a network is run over a volume."""
+"""Run a network over a volume: sliding windows, label maps, mixed precision, flips, other engines."""
 
 from .autocast import AutocastInferer
-from .backends import BACKENDS, BackendNetwork, resolve_backend
+from .backends import BackendNetwork
+from .engines import BACKENDS, ENGINES, resolve_backend
 from .entropy import PredictionEntropy
 from .invert import LabelInverter, argmax
 from .label_inferer import LabelInferer
@@ -14,6 +15,7 @@ from .way_back import WayBack, way_back
 
 __all__ = [
     "BACKENDS",
+    "ENGINES",
     "AutocastInferer",
     "BackendNetwork",
     "CannotStitch",
