@@ -3,8 +3,8 @@
     python benchmarks/stitching.py --rounds 5
 
 Windows of 96^3 with a Gaussian, an overlap of 0.25 and 0.5, for 14 and 117 classes. The network is one product into
-memory that is there already, so that stitching is what is timed. Ours is `stitch_windows` with `likeliest`. The limit
-is the network alone, and one pass over the windows that it gave. Peak memory is of a process of its own each: the
+memory that is there already, so that stitching is what is timed. Ours is `stitch_windows` with `argmax_classes`. The
+limit is the network alone, and one pass over the windows that it gave. Peak memory is of a process of its own each: the
 kernel's (VmHWM), on Linux.
 """
 
@@ -19,7 +19,7 @@ import torch
 from in_turn import added_bytes, command_line, head, show, timed, with_each_allocator
 from monai.inferers import SlidingWindowInferer
 
-from monai_vit3d.inferers import likeliest, stitch_windows
+from monai_vit3d.inferers import argmax_classes, stitch_windows
 
 WINDOW = (96, 96, 96)
 POINTS = {14: (240, 192, 160), 117: (240, 144, 96)}  # classes: volume
@@ -39,7 +39,7 @@ class Network:
 
 def ours(image: torch.Tensor, network: Network, inferer: SlidingWindowInferer) -> torch.Tensor:
     """Ours."""
-    return stitch_windows(image, network, inferer, lambda planes: likeliest(planes[0])[None, None])
+    return stitch_windows(image, network, inferer, lambda planes: argmax_classes(planes[0])[None, None])
 
 
 def by_monai(image: torch.Tensor, network: Network, inferer: SlidingWindowInferer) -> torch.Tensor:

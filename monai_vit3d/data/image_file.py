@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from .nifti.file_bytes import Stream, open_stream, refusal
 from .nifti.geometry import check_affine, oddities
-from .nifti.stream import Stream, open_stream, refusal
 from .nifti.voxels import to_float32
 from .volume import MAX_VOXELS, Array, Grid, Volume
 

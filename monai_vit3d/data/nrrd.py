@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .image_file import ImageHeader
-from .nifti.stream import AGAIN, Stream, refusal
+from .nifti.file_bytes import AGAIN, Stream, refusal
 from .text_headers import HEADER_LIMIT, attached_voxels, parse_numbers
 from .volume import Array
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .image_file import ImageHeader
-from .nifti.stream import AGAIN, refusal
+from .nifti.file_bytes import AGAIN, refusal
 from .volume import Array, Grid
 
 HEADER_LIMIT = 2**20  # bytes

@@ -1,6 +1,9 @@
 """What MONAI's engines need and do not have: moving averages, reproducible epochs, atomic checkpoints, scores."""
 
-from .attached import Attached
+from typing import Any
+
+from ..deprecated import find_renamed
+from .attach_handlers import AttachHandlers
 from .calibration import Calibration, calibrate
 from .checkpoint import AtomicCheckpoint, save_atomic
 from .classification import ClassificationMetric, PredictionsCSV
@@ -8,21 +11,21 @@ from .determinism import EpochSeed
 from .ema import EMAHandler, moving_average
 from .feature_monitor import FeatureMonitor
 from .finite import FiniteCheck
-from .mixup import MixUpBatch
-from .pretraining import MaskedBatch, StepSchedule
+from .mixup import PrepareBatchMixUp
+from .pretraining import PrepareBatchMasked, StepSchedule
 from .processes import end_with_one_line, leave_process_group
 
 __all__ = [
     "AtomicCheckpoint",
-    "Attached",
+    "AttachHandlers",
     "Calibration",
     "ClassificationMetric",
     "EMAHandler",
     "EpochSeed",
     "FeatureMonitor",
     "FiniteCheck",
-    "MaskedBatch",
-    "MixUpBatch",
+    "PrepareBatchMasked",
+    "PrepareBatchMixUp",
     "PredictionsCSV",
     "StepSchedule",
     "calibrate",
@@ -31,3 +34,7 @@ __all__ = [
     "moving_average",
     "save_atomic",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return find_renamed(__name__, name)

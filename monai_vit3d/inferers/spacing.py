@@ -46,15 +46,15 @@ class SpacingInferer(Inferer):
         """Run ``network`` over ``inputs`` ``(B, C, H, W, D)`` and return the inferer's output.
 
         Raises:
-            UsageError: as :func:`told_spacing`; or samples of several spacings that are not run as one batch.
+            UsageError: as :func:`with_spacing`; or samples of several spacings that are not run as one batch.
         """
-        with told_spacing(network, inputs):
+        with with_spacing(network, inputs):
             self._require_one_spacing(network)
             return self.inferer(inputs, network, *args, **kwargs)
 
     def _require_one_spacing(self, network: nn.Module) -> None:
         """Refuse several spacings in sliding windows, whose batches mix the samples."""
-        inner = unwrapped(self)
+        inner = unwrap_inferer(self)
         several = any(p.spacing_mm is not None and len(p.spacing_mm) > 1 for p in mm_positions(network))
         if several and not isinstance(inner, SimpleInferer):
             raise UsageError(
@@ -63,34 +63,34 @@ class SpacingInferer(Inferer):
             )
 
 
-WRAPPERS = (AutocastInferer, SpacingInferer)
+INFERER_WRAPPERS = (AutocastInferer, SpacingInferer)
 
 
-def wrappers(inferer: Inferer) -> list[Any]:
+def inferer_wrappers(inferer: Inferer) -> list[Any]:
     """List the :class:`AutocastInferer` and :class:`SpacingInferer` around an inferer, from the outside in."""
     outer = []
-    while type(inferer) in WRAPPERS:  # a subclass may do anything
+    while type(inferer) in INFERER_WRAPPERS:  # a subclass may do anything
         outer.append(inferer)
         inferer = inferer.inferer
     return outer
 
 
-def unwrapped(inferer: Inferer) -> Inferer:
-    """Return the inferer inside its :func:`wrappers`."""
-    outer = wrappers(inferer)
+def unwrap_inferer(inferer: Inferer) -> Inferer:
+    """Return the inferer inside its :func:`inferer_wrappers`."""
+    outer = inferer_wrappers(inferer)
     return outer[-1].inferer if outer else inferer
 
 
-def rewrapped(inferer: Inferer, inner: Inferer) -> Inferer:
-    """Put copies of an inferer's :func:`wrappers` around another one."""
-    for wrapper in reversed(wrappers(inferer)):
+def rewrap_inferer(inferer: Inferer, inner: Inferer) -> Inferer:
+    """Put copies of an inferer's :func:`inferer_wrappers` around another one."""
+    for wrapper in reversed(inferer_wrappers(inferer)):
         wrapper = copy.copy(wrapper)
         wrapper.inferer, inner = inner, wrapper
     return inner
 
 
 @contextmanager
-def told_spacing(network: nn.Module, image: Tensor) -> Iterator[None]:
+def with_spacing(network: nn.Module, image: Tensor) -> Iterator[None]:
     """Give the network's rotary positions in mm the spacing of ``image`` within the ``with`` block, not longer.
 
     Afterwards they have the spacing that they had before, so that no later image is read with this one's. Backward

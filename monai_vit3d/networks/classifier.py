@@ -14,7 +14,7 @@ from .layer_decay import backbone_matcher, backbone_no_weight_decay
 from .model_args import describe_around_backbone
 from .options import require_final_norm, resolve_indices, spread_blocks
 from .pretrained import Pretrained
-from .tasks import output_layer
+from .task_losses import output_layer
 
 
 class TokenClassifier(Pretrained):

@@ -17,14 +17,14 @@ from ..data.files import following_no_links, remove_parts
 from .bundle import Bundle, load_bundle
 from .config import Choice, choice_of
 from .metadata import Metadata, read_metadata
-from .passed_over import recorded
+from .passed_over_summary import recorded
 from .plan import RESERVED, Plan, plan_cases
-from .record import RunRecord, merged, merging, write_json
+from .record import RunRecord, merge_records, merging, write_json
 from .unpack import open_bundle
 
 if TYPE_CHECKING:
-    from .cohort import Summary
     from .predict import Options
+    from .run_cases import Summary
 
 logger = logging.getLogger(__name__)
 
@@ -132,18 +132,18 @@ def predict_folder(
     if jobs < 1:
         raise UsageError(f"--jobs {jobs}; 1 or more are needed.")
     choice = choice_of(config, overrides)
-    from ..data.dicom import UNITS
+    from ..data.dicom import VOXEL_UNITS
 
-    if units not in UNITS:
-        raise UsageError(f"--units {units}; one of {', '.join(UNITS)} is needed.")
+    if units not in VOXEL_UNITS:
+        raise UsageError(f"--units {units}; one of {', '.join(VOXEL_UNITS)} is needed.")
     with open_bundle(bundle) as root:
         kinds = _outputs(read_metadata(root), tta, uncertainty, probabilities)
         chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "seg": seg}
         plan = plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, **chosen)
         loaded = _loaded(root, device, safe, backend, bf16, choice)
         from .channels import order_channels
-        from .cohort import Doubts, predict_cohort
         from .predict import Options
+        from .run_cases import Doubts, run_cases
 
         plan, notes = order_channels(plan, loaded)
         for line in notes:
@@ -155,7 +155,7 @@ def predict_folder(
         record = RunRecord(plan.output, about, shard)
         with following_no_links(plan.output):
             try:
-                summary = predict_cohort(plan, loaded, record, options, jobs, existing == "resume", tell, doubts)
+                summary = run_cases(plan, loaded, record, options, jobs, existing == "resume", tell, doubts)
             finally:
                 record.close()
                 if record.begun:
@@ -171,7 +171,7 @@ def publish(output: Path) -> None:
 
     with merging(output):
         remove_parts(output / name for name in RESERVED)
-        about, records = merged(output)
+        about, records = merge_records(output)
         if any("cells" in record for record in records):
             write_predictions(records, output / "predictions.csv")
         else:

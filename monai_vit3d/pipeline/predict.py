@@ -24,18 +24,18 @@ from ..inferers import (
     PredictionEntropy,
     SpacingInferer,
     can_stitch,
-    finite,
+    require_finite_scores,
     stitch_windows,
-    unwrapped,
+    unwrap_inferer,
 )
 from ..layers.rope import mm_positions
-from .back import Back, check_grid, dtype_behind, inverter_for, labels_on_file_grid
 from .bundle import Bundle
-from .labelling import Reduction
 from .memory import out_of_memory
 from .postprocessing import through
 from .prepare import Prepared
+from .to_file_grid import Back, check_grid, dtype_behind, inverter_for, labels_on_file_grid
 from .value_names import ValueNames
+from .voxelwise import VoxelwisePostprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
             raise
     _free()
     smaller = copy.deepcopy(bundle.inferer)
-    window = unwrapped(smaller)
+    window = unwrap_inferer(smaller)
     if isinstance(window, SlidingWindowInferer):
         window.sw_batch_size = 1
     bundle = replace(bundle, inferer=smaller)
@@ -184,12 +184,12 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
     elif options.flip_axes:
         network = FlipEnsemble(network, options.flip_axes)
     entropy = PredictionEntropy(prepared.image.shape[1:], post.activation)
-    reduction = Reduction(post, options.uncertainty, options.probabilities, inverter, entropy)
+    reduction = VoxelwisePostprocessing(post, options.uncertainty, options.probabilities, inverter, entropy)
     precision: Any = torch.autocast(bundle.device.type) if bundle.autocast else contextlib.nullcontext()
     with torch.no_grad(), precision:
         found = _run(prepared, network, bundle, reduction)
     if found.dim() == 2:
-        return Output(numbers=finite(through(post.own_steps, found[0])).double().flatten().tolist())
+        return Output(numbers=require_finite_scores(through(post.own_steps, found[0])).double().flatten().tolist())
     parts = reduction.split(found[0])
     pred = parts.pop("labels")
     dtype = dtype_behind(post.decision if inverter else post.voxelwise, reduction.classes)
@@ -198,7 +198,7 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> Output:
     return Output(pred, dtype, reduction.classes, parts, inverted=done, entropy=entropy.per_labelled_voxel)
 
 
-def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: Reduction) -> Tensor:
+def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: VoxelwisePostprocessing) -> Tensor:
     """Windows that are turned into labels as they come, or the bundle's inferer as it stands."""
     # whether the bundle thinks of it or not; windows and other networks get plain tensors
     inferer, image = SpacingInferer(bundle.inferer), prepared.image[None]

@@ -14,10 +14,10 @@ from ..data.errors import UsageError, WeightsError
 from ..data.files import replacing
 from ..networks import VisionTransformer3D
 from ..networks.layer_facts import unlike_layers
-from ..networks.lora import merged
+from ..networks.lora import merged_lora
 from ..networks.model_args import RECORD, build_network, model_args
 from .files import as_state_dict, read_with_metadata, write_safetensors
-from .own import CONFIG, WEIGHTS, build_own, files_in, recorded_args
+from .pretrained import CONFIG, WEIGHTS, build_own, files_in, recorded_args
 
 N = TypeVar("N", bound=VisionTransformer3D)
 CARD = "README.md"
@@ -56,7 +56,7 @@ def save_network(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: a file; a folder is needed. Name another place.")
-    network = merged(network)
+    network = merged_lora(network)
     said = model_args(network)
     _refuse_unnamed(network, said)
     new = not folder.exists()

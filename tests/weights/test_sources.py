@@ -18,7 +18,7 @@ from monai_vit3d.layers import ConvStem3D
 from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
 from monai_vit3d.networks.layer_facts import unlike_layers
 from monai_vit3d.weights import hub, save_backbone, sources
-from monai_vit3d.weights.convert.wrapping import WORDS
+from monai_vit3d.weights.convert.unwrap import WORDS
 from monai_vit3d.weights.files import read_with_metadata
 from monai_vit3d.weights.sources import Source, identify, read_source
 

@@ -13,9 +13,9 @@ from nibabel.spm2analyze import Spm2AnalyzeHeader
 
 from ..image_file import ImageHeader
 from ..readers import partner
-from .door import with_geometry
+from .file_bytes import AGAIN, Stream, open_stream, refusal
 from .header import magic_of, parse_header, read_head
-from .stream import AGAIN, Stream, open_stream, refusal
+from .read import with_geometry
 
 _HEADER = (".hdr", ".hdr.gz")
 _MAGIC = (b"ni1\0", b"ni2\0", b"n+1\0", b"n+2\0")

@@ -1,0 +1,41 @@
+"""Read NIfTI files strictly: whole, checked and as float32, or refused with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..image_file import ImageHeader, read_image, read_image_grid
+from ..volume import MAX_VOXELS, Grid, Volume
+from .file_bytes import NIFTI_SUFFIXES, Stream
+from .geometry import read_geometry
+from .header import NiftiHeader, parse_header, read_head
+
+
+def read_volume(
+    path: str | Path,
+    volume: int | None = None,
+    max_voxels: int = MAX_VOXELS,
+    exact: bool = False,
+    hashed: bool = False,
+) -> Volume:
+    """Read one ``.nii`` or ``.nii.gz`` file and no other format; all else is as of ``data.read_volume``."""
+    return read_image(parse, NIFTI_SUFFIXES, path, volume, max_voxels, exact, hashed)
+
+
+def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Grid:
+    """Read where the image of a ``.nii`` or ``.nii.gz`` file lies; all else is as of ``data.read_grid``."""
+    return read_image_grid(parse, NIFTI_SUFFIXES, path, volume, max_voxels)
+
+
+def parse(stream: Stream, volume: int | None) -> ImageHeader:
+    """Parse the header of a single NIfTI-1 or NIfTI-2 file; errors as of ``data.read_volume``."""
+    return with_geometry(parse_header(read_head(stream.read), stream.path, volume))
+
+
+def with_geometry(header: NiftiHeader) -> ImageHeader:
+    """Add where the volume lies to what a NIfTI header declares."""
+    grid, warnings = read_geometry(header)
+    warnings = [*header.warnings, *warnings]
+    return ImageHeader(
+        grid, header.dtype, header.start, header.end, header.slope, header.inter, warnings=tuple(warnings)
+    )
