@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import itertools
+import multiprocessing
+import multiprocessing.connection
 import os
+import runpy
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +67,82 @@ def run_python(*arguments: str | Path, timeout: float = HANG, **options: Any) ->
             process.kill()
             raise
     return process.returncode, out, err
+
+
+# Importing torch and MONAI takes longer than most commands: one process does it, and is forked for each command.
+_WARM = multiprocessing.get_context("forkserver")
+_WARM.set_forkserver_preload(["torch", "monai.bundle", "ignite.engine", "monai_vit3d.cli", "monai_vit3d.networks"])
+
+
+def _run_as_main(words: Sequence[str], folder: str, environment: dict[str, str], output: str) -> None:
+    """Do what ``python -W ignore -m WORDS`` does, its output into a file."""
+    with open(output, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv, sys.path[:0] = list(words), [folder]
+    warnings.simplefilter("ignore")
+    try:
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    except SystemExit:
+        raise
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)
+    finally:
+        atexit._run_exitfuncs()  # a fork ends without them
+
+
+def run_warm(
+    words: Sequence[str], folder: Path, processes: int = 1, env: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Run a module as ``python -m`` or torchrun would, but in a fork of a process that has imported torch and MONAI.
+
+    Args:
+        words: the module's name and its arguments.
+        folder: the current folder of the processes.
+        processes: how many; 2 and more find each other by torchrun's environment variables.
+        env: further environment variables.
+
+    Returns:
+        exit code (of the first process that failed, if any) and the output of all processes, errors included.
+    """
+    environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT), **(env or {})}
+    if processes > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+        environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    with tempfile.TemporaryDirectory() as scratch:
+        outputs = [Path(scratch) / str(rank) for rank in range(processes)]
+        started = []
+        for rank, output in enumerate(outputs):
+            own = environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
+            started.append(_WARM.Process(target=_run_as_main, args=(list(words), str(folder), own, str(output))))
+            started[-1].start()
+        end = time.monotonic() + HANG
+        while any(one.is_alive() for one in started):  # as under torchrun, one that fails takes the others along
+            if time.monotonic() > end or any(one.exitcode for one in started):
+                for one in started:
+                    one.kill()
+            multiprocessing.connection.wait([one.sentinel for one in started if one.is_alive()], timeout=1)
+        # a process that was killed for another's sake has a negative code
+        code = max(one.exitcode for one in started) or min(one.exitcode for one in started)
+        return code, "".join(output.read_text(errors="replace") for output in outputs if output.exists())
+
+
+def pairwise(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Choose few rows of the axes' product in which each value of an axis meets each value of every other axis."""
+    positions = list(itertools.combinations(range(len(axes)), 2))
+
+    def pairs(row: tuple[int, ...]) -> set[tuple[int, int, int, int]]:
+        return {(i, j, row[i], row[j]) for i, j in positions}
+
+    rows = list(itertools.product(*(range(len(axis)) for axis in axes)))
+    missing, chosen = set().union(*map(pairs, rows)), []
+    while missing:
+        chosen.append(max(rows, key=lambda row: len(pairs(row) & missing)))
+        missing -= pairs(chosen[-1])
+    return [tuple(axis[i] for axis, i in zip(axes, row)) for row in sorted(chosen)]
