@@ -22,7 +22,7 @@ from monai_vit3d.pipeline.bundle import Bundle, load_bundle
 from monai_vit3d.pipeline.cohort import predict_cohort
 from monai_vit3d.pipeline.folder import publish
 from monai_vit3d.pipeline.plan import plan_cases
-from monai_vit3d.pipeline.predict import Options
+from monai_vit3d.pipeline.predictor import Predictor
 from monai_vit3d.pipeline.record import RunRecord
 
 PEER = "MONAI"
@@ -81,7 +81,7 @@ def ours(bundle: Bundle, images: list[Path], out: Path) -> list[dict]:
     plan = plan_cases(images, out, existing="overwrite")
     record, records = RunRecord(plan.output, {}), []
     try:
-        predict_cohort(plan, bundle, record, Options(), tell=records.append)
+        predict_cohort(plan, Predictor(bundle), record, on_case=records.append)
     finally:
         record.close()
     publish(plan.output)

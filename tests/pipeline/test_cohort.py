@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from monai_vit3d.pipeline.bundle import load_bundle
 from monai_vit3d.pipeline.cohort import predict_cohort
 from monai_vit3d.pipeline.plan import plan_cases
-from monai_vit3d.pipeline.predict import Options
+from monai_vit3d.pipeline.predictor import Predictor
 from monai_vit3d.pipeline.record import RunRecord
 from tests.clinical import CODES, nifti, packed, patched
 from tests.pipeline.tiny import (
@@ -365,7 +365,7 @@ def test_labels_come_back_on_any_grid(tmp_path, loaded, grid):
     (folder / "a.nii.gz").write_bytes(packed(patched(raw, (CODES, "h", 0)) if grid["shear"] else raw))
     plan = plan_cases([folder / "a.nii.gz"], folder / "out")
     record = RunRecord(plan.output, {})
-    summary = predict_cohort(plan, loaded, record, Options())
+    summary = predict_cohort(plan, Predictor(loaded), record)
     record.close()
     assert summary.done == 1, record.files
     given, written = nib.load(folder / "a.nii.gz"), nib.load(folder / "out" / "a_seg.nii.gz")
