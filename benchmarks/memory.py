@@ -57,7 +57,7 @@ def bundle_with(classes: int, turned: bool):
 
     torch.manual_seed(0)
     bundle = load_bundle(BUNDLE, "cpu")
-    next(s for s in bundle.preprocessing if hasattr(s, "spacing_transform")).spacing_transform.diagonal = turned
+    next(s for s in bundle.preprocessing.steps if hasattr(s, "spacing_transform")).spacing_transform.diagonal = turned
     content = json.loads(json.dumps(dict(bundle.metadata.content)))
     content["network_data_format"]["outputs"]["pred"]["channel_def"] = {str(i): f"label {i}" for i in range(classes)}
     return replace(
@@ -73,7 +73,9 @@ def zoo_order(bundle) -> list:
     """The postprocessing of the zoo's bundles."""
     from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd
 
-    invert = Invertd("pred", Compose(bundle.preprocessing), orig_keys="image", nearest_interp=False, to_tensor=True)
+    invert = Invertd(
+        "pred", Compose(bundle.preprocessing.steps), orig_keys="image", nearest_interp=False, to_tensor=True
+    )
     return [Activationsd("pred", softmax=True), invert, AsDiscreted("pred", argmax=True)]
 
 

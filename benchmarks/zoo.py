@@ -66,7 +66,8 @@ def compared(root: Path, folder: Path, shape: tuple[int, ...]) -> str:
     """How labels of both commands agree."""
     try:
         bundle = load_bundle(root, "cpu")
-        count, keys = max(bundle.metadata.channels, len(bundle.load_keys)), bundle.load_keys
+        keys = bundle.preprocessing.load_keys
+        count = max(bundle.metadata.channels, len(keys))
         images = [make_image(folder / f"case_{i}.nii.gz", i, shape) for i in range(count)]
         columns = [f"image_{key}" for key in keys] if len(keys) > 1 else [f"image{i}" for i in range(count)]
         table = folder / "list.csv"

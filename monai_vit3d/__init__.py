@@ -23,7 +23,7 @@ _HOMES = {
     "VisionTransformer3D": "networks.vit3d",
     "apply_lora": "networks.lora",
     "attention_maps": "visualize.attention",
-    "backbone_from": "weights.families",
+    "backbone_from": "weights.sources",
     "create_model": "weights.create",
     "load_weights": "weights.files",
     "merge_lora": "networks.lora",

@@ -122,6 +122,7 @@ def _check(args: argparse.Namespace) -> int:
         bundle=args.bundle,
         safe=args.safe,
         anyway=args.anyway,
+        **_chosen(args),
     )
     if args.json:
         print(json.dumps(found, indent=1))
@@ -264,6 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     of = "compare them with what this bundle was trained on, too: a folder or a zip"
     check.add_argument("--bundle", type=Path, metavar="DIR", help=of)
     check.add_argument("--safe", action="store_true", help="refuse a bundle whose config is more than settings")
+    _add_choice(check)
     _add_anyway(check)
     check.set_defaults(run=_check)
     info = verbs.add_parser("info", help="say what a bundle is for and what it needs")

@@ -4,27 +4,9 @@ import json
 import os
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
 
-BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "hippocampus_segmentation"
-
-
-def phantom(seed, shape=(34, 44, 30)):
-    """A noisy ellipsoid, its front half brighter; image int16 and label uint8 on a rotated, flipped grid."""
-    rng = np.random.default_rng(seed)
-    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
-    centre = rng.uniform(-0.1, 0.1, size=(3, 1, 1, 1))
-    inside = (((grid - centre) / np.array([0.4, 0.6, 0.4]).reshape(3, 1, 1, 1)) ** 2).sum(0) < 1
-    label = inside.astype(np.uint8) + (inside & (grid[1] < centre[1]))
-    image = (200 * label + 100 + 15 * rng.standard_normal(shape)).astype(np.int16)
-    angle = rng.uniform(-0.2, 0.2)
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    affine = np.eye(4)
-    affine[:3, :3] = turn @ np.diag([-1.1, 1.0, 0.9])  # the first axis runs from left to right: not RAS
-    affine[:3, 3] = rng.uniform(-30, 30, size=3)
-    return nib.Nifti1Image(image, affine), nib.Nifti1Image(label, affine)
+from tests.helpers import phantom
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from monai_vit3d.pipeline.bundle import collecting_no_garbage
+from tests.helpers import HIPPOCAMPUS
 
-BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_segmentation"
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 CODE = """
 import resource, sys
@@ -33,7 +33,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_tensors_lie_in_huge_pages(wanted):
     env = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
     env |= {} if wanted is None else {"THP_MEM_ALLOC_ENABLE": wanted}
-    command = [sys.executable, "-c", CODE, str(BUNDLE)]
+    command = [sys.executable, "-c", CODE, str(HIPPOCAMPUS)]
     out = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
     small = 2**28 // 2**12
     faults = int(out.split()[-1])
@@ -56,7 +56,7 @@ run_process()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("bundle", "code"), [(BUNDLE, 0), (BUNDLE.parent, 2)])
+@pytest.mark.parametrize(("bundle", "code"), [(HIPPOCAMPUS, 0), (HIPPOCAMPUS.parent, 2)])
 def test_out_at_once_with_all_that_was_said(bundle, code):
     command = [sys.executable, "-c", LAST_WORDS, str(bundle)]
     done = subprocess.run(command, capture_output=True, text=True)  # standard output is a pipe, so it is buffered

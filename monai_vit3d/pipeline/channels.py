@@ -37,7 +37,7 @@ def order_channels(plan: Plan, bundle: Bundle) -> tuple[Plan, list[str]]:
     cases: list[Case] = []
     told: dict[str, None] = {}
     for case in plan.cases:
-        order = _order(case, names, by_key=len(bundle.load_keys) > 1)
+        order = _order(case, names, by_key=len(bundle.preprocessing.load_keys) > 1)
         if len(order) > 1:
             given = case.channels or [f"image {i + 1}" for i in range(len(order))]
             wanted = names or [str(i) for i in range(len(order))]
@@ -48,8 +48,8 @@ def order_channels(plan: Plan, bundle: Bundle) -> tuple[Plan, list[str]]:
 
 def _input_names(bundle: Bundle) -> list[str]:
     """Names of the inputs, in their order; empty where the bundle names none, or not each."""
-    if len(bundle.load_keys) > 1:
-        return list(bundle.load_keys)
+    if len(bundle.preprocessing.load_keys) > 1:
+        return list(bundle.preprocessing.load_keys)
     names = bundle.metadata.input_names
     count = bundle.metadata.channels
     return [names[i] for i in range(count)] if count > 1 and set(names) == set(range(count)) else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,8 @@ from ..data.errors import ImageError
 from ..data.passed_over import PassedOver, by_reason
 from ..data.readers import reader_for
 from ..data.volume import Volume
-from .bundle import Bundle, load_bundle
+from .bundle import BundleSteps, load_steps
+from .config import Choice, choice_of
 from .dicom_cases import split_series
 from .inputs import find_images
 from .paths import shown
@@ -33,6 +34,8 @@ def check_files(
     bundle: str | Path | None = None,
     safe: bool = False,
     anyway: bool = False,
+    config: str | Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Read every file to its end, as ``vit3d predict`` would.
 
@@ -47,6 +50,8 @@ def check_files(
             refused, others unlike it are odd.
         safe: whether to refuse a bundle whose config is more than settings.
         anyway: whether images far from what the bundle was trained on are no more than odd.
+        config: config files of the bundle, as for :func:`~.folder.predict_folder`; its weights are not needed.
+        overrides: values to set in the config.
 
     Returns:
         For each file, or each series of a DICOM folder, ``file``, ``verdict`` (``"good"``, ``"odd"`` with
@@ -61,7 +66,7 @@ def check_files(
     found = find_images(inputs, "vit3d_check_writes_nothing", include_labels=include_labels, suffixes=suffixes)
     file = partial(_read_file, volume=volume, max_voxels=max_voxels, include_labels=include_labels)
     cases, no_volumes = split_series(found.cases)
-    with _comparing(bundle, safe, anyway) as doubts:
+    with _comparing(bundle, safe, anyway, choice_of(config, overrides)) as doubts:
         checked = []
         for case in cases:
             if case.dicom:
@@ -73,16 +78,18 @@ def check_files(
 
 
 @contextmanager
-def _comparing(bundle: str | Path | None, safe: bool, anyway: bool) -> Iterator[Callable[[Volume], list[str]]]:
+def _comparing(
+    bundle: str | Path | None, safe: bool, anyway: bool, choice: Choice
+) -> Iterator[Callable[[Volume], list[str]]]:
     """What compares an image with a bundle's training; nothing is unlike where there is no bundle."""
     if bundle is None:
         yield lambda volume: []
     else:
         with open_bundle(bundle) as root:
-            yield partial(_doubts, bundle=load_bundle(root, "cpu", safe), anyway=anyway)
+            yield partial(_doubts, bundle=load_steps(root, safe, choice), anyway=anyway)
 
 
-def _doubts(volume: Volume, bundle: Bundle, anyway: bool) -> list[str]:
+def _doubts(volume: Volume, bundle: BundleSteps, anyway: bool) -> list[str]:
     """Name what of an image is unlike a bundle's training; of a bundle for several images, brightness is not compared.
 
     Raises:

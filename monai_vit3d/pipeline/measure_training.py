@@ -158,4 +158,4 @@ def _measure_network(volumes: Sequence[Volume], bundle: Bundle) -> Values:
 def _turns_input(bundle: Bundle) -> bool:
     from monai.transforms import Orientationd
 
-    return any(isinstance(step, Orientationd) for step in bundle.preprocessing)
+    return any(isinstance(step, Orientationd) for step in bundle.preprocessing.steps)

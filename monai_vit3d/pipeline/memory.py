@@ -35,7 +35,7 @@ def network_shape(grid: Grid, bundle: Bundle) -> tuple[int, ...]:
     from monai.transforms import Orientationd, Spacingd
 
     shape, spacing = np.array(grid.shape, float), np.array(grid.spacing_mm)
-    for step in bundle.preprocessing:
+    for step in bundle.preprocessing.steps:
         if isinstance(step, Orientationd):
             axes = [_AXES[letter] for letter in axis_letters(grid.affine_mm)]
             order = [axes.index(_AXES[code]) for code in step.ornt_transform.axcodes or "RAS"]
@@ -99,7 +99,7 @@ def _inverting(bundle: Bundle) -> str | None:
     post = bundle.postprocessing
     if post.makes_labels:
         return None
-    steps = [step for step in bundle.preprocessing if isinstance(step, InvertibleTransform)]
+    steps = [step for step in bundle.preprocessing.steps if isinstance(step, InvertibleTransform)]
     known = all(isinstance(step, Orientationd | Spacingd | Cropd | Padd) for step in steps)
     spacings = [step for step in steps if isinstance(step, Spacingd)]
     linear = all(_resamples(step, "bilinear") for step in spacings)
@@ -114,7 +114,7 @@ def _separable(bundle: Bundle) -> bool:
 
     from ..data import SeparableSpacingd
 
-    steps = [step for step in bundle.preprocessing if isinstance(step, Spacingd)]
+    steps = [step for step in bundle.preprocessing.steps if isinstance(step, Spacingd)]
     return all(
         isinstance(step, SeparableSpacingd)
         and not step.spacing_transform.diagonal

@@ -64,6 +64,12 @@ class Metadata:
         """Output channel, or label value, to name."""
         return {int(k): str(v) for k, v in self._pred.get("channel_def", {}).items() if k.isascii() and k.isdigit()}
 
+    @property
+    def output_channels(self) -> int | None:
+        """Channels of the network's output; None where the bundle does not say."""
+        count = self._pred.get("num_channels")
+        return count if isinstance(count, int) and 0 < count <= MAX_CHANNELS else None
+
     @cached_property
     def trained_on(self) -> TrainedOn:
         """What new cases are compared with."""

@@ -18,7 +18,7 @@ from ..data.same_grid import check_same_grid
 from ..data.volume import Array, Volume
 
 if TYPE_CHECKING:
-    from .bundle import Bundle
+    from .bundle import BundleSteps
     from .postprocessing import Postprocessing
 
 
@@ -68,31 +68,32 @@ class _HeldVolumes(ImageReader):
         return voxels.copy() if len(volumes) == 1 else voxels, meta
 
 
-def prepare(volumes: Sequence[Volume], bundle: Bundle) -> Prepared:
+def prepare(volumes: Sequence[Volume], bundle: BundleSteps) -> Prepared:
     """Run the bundle's preprocessing over a case's images.
 
     Args:
         volumes: one for each channel, or for each key that the bundle loads; on one grid, unless the bundle brings
             them onto one itself.
-        bundle: what to run.
+        bundle: what to run; its network is not needed.
 
     Raises:
         ImageError: the images of the case do not fit each other or the bundle, or nothing is left of them.
         BundleError: the preprocessing makes no image of them.
     """
     # a case owns its transforms: threads share no state. Copied at once, as Invertd holds those that it inverts
-    steps, postprocessing = copy.deepcopy((bundle.preprocessing, bundle.postprocessing))
-    if len(bundle.load_keys) == 1 or not any(isinstance(step, ResampleToMatchd | SpatialResampled) for step in steps):
+    preprocessing, postprocessing = copy.deepcopy((bundle.preprocessing, bundle.postprocessing))
+    steps, load_keys = preprocessing.steps, preprocessing.load_keys
+    if len(load_keys) == 1 or not any(isinstance(step, ResampleToMatchd | SpatialResampled) for step in steps):
         for other in volumes[1:]:
             check_same_grid(volumes[0], other)
-    _check_size(volumes, bundle)
-    files = _files(volumes, bundle)
+    _check_size(volumes, preprocessing.max_voxels)
+    files = _files(volumes, load_keys)
     for step in steps:
         if isinstance(step, LoadImaged):
             step.register(_HeldVolumes(volumes))
-    compose = Compose(steps, lazy=bundle.lazy)
-    data = _run(compose, files, bundle, volumes[0].path)
-    image = data[bundle.image_key]
+    compose = Compose(steps, lazy=preprocessing.lazy)
+    data = _run(compose, files, preprocessing.image_key, volumes[0].path)
+    image = data[preprocessing.image_key]
     if image.shape[0] != bundle.metadata.channels:
         raise ImageError(
             f"{volumes[0].path}: {image.shape[0]} channels; {bundle.metadata.name} needs {bundle.metadata.channels}. "
@@ -100,11 +101,10 @@ def prepare(volumes: Sequence[Volume], bundle: Bundle) -> Prepared:
         )
     if not bool(torch.isfinite(image).all()):
         raise ImageError(f"{volumes[0].path}: NaN or infinite values after the bundle's preprocessing. Look at it.")
-    return Prepared(volumes[0], data, bundle.image_key, compose, postprocessing)
+    return Prepared(volumes[0], data, preprocessing.image_key, compose, postprocessing)
 
 
-def _check_size(volumes: Sequence[Volume], bundle: Bundle) -> None:
-    limit = bundle.max_voxels
+def _check_size(volumes: Sequence[Volume], limit: int | None) -> None:
     large = [volume for volume in volumes if limit is not None and volume.voxels.size > limit]
     if large:
         raise ImageError(
@@ -112,10 +112,9 @@ def _check_size(volumes: Sequence[Volume], bundle: Bundle) -> None:
         )
 
 
-def _files(volumes: Sequence[Volume], bundle: Bundle) -> dict[str, list[str]]:
+def _files(volumes: Sequence[Volume], keys: Sequence[str]) -> dict[str, list[str]]:
     """What the bundle's LoadImaged is given: all images under one key, or one under each."""
     paths = [str(volume.path) for volume in volumes]
-    keys = bundle.load_keys
     if len(keys) == 1:
         return {keys[0]: paths}
     if len(paths) != len(keys):
@@ -132,7 +131,7 @@ def keys_needed(where: str, count: int, keys: Sequence[str]) -> str:
     )
 
 
-def _run(compose: Compose, files: dict[str, list[str]], bundle: Bundle, path: Path) -> dict[Any, Any]:
+def _run(compose: Compose, files: dict[str, list[str]], image_key: str, path: Path) -> dict[Any, Any]:
     try:
         data = compose(dict(files))
     except Exception as error:
@@ -140,11 +139,11 @@ def _run(compose: Compose, files: dict[str, list[str]], bundle: Bundle, path: Pa
         if emptied is None:
             raise
         raise ImageError(_nothing_left(path, emptied)) from error
-    image = data.get(bundle.image_key)
+    image = data.get(image_key)
     if not isinstance(image, MetaTensor) or image.ndim != 4:
         came = tuple(image.shape) if isinstance(image, torch.Tensor) else f"a {type(image).__name__}"
         raise BundleError(
-            f"{path}: the bundle's preprocessing leaves {came} under {bundle.image_key!r}; one volume (C, H, W, D) "
+            f"{path}: the bundle's preprocessing leaves {came} under {image_key!r}; one volume (C, H, W, D) "
             "with its metadata is needed there."
         )
     if image.numel() == 0:

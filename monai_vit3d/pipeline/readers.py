@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from monai.data import ImageReader, NibabelReader, NumpyReader, NvImgCodecPydicomReader, PILReader, PydicomReader
 from monai.data.image_reader import ITKReader, NrrdReader
-from monai.transforms import EnsureChannelFirstd, InvertibleTransform, LoadImaged, Orientationd
-from monai.utils import CommonKeys
+from monai.transforms import LoadImaged
 
 from ..data import NiftiReader
 from ..data.errors import BundleError
@@ -144,56 +143,15 @@ def _entries(config: Any) -> Iterator[tuple[Any, Any, Any]]:
                 waiting.append(value)
 
 
-@dataclass(frozen=True)
-class Loading:
-    """What a bundle's preprocessing loads, and how.
+def reader_options(step: LoadImaged) -> dict[str, Any]:
+    """Read the options of the reader that MONAI would use.
 
     Args:
-        keys: of the dictionary, in the order in which LoadImaged names them.
-        max_voxels: the largest image that the bundle's reader takes; None is any.
-    """
-
-    keys: tuple[str, ...]
-    max_voxels: int | None = None
-
-    @property
-    def image_key(self) -> str:
-        """Under which key the network's input is after the preprocessing: MONAI's own, unless one image is loaded."""
-        return self.keys[0] if len(self.keys) == 1 else str(CommonKeys.IMAGE)
-
-
-def loading_of(preprocessing: list[Any]) -> tuple[Loading, list[Any]]:
-    """Read what a bundle's LoadImaged asks for.
-
-    Args:
-        preprocessing: the bundle's transforms, one after another.
-
-    Returns:
-        What is loaded; and the transforms, with an Orientationd where the reader was to turn the image
-        (``as_closest_canonical``), so that its inverse is known. Where several images become one, the inverse leads
-        from the one to the first of them.
+        step: of a bundle's preprocessing.
 
     Raises:
-        BundleError: no LoadImaged, a reader that is not known, or an option that is not served.
+        BundleError: a reader that is not known, or an option that is not served.
     """
-    loaders = [step for step in preprocessing if isinstance(step, LoadImaged)]
-    keys = tuple(dict.fromkeys(str(key) for step in loaders for key in step.keys))
-    if not keys:
-        raise BundleError("'preprocessing' has no LoadImaged. One that loads the image is needed.")
-    options: list[dict[str, Any]] = []
-    steps = list(preprocessing)
-    for step in loaders:
-        found = _options(step)
-        options.append(found)
-        if found.get("as_closest_canonical"):
-            steps.insert(_channel_first(steps, step), Orientationd(step.keys, axcodes="RAS", labels=None))
-    limits = [one["max_voxels"] for one in options if one.get("max_voxels") is not None]
-    loading = Loading(keys, max_voxels=min(limits, default=None))
-    return loading, _with_keys_joined(steps, loading)
-
-
-def _options(step: LoadImaged) -> dict[str, Any]:
-    """The options of the reader that MONAI would use, each of them served."""
     loader = step._loader
     if loader.dtype is None or not _is_number(loader.dtype):
         raise BundleError(f"LoadImaged(dtype={loader.dtype}): not served; images are float32. Leave it out.")
@@ -223,48 +181,3 @@ def _is_number(dtype: Any) -> bool:
     if isinstance(dtype, torch.dtype):
         return not dtype.is_complex and dtype is not torch.bool
     return np.dtype(dtype).kind in "iuf"
-
-
-def _channel_first(steps: list[Any], loader: LoadImaged) -> int:
-    """The place behind the step after which a loader's images have their channels first."""
-    place = steps.index(loader) + 1
-    if loader._loader.ensure_channel_first:
-        return place
-    for i, step in enumerate(steps[place:], place):
-        if isinstance(step, EnsureChannelFirstd) and set(loader.keys) <= set(step.keys):
-            return i + 1
-    raise BundleError(
-        "LoadImaged(as_closest_canonical=True): no ensure_channel_first there and no EnsureChannelFirstd behind it; "
-        "one is needed."
-    )
-
-
-class _SameImage(InvertibleTransform):
-    """Where an image is from there on under another key: on the way back, the inverse goes on under the first one.
-
-    Args:
-        before: the key under which earlier transforms know the image.
-        after: the key under which later ones do.
-    """
-
-    def __init__(self, before: str, after: str) -> None:
-        self.before, self.after = before, after
-
-    def __call__(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leave the data as they are."""
-        return data
-
-    def inverse(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Know the image under the earlier key, too."""
-        known = dict(data)
-        if self.after in known:
-            known[self.before] = known[self.after]
-        return known
-
-
-def _with_keys_joined(steps: list[Any], loading: Loading) -> list[Any]:
-    first, last = loading.keys[0], loading.image_key
-    if len(loading.keys) == 1 or first == last:
-        return steps
-    place = next((i for i, step in enumerate(steps) if last in getattr(step, "keys", ())), len(steps))
-    return [_SameImage(last, first), *steps[:place], _SameImage(first, last), *steps[place:]]

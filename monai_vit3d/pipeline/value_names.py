@@ -36,10 +36,12 @@ class ValueNames:
     Args:
         names: value to name; of masks, channel c is value c + 1.
         followed: values of which it is known what they stand for, with a name or without one.
+        background: the name of the value 0, which is no label; "" where it has none.
     """
 
     names: Mapping[int, str] = field(default_factory=dict)
     followed: frozenset[int] = frozenset()
+    background: str = ""
 
 
 def value_names(postprocessing: Postprocessing, classes: int, channel_names: Mapping[int, str]) -> ValueNames:
@@ -62,12 +64,14 @@ def value_names(postprocessing: Postprocessing, classes: int, channel_names: Map
     table = torch.stack(results)
     shown = {c + 1: table[:, c] != 0 for c in range(table.shape[1])}  # masks
     if table.shape[1] == 1:
-        shown = {int(value): table[:, 0] == value for value in table.unique() if value != 0}
+        shown = {int(value): table[:, 0] == value for value in table.unique()}
     stands_for = {value: _channels(where, outputs) for value, where in shown.items()}
     names = {value: _name(some, channel_names) for value, some in stands_for.items() if some}
+    background = names.pop(0, None)
     return ValueNames(
         {value: name for value, name in names.items() if name},
-        frozenset(value for value, some in stands_for.items() if some),
+        frozenset(value for value, some in stands_for.items() if some and value),
+        background or "",
     )
 
 

@@ -6,10 +6,10 @@ from .convert import from_monai_unetr, from_monai_vit, to_monai_unetr, to_monai_
 from .convert.timm2d import checkpoint_filter_fn, create_timm2d, from_timm2d, load_timm2d
 from .convert.timm2d_stats import timm_normalisation
 from .create import create_model
-from .families import Source, backbone_from, identify, read_source
 from .files import load_weights
 from .info import convert_weights, describe_weights
 from .report import LoadReport
+from .sources import Source, backbone_from, identify, read_source
 from .whole import load_network
 
 __all__ = [

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..data.errors import UsageError, WeightsError
 from .backbone import save_backbone
 from .convert.timm2d import TIMM_MODULES, create_timm2d
-from .families import Source, backbone_from, read_source
 from .report import Inflated, LoadReport
+from .sources import Source, backbone_from, read_source
 
 _INFLATE = ("axis", "kernel", "positions")
 # a head may be another, positions are resampled; the last two are renamed or left out
@@ -33,7 +33,7 @@ def describe_weights(path: str | Path, *, take: str = "teacher", family: str | N
     Returns:
         JSON's types: ``file``, ``family``, ``wrapping`` (what was taken off), ``architecture`` (as far as it is
         shown), ``assumed`` (those of its options that were guessed), ``tensors``, ``bytes``, ``types``, ``sha256``,
-        ``left_out``; then ``loaded`` (a number), ``converted`` and ``initialised`` where a network could be built, or
+        ``left_out``; then ``loaded`` (a number), ``converted`` and ``missing`` where a network could be built, or
         ``needed``, which says what is missing; of timm's 2D weights ``timm_models``, the names of those that fit.
 
     Raises:
@@ -108,8 +108,8 @@ def _without_head(report: LoadReport) -> LoadReport:
         report,
         loaded=tuple(key for key in report.loaded if key not in gone),
         converted={key: how for key, how in report.converted.items() if key not in gone},
-        initialised=tuple(key for key in report.initialised if not key.startswith("head.")),
-        unused=(*report.unused, *gone),
+        missing=tuple(key for key in report.missing if not key.startswith("head.")),
+        unexpected=(*report.unexpected, *gone),
     )
 
 
@@ -173,9 +173,9 @@ def _what_would_load(source: Source) -> dict[str, Any]:
     return {
         "loaded": len(report.loaded),
         "converted": dict(report.converted),
-        "initialised": list(report.initialised),
+        "missing": list(report.missing),
         # the source's own are named above
-        "unused": [key for key in report.unused if key not in source.left_out],
+        "unexpected": [key for key in report.unexpected if key not in source.left_out],
     }
 
 

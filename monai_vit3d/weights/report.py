@@ -1,7 +1,8 @@
-"""What became of each tensor of weights that were made for another network."""
+"""LoadReport: what became of each tensor of weights that were made for another network."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,51 +12,64 @@ from ..networks import VisionTransformer3D
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each tensor, by key.
+    """What became of each tensor, by key; torch's words for what ``load_state_dict`` reports.
 
     Attributes:
-        loaded: the network's keys whose tensors came as they are.
+        loaded: the network's keys whose tensors were copied unchanged.
         converted: the network's keys whose tensors were changed, and how.
-        initialised: the network's keys for which nothing came; they keep their random start.
-        unused: keys that came and that the network has no place for.
-        assumed: what no tensor shows, and what was taken in its place.
+        missing: the network's keys without a tensor in the weights; they keep their random initialisation.
+        unexpected: keys of the weights that the network does not have.
+        assumed: options that no tensor shows, and the values assumed for them.
     """
 
     loaded: tuple[str, ...] = ()
     converted: dict[str, str] = field(default_factory=dict)
-    initialised: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
 
+    @property
+    def initialised(self) -> tuple[str, ...]:
+        """Deprecated name of ``missing``."""
+        warnings.warn("LoadReport.initialised is now called missing", DeprecationWarning, stacklevel=2)
+        return self.missing
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Deprecated name of ``unexpected``."""
+        warnings.warn("LoadReport.unused is now called unexpected", DeprecationWarning, stacklevel=2)
+        return self.unexpected
+
     def __str__(self) -> str:
-        changed = "; ".join(f"{key}: {how}" for key, how in self.converted.items())
+        """All of it in one line."""
+        changed = "; ".join(f"{key}: {change}" for key, change in self.converted.items())
         return (
-            f"{len(self.loaded)} loaded, {len(self.converted)} converted ({changed}), initialised: "
-            f"{', '.join(self.initialised) or 'none'}, unused: {', '.join(self.unused) or 'none'}"
+            f"{len(self.loaded)} loaded, {len(self.converted)} converted ({changed}), missing: "
+            f"{', '.join(self.missing) or 'none'}, unexpected: {', '.join(self.unexpected) or 'none'}"
             + (f", assumed: {', '.join(self.assumed)}" if self.assumed else "")
         )
 
     def with_origins(self, origins: Mapping[str, str], dropped: tuple[str, ...]) -> LoadReport:
-        """The report with what was done before keys had the names that it knows.
+        """Add what was done to the weights before their keys had the network's names.
 
         Args:
-            origins: the network's keys, and what they were made from.
-            dropped: keys that came and that went no further.
+            origins: the network's keys, and what their tensors were made from.
+            dropped: keys of the weights that were left out before.
         """
-        said = {key: [origins[key]] for key in (*self.loaded, *self.converted) if key in origins}
-        for key, how in self.converted.items():
-            said.setdefault(key, []).append(how)
+        changes = {key: [origins[key]] for key in (*self.loaded, *self.converted) if key in origins}
+        for key, change in self.converted.items():
+            changes.setdefault(key, []).append(change)
         return LoadReport(
-            loaded=tuple(key for key in self.loaded if key not in said),
-            converted={key: ", ".join(parts) for key, parts in said.items()},
-            initialised=self.initialised,
-            unused=(*(origins.get(key, key).removeprefix("from ") for key in self.unused), *dropped),
+            loaded=tuple(key for key in self.loaded if key not in changes),
+            converted={key: ", ".join(parts) for key, parts in changes.items()},
+            missing=self.missing,
+            unexpected=(*(origins.get(key, key).removeprefix("from ") for key in self.unexpected), *dropped),
             assumed=self.assumed,
         )
 
 
 class Inflated(NamedTuple):
-    """A 3D network, and what became of each tensor."""
+    """A 3D network, and the report on its weights."""
 
     network: VisionTransformer3D
     report: LoadReport

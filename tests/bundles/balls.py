@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import torch
 
-from tests.bundles.helpers import BUNDLES
+from tests.helpers import BUNDLES
 
 BUNDLE = BUNDLES / "medmnist3d_classification"
 SECTIONS, NAMES, SIZE = {"train": 24, "val": 9, "test": 12}, ["small", "medium", "large"], 16

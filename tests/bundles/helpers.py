@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigWorkflow
 
-BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 

@@ -13,8 +13,8 @@ from monai_vit3d.pipeline.acceleration import accelerated
 from monai_vit3d.pipeline.bundle import load_bundle
 from tests.bundles.balls import BUNDLE as CLASSIFICATION
 from tests.bundles.balls import read_csv
-from tests.bundles.helpers import BUNDLES, command, run, run_here
-from tests.conftest import BUNDLE as SEGMENTATION
+from tests.bundles.helpers import command, run, run_here
+from tests.helpers import BUNDLES, HIPPOCAMPUS
 
 NAMES = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/inference.yaml"))
 
@@ -43,7 +43,7 @@ def test_segmentation_by_monais_command(decathlon_hippocampus, tmp_path, cache):
         "openvino": {"backend": "openvino"},
     }.items():
         folders = {"dataset_dir": tmp_path / "in", "output_dir": tmp_path / name}
-        run(command("run", config_file="configs/inference.yaml", **folders, **options), SEGMENTATION)
+        run(command("run", config_file="configs/inference.yaml", **folders, **options), HIPPOCAMPUS)
         labels[name] = np.asarray(nib.load(tmp_path / name / "hippocampus_001_seg.nii.gz").dataobj)
         assert kept(cache) == ([1] if name == "openvino" else [])
     assert set(np.unique(labels["bare"])) == {0, 1, 2}
@@ -100,7 +100,7 @@ def test_every_bundle_has_the_option(name):
         assert (runner.backend, runner.network) == (backend, weights)
 
 
-@pytest.mark.parametrize("name", [path.name for path in (SEGMENTATION, CLASSIFICATION)])
+@pytest.mark.parametrize("name", [path.name for path in (HIPPOCAMPUS, CLASSIFICATION)])
 @pytest.mark.parametrize("said", ["torch", "openvino"])
 def test_the_command_has_its_own(name, said, tmp_path):
     """Whatever the bundle says: its network is loaded bare, and wrapped once where the command is told to."""

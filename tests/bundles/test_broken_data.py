@@ -12,10 +12,10 @@ import torch
 
 from monai_vit3d.data.errors import Vit3dError
 from tests.bundles.balls import NET, SIZE, arrays
-from tests.bundles.helpers import BUNDLES, command, run_here, run_to_fail, workflow
+from tests.bundles.helpers import command, run_here, run_to_fail, workflow
 from tests.bundles.test_hippocampus import SMALL
 from tests.bundles.test_pretraining import TASKS, TINY
-from tests.conftest import phantom
+from tests.helpers import BUNDLES, phantom
 
 SEGMENTATION, CLASSIFICATION = BUNDLES / "hippocampus_segmentation", BUNDLES / "medmnist3d_classification"
 

@@ -14,13 +14,13 @@ from torch.nn.functional import interpolate
 from monai_vit3d.weights import save_backbone
 from tests.bundles import helpers
 from tests.bundles.helpers import command, torchrun
-from tests.conftest import BUNDLE
+from tests.helpers import HIPPOCAMPUS
 
-CONFIGS = BUNDLE / "configs"
+CONFIGS = HIPPOCAMPUS / "configs"
 SMALL = {"network_def#backbone#embed_dim": 48, "network_def#backbone#depth": 3, "network_def#feature_size": 4}
 
 
-run = partial(helpers.run, bundle=BUNDLE)
+run = partial(helpers.run, bundle=HIPPOCAMPUS)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_training_starts_from_an_encoder_of_another_window(processes, phantom_ta
     options = {"epochs": 1, "learning_rate": 0, "pretrained": tmp_path / "encoder.safetensors", "output_dir": tmp_path}
     options |= {"dataset_dir": data, "split_file": split, **SMALL}
     if processes == 1:
-        helpers.run_here(BUNDLE, "train", **options)
+        helpers.run_here(HIPPOCAMPUS, "train", **options)
     else:
         both = "['configs/train.yaml','configs/multi_gpu_train.yaml']"
         run(torchrun("run", config_file=both, **options))
@@ -135,7 +135,7 @@ def test_what_is_missing_is_said(options, message, phantom_task, tmp_path):
         "run",
         **{"config_file": "configs/inference.yaml", "output_dir": tmp_path, "dataset_dir": phantom_task[0], **options},
     )
-    assert message in helpers.run_to_fail(words, BUNDLE)
+    assert message in helpers.run_to_fail(words, HIPPOCAMPUS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -151,7 +151,7 @@ def test_verbs(tmp_path):
     run(command("onnx_export", "network_def", filepath=tmp_path / "model.onnx", **files))
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / "inference.yaml"))
-    parser["bundle_root"] = str(BUNDLE)
+    parser["bundle_root"] = str(HIPPOCAMPUS)
     network = parser.get_parsed_content("network").eval()
     volume = torch.randn(1, 1, *parser["window"], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -9,9 +9,9 @@ from monai.bundle import ConfigParser
 from monai_vit3d.networks.lora import merge_lora
 from monai_vit3d.weights import save_backbone
 from tests.bundles import balls as b
-from tests.bundles.helpers import BUNDLES, failure_here, run, run_here, torchrun
+from tests.bundles.helpers import failure_here, run, run_here, torchrun
 from tests.bundles.test_hippocampus import SMALL
-from tests.conftest import BUNDLE
+from tests.helpers import BUNDLES, HIPPOCAMPUS
 
 ADAPTED = (".attn.qkv.weight", ".attn.proj.weight")
 
@@ -42,20 +42,20 @@ def in_blocks(given):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_segmentation(processes, phantom_task, tmp_path):
     data, split = phantom_task
-    given = encoder(BUNDLE, tmp_path / "encoder.safetensors", SMALL)
+    given = encoder(HIPPOCAMPUS, tmp_path / "encoder.safetensors", SMALL)
     options = {"epochs": 2, "val_interval": 1, "ema_decay": 0.5, "output_dir": tmp_path, "dataset_dir": data}
     options |= {"split_file": split, "pretrained": tmp_path / "encoder.safetensors", "lora_rank": 2, **SMALL}
     if processes == 1:
-        run_here(BUNDLE, "train", **options)
+        run_here(HIPPOCAMPUS, "train", **options)
     else:
         both = "['configs/train.yaml','configs/multi_gpu_train.yaml']"
-        run(torchrun("run", config_file=both, **options), BUNDLE)
+        run(torchrun("run", config_file=both, **options), HIPPOCAMPUS)
     assert changed(given, torch.load(tmp_path / "model.pt", weights_only=True)) == in_blocks(given)
     last = torch.load(tmp_path / "last.pt", weights_only=True)["network"]
     assert {tuple(v.shape) for k, v in last.items() if ".lora_A." in k} == {(2, 48)}
     assert all(torch.equal(last[f"backbone.{k}"], v) for k, v in given.items() if f"backbone.{k}" in last)
     model = {"ckpt_path": tmp_path / "model.pt", "output_dir": tmp_path / "out", "dataset_dir": data / "imagesTr"}
-    run_here(BUNDLE, "inference", **model, **SMALL)
+    run_here(HIPPOCAMPUS, "inference", **model, **SMALL)
     assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 12
 
 

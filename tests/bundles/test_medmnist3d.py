@@ -27,7 +27,7 @@ from tests.bundles.balls import (
     read_metrics,
 )
 from tests.bundles.helpers import command, torchrun
-from tests.conftest import BUNDLE as SEGMENTATION
+from tests.helpers import HIPPOCAMPUS
 
 INFERENCE, EVALUATE = "configs/inference.yaml", "['configs/inference.yaml','configs/evaluate.yaml']"
 run, run_here = partial(helpers.run, bundle=BUNDLE), partial(helpers.run_here, BUNDLE)
@@ -209,7 +209,7 @@ def test_interrupted_run_continues_exactly_and_a_whole_one_stays(balls, tmp_path
 @pytest.mark.data
 def test_shipped_weights_reach_their_scores_from_the_files(decathlon_hippocampus, tmp_path):
     """inference.yaml on the test cases' NIfTI files, against the tertiles of the experts' volumes."""
-    split = json.loads((SEGMENTATION / "configs" / "split.json").read_text())
+    split = json.loads((HIPPOCAMPUS / "configs" / "split.json").read_text())
     volumes = {}
     for section in ("training", "test"):
         for case in split[section]:

@@ -12,9 +12,9 @@ from monai.losses import DeepSupervisionLoss, DiceCELoss
 
 from monai_vit3d import TokenSegmenter, VisionTransformer3D
 from monai_vit3d.decoders import DECODERS, create_decoder
-from tests.bundles.helpers import BUNDLES, run_here, workflow
+from tests.bundles.helpers import run_here, workflow
 from tests.bundles.test_hippocampus import SMALL
-from tests.conftest import BUNDLE
+from tests.helpers import BUNDLES, HIPPOCAMPUS
 
 MULTI = [
     ("hippocampus_segmentation", ("train", "multi_gpu_train")),
@@ -47,7 +47,7 @@ def test_the_rank_is_that_among_all_nodes(name, configs, monkeypatch):
 @pytest.mark.parametrize("override", ["decoder", "network_def#decoder"])
 @pytest.mark.parametrize("config", ["train", "inference"])
 def test_every_decoder_is_one_override(config, override, decoder):
-    parser = workflow(BUNDLE, config, **{override: decoder}).parser
+    parser = workflow(HIPPOCAMPUS, config, **{override: decoder}).parser
     network = parser.get_parsed_content("network_def")
     assert isinstance(network.decoder, DECODERS[decoder])
     if decoder == "unetr":
@@ -63,8 +63,8 @@ def test_an_option_that_a_decoder_does_not_have_is_named():
 @pytest.mark.parametrize("num_classes", [2, 5])
 def test_the_number_of_classes_stands_in_one_place(num_classes):
     option = {"network_def#num_classes": num_classes}
-    train, infer = workflow(BUNDLE, "train", **option).parser, workflow(BUNDLE, "inference", **option).parser
-    scores = workflow(BUNDLE, "inference", "evaluate", **option).parser
+    train, infer = workflow(HIPPOCAMPUS, "train", **option).parser, workflow(HIPPOCAMPUS, "inference", **option).parser
+    scores = workflow(HIPPOCAMPUS, "inference", "evaluate", **option).parser
     label = torch.full((1, 4, 4, 4), num_classes - 1.0)
     logits = torch.zeros(num_classes, 4, 4, 4)
     logits[-1, :2] = 1
@@ -82,9 +82,9 @@ def test_the_number_of_classes_stands_in_one_place(num_classes):
 @pytest.mark.parametrize("decoder", ["light", "pyramid"])
 def test_another_decoder_and_more_classes_train_and_infer(decoder, phantom_task, tmp_path):
     option = {"decoder": decoder, "network_def#num_classes": 4}
-    run_here(BUNDLE, "train", **small_run(phantom_task, tmp_path, **option))
+    run_here(HIPPOCAMPUS, "train", **small_run(phantom_task, tmp_path, **option))
     infer = {"window": [16, 16, 16], "dataset_dir": phantom_task[0] / "imagesTr", "output_dir": tmp_path / "out"}
-    run_here(BUNDLE, "inference", ckpt_path=tmp_path / "model.pt", **infer, **option, **SMALL)
+    run_here(HIPPOCAMPUS, "inference", ckpt_path=tmp_path / "model.pt", **infer, **option, **SMALL)
     assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 12
 
 
@@ -103,7 +103,7 @@ def test_monais_deep_supervision_loss_takes_what_the_network_gives():
 @pytest.mark.slow
 def test_deep_supervision_is_one_option(phantom_task, tmp_path):
     options = {"network_def#deep_supervision": True}
-    run_here(BUNDLE, "train", **small_run(phantom_task, tmp_path, **options))
+    run_here(HIPPOCAMPUS, "train", **small_run(phantom_task, tmp_path, **options))
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
     assert any(key.startswith("decoder.coarse_heads.") for key in weights)
 
@@ -113,28 +113,28 @@ def test_deep_supervision_is_one_option(phantom_task, tmp_path):
     "wrapper", ["$torch.compile(@started.to(@device), backend='eager')", "$torch.nn.DataParallel(@started.to(@device))"]
 )
 def test_a_wrapped_network_trains_into_weights_that_inference_takes(wrapper, phantom_task, tmp_path):
-    run_here(BUNDLE, "train", **small_run(phantom_task, tmp_path, network=wrapper))
+    run_here(HIPPOCAMPUS, "train", **small_run(phantom_task, tmp_path, network=wrapper))
     options = {"ckpt_path": tmp_path / "model.pt", "window": [16, 16, 16], **SMALL}
-    network = workflow(BUNDLE, "inference", **options).parser.get_parsed_content("network")
+    network = workflow(HIPPOCAMPUS, "inference", **options).parser.get_parsed_content("network")
     held = torch.load(tmp_path / "last.pt", weights_only=True)
     assert list(held["network"]) == list(network.state_dict())
 
 
 @pytest.mark.slow
 def test_more_epochs_go_on_where_the_run_ended(phantom_task, tmp_path):
-    run_here(BUNDLE, "train", **small_run(phantom_task, tmp_path))
-    run_here(BUNDLE, "train", **small_run(phantom_task, tmp_path, epochs=3))
+    run_here(HIPPOCAMPUS, "train", **small_run(phantom_task, tmp_path))
+    run_here(HIPPOCAMPUS, "train", **small_run(phantom_task, tmp_path, epochs=3))
     last = torch.load(tmp_path / "last.pt", weights_only=True)
     assert (last["epoch"], last["length"]) == (3, [3, 1])
 
 
 @pytest.mark.slow
 def test_other_classes_start_from_the_whole_network(phantom_task, tmp_path):
-    run_here(BUNDLE, "train", **small_run(phantom_task, tmp_path / "old"))
+    run_here(HIPPOCAMPUS, "train", **small_run(phantom_task, tmp_path / "old"))
     old = torch.load(tmp_path / "old" / "model.pt", weights_only=True)
     start = {"pretrained": tmp_path / "old" / "model.pt", "pretrained_decoder": True, "network_def#num_classes": 5}
     options = small_run(phantom_task, tmp_path / "new", **start)
-    new = workflow(BUNDLE, "train", **options).parser.get_parsed_content("started").state_dict()
+    new = workflow(HIPPOCAMPUS, "train", **options).parser.get_parsed_content("started").state_dict()
     assert list(new) == list(old)
     assert {
         key for key in old if not torch.equal(old[key], new[key].cpu()) if old[key].shape == new[key].shape
@@ -156,28 +156,28 @@ def test_a_decathlon_task_trains_by_its_own_list(phantom_task, tmp_path):
     (root / "dataset.json").write_text(json.dumps({"training": cases, "test": [], "labels": labels}))
     options = {**small_run(phantom_task, tmp_path / "out"), "dataset_dir": root, "limit": None}
     del options["split_file"]
-    parser = workflow(BUNDLE, "train", "decathlon", **options).parser
+    parser = workflow(HIPPOCAMPUS, "train", "decathlon", **options).parser
     sections = [
         [case["image"] for case in parser.get_parsed_content(f"{s}#dataset#data")] for s in ("train", "validate")
     ]
     assert [len(section) for section in sections] == [4, 2]
     assert not set(sections[0]) & set(sections[1])
-    run_here(BUNDLE, "train", "decathlon", **options)
+    run_here(HIPPOCAMPUS, "train", "decathlon", **options)
     weights = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
     assert len(weights["decoder.head.conv.conv.bias"]) == 4
 
 
 @pytest.mark.slow
 def test_federated_rounds(phantom_task, tmp_path):
-    options = {
-        key: str(v) if key.endswith(("dir", "file")) else v for key, v in small_run(phantom_task, tmp_path).items()
-    }
+    options = {"bundle_root": str(HIPPOCAMPUS)}
+    for key, value in small_run(phantom_task, tmp_path).items():
+        options[key] = str(value) if key.endswith(("dir", "file")) else value
 
     def client():
         made = MonaiAlgo(
-            str(BUNDLE), config_train_filename="configs/train.yaml", config_evaluate_filename="configs/train.yaml",
+            str(HIPPOCAMPUS), config_train_filename="configs/train.yaml", config_evaluate_filename="configs/train.yaml",
             eval_workflow_name="train", local_epochs=1, send_weight_diff=False,
-            train_kwargs={"bundle_root": str(BUNDLE), **options}, eval_kwargs={"bundle_root": str(BUNDLE), **options},
+            train_kwargs=dict(options), eval_kwargs=dict(options),
         )  # fmt: skip
         made.initialize({})
         return made

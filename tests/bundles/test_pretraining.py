@@ -20,7 +20,8 @@ from monai_vit3d.layers import set_spacing
 from monai_vit3d.weights import save_backbone
 from tests.bundles import helpers
 from tests.bundles.balls import QUICK, load, of
-from tests.bundles.helpers import BUNDLES, command, failure_here, run, run_here, torchrun
+from tests.bundles.helpers import command, failure_here, run, run_here, torchrun
+from tests.helpers import BUNDLES
 
 SCHEMA = Path(__file__).parent / "meta_schema_20240725.json"
 SEGMENTATION, CLASSIFICATION = BUNDLES / "hippocampus_segmentation", BUNDLES / "medmnist3d_classification"

@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import pytest
 
-BUNDLES = sorted(path.parent.parent for path in (Path(__file__).parents[2] / "bundles").glob("*/configs/metadata.json"))
+from tests.helpers import BUNDLES
+
+DESCRIBED = sorted(path.parent.parent for path in BUNDLES.glob("*/configs/metadata.json"))
 
 
-@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("bundle", DESCRIBED, ids=lambda path: path.name)
 def test_every_shipped_file_of_weights_has_its_sum(bundle):
     named = json.loads((bundle / "configs" / "metadata.json").read_text()).get("weights_sha256", {})
     shipped = [path for path in (bundle / "models").glob("*") if path.suffix in (".pt", ".safetensors")]

@@ -6,7 +6,7 @@ import pytest
 from monai.bundle import ConfigWorkflow
 
 from monai_vit3d.handlers import Attached
-from tests.bundles.helpers import BUNDLES
+from tests.helpers import BUNDLES
 
 NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
 # the section names that MONAI's model zoo asks for

@@ -3,12 +3,13 @@
 import torch
 
 from monai_vit3d.decoders import DECODERS, create_decoder
+from tests.helpers import randn
 
 EMBED_DIM = 12
 
 
 def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return randn(*shape, seed=seed, dtype=torch.float32)
 
 
 def maps_for(name, patch, grid=(2, 3, 2), batch=2):

@@ -3,6 +3,7 @@
 import torch
 
 from monai_vit3d.networks import TokenClassifier, TokenSegmenter, VisionTransformer3D
+from tests.helpers import randn
 
 SIZE = (16, 16, 16)
 
@@ -21,7 +22,7 @@ def classifier():
 
 
 def volumes(batch=2, seed=1):
-    return torch.randn(batch, 1, *SIZE, generator=torch.Generator().manual_seed(seed))
+    return randn(batch, 1, *SIZE, seed=seed, dtype=torch.float32)
 
 
 def engines(network):

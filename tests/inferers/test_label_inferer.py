@@ -12,7 +12,7 @@ from torch import nn
 from monai_vit3d.data.errors import ImageError, UsageError
 from monai_vit3d.inferers import AutocastInferer, LabelInferer
 from tests.bundles.helpers import run_here
-from tests.conftest import BUNDLE
+from tests.helpers import HIPPOCAMPUS
 
 
 class Odd(SlidingWindowInferer):
@@ -118,7 +118,7 @@ def test_in_a_bundle(tmp_path):
         "labels": {"inferer": own, "postprocessing#transforms": "$@labelling[1:] + [@saving]"},
     }.items():
         folders = {"dataset_dir": tmp_path / "in", "output_dir": tmp_path / name, "bundles_inferer": windows}
-        run_here(BUNDLE, "inference", device=torch.device("cpu"), **folders, **options)
+        run_here(HIPPOCAMPUS, "inference", device=torch.device("cpu"), **folders, **options)
         labels[name] = np.asarray(nib.load(tmp_path / name / "a_seg.nii.gz").dataobj)
     assert labels["numbers"].any()
     np.testing.assert_array_equal(labels["labels"], labels["numbers"])

@@ -13,6 +13,7 @@ from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from torch import nn
 
 from monai_vit3d.layers import RotaryPositions3D, keep_rows, set_spacing, split_pairs
+from tests.helpers import randn
 
 GRID, PATCH = (2, 3, 4), (4, 4, 2)
 PLAIN = torch.zeros(2, dtype=torch.float64)  # an image of two samples, as far as the table cares
@@ -20,10 +21,6 @@ PLAIN = torch.zeros(2, dtype=torch.float64)  # an image of two samples, as far a
 widths = st.integers(3, 20).map(lambda n: 2 * n)
 grids = st.tuples(*[st.integers(1, 5)] * 3)
 spacings = st.tuples(*[st.floats(0.1, 9)] * 3)
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def rows(rope, grid=GRID, patch=PATCH):

@@ -3,13 +3,10 @@
 import torch
 
 from monai_vit3d.networks import VisionTransformer3D
+from tests.helpers import randn
 
 # three different sides, an anisotropic patch, and a (2, 3, 4) grid
 TINY = {"img_size": (8, 12, 8), "patch_size": (4, 4, 2), "embed_dim": 24, "depth": 3, "num_heads": 2}
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def noisy(**options):

@@ -20,15 +20,12 @@ from torch import nn
 
 from monai_vit3d.layers import PatchEmbed3D
 from monai_vit3d.networks import PRESETS, VisionTransformer3D, create_model
+from tests.helpers import randn
 
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-9)
 # three different sides, an anisotropic patch, and a (2, 3, 4) grid
 TINY = {"img_size": (8, 12, 8), "patch_size": (4, 4, 2), "embed_dim": 24, "depth": 3, "num_heads": 2}
 DROPS = ("drop", "pos_drop", "proj_drop", "attn_drop", "drop_path", "patch_drop")
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def tiny(**options):

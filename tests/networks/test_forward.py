@@ -16,7 +16,8 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 
 from monai_vit3d.layers import resample_pos_embed, sincos_pos_embed
 from monai_vit3d.networks import VisionTransformer3D
-from tests.networks.nets import TINY, noisy, randn
+from tests.helpers import randn
+from tests.networks.nets import TINY, noisy
 
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-9)
 few = settings(max_examples=25, deadline=None, derandomize=True)

@@ -10,13 +10,10 @@ from torch.nn import functional as F
 
 from monai_vit3d.networks import HEADS
 from monai_vit3d.networks.heads import ConcatPool, Tokens, create_head
+from tests.helpers import randn
 
 WIDTH, PATCHES, BATCH = 12, 10, 2
 TASKS = ["multi-class", "multi-label", "ordinal", "regression"]
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def tokens(taps=2, prefix=3, class_token=True):

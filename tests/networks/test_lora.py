@@ -13,7 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.networks import TokenClassifier, TokenSegmenter, VisionTransformer3D, layer_decay_groups
 from monai_vit3d.networks.lora import LoraSettings, MergedState, apply_lora, freeze, merge_lora
-from tests.networks.nets import TINY, noisy, randn
+from tests.helpers import randn
+from tests.networks.nets import TINY, noisy
 
 
 def _noise(net):

@@ -11,7 +11,8 @@ from torch import nn
 
 from monai_vit3d.layers import RotaryBlock, RotaryPositions3D, set_spacing
 from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
-from tests.networks.nets import TINY, noisy, randn
+from tests.helpers import randn
+from tests.networks.nets import TINY, noisy
 
 MM = partial(RotaryPositions3D, unit="mm", unit_mm=4.0, spacing_mm=(0.7, 0.7, 5.0))
 ROPES = ["patch", MM, "box"]

@@ -17,6 +17,7 @@ from monai_vit3d.decoders import DECODERS, UNETRDecoder
 from monai_vit3d.inferers import AutocastInferer
 from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
 from monai_vit3d.pretraining import IJEPA, IJEPAOutput, JEPAMasks
+from tests.helpers import randn
 
 TINY = {"embed_dim": 24, "depth": 4, "num_heads": 2}
 
@@ -31,7 +32,7 @@ def segmenter(size=(16, 24, 8), patch=(8, 8, 4), decoder="unetr", **options):
 
 
 def volume(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return randn(*shape, seed=seed, dtype=torch.float32)
 
 
 class ConvBackbone(nn.Module):

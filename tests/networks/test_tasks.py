@@ -10,6 +10,7 @@ from torch import nn
 
 from monai_vit3d.networks import encode_target, probabilities, task_loss
 from monai_vit3d.networks.tasks import OrdinalLinear, output_layer
+from tests.helpers import randn
 
 MEDMNIST = [
     ("binary-class", "multi-class"),
@@ -17,10 +18,6 @@ MEDMNIST = [
     ("ordinal-regression", "ordinal"),
 ]
 OWN = ["multi-class", "multi-label", "ordinal", "regression"]
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def sigmoid(x):

@@ -15,6 +15,7 @@ from timm.models.vision_transformer import (
 from torch import nn
 
 from monai_vit3d.networks import VisionTransformer3D
+from tests.helpers import randn
 
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-9)
 
@@ -78,10 +79,6 @@ CASES = {
 }
 all_cases = pytest.mark.parametrize("case", CASES)
 all_axes = pytest.mark.parametrize("axis", [0, 1, 2])
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def randomise(net):

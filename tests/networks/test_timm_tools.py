@@ -25,7 +25,8 @@ import monai_vit3d
 from monai_vit3d.decoders import DECODERS
 from monai_vit3d.discovery import TIMM_NAMES
 from monai_vit3d.networks import PRESETS, TokenClassifier, TokenSegmenter, VisionTransformer3D
-from tests.networks.nets import TINY, noisy, randn
+from tests.helpers import HANG, randn
+from tests.networks.nets import TINY, noisy
 
 SMALL = {"img_size": (16, 8, 8), "patch_size": 4, "depth": 4}
 
@@ -296,7 +297,7 @@ net = ConfigParser({"net": config}).get_parsed_content("net")
 assert type(net) is monai_vit3d.VisionTransformer3D is sys.modules["monai_vit3d.networks.vit3d"].VisionTransformer3D
 assert type(timm.create_model("vit3d_tiny", img_size=8, patch_size=4, depth=1)) is monai_vit3d.VisionTransformer3D
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=600)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=HANG)
 
 
 def test_no_name_is_one_that_monai_has():

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from monai_vit3d.layers import ConvStem3D
-from tests.networks.nets import TINY, noisy, randn
+from tests.helpers import randn
+from tests.networks.nets import TINY, noisy
 
 PREFIXES = [
     {"class_token": False, "global_pool": "avg", "fc_norm": False},

@@ -13,7 +13,8 @@ import pytest
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from tests.clinical import SHAPE, sampled, write_clinical_folder
-from tests.pipeline.tiny import FIRST, METADATA, SECOND, arguments, finished, leftovers, write_bundle
+from tests.helpers import run_python
+from tests.pipeline.tiny import FIRST, METADATA, SECOND, arguments, leftovers, write_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is kept by Linux only")]
 MEMORY = 6 * 2**30  # bytes of address space, 4 GiB of it for the libraries
@@ -40,7 +41,7 @@ def run(tmp_path_factory):
     resource = pytest.importorskip("resource")
     command = ["-m", "monai_vit3d.cli", *arguments(folder, to=out, bundle=tiny_bundle)]
     limit = (MEMORY, MEMORY)
-    code, _, said = finished(*command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit))
+    code, _, said = run_python(*command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit))
     return {s.name: s for s in specimens if s.name != "folder"}, code, said, out
 
 

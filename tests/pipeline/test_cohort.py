@@ -18,16 +18,8 @@ from monai_vit3d.pipeline.plan import plan_cases
 from monai_vit3d.pipeline.predictor import Predictor
 from monai_vit3d.pipeline.record import RunRecord
 from tests.clinical import CODES, nifti, packed, patched
-from tests.pipeline.tiny import (
-    finished,
-    leftovers,
-    predict,
-    products,
-    records,
-    statuses,
-    write_bundle,
-    write_images,
-)
+from tests.helpers import run_python
+from tests.pipeline.tiny import leftovers, predict, products, records, statuses, write_bundle, write_images
 
 NAMES = ["case00", "case01", "case03", "case04", "deep/case02", "deep/case05"]
 TABLE = {"stats.csv"}
@@ -317,7 +309,7 @@ def test_help_needs_none_of_the_large_libraries():
     code = "import sys\nfrom monai_vit3d.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
     code += f"    print(end.code, [name for name in {heavy} if name in sys.modules], file=sys.stderr)\n"
     for verb in ([], ["predict"], ["check"], ["info"]):
-        _, out, err = finished("-c", code, *verb, "--help")
+        _, out, err = run_python("-c", code, *verb, "--help")
         assert out.startswith("usage: vit3d")
         assert err.strip() == "0 []"
 

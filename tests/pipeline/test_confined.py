@@ -14,7 +14,8 @@ from monai_vit3d.data.errors import BundleError, WeightsError
 from monai_vit3d.pipeline.bundle import load_bundle
 from monai_vit3d.search_path import without_folders
 from monai_vit3d.weights import load_weights
-from tests.pipeline.tiny import CONFIG, ONE_THREAD, arguments, finished
+from tests.helpers import ONE_THREAD, run_python
+from tests.pipeline.tiny import CONFIG, arguments
 
 LOADING = "network: $monai_vit3d.weights.load_weights(@network_def, @ckpt_path)\n"
 
@@ -146,7 +147,7 @@ def test_nothing_is_imported_from_here(tmp_path, bundle, cohort, where, way):
             (bundle / f"{name}.py").unlink(missing_ok=True)
     folder = bundle if where == "bundle" else here
     command = arguments(cohort / "case00.nii.gz", to=tmp_path / "out", bundle=bundle)
-    code, _, err = finished(*way, *command, cwd=folder, env={**ONE_THREAD, **env})
+    code, _, err = run_python(*way, *command, cwd=folder, env={**ONE_THREAD, **env})
     assert code == 0, err
     assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
 
@@ -186,6 +187,6 @@ def test_a_pipe_in_a_bundle_is_refused_before_it_is_opened(tmp_path, bundle, pla
     (bundle / place).parent.mkdir(exist_ok=True)
     (bundle / place).unlink(missing_ok=True)
     os.mkfifo(bundle / place)
-    code, _, err = finished("-m", "monai_vit3d.cli", "info", str(bundle), cwd=Path(tmp_path))
+    code, _, err = run_python("-m", "monai_vit3d.cli", "info", str(bundle), cwd=Path(tmp_path))
     assert code == 2
     assert err == f"vit3d: {bundle / place}: a pipe, socket or device; a bundle holds files and folders. Remove it.\n"

@@ -9,12 +9,12 @@ import pytest
 from nilearn.datasets import load_mni152_template
 
 from monai_vit3d.cli import main
-from tests.conftest import BUNDLE
+from tests.helpers import HIPPOCAMPUS
 
 
 @pytest.mark.slow
 def test_demo_labels_lie_on_the_hippocampus(tmp_path, capsys):
-    assert main(["demo", "--bundle", str(BUNDLE), "--output", str(tmp_path)]) == 0
+    assert main(["demo", "--bundle", str(HIPPOCAMPUS), "--output", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == str(tmp_path / "hippocampi.png")
     template = load_mni152_template(resolution=1)

@@ -11,9 +11,9 @@ from monai_vit3d.cli import main
 from monai_vit3d.data.errors import BundleError, UsageError
 from monai_vit3d.pipeline.check import check_files
 from monai_vit3d.pipeline.info import describe_bundle
-from tests.bundles.helpers import BUNDLES
 from tests.clinical import write_clinical_folder
-from tests.pipeline import zoo
+from tests.helpers import BUNDLES
+from tests.pipeline import zoo, zoo_minis
 
 SHIPPED = ["hippocampus_segmentation", "medmnist3d_classification"]
 VERDICTS = {"same": "good", "warned": "odd", "refused": "refused"}
@@ -67,6 +67,37 @@ def test_what_safe_refuses_is_told_and_nothing_of_it_runs(tmp_path):
     assert not trace.exists()
     digest = hashlib.sha256((bundle / "models" / "model.pt").read_bytes()).hexdigest()
     assert lines["weights"] == f"model.pt, SHA-256 {digest}"
+
+
+def test_names_are_those_of_label_values_after_all_steps(tmp_path):
+    """The zoo's BraTS steps turn masks of tumor core, whole tumor and enhancing tumor into the labels 1, 2 and 4."""
+    bundle, _ = zoo_minis.write(tmp_path, "brats_mri_segmentation")
+    lines = describe_bundle(bundle)
+    assert lines["--safe"] == "runs"
+    assert lines["names"] == (
+        "1 Tumor core without Enhancing tumor, 2 Whole tumor without Tumor core, Enhancing tumor, 4 Enhancing tumor"
+    )
+    (bundle / "models" / "model.pt").unlink()
+    assert describe_bundle(bundle)["names"] == lines["names"]
+
+
+def test_names_follow_what_is_set_in_the_config(tmp_path):
+    bundle = zoo.write_bundle(tmp_path / "bundle")
+    steps = zoo.zoo_config()["postprocessing"]["transforms"]
+    mapped = {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": [0, 1], "target_labels": [0, 7]}
+    overrides = {"postprocessing::transforms": [*steps[:-1], mapped, steps[-1]]}
+    assert describe_bundle(bundle)["names"] == "0 background, 1 spleen"
+    assert describe_bundle(bundle, overrides=overrides)["names"] == "0 background, 7 spleen"
+
+
+def test_names_that_cannot_be_followed_are_said_to_be_of_channels(tmp_path):
+    about = zoo.metadata()
+    del about["network_data_format"]["outputs"]["pred"]["num_channels"]
+    said = "0 background, 1 spleen (channels of the network; label values may differ)"
+    assert describe_bundle(zoo.write_bundle(tmp_path / "count", about=about))["names"] == said
+    config = zoo.zoo_config()
+    config["postprocessing"]["transforms"].insert(2, {"_target_": "Lambdad", "keys": "pred", "func": "$print"})
+    assert describe_bundle(zoo.write_bundle(tmp_path / "unsafe", config))["names"] == said
 
 
 def test_a_bundle_without_metadata(tmp_path):

@@ -10,20 +10,9 @@ import subprocess
 import pytest
 
 from monai_vit3d import cli
+from tests.helpers import ROOT, run_python, start_python
 from tests.pipeline.kill_loop import check_whole
-from tests.pipeline.tiny import (
-    ROOT,
-    arguments,
-    finished,
-    leftovers,
-    predict,
-    products,
-    records,
-    started,
-    statuses,
-    write_bundle,
-    write_images,
-)
+from tests.pipeline.tiny import arguments, leftovers, predict, products, records, statuses, write_bundle, write_images
 
 fcntl, pty, termios = map(pytest.importorskip, ("fcntl", "pty", "termios"))
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed as POSIX does it")
@@ -32,7 +21,7 @@ KILLS = 50
 
 def kill_loop(*command):
     """What tests/pipeline/kill_loop.py found; its children's complaints are its own."""
-    code, said, err = finished(ROOT / "tests" / "pipeline" / "kill_loop.py", *command, timeout=180)
+    code, said, err = run_python(ROOT / "tests" / "pipeline" / "kill_loop.py", *command)
     assert code == 0, err[-3000:]
     return json.loads(said.splitlines()[-1])
 
@@ -128,13 +117,13 @@ def test_torchrun_does_all_files_and_ends_with_1_if_one_failed(tmp_path, cohort,
     scans, out = tmp_path / "scans", tmp_path / "out"
     shutil.copytree(cohort, scans)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai_vit3d.cli"]
-    code, _, err = finished(*torchrun, *arguments(scans, to=out, bundle=tiny_bundle))
+    code, _, err = run_python(*torchrun, *arguments(scans, to=out, bundle=tiny_bundle))
     assert code == 0, err
     assert products(out) == products(clean_run)
     assert set(statuses(out).values()) == {"done"}
     assert leftovers(out) == []
     (scans / "case00.nii.gz").write_bytes(b"")  # of the first process, which is the first to end
-    code, _, err = finished(*torchrun, *arguments(scans, to=out, bundle=tiny_bundle, options=["--overwrite"]))
+    code, _, err = run_python(*torchrun, *arguments(scans, to=out, bundle=tiny_bundle, options=["--overwrite"]))
     assert code == 1
     assert [name for name, status in statuses(out).items() if status != "done"] == ["case00"]
     assert "empty" in records(out)["case00"]["error"]
@@ -150,7 +139,7 @@ def on_a_terminal(command):
     """Exit code of the command, and all that it put on a terminal."""
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))  # lines, columns
-    with started("-m", "monai_vit3d.cli", *command, stdout=terminal, stderr=terminal) as process:
+    with start_python("-m", "monai_vit3d.cli", *command, stdout=terminal, stderr=terminal) as process:
         os.close(terminal)
         said = b""
         with contextlib.suppress(OSError):  # the other end was closed

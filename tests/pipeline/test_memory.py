@@ -17,9 +17,9 @@ from monai.data import MetaTensor
 from monai_vit3d.data.nifti import read_grid
 from monai_vit3d.pipeline.bundle import load_bundle
 from monai_vit3d.pipeline.memory import network_shape
+from tests.helpers import HIPPOCAMPUS, ROOT
 
-BUNDLE = Path(__file__).parents[2] / "bundles" / "hippocampus_segmentation"
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
+BENCHMARK = ROOT / "benchmarks" / "memory.py"
 
 
 def write(path: Path, shape: tuple[int, ...], degrees: int) -> Path:
@@ -46,12 +46,12 @@ def test_the_estimate_is_enough_and_not_far_too_much(tmp_path, order, degrees):
 @given(degrees=st.integers(-90, 90), diagonal=st.booleans())
 def test_the_shape_of_a_turned_grid_is_known(tmp_path_factory, degrees, diagonal):
     path = write(tmp_path_factory.mktemp("turned") / "scan.nii", (30, 20, 10), degrees)
-    bundle = load_bundle(BUNDLE, "cpu")
-    spacing = next(step for step in bundle.preprocessing if hasattr(step, "spacing_transform"))
+    bundle = load_bundle(HIPPOCAMPUS, "cpu")
+    spacing = next(step for step in bundle.preprocessing.steps if hasattr(step, "spacing_transform"))
     spacing.spacing_transform.diagonal = diagonal
     image = MetaTensor(torch.zeros(1, 30, 20, 10), affine=torch.as_tensor(nib.load(path).affine))
     data = {"image": image}
-    for step in bundle.preprocessing[1 : bundle.preprocessing.index(spacing) + 1]:
+    for step in bundle.preprocessing.steps[1 : bundle.preprocessing.steps.index(spacing) + 1]:
         data = step(data)
     known = network_shape(read_grid(path), bundle)
     assert np.abs(np.subtract(known, data["image"].shape[1:])).max() <= 1  # MONAI rounds, the estimate rounds up

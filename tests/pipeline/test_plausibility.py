@@ -1,6 +1,7 @@
 """Cases unlike a bundle's training are refused or warned of, and so are labels that cannot be true."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -264,6 +265,27 @@ def test_check_says_the_same(measured_bundle, cohort, tmp_path, capsys):
     assert found[str(far)]["error"] == run["far"]["error"]
     assert set(found[str(large)]["warnings"]) <= set(run["large"]["warnings"])
     assert any("field of view" in warning for warning in found[str(large)]["warnings"])
+
+
+def test_check_needs_no_weights(measured_bundle, cohort, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(measured_bundle, bundle)
+    shutil.rmtree(bundle / "models")
+    large = image(cohort, tmp_path / "large.nii.gz", scale=1.6)
+    assert check_files([large], bundle=bundle) == check_files([large], bundle=measured_bundle)
+
+
+def test_check_obeys_what_is_chosen_of_the_config(measured_bundle, cohort, tmp_path, capsys):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(measured_bundle, bundle)
+    (bundle / "configs" / "dark.yaml").write_text("preprocessing#transforms#3#maxv: 0.2\n")
+    same = image(cohort, tmp_path / "same.nii.gz")
+    for flags in (["--config", "inference", "dark"], ["--set", "preprocessing::transforms::3::maxv=0.2"]):
+        assert cli.main(["check", str(same), "--bundle", str(bundle), "--safe", *flags]) == 0
+        assert "brightness of the input" in capsys.readouterr().out
+    assert cli.main(["check", str(same), "--bundle", str(bundle), "--config", "gone"]) == 2
+    assert "Expected one of dark, inference" in capsys.readouterr().err
+    assert check_files([same], bundle=bundle)[0]["verdict"] == "good"
 
 
 def test_a_bundle_without_the_key_compares_nothing(tiny_bundle, cohort, tmp_path):

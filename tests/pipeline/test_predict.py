@@ -22,8 +22,8 @@ from monai_vit3d.pipeline import folder, inference, memory, predictor
 from monai_vit3d.pipeline.bundle import load_bundle
 from monai_vit3d.pipeline.labelling import Reduction, whole_numbers
 from monai_vit3d.pipeline.postprocessing import Postprocessing
-from tests.bundles.helpers import BUNDLES, run_here
-from tests.conftest import phantom
+from tests.bundles.helpers import run_here
+from tests.helpers import BUNDLES, phantom
 from tests.pipeline import zoo
 
 NAMES = ("background", "cortex", "marrow")

@@ -12,7 +12,7 @@ from monai_vit3d.data.errors import BundleError, ImageError
 from monai_vit3d.data.nifti import read_volume
 from monai_vit3d.pipeline.bundle import load_bundle
 from monai_vit3d.pipeline.prepare import prepare
-from monai_vit3d.pipeline.readers import OPTIONS, READERS, loading_of, without_itk
+from monai_vit3d.pipeline.readers import OPTIONS, READERS, reader_options, without_itk
 from tests.pipeline.reference import (
     LOAD,
     ORIENT,
@@ -154,7 +154,7 @@ class MyReader(NibabelReader):
 
 def test_a_reader_of_the_bundles_own_is_refused():
     with pytest.raises(BundleError, match=r"reader=MyReader.*monai\.bundle run"):
-        loading_of([LoadImaged("image", reader=MyReader())])
+        reader_options(LoadImaged("image", reader=MyReader()))
 
 
 def test_the_table_knows_every_option_of_monais_readers():

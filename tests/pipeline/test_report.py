@@ -14,6 +14,7 @@ from PIL import Image
 from monai_vit3d.pipeline import report
 from monai_vit3d.pipeline.overlay import label_colour, write_png
 from monai_vit3d.pipeline.report import write_report
+from tests.helpers import HANG
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HOSTILE = '<img src=x onerror="document.title=1">"\'{{ 7 * 7 }}'
@@ -218,7 +219,7 @@ def test_in_a_browser(page, tmp_path, monkeypatch):
 
     def browse(*more):
         return subprocess.run(
-            [CHROMIUM, *options, *more], capture_output=True, text=True, timeout=120, check=True
+            [CHROMIUM, *options, *more], capture_output=True, text=True, timeout=HANG, check=True
         ).stdout
 
     dom = tmp_path / "dom.html"

@@ -10,6 +10,7 @@ from monai.inferers import SlidingWindowInferer
 from monai_vit3d.layers import set_spacing
 from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
 from tests.bundles.helpers import command, run
+from tests.helpers import run_python
 from tests.pipeline import tiny
 
 SHAPE, WINDOW, PATCH = (24, 16, 12), (16, 16, 8), (8, 8, 4)  # along R, A, S
@@ -188,6 +189,6 @@ def test_both_commands_write_the_same(network, images, expected, tmp_path):
     run(command("run", **options), root)
     check_saved(tmp_path / "monai", images, expected)
     words = tiny.arguments(images, to=tmp_path / "ours", bundle=root)
-    code, _, said = tiny.finished("-m", "monai_vit3d.cli", *words)
+    code, _, said = run_python("-m", "monai_vit3d.cli", *words)
     assert code == 0, said
     check_saved(tmp_path / "ours", images, expected)

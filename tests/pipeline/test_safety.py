@@ -13,9 +13,9 @@ from monai.bundle import ConfigParser
 
 from monai_vit3d.data.errors import BundleError
 from monai_vit3d.pipeline.safety import check_config
+from tests.helpers import BUNDLES
 
 ROOTS = ["network", "preprocessing", "inferer", "postprocessing", "ckpt_path", "class_names", "task"]
-BUNDLES = Path(__file__).parents[2] / "bundles"
 
 
 def under(**entries):

@@ -106,7 +106,7 @@ def without_itk(monkeypatch, bundle):
 @pytest.mark.parametrize("bundle", SERVED, indirect=True)
 def test_which_run_under_safe(bundle):
     if MINIS[bundle.name].safe:
-        assert load_bundle(bundle, "cpu", safe=True).load_keys == MINIS[bundle.name].keys
+        assert load_bundle(bundle, "cpu", safe=True).preprocessing.load_keys == MINIS[bundle.name].keys
         assert describe_bundle(bundle)["--safe"] == "runs"
         return
     with pytest.raises(BundleError, match="not allowed in a bundle with --safe"):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,10 +14,8 @@ import torch
 from monai_vit3d import cli
 from tests.clinical import AFFINE, SHAPE, nifti, packed, sampled
 
-ROOT = Path(__file__).resolve().parents[2]
 # numbers of the phantom's 0 to 120, after ScaleIntensityd 0 to 1: none that a rounded value comes near to
 FIRST, SECOND = 20.3 / 120, 60.3 / 120
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 CONFIG = """imports:
   - $import os
@@ -90,24 +85,6 @@ def arguments(*inputs: Path, to: Path, bundle: Path, options: Iterable[str] = ()
     """The command's arguments; on the CPU."""
     words = ["predict", *map(str, inputs), "-o", str(to), "--bundle", str(bundle), "--device", "cpu"]
     return [*words, *["--safe"] * safe, *options]
-
-
-def started(*command: str | Path, **options: Any) -> subprocess.Popen[str]:
-    """Another Python with these arguments, one thread a process, its output as text."""
-    env = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT} | options
-    return subprocess.Popen([sys.executable, *map(str, command)], env=env, **pipes)
-
-
-def finished(*command: str | Path, timeout: float = 120, **options: Any) -> tuple[int, str, str]:
-    """Exit code, output and errors of another Python."""
-    with started(*command, **options) as process:
-        try:
-            out, err = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
-    return process.returncode, out, err
 
 
 def records(out: Path) -> dict[str, dict[str, Any]]:

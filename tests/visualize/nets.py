@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from monai_vit3d.networks import TokenClassifier, VisionTransformer3D
+from tests.helpers import randn
 
 SIZE, PATCH, GRID = (6, 9, 3), (3, 3, 1), (2, 3, 3)  # odd patches: each has a voxel in its middle
 TINY = {"embed_dim": 24, "depth": 3, "num_heads": 3}
@@ -44,7 +45,7 @@ def looking_at_bright_patches(size, patch, **options):
 
 
 def volume(*shape, seed=2):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return randn(*shape, seed=seed, dtype=torch.float32)
 
 
 def patch_values(voxels):

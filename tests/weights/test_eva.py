@@ -95,7 +95,7 @@ def test_one_token_along_the_slices_gives_the_2d_logits(family, axis):
     torch.testing.assert_close(net(stack(x, axis)), want, **EXACT)
     assert want.std() > 1e-3
     assert set(report.loaded) | set(report.converted) == set(net.state_dict())
-    assert (report.initialised, report.unused) == ((), ())
+    assert (report.missing, report.unexpected) == ((), ())
     if family.rope is not None:  # and the angles matter
         net.rope = RotaryPositions3D(net.rope.head_dim, "patch", half=net.rope.half)
         assert not torch.allclose(net(stack(x, axis)), want, rtol=0, atol=1e-6)
@@ -201,7 +201,7 @@ def test_other_layers_are_refused_where_no_shape_shows_it(options):
     model = flat("vit_small_patch16_dinov3")
     with pytest.raises(WeightsError, match="layers differ"):
         from_timm2d(model, *sizes(model), **options)
-    assert from_timm2d(model, *sizes(model), strict=False, **options).report.unused == ()
+    assert from_timm2d(model, *sizes(model), strict=False, **options).report.unexpected == ()
 
 
 def as_published_dinov3(model):
@@ -225,7 +225,7 @@ def test_dinov3_as_published_is_renamed_and_each_key_accounted_for(capsys):
     x = image(model)
     torch.testing.assert_close(net(stack(x)), model(x), **EXACT)
     masks = {f"blocks.{i}.attn.qkv.bias_mask" for i in (0, 1)}
-    assert set(report.unused) == {"mask_token", "rope_embed.periods"} | masks
+    assert set(report.unexpected) == {"mask_token", "rope_embed.periods"} | masks
     assert report.converted["reg_token"] == "from storage_tokens"
     assert report.converted["blocks.0.ls1.gamma"] == "from blocks.0.ls1.gamma"
     assert report.converted["blocks.1.attn.qkv.bias"].count("blocks.1.attn.qkv.bias and zeros") == 1

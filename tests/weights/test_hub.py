@@ -366,7 +366,7 @@ def test_a_new_head_only_where_another_is_asked_for(saved, caplog):
     net, folder = saved
     with caplog.at_level("INFO", logger="monai_vit3d"):
         again = VisionTransformer3D.from_pretrained(folder, num_classes=5)
-    assert "initialised: head.weight, head.bias, unused: head.bias, head.weight" in caplog.text
+    assert "missing: head.weight, head.bias, unexpected: head.bias, head.weight" in caplog.text
     assert again.head.weight.shape == (5, 12)
     x = volume(net)
     assert torch.equal(again.forward_features(x), net.forward_features(x))
@@ -425,7 +425,7 @@ def test_a_pool_that_save_backbone_leaves_out_is_new(tmp_path, caplog, options):
     torch.manual_seed(3)
     with caplog.at_level("INFO", logger="monai_vit3d"):
         again = VisionTransformer3D.from_pretrained(tmp_path / "encoder.safetensors")
-    assert "initialised: attn_pool.latent, attn_pool." in caplog.text
+    assert "missing: attn_pool.latent, attn_pool." in caplog.text
     came, pool = net.state_dict(), {key for key in net.state_dict() if key.startswith("attn_pool.")}
     assert all(torch.equal(value, came[key]) for key, value in again.state_dict().items() if key not in pool)
     assert again.global_pool == "map"
@@ -437,7 +437,7 @@ def test_a_pool_that_save_backbone_leaves_out_is_new(tmp_path, caplog, options):
     other = VisionTransformer3D.from_pretrained(tmp_path / "encoder.safetensors", global_pool="avg", num_classes=2)
     assert (other.global_pool, other.head.weight.shape) == ("avg", (2, 12))
     found = describe_weights(tmp_path / "encoder.safetensors")
-    assert set(found["initialised"]) == pool
+    assert set(found["missing"]) == pool
     assert found["loaded"] == len(came) - len(pool)
 
 

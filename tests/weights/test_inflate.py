@@ -19,13 +19,10 @@ from monai_vit3d.weights.inflate import (
     inflate_kernel,
     inflate_positions,
 )
+from tests.helpers import randn
 
 AXES = (0, 1, 2)
 CASES = settings(max_examples=25, deadline=None)
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 @CASES

@@ -14,7 +14,7 @@ from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
 from monai_vit3d.weights.convert import from_monai_unetr, from_monai_vit, to_monai_unetr, to_monai_vit
 from monai_vit3d.weights.convert.monai_keys import kernel_to_linear, linear_to_kernel
-from monai_vit3d.weights.families import backbone_from, identify
+from monai_vit3d.weights.sources import backbone_from, identify
 
 SIZE, PATCH = (8, 12, 8), (4, 4, 2)  # a grid of (2, 3, 4): no side, no patch and no place can be taken for another
 SMALL = {"hidden_size": 24, "mlp_dim": 40, "num_layers": 2, "num_heads": 2}
@@ -269,10 +269,10 @@ def test_encoders_of_autoencoders(family, proj_type):
     said = {} if family == "monai_vit_autoenc" or proj_type == "conv" else {"patch_size": PATCH}
     found, report = backbone_from(source, img_size=size, num_heads=2, **said)
     torch.testing.assert_close(found.forward_features(x), want, **EXACT)
-    assert report.unused == source.left_out
-    assert report.initialised == ()
+    assert report.unexpected == source.left_out
+    assert report.missing == ()
     came = [how.removeprefix("from ") for how in report.converted.values()]
-    assert sorted([*came, *report.loaded, *report.unused]) == sorted(net.state_dict())
+    assert sorted([*came, *report.loaded, *report.unexpected]) == sorted(net.state_dict())
 
 
 @torch.no_grad()
@@ -309,10 +309,10 @@ def test_unetrs_encoder_from_a_checkpoint_of_an_older_monai(proj_type):
     x = volume((32, 32, 32))
     want, _ = unetr.vit(x)
     torch.testing.assert_close(net(x), want, **EXACT)
-    named = {*report.unused, *(how.removeprefix("from ") for how in report.converted.values())}
+    named = {*report.unexpected, *(how.removeprefix("from ") for how in report.converted.values())}
     assert named == {key.removeprefix("module.") for key in state} | {"epoch"}
     assert {"epoch", "out.conv.conv.bias", "vit.blocks.3.cross_attn.to_q.weight", "vit.patch_embedding.cls_token"} < {
-        *report.unused
+        *report.unexpected
     }
 
 

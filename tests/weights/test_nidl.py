@@ -10,7 +10,7 @@ from torch import nn
 
 from monai_vit3d.data.errors import WeightsError
 from monai_vit3d.weights.convert.nidl import nidl_sincos
-from monai_vit3d.weights.families import backbone_from, identify
+from monai_vit3d.weights.sources import backbone_from, identify
 
 SIZE, PATCH, GRID = (8, 12, 8), (4, 4, 2), (2, 3, 4)
 WIDTH, DEPTH, HEADS = 24, 2, 2
@@ -89,7 +89,7 @@ def test_the_tokens_by_name(prefix, places):
     net, report = backbone_from(source, img_size=SIZE, num_heads=HEADS)
     torch.testing.assert_close(net.forward_features(x), computed(state, x), **EXACT)
     assert set(report.loaded) == set(state)
-    assert (report.converted, report.initialised, report.unused) == ({}, (), ())
+    assert (report.converted, report.missing, report.unexpected) == ({}, (), ())
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ def test_one_token_along_the_slices_gives_the_2d_logits(family):
     assert want.std() > 1e-3
     assert set(report.loaded) | set(report.converted) == set(family.state_dict()) == set(net.state_dict())
     assert {"patch_embed.proj.weight", "pos_embed"} >= set(report.converted)
-    assert (report.initialised, report.unused) == ((), ())
+    assert (report.missing, report.unexpected) == ((), ())
 
 
 @torch.no_grad()
@@ -191,9 +191,9 @@ def test_from_3d_to_3d_it_resamples_as_set_input_size_does():
 def test_a_new_head_and_pooling_are_said_to_be_new():
     model = flat("vit_base_patch16_siglip_224")
     report = from_timm2d(model, *sizes(model), num_classes=2, global_pool="avg").report
-    assert report.initialised == ("head.weight", "head.bias")
-    assert {key.split(".")[0] for key in report.unused} == {"head", "attn_pool"}
-    assert set(report.unused) | set(report.loaded) | set(report.converted) == set(model.state_dict())
+    assert report.missing == ("head.weight", "head.bias")
+    assert {key.split(".")[0] for key in report.unexpected} == {"head", "attn_pool"}
+    assert set(report.unexpected) | set(report.loaded) | set(report.converted) == set(model.state_dict())
     assert "head.bias" in str(report)
 
 
@@ -215,9 +215,9 @@ def test_keys_that_differ_are_refused_by_name_or_reported(change, match):
     assert str(caught.value).startswith("w.pt: ")
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     report = load_timm2d(net, state, grid=(2, 3), strict=False)
-    assert set(report.loaded) | set(report.converted) | set(report.unused) == set(state)
-    assert set(report.loaded) | set(report.converted) | set(report.initialised) == set(before)
-    assert match.split(" ")[0] in report.unused + report.initialised
+    assert set(report.loaded) | set(report.converted) | set(report.unexpected) == set(state)
+    assert set(report.loaded) | set(report.converted) | set(report.missing) == set(before)
+    assert match.split(" ")[0] in report.unexpected + report.missing
 
 
 @pytest.mark.parametrize(("options", "match"), [
@@ -275,7 +275,7 @@ def test_weights_as_published_are_renamed_and_each_key_accounted_for():
     x = image(model)
     torch.testing.assert_close(net(stack(x)), model(x), **EXACT)
     assert set(state) == keys
-    assert report.unused == ("mask_token",)
+    assert report.unexpected == ("mask_token",)
     assert report.converted["cls_token"] == "from cls_token and pos_embed"
     assert report.converted["reg_token"] == "from register_tokens"
     assert report.converted["pos_embed"] == "(1, 6, 24) to (1, 6, 24)"
@@ -310,7 +310,7 @@ def test_openai_clips_own_layout():
     net, report = from_timm2d(model, *sizes(model), state=state)
     x = image(model)
     torch.testing.assert_close(net(stack(x)), model(x), **EXACT)
-    assert set(report.unused) == {"text_projection", "logit_scale"}
+    assert set(report.unexpected) == {"text_projection", "logit_scale"}
     assert report.converted["head.bias"] == "zeros"
     assert report.loaded == ()
 
@@ -334,9 +334,9 @@ def test_by_name_from_a_state_dict_or_a_file_learned_on_another_square(tiny, tmp
     for weights in (tiny.state_dict(), tmp_path / "w.safetensors", str(tmp_path / "w.pt")):
         net, report = create_timm2d(name, size, patch, pretrained=weights)
         torch.testing.assert_close(net.eval()(x[..., None].expand(-1, -1, -1, -1, 7)), want, rtol=0, atol=1e-5)
-        assert report.initialised == report.unused == ()
+        assert report.missing == report.unexpected == ()
     net, report = create_timm2d(name, size, patch, in_chans=1, axis=0)
-    assert set(report.initialised) == set(net.state_dict())
+    assert set(report.missing) == set(net.state_dict())
     assert net.in_chans == 1
 
 
@@ -438,7 +438,7 @@ def test_sincos_positions_instead_of_the_weights_own_must_be_meant():
     model = flat("vit_tiny_patch16_224")
     with pytest.raises(WeightsError, match="pos_embed is not known"):
         from_timm2d(model, *sizes(model), pos_embed="sincos")
-    assert from_timm2d(model, *sizes(model), pos_embed="sincos", strict=False).report.unused == ("pos_embed",)
+    assert from_timm2d(model, *sizes(model), pos_embed="sincos", strict=False).report.unexpected == ("pos_embed",)
 
 
 @torch.no_grad()
@@ -454,7 +454,7 @@ def test_aimv2s_own_layout():
     net, report = from_timm2d(model, *sizes(model), state=state)
     x = image(model)
     torch.testing.assert_close(net(stack(x)), model(x), **EXACT)
-    assert report.initialised == report.unused == ()
+    assert report.missing == report.unexpected == ()
     assert report.converted["patch_embed.norm.weight"] == "from preprocessor.patchifier.norm.weight"
 
 
@@ -609,7 +609,7 @@ def test_2d_weights_come_out_of_any_wrapping():
         assert (net.norm.bias == number).all()
         left = {*checkpoint} - ({"state_dict"} if "state_dict" in checkpoint else set())
         taken = {("teacher", 1): {"model_ema", "teacher"}, ("student", 0): {"model"}}[take, number]
-        assert {*report.unused} == left - taken
+        assert {*report.unexpected} == left - taken
     with pytest.raises(WeightsError, match="take='net' fits 0"):
         create_timm2d("test_vit", (32, 32, 8), (16, 16, 4), pretrained={"model": one}, take="net")
 

@@ -59,7 +59,7 @@ def test_of_ours_everything_is_known(tmp_path, kind, options):
     net.save_pretrained(path) if kind == "folder" else save_backbone(net, path)
     found = describe_weights(path)
     said = architecture(net) if kind == "folder" else {k: v for k, v in architecture(net).items() if k != "num_classes"}
-    assert list(found) == [*KEYS, "loaded", "converted", "initialised", "unused"]
+    assert list(found) == [*KEYS, "loaded", "converted", "missing", "unexpected"]
     assert (found["file"], found["family"], found["wrapping"]) == (str(path), "monai_vit3d", [])
     assert found["architecture"] == said
     state = net.state_dict()
@@ -163,7 +163,7 @@ def test_timms_become_a_folder_and_a_file(flat, flat_file, tmp_path, capsys):
         assert run("convert", flat_file, out, *how, "--num-classes", 5) == 0
         said = capsys.readouterr().out
         assert "patch_embed.proj.weight: (64, 3, 16, 16) to (64, 1, 16, 16, 4)" in said
-        assert "unused: epoch" in said
+        assert "unexpected: epoch" in said
     net = VisionTransformer3D.from_pretrained(tmp_path / "net")
     x = torch.randn(1, 1, *SIZE)
     assert torch.equal(net(x), want(x))
@@ -177,7 +177,7 @@ def test_monais_become_ours_without_their_head(monai_file, tmp_path):
         convert_weights(monai_file, tmp_path / "net", num_heads=2)  # it ends in a tanh
     assert not (tmp_path / "net").exists()
     report = convert_weights(monai_file, tmp_path / "net", num_heads=2, num_classes=0)
-    assert any(key.endswith("head.0.weight") for key in report.unused)
+    assert any(key.endswith("head.0.weight") for key in report.unexpected)
     assert run("convert", monai_file, tmp_path / "net.safetensors", "--num-heads", 2) == 0
     one, other = (VisionTransformer3D.from_pretrained(tmp_path / name) for name in ("net", "net.safetensors"))
     for key, value in one.state_dict().items():
@@ -190,8 +190,8 @@ def test_ours_of_another_size_and_head(tmp_path, kind):
     net.save_pretrained(path) if kind == "folder" else save_backbone(net, path)
     report = convert_weights(path, tmp_path / "out", img_size=(12, 8, 8), num_classes=5)
     assert report.converted == {"pos_embed": "(1, 9, 12) to (1, 13, 12)"}
-    assert report.initialised == ("head.weight", "head.bias")
-    assert set(report.unused) == ({"head.weight", "head.bias"} if kind == "folder" else set())
+    assert report.missing == ("head.weight", "head.bias")
+    assert set(report.unexpected) == ({"head.weight", "head.bias"} if kind == "folder" else set())
     assert len(report.loaded) == len(net.state_dict()) - 1 - 2 * (kind == "folder")
     again = VisionTransformer3D.from_pretrained(tmp_path / "out")
     net.set_input_size((12, 8, 8))
@@ -265,7 +265,7 @@ def test_safetensors_without_a_header_of_ours_are_told_by_their_keys(flat, tmp_p
     (["--num-heads", 2, "--img-size", 33], "m.pt: "),
     ([], r"no tensor shows num_heads; pass --num-heads."),
     (["--take", "net"], "--take 'net' fits 0"),
-    (["--family", "resnet"], "--family 'resnet'; one of"),
+    (["--family", "resnet"], "--family 'resnet'; expected one of"),
     (["--num-heads", 2, "--kernel", "mean"], "kernel: for 2D weights"),
 ])  # fmt: skip
 def test_what_cannot_be_is_said_in_the_commands_words(monai_file, tmp_path, capsys, words, said):
@@ -306,5 +306,5 @@ def test_positions_and_family_can_be_said(tmp_path, capsys):
 def test_of_a_file_without_a_head_none_is_said_to_be_loaded(tmp_path):
     torch.save(ours(num_classes=3).state_dict(), tmp_path / "w.pt")
     report = convert_weights(tmp_path / "w.pt", tmp_path / "x.safetensors", num_heads=2, img_size=8)
-    assert set(report.unused) == {"head.weight", "head.bias"}
-    assert not any(key.startswith("head.") for key in (*report.loaded, *report.converted, *report.initialised))
+    assert set(report.unexpected) == {"head.weight", "head.bias"}
+    assert not any(key.startswith("head.") for key in (*report.loaded, *report.converted, *report.missing))

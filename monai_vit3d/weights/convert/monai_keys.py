@@ -27,6 +27,13 @@ RENAMES = [
 IN_BLOCK = [("attn.out_proj.", "attn.proj."), ("mlp.linear1.", "mlp.fc1."), ("mlp.linear2.", "mlp.fc2.")]
 # made by MONAI in every block (by older versions in the patch embedding, too), and never used by these networks
 STALE = re.compile(r"(vit\.)?(blocks\.\d+\.(cross_attn|norm_cross_attn)\.|patch_embedding\.cls_token$)")
+# keys that only one of the networks has; without any of them it is the plain ViT
+SIGNS: dict[str, tuple[str, ...]] = {
+    "monai_unetr": ("encoder1.layer.conv1.conv.weight",),
+    "monai_mae": ("decoder_embed.weight", "mask_tokens"),
+    "monai_vit_autoenc": ("conv3d_transpose.weight",),
+    "monai_vit": (),
+}
 # what of a network is no part of its encoder
 DECODERS = {
     "monai_vit": re.compile(r"(?!)"),
@@ -64,15 +71,16 @@ def kernel_to_linear(kernel: Tensor) -> Tensor:
     return kernel.permute(0, 2, 3, 4, 1).flatten(1)
 
 
-def family_of(state: Mapping[str, Tensor]) -> str:
-    """Which of MONAI's networks has these keys; empty for none."""
-    if any(key.startswith("vit.patch_embedding.") for key in state):
-        return "monai_unetr" if "encoder1.layer.conv1.conv.weight" in state else ""
-    if KERNEL not in state and LINEAR not in state:
-        return ""
-    if "decoder_embed.weight" in state or "mask_tokens" in state:
-        return "monai_mae"
-    return "monai_vit_autoenc" if "conv3d_transpose.weight" in state else "monai_vit"
+def is_of(state: Mapping[str, Tensor], family: str) -> bool:
+    """Whether these are the keys of one of MONAI's networks.
+
+    Args:
+        state: a state dict.
+        family: a key of ``SIGNS``.
+    """
+    prefix = "vit." if family == "monai_unetr" else ""
+    here = any(f"{prefix}{key}" in state for key in (KERNEL, LINEAR))
+    return here and (not SIGNS[family] or any(key in state for key in SIGNS[family]))
 
 
 def split_encoder(state: Mapping[str, Tensor], family: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -14,15 +14,12 @@ from torch import Tensor, nn
 from ...data.errors import UsageError, WeightsError
 from ...layers.patch_embed import to_3tuple
 from ...networks import VisionTransformer3D
+from .families import FAMILIES, family_of
 from .monai_keys import (
     LINEAR,
     STALE,
-    encoder_options,
-    family_of,
     kernel_to_linear,
-    split_encoder,
     to_monai_key,
-    to_our_keys,
 )
 from .shapes import even_side
 
@@ -52,15 +49,15 @@ def from_monai_vit(
         UsageError: no ``img_size`` where the patches are no cube, or one that they do not fit.
     """
     state, embedding, block = vit.state_dict(), vit.patch_embedding, vit.blocks[0]
-    family = family_of(state)
-    options = encoder_options(state, family, _patch_of(embedding.patch_embeddings))[0]
+    family = FAMILIES[family_of(state)]
+    options = family.options(state, _patch_of(embedding.patch_embeddings))[0]
     patch, dropout = options["patch_size"], block.mlp.drop1.p
     options["num_heads"] = block.attn.num_heads
     options["img_size"] = _size(getattr(vit, "img_size", img_size), patch, int(embedding.n_patches))
     options |= {"pos_drop_rate": dropout, "proj_drop_rate": dropout, "attn_drop_rate": dropout}
     positions = embedding.position_embeddings
     net = VisionTransformer3D(**options).to(positions.device, positions.dtype)
-    tensors = to_our_keys(split_encoder(state, family)[0], patch)[0]
+    tensors = family.to_our_keys(family.encoder(state)[0], patch)[0]
     add_tanh(net, tensors)
     net.load_state_dict(tensors)
     net.pos_embed.requires_grad_(positions.requires_grad)

@@ -82,8 +82,8 @@ def load_timm2d(
     return LoadReport(
         loaded=tuple(key for key in fits if key not in changed),
         converted=changed,
-        initialised=tuple(key for key in own if key not in fits),
-        unused=tuple(key for key in found if key not in fits),
+        missing=tuple(key for key in own if key not in fits),
+        unexpected=tuple(key for key in found if key not in fits),
         assumed=tuple(filter(None, [assumed_grid(state, network, **how)])),
     )
 
@@ -222,7 +222,7 @@ def create_timm2d(
     wanted = timm_options(model, how.get("axis", 2))
     with options_checked(name):
         network = VisionTransformer3D(img_size, patch_size, **{**wanted, **options})
-    return Inflated(network, LoadReport(initialised=tuple(network.state_dict())))
+    return Inflated(network, LoadReport(missing=tuple(network.state_dict())))
 
 
 def timms_name(name: str) -> str:

@@ -1,9 +1,6 @@
 """The clinical folder through the strict door: read alike, warned of or refused, in little memory; and labels back."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 from monai_vit3d.data import ImageError
 from monai_vit3d.data.nifti import read_grid, read_volume, write_labels
 from tests.clinical import sampled, write_clinical_folder
+from tests.helpers import run_python
 
 COUNT = 165
 MEMORY = 3 * 2**29  # bytes of address space, most of it for the libraries
@@ -121,12 +119,9 @@ def test_labels_come_back_at_the_same_place(specimens, tmp_path):
 def test_all_are_read_in_little_memory(specimens):
     """One process with a small address space, in which neither the bomb nor 32767 cubed may be unpacked."""
     pytest.importorskip("resource")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     folder = specimens["reference"].path.parent
-    command = [sys.executable, "-c", READ_ALL.format(memory=MEMORY), str(folder)]
-    root = Path(__file__).resolve().parents[3]
-    run = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
+    code, out, err = run_python("-c", READ_ALL.format(memory=MEMORY), folder)
+    assert code == 0, err
     verdicts = [s.verdict for s in specimens.values()]
     counts = [verdicts.count(v) for v in ("same", "warned", "refused")]
-    assert run.stdout.split() == [*map(str, counts), "False"]  # and without torch
+    assert out.split() == [*map(str, counts), "False"]  # and without torch

@@ -15,11 +15,11 @@ from ..data.errors import UsageError, WeightsError
 from ..layers.patch_embed import to_3tuple
 from ..networks import VisionTransformer3D
 from .blank import blank_network
-from .convert import monai_keys, nidl
+from .convert import nidl
 from .convert.building import options_checked
+from .convert.families import FAMILIES, OURS, family_of
 from .convert.monai_vit import add_tanh
-from .convert.shapes import HEAD_WIDTH, KERNEL, POS
-from .convert.signs import REFUSED, family_by_keys
+from .convert.shapes import HEAD_WIDTH, POS
 from .convert.timm2d import load_timm2d
 from .convert.wrapping import unwrap
 from .files import as_state_dict, is_ours, read_with_metadata
@@ -28,8 +28,6 @@ from .report import Inflated
 
 logger = logging.getLogger(__name__)
 
-# "nidl" is timm's layout in 3D: nidl's network, or a bare state dict of this package's, which no key tells apart
-FAMILIES = ("monai_vit3d", "timm2d", "nidl", "monai_vit", "monai_unetr", "monai_vit_autoenc", "monai_mae")
 _NEEDED = ("img_size", "patch_size", "in_chans", "num_heads", "pos_embed")
 _ADVICE = "Pass the options that the weights were trained with."
 _BARE = (
@@ -49,7 +47,7 @@ class Source:
     """A checkpoint, recognised.
 
     Attributes:
-        family: one of ``FAMILIES``.
+        family: a key of ``FAMILIES``, or ``"monai_vit3d"``.
         wrapping: what was taken off, outermost first: ``"state_dict"`` an entry, ``"module."`` a prefix.
         state: the tensors of the encoder and its head, under the family's own keys.
         options: keywords of :class:`VisionTransformer3D`, as far as shapes and keys show them; of our own files, what
@@ -85,10 +83,10 @@ def read_source(path: str | Path, *, take: str = "teacher", family: str | None =
     folder = Path(path).is_dir()
     config, weights = files_in(Path(path)) if folder else (Path(path), Path(path))
     read, metadata = read_with_metadata(weights)
-    if folder or (family in (None, "monai_vit3d") and "architecture" in metadata):
+    if folder or (family in (None, OURS) and "architecture" in metadata):
         state = as_state_dict(read, weights)
         said = whole_architecture(state, metadata, config, weights)
-        return Source("monai_vit3d", (), state, said, (), (), str(path), True)
+        return Source(OURS, (), state, said, (), (), str(path), True)
     return replace(identify(read, str(path), take=take, family=family), verified=is_ours(metadata))
 
 
@@ -108,17 +106,19 @@ def identify(state: Any, name: str = "state_dict", *, take: str = "teacher", fam
             V-JEPA); the message names what there is.
         UsageError: an unknown ``family``, or ``"monai_vit3d"``, which a file's header says.
     """
-    if family is not None and family not in FAMILIES[1:]:
-        raise UsageError(f"family={family!r}; one of {', '.join(map(repr, FAMILIES[1:]))} is needed.")
-    found = unwrap(state, family_by_keys, name, take)
-    family = family or family_by_keys(found.state)
+    loadable = [known.name for known in FAMILIES.values() if not known.refusal]
+    if family is not None and family not in loadable:
+        raise UsageError(f"family={family!r}; expected one of {', '.join(map(repr, loadable))}.")
+    found = unwrap(state, family_of, name, take)
+    row = FAMILIES[family or family_of(found.state)]
+    if row.refusal:
+        raise WeightsError(f"{name}: {row.refusal}")
     try:
-        if family in REFUSED:
-            raise WeightsError(f"{REFUSED[family]}.")
-        own, left_out, options, assumed = _shown(found.state, family)
+        own, left_out = row.encoder(found.state)
+        options, assumed = row.options(found.state, None)
     except (IndexError, ValueError) as error:  # also of tensors with other axes than theirs
         raise WeightsError(f"{name}: {error}") from error
-    return Source(family, found.wrapping, own, options, assumed, (*left_out, *found.beside), name)
+    return Source(row.name, found.wrapping, own, options, assumed, (*left_out, *found.beside), name)
 
 
 def backbone_from(
@@ -157,10 +157,10 @@ def backbone_from(
     owned = isinstance(source, (str, Path))
     if not isinstance(source, Source):
         source = identify(source, take=take) if isinstance(source, Mapping) else read_source(source, take=take)
-    if source.family == "monai_vit3d" and grid is not None:
+    if source.family == OURS and grid is not None:
         raise UsageError(f"{source.name}: grid={grid}; weights of monai_vit3d say theirs. Leave it out.")
     with options_checked(source.name):
-        if source.family == "monai_vit3d":
+        if source.family == OURS:
             return build_own(source.options, source.state, source.name, owned=owned, **options)
         return _built(source, grid, owned, options)
 
@@ -168,7 +168,7 @@ def backbone_from(
 def _built(source: Source, grid: tuple[int, int, int] | None, owned: bool, options: dict[str, Any]) -> Inflated:
     place = {key: options.pop(key, None) for key in ("device", "dtype")}
     wanted, trained_patch, assumed = _completed(source, options, grid)
-    state, origins = _under_our_keys(source, trained_patch)
+    state, origins = FAMILIES[source.family].to_our_keys(source.state, trained_patch)
     if source.family == "nidl" and POS not in state and wanted["pos_embed"] == "sincos":
         network = blank_network(VisionTransformer3D, **{**wanted, "pos_embed": "learned", "no_embed_class": True})
         state[POS], origins[POS] = nidl.nidl_sincos(network.grid_size, network.embed_dim), "nidl's sin-cos table"
@@ -192,28 +192,6 @@ def _built(source: Source, grid: tuple[int, int, int] | None, owned: bool, optio
     return Inflated(network.to(place["device"]).eval() if place["device"] else network.eval(), report)
 
 
-def _shown(
-    state: dict[str, Tensor], family: str
-) -> tuple[dict[str, Tensor], tuple[str, ...], dict[str, Any], tuple[str, ...]]:
-    """The encoder's tensors, the keys left out, the options that are shown, and which of them were assumed."""
-    if family.startswith("monai_"):
-        own, left_out = monai_keys.split_encoder(state, family)
-        return own, left_out, *monai_keys.encoder_options(state, family)
-    if any(key.startswith("patch_embed.stem.") for key in state):
-        raise WeightsError(
-            "a ConvStem3D of this package, whose patch no tensor shows. Use load_backbone(network, path)."
-        )
-    kernel = state.get(KERNEL)
-    if kernel is None or kernel.dim() != (4 if family == "timm2d" else 5):
-        raise WeightsError(f"family={family!r}, but it has no {KERNEL} of such a network.")
-    if family == "nidl":  # a mask's token is part of the training, as of DINOv2's, and of no encoder
-        own = {key: value for key, value in state.items() if key != "mask_token"}
-        return own, tuple(key for key in state if key not in own), *nidl.nidl_options(own)
-    depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
-    shown = {"in_chans": state[KERNEL].shape[1], "embed_dim": state[KERNEL].shape[0], "depth": depth}
-    return state, (), {**shown, "class_token": "cls_token" in state}, ()
-
-
 def _completed(
     source: Source, options: Mapping[str, Any], grid: tuple[int, int, int] | None
 ) -> tuple[dict[str, Any], tuple[int, int, int], tuple[str, ...]]:
@@ -229,7 +207,7 @@ def _completed(
     shown, assumed = source.options, source.assumed
     if "patch_size" in options and "patch_size" not in shown:
         patch = to_3tuple(options["patch_size"], "patch_size")
-        shown, assumed = monai_keys.encoder_options(source.state, source.family, patch)
+        shown, assumed = FAMILIES[source.family].options(source.state, patch)
     if grid is not None and "patch_size" in shown:
         sides = to_3tuple(grid, "grid")
         shown = {**shown, "img_size": tuple(n * p for n, p in zip(sides, shown["patch_size"]))}
@@ -261,9 +239,3 @@ def _assumed(key: str, wanted: Mapping[str, Any]) -> str:
         sides = [n // p for n, p in zip(wanted["img_size"], to_3tuple(wanted["patch_size"], "patch_size"))]
         return f"grid {'x'.join(map(str, sides))}"
     return _TAKEN.get(key, f"{key}={wanted[key]!r}" if key in wanted else key)
-
-
-def _under_our_keys(source: Source, patch: tuple[int, int, int]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if source.family.startswith("monai_"):
-        return monai_keys.to_our_keys(source.state, patch)
-    return dict(source.state), {}

@@ -20,10 +20,10 @@ from monai_vit3d.layers import ConvStem3D
 from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
 from monai_vit3d.networks.architecture import architecture
 from monai_vit3d.networks.layer_facts import unlike_layers
-from monai_vit3d.weights import families, hub, load_backbone, save_backbone
+from monai_vit3d.weights import hub, load_backbone, save_backbone, sources
 from monai_vit3d.weights.convert.wrapping import WORDS
-from monai_vit3d.weights.families import Source, identify, read_source
 from monai_vit3d.weights.files import read_with_metadata, write_safetensors
+from monai_vit3d.weights.sources import Source, identify, read_source
 
 WIDE = {"embed_dim": 64, "depth": 1, "num_heads": 1}
 
@@ -43,7 +43,7 @@ def monai_vit(seed=0, **options):
 def backbone_from(source, **options):
     """Of WIDE, whose heads no tensor shows; our own files say theirs."""
     ours = getattr(source, "family", "") == "monai_vit3d" or str(source).endswith("safetensors")
-    return families.backbone_from(source, **{**({} if ours else {"num_heads": 1}), **options})
+    return sources.backbone_from(source, **{**({} if ours else {"num_heads": 1}), **options})
 
 
 def under(state, step):
@@ -95,7 +95,7 @@ def test_of_a_teacher_and_a_student_the_teacher_is_taken_and_said(names, average
         assert {key.split(".")[0] for key in source.left_out} == {other.split(".")[0]}
         net, report = backbone_from(checkpoint, take=take)
         assert same(net, states[name])
-        assert report.unused == source.left_out
+        assert report.unexpected == source.left_out
 
 
 def test_several_networks_are_refused_by_name():
@@ -190,7 +190,7 @@ def test_files_of_trainers_and_of_ours(tmp_path, caplog):
     assert said.startswith(
         f"{tmp_path / 'last.ckpt'}: monai_vit at state_dict model.: 7 loaded, 9 converted (pos_embed: "
     )
-    assert said.endswith("unused: " + ", ".join(source.left_out) + ", assumed: grid 2x2x2")
+    assert said.endswith("unexpected: " + ", ".join(source.left_out) + ", assumed: grid 2x2x2")
     save_file(net.state_dict(), tmp_path / "w.safetensors")
     assert read_source(str(tmp_path / "w.safetensors")).wrapping == ()
     torch.save({"state_dict": net.state_dict(), "hparams": nn.Linear(1, 1)}, tmp_path / "code.ckpt")
@@ -278,8 +278,8 @@ def test_one_way_for_our_own(tmp_path, kind, caplog):
     again = VisionTransformer3D.from_pretrained(path, num_classes=2, global_pool="avg")
     assert unlike_layers(first.network, again) == []
     assert first.report.converted == {f"fc_norm.{part}": f"from norm.{part}" for part in ("weight", "bias")}
-    assert first.report.initialised == ("head.weight", "head.bias")
-    assert first.report.unused == (("head.bias", "head.weight") if kind == "folder" else ())
+    assert first.report.missing == ("head.weight", "head.bias")
+    assert first.report.unexpected == (("head.bias", "head.weight") if kind == "folder" else ())
     assert same(backbone_from(source).network, net.state_dict())  # a source is not used up
     first.network.blocks[0].mlp.fc1.weight.data.zero_()
     assert same(backbone_from(source).network, net.state_dict())
@@ -299,7 +299,7 @@ def test_weights_of_a_file_are_in_memory_once(tmp_path, monkeypatch):
         read[path.name] = found[0]
         return found
 
-    monkeypatch.setattr(families, "read_with_metadata", lambda path: spy(Path(path)))
+    monkeypatch.setattr(sources, "read_with_metadata", lambda path: spy(Path(path)))
     monkeypatch.setattr(hub, "read_with_metadata", lambda path: spy(Path(path)))
     for make, name in (
         (backbone_from, "monai.pt"),
@@ -322,14 +322,14 @@ def test_what_no_tensor_shows_must_be_passed():
     with pytest.raises(
         WeightsError, match=r"^w\.pt: no tensor shows num_heads; pass num_heads= \(64-wide heads would be 1\)\.$"
     ):
-        families.backbone_from(source)
+        sources.backbone_from(source)
     narrow = ViT(1, (8, 4, 4), 4, hidden_size=24, mlp_dim=32, num_layers=1, num_heads=2)
     with pytest.raises(
         WeightsError, match=r"^w\.pt: no tensor shows img_size, num_heads; pass img_size=, num_heads=\.$"
     ):
-        families.backbone_from(identify(narrow.state_dict(), "w.pt"))
+        sources.backbone_from(identify(narrow.state_dict(), "w.pt"))
     with pytest.raises(WeightsError, match=r"no tensor shows num_heads; .*nidl's or a bare state dict of this package"):
-        families.backbone_from(vit().state_dict(), img_size=8)
+        sources.backbone_from(vit().state_dict(), img_size=8)
 
 
 @torch.no_grad()
@@ -337,7 +337,7 @@ def test_the_heads_are_those_that_were_passed():
     torch.manual_seed(0)
     net = ViT(1, 8, 4, hidden_size=128, mlp_dim=32, num_layers=1, num_heads=8).eval()
     x = torch.randn(1, 1, 8, 8, 8)
-    made = [families.backbone_from(net.state_dict(), num_heads=heads).network for heads in (8, 2)]
+    made = [sources.backbone_from(net.state_dict(), num_heads=heads).network for heads in (8, 2)]
     torch.testing.assert_close(made[0](x), net(x)[0], rtol=0, atol=1e-5)
     assert (made[1](x) - net(x)[0]).abs().max() > 1e-3
 
@@ -410,10 +410,10 @@ def test_a_new_head_is_said_to_be_new():
     state = monai_vit(classification=True, num_classes=3).state_dict()
     net, report = backbone_from(state, num_classes=5)
     assert isinstance(net.head, nn.Linear)
-    assert report.initialised == ("head.weight", "head.bias")
-    assert {"classification_head.0.weight", "classification_head.0.bias"} < {*report.unused}
+    assert report.missing == ("head.weight", "head.bias")
+    assert {"classification_head.0.weight", "classification_head.0.bias"} < {*report.unexpected}
     assert backbone_from(state).network.head[0].out_features == 3
-    assert backbone_from(state, global_pool="avg").report.unused == (
+    assert backbone_from(state, global_pool="avg").report.unexpected == (
         "blocks.0.norm_cross_attn.weight",
         "blocks.0.norm_cross_attn.bias",
     )
@@ -487,7 +487,7 @@ def test_primus_and_vjepa_are_refused_by_name():
         with pytest.raises(WeightsError, match=r"^w\.pt: "):
             identify(checkpoint, "w.pt", family=family)
     for family in ("monai_vit3d", "resnet"):
-        with pytest.raises(UsageError, match=f"family='{family}'; one of 'timm2d', 'nidl'"):
+        with pytest.raises(UsageError, match=f"family='{family}'; expected one of .*'timm2d', 'nidl'"):
             identify(checkpoint, family=family)
 
 
