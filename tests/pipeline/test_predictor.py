@@ -14,7 +14,7 @@ from monai_vit3d.data import ImageError, read_volume
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.pipeline.folder import predict_folder
 from monai_vit3d.pipeline.predictor import Predictor
-from tests.bundles.helpers import BUNDLES
+from tests.helpers import BUNDLES
 from tests.pipeline import zoo
 from tests.pipeline.reference import (
     ARGMAX,
