@@ -24,7 +24,7 @@ from monai.data import MetaTensor
 from monai.transforms import AsDiscreted, Compose, Invertd, Spacingd
 from torch.nn.functional import interpolate
 
-from monai_vit3d.inferers import LabelInverter, way_back
+from monai_vit3d.inferers import LabelInverter, trace_inverse
 
 SPACING_MM, CLASSES = (0.8, 0.8, 2.5), 14
 WHOLE, EIGHTH = (512, 512, 100), (256, 256, 50)
@@ -45,7 +45,7 @@ def case(degrees: int, shape: tuple[int, ...]) -> tuple[Compose, MetaTensor, tor
 
 def ours(transform: Compose, image: MetaTensor, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Ours."""
-    inverter = LabelInverter(way_back(image, transform, shape))
+    inverter = LabelInverter(trace_inverse(image, transform, shape))
     for planes in values.split(16, dim=1):
         inverter.feed(planes)
     return inverter.labels()

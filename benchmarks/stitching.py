@@ -19,7 +19,7 @@ import torch
 from in_turn import added_bytes, command_line, head, show, timed, with_each_allocator
 from monai.inferers import SlidingWindowInferer
 
-from monai_vit3d.inferers import likeliest, stitch_windows
+from monai_vit3d.inferers import argmax_classes, stitch_windows
 
 WINDOW = (96, 96, 96)
 POINTS = {14: (240, 192, 160), 117: (240, 144, 96)}  # classes: volume
@@ -39,7 +39,7 @@ class Network:
 
 def ours(image: torch.Tensor, network: Network, inferer: SlidingWindowInferer) -> torch.Tensor:
     """Ours."""
-    return stitch_windows(image, network, inferer, lambda planes: likeliest(planes[0])[None, None])
+    return stitch_windows(image, network, inferer, lambda planes: argmax_classes(planes[0])[None, None])
 
 
 def by_monai(image: torch.Tensor, network: Network, inferer: SlidingWindowInferer) -> torch.Tensor:

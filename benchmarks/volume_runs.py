@@ -19,11 +19,11 @@ from nilearn.datasets import load_mni152_template
 from monai_vit3d.data import cut_box
 from monai_vit3d.pipeline.acceleration import accelerated
 from monai_vit3d.pipeline.bundle import Bundle, load_bundle
-from monai_vit3d.pipeline.cohort import predict_cohort
 from monai_vit3d.pipeline.folder import publish
 from monai_vit3d.pipeline.plan import plan_cases
 from monai_vit3d.pipeline.predictor import Predictor
 from monai_vit3d.pipeline.record import RunRecord
+from monai_vit3d.pipeline.run_cases import run_cases
 
 PEER = "MONAI"
 ENGINES = {"torch float32": ("torch", False), "auto float32": ("auto", False), "auto bfloat16": ("auto", True)}
@@ -81,7 +81,7 @@ def ours(bundle: Bundle, images: list[Path], out: Path) -> list[dict]:
     plan = plan_cases(images, out, existing="overwrite")
     record, records = RunRecord(plan.output, {}), []
     try:
-        predict_cohort(plan, Predictor(bundle), record, on_case=records.append)
+        run_cases(plan, Predictor(bundle), record, on_case=records.append)
     finally:
         record.close()
     publish(plan.output)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .cli_measure import add_measure
 from .cli_streams import EscapedStream, Terminated, guard_streams, raise_on_signals
 from .cli_weights import add_weights
-from .data.texts import shown
+from .data.printable import printable
 from .search_path import without_folders
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
+    from .pipeline.distributed import TorchrunProcess
     from .pipeline.folder import plan_folder, predict_folder
     from .pipeline.plan import parse_shard
-    from .pipeline.ranks import Ranks
 
-    ranks = Ranks.from_environment()
+    ranks = TorchrunProcess.from_environment()
     what = {
         "tta": args.tta_axes or args.tta,
         "uncertainty": args.uncertainty,
@@ -91,7 +91,7 @@ def _predict(args: argparse.Namespace) -> int:
             on_plan=progress.begin,
             on_case=progress,
         )
-    failed = ranks.together(summary.failed)
+    failed = ranks.all_reduce_sum(summary.failed)
     doubtful = f" ({summary.suspicious} to look at: labels may be wrong)" if summary.suspicious else ""
     counts = f"{summary.done} done{doubtful}, {summary.skipped} skipped, {summary.failed} failed"
     print(f"{counts}: {args.output / 'report.html'}")
@@ -128,7 +128,7 @@ def _check(args: argparse.Namespace) -> int:
         print(json.dumps(found, indent=1))
     else:
         for one in found:
-            print(f"{one['verdict']:7s}  {shown(one['text'])}")
+            print(f"{one['verdict']:7s}  {printable(one['text'])}")
     return 1 if any(one["verdict"] == "refused" for one in found) else 0
 
 
@@ -136,7 +136,7 @@ def _info(args: argparse.Namespace) -> int:
     from .pipeline.info import describe_bundle
 
     for key, value in describe_bundle(args.bundle, **_chosen(args)).items():
-        print(f"{key:12s}  {shown(value)}")
+        print(f"{key:12s}  {printable(value)}")
     return 0
 
 
@@ -170,7 +170,7 @@ class _Progress:
         if self.bar is None:
             say(f"{self.seen}/{self.total} {record['status']} {record['name']} ({record['seconds']:.1f} s)")
         else:
-            self.bar.set_postfix_str(shown(record["name"])[-40:], refresh=False)
+            self.bar.set_postfix_str(printable(record["name"])[-40:], refresh=False)
             self.bar.update()
         if record["status"] == "failed":
             say(f"  failed: {record['error']}")
@@ -195,7 +195,7 @@ def _terminal() -> Any:
 
 def print_error(text: str) -> None:
     """Write a line to standard error; what cannot be printed, line breaks of a file's name too, is shown as escapes."""
-    print(shown(text), file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def _add_predict(verbs: Any) -> None:

@@ -9,7 +9,7 @@ import sys
 from types import FrameType
 from typing import Any, TextIO
 
-from .data.texts import shown
+from .data.printable import printable
 
 # a reader that went away is no error: head, a closed terminal
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
@@ -45,7 +45,7 @@ class EscapedStream:
 
     def write(self, text: str) -> int:
         """Write a text; only its line breaks and tabs stay."""
-        self._tried(self.raw.write, "".join(c if c in "\n\t" else shown(c) for c in text))
+        self._tried(self.raw.write, "".join(c if c in "\n\t" else printable(c) for c in text))
         return len(text)
 
     def flush(self) -> None:

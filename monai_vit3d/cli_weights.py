@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .data.texts import shown
+from .data.printable import printable
 
 # what the functions of weights call by a keyword, and the command by a flag
 _WEIGHTS_OPTIONS = (
@@ -35,7 +35,7 @@ def _weights_info(args: argparse.Namespace) -> int:
         elif isinstance(value, list):
             value = ", ".join(map(str, value))
         value = _flags(value) if key == "needed" else value
-        print(f"{key:12s}  {'none' if value == '' else shown(value)}")
+        print(f"{key:12s}  {'none' if value == '' else printable(value)}")
     return 0
 
 
@@ -45,7 +45,7 @@ def _weights_convert(args: argparse.Namespace) -> int:
     options = {key: getattr(args, key) for key in _WEIGHTS_OPTIONS if getattr(args, key) is not None}
     options |= {"timm_name": args.timm, "overwrite": args.overwrite}
     with _in_flags():
-        print(shown(convert_weights(args.file, args.output, **options)))
+        print(printable(convert_weights(args.file, args.output, **options)))
     return 0
 
 

@@ -10,7 +10,7 @@ import torch
 from monai.networks.utils import convert_to_torchscript
 from torch.export import Dim
 
-from monai_vit3d.data.tasks import TASKS
+from monai_vit3d.data.task_names import TASKS
 from monai_vit3d.decoders import DECODERS
 from monai_vit3d.inferers import BackendNetwork
 from monai_vit3d.layers import set_spacing

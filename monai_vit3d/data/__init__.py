@@ -16,7 +16,7 @@ from .errors import (
     Vit3dError,
     WeightsError,
 )
-from .tasks import resolve_task
+from .task_names import resolve_task
 
 _NIFTI = ("NiftiReader", "cut_box", "label_volumes_ml", "nifti_files")
 _NIFTI += ("write_labels", "write_map")
@@ -58,7 +58,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(spacing, name)
     if name in _TABLES:
-        from . import tables
+        from . import csv_labels
 
-        return getattr(tables, name)
+        return getattr(csv_labels, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .files import write_text_atomic
-from .texts import shown
+from .printable import printable
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 # the signs that OWASP lists, also full-width, where a cell begins; in a country that separates cells by semicolons or
@@ -26,7 +26,7 @@ def csv_cell(text: str) -> str:
     Args:
         text: the content; what was guarded already stays as it is.
     """
-    return _FORMULA.sub(r"\1'\2\3", shown(text))
+    return _FORMULA.sub(r"\1'\2\3", printable(text))
 
 
 def write_csv(rows: Iterable[Sequence[str]], path: str | Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import DatasetError
 
-SUFFIXES = (".nii.gz", ".nii")
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 
 def decathlon_split(dataset_dir: str | Path, split_file: str | Path, section: str) -> list[dict[str, Any]]:
@@ -101,10 +101,10 @@ def _files(root: Path, case: Any, where: str) -> dict[str, Any]:
 
 def _file(folder: Path, case: str) -> str:
     """The file of a case, compressed or not; its name may come with the suffix."""
-    if case.endswith(SUFFIXES):
+    if case.endswith(NIFTI_SUFFIXES):
         return str(folder / Path(case).name)
     return next(
-        (str(path) for suffix in SUFFIXES if (path := folder / f"{case}{suffix}").is_file()),
+        (str(path) for suffix in NIFTI_SUFFIXES if (path := folder / f"{case}{suffix}").is_file()),
         str(folder / f"{case}.nii.gz"),
     )
 

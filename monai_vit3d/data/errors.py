@@ -1,6 +1,6 @@
 """The errors of this package that speak of files; every message says what came, what is needed, what to do."""
 
-from .texts import excerpt
+from .printable import excerpt
 
 
 class Vit3dError(Exception):

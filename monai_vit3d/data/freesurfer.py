@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .nifti.door import MAX_VOXELS, any_bits, check_count
+from .nifti.file_bytes import AGAIN, Stream, open_stream, refusal
 from .nifti.geometry import check_affine, oddities
 from .nifti.header import check_volume_index
-from .nifti.stream import AGAIN, Stream, open_stream, refusal
+from .nifti.read import MAX_VOXELS, any_bits, check_count
 from .nifti.voxels import to_float32
 from .readers import READERS
 from .volume import Array, Grid, Volume

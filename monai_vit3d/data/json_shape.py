@@ -11,7 +11,7 @@ ANY_KEY = "*"
 Shape = Any
 
 
-def shape_fault(value: Any, shape: Shape, where: str = "it") -> str:
+def shape_violation(value: Any, shape: Shape, where: str = "it") -> str:
     """Say where a value is of another type than expected; "" if it is not.
 
     Keys that a shape has not are passed over, and keys that it has may be missing. Numbers are finite, and True and
@@ -25,7 +25,7 @@ def shape_fault(value: Any, shape: Shape, where: str = "it") -> str:
     if isinstance(shape, list):
         if not isinstance(value, list):
             return f"{where} is {_named(value)}; a list is expected"
-        return next(filter(None, (shape_fault(v, shape[0], f"{where}[{i}]") for i, v in enumerate(value))), "")
+        return next(filter(None, (shape_violation(v, shape[0], f"{where}[{i}]") for i, v in enumerate(value))), "")
     if isinstance(shape, Mapping):
         if not isinstance(value, Mapping):
             return f"{where} is {_named(value)}; an object with names is expected"
@@ -33,7 +33,7 @@ def shape_fault(value: Any, shape: Shape, where: str = "it") -> str:
             inside = ((f"{where}.{key}", one, shape[ANY_KEY]) for key, one in value.items())
         else:
             inside = ((f"{where}.{key}", value[key], one) for key, one in shape.items() if key in value)
-        return next(filter(None, (shape_fault(one, wanted, place) for place, one, wanted in inside)), "")
+        return next(filter(None, (shape_violation(one, wanted, place) for place, one, wanted in inside)), "")
     types = shape if isinstance(shape, tuple) else (shape,)
     if type(value) in types or (type(value) is int and float in types):
         finite = not isinstance(value, float) or math.isfinite(value)

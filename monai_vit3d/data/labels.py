@@ -16,7 +16,7 @@ from torch import Tensor
 from .errors import ImageError
 from .same_grid import SAME_PLACE_VOXELS, corner_shift
 
-ROUNDING = 1e-3  # of a label that a slope in the header made of a whole number
+MAX_LABEL_ROUNDING = 1e-3  # of a label that a slope in the header made of a whole number
 SHOWN = 5
 
 
@@ -59,15 +59,15 @@ class CheckLabelsd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             labels = item[key]
-            fault = self._shape_fault(labels) or self._value_fault(labels)
+            fault = self._shape_violation(labels) or self._value_violation(labels)
             if not fault and self.image_key is not None:
-                fault = _grid_fault(labels, item[self.image_key])
+                fault = _grid_violation(labels, item[self.image_key])
             if fault:
                 raise ImageError(f"{_name(labels, key)}: {fault}")
             item[key] = labels.round()
         return item
 
-    def _shape_fault(self, labels: Tensor) -> str:
+    def _shape_violation(self, labels: Tensor) -> str:
         if labels.dim() == 4 and labels.shape[0] == 1:
             return ""
         return (
@@ -75,9 +75,9 @@ class CheckLabelsd(MapTransform):
             "labels as one 3D map of whole numbers."
         )
 
-    def _value_fault(self, labels: Tensor) -> str:
+    def _value_violation(self, labels: Tensor) -> str:
         values = torch.as_tensor(labels).double()
-        wrong = ~((values - values.round()).abs() <= ROUNDING) | (values.round() < 0)
+        wrong = ~((values - values.round()).abs() <= MAX_LABEL_ROUNDING) | (values.round() < 0)
         wrong |= values.round() > self.num_classes - 1
         if not wrong.any():
             return ""
@@ -90,7 +90,7 @@ class CheckLabelsd(MapTransform):
         )
 
 
-def _grid_fault(labels: Tensor, image: Tensor) -> str:
+def _grid_violation(labels: Tensor, image: Tensor) -> str:
     """What of two files' grids differs; grids that nobody knows do not."""
     (affine, shape), (needed, size) = _file_grid(labels), _file_grid(image)
     advice = "Resample the labels to the image's grid, by nearest neighbour."

@@ -16,7 +16,7 @@ from monai.data import Dataset
 
 from .confinement import check_confined
 from .errors import DatasetError
-from .tasks import resolve_task
+from .task_names import resolve_task
 
 OFFICIAL_3D = (
     "organmnist3d", "nodulemnist3d", "adrenalmnist3d", "fracturemnist3d", "vesselmnist3d", "synapsemnist3d",
@@ -26,7 +26,7 @@ OFFICIAL_2D = (
     "tissuemnist", "organamnist", "organcmnist", "organsmnist",
 )  # fmt: skip
 SIZES = (28, 64)
-SECTIONS = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
+SECTION_NAMES = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
 
 
 def medmnist3d_info(dataset_name: str, info_file: str | Path | None = None) -> dict[str, Any]:
@@ -111,16 +111,18 @@ class MedMNIST3DDataset(Dataset):
         info_file: str | Path | None = None,
         download: bool = True,
     ) -> None:
-        if section not in SECTIONS:
-            raise DatasetError(f"no section {section!r}; it has {', '.join(SECTIONS)}.")
-        section = SECTIONS[section]
+        if section not in SECTION_NAMES:
+            raise DatasetError(f"no section {section!r}; it has {', '.join(SECTION_NAMES)}.")
+        section = SECTION_NAMES[section]
         self.info = medmnist3d_info(dataset_name, info_file)
         self.task = resolve_task(self.info["task"])
         self.class_names = class_names(self.info)
         npz = _npz_file(dataset_name, root_dir, size, self.info)
         npz.make_sure(download and dataset_name in OFFICIAL_3D)
         images, labels = npz.read(section)
-        fault = _image_fault(images, self.info, section, size) or _label_fault(labels, self.task, self.class_names)
+        fault = _image_violation(images, self.info, section, size) or _label_violation(
+            labels, self.task, self.class_names
+        )
         if not fault and len(images) != len(labels):
             fault = f"{len(images)} images and {len(labels)} labels; as many are needed"
         if fault:
@@ -233,7 +235,7 @@ def _checked_entry(entry: Any, where: str) -> dict[str, Any]:
     return entry
 
 
-def _image_fault(images: np.ndarray, info: dict[str, Any], section: str, size: int) -> str | None:
+def _image_violation(images: np.ndarray, info: dict[str, Any], section: str, size: int) -> str | None:
     channels = info.get("n_channels", 1)
     sample = (size, size, size) if channels == 1 else (size, size, size, channels)
     if images.dtype.kind not in "buif" or images.shape[1:] != sample:
@@ -248,7 +250,7 @@ def _image_fault(images: np.ndarray, info: dict[str, Any], section: str, size: i
     return None if len(images) == count else f"{len(images)} samples; {count} are needed"
 
 
-def _label_fault(labels: np.ndarray, task: str, names: list[str]) -> str | None:
+def _label_violation(labels: np.ndarray, task: str, names: list[str]) -> str | None:
     by_class = task in ("multi-class", "ordinal")
     columns = 1 if by_class else len(names)
     if labels.dtype.kind not in "buif" or labels.ndim != 2 or columns not in (0, labels.shape[1]):

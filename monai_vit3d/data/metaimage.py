@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .attached import Header, numbers, read_attached, read_attached_grid
-from .nifti.door import MAX_VOXELS
-from .nifti.stream import AGAIN, refusal
+from .attached_header import AttachedHeader, parse_numbers, read_attached, read_attached_grid
+from .nifti.file_bytes import AGAIN, refusal
+from .nifti.read import MAX_VOXELS
 from .volume import Array, Grid, Volume
 
 _CONVERT = "Save it as .nii.gz with 3D Slicer or SimpleITK."
@@ -46,7 +46,7 @@ def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX
     return read_attached_grid(_parse, path, volume, max_voxels)
 
 
-def _parse(head: bytes, path: Path) -> Header:
+def _parse(head: bytes, path: Path) -> AttachedHeader:
     match = re.match(rb"(.*?\n|)ElementDataFile *= *([^\r\n]*)\r?\n", head, re.DOTALL)
     if match is None:
         raise refusal(path, "not MetaImage, or its header does not end", AGAIN)
@@ -60,9 +60,9 @@ def _parse(head: bytes, path: Path) -> Header:
         raise refusal(path, f"{found}; one 3D volume of one value a voxel is needed", _CONVERT)
     if _is_true(fields, "BinaryData", "True") is False or fields.get("HeaderSize", "0") != "0":
         raise refusal(path, "voxels as text, or behind a header of their own", _CONVERT)
-    h, w, d = (int(n) for n in numbers(fields.get("DimSize", ""), 3, "DimSize", path))
+    h, w, d = (int(n) for n in parse_numbers(fields.get("DimSize", ""), 3, "DimSize", path))
     wbits = _ZLIB if _is_true(fields, "CompressedData", "False") else None
-    return Header((h, w, d), _dtype(fields, path), _affine(fields, path), match.end(), wbits)
+    return AttachedHeader((h, w, d), _dtype(fields, path), _affine(fields, path), match.end(), wbits)
 
 
 def _is_true(fields: dict[str, str], name: str, default: str) -> bool:
@@ -81,9 +81,9 @@ def _affine(fields: dict[str, str], path: Path) -> Array:
     def first(names: str, default: str) -> str:
         return next((fields[name] for name in names.split() if name in fields), default)
 
-    axes = numbers(first("TransformMatrix Rotation Orientation", "1 0 0 0 1 0 0 0 1"), 9, "TransformMatrix", path)
-    spacing = numbers(first("ElementSpacing ElementSize", "1 1 1"), 3, "ElementSpacing", path)
+    axes = parse_numbers(first("TransformMatrix Rotation Orientation", "1 0 0 0 1 0 0 0 1"), 9, "TransformMatrix", path)
+    spacing = parse_numbers(first("ElementSpacing ElementSize", "1 1 1"), 3, "ElementSpacing", path)
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(axes, (3, 3)).T * spacing
-    affine[:3, 3] = numbers(first("Offset Position Origin", "0 0 0"), 3, "Offset", path)
+    affine[:3, 3] = parse_numbers(first("Offset Position Origin", "0 0 0"), 3, "Offset", path)
     return _TO_RAS @ affine

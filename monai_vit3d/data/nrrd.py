@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .attached import Header, numbers, read_attached, read_attached_grid
-from .nifti.door import MAX_VOXELS
-from .nifti.stream import AGAIN, refusal
+from .attached_header import AttachedHeader, parse_numbers, read_attached, read_attached_grid
+from .nifti.file_bytes import AGAIN, refusal
+from .nifti.read import MAX_VOXELS
 from .volume import Array, Grid, Volume
 
 _CONVERT = "Save it as .nii.gz with 3D Slicer or SimpleITK."
@@ -55,7 +55,7 @@ def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX
     return read_attached_grid(_parse, path, volume, max_voxels)
 
 
-def _parse(head: bytes, path: Path) -> Header:
+def _parse(head: bytes, path: Path) -> AttachedHeader:
     fields, start = _fields(head, path)
     if "data file" in fields or "datafile" in fields:
         raise refusal(path, "its voxels lie in another file", _CONVERT)
@@ -67,9 +67,9 @@ def _parse(head: bytes, path: Path) -> Header:
     encoding = fields.get("encoding", "").lower()
     if encoding not in _WBITS:
         raise refusal(path, f"encoding '{encoding}'; raw or gzip is needed", _CONVERT)
-    h, w, d = (int(n) for n in numbers(fields.get("sizes", ""), 3, "sizes", path))
+    h, w, d = (int(n) for n in parse_numbers(fields.get("sizes", ""), 3, "sizes", path))
     affine, warnings = _affine(fields, path)
-    return Header((h, w, d), _dtype(fields, path), affine, start, _WBITS[encoding], tuple(warnings))
+    return AttachedHeader((h, w, d), _dtype(fields, path), affine, start, _WBITS[encoding], tuple(warnings))
 
 
 def _fields(head: bytes, path: Path) -> tuple[dict[str, str], int]:
@@ -103,11 +103,11 @@ def _affine(fields: dict[str, str], path: Path) -> tuple[Array, list[str]]:
     affine = np.eye(4)
     if "space directions" in fields:
         text = re.sub("[(),]", " ", fields["space directions"])
-        affine[:3, :3] = np.reshape(numbers(text, 9, "space directions", path), (3, 3)).T
+        affine[:3, :3] = np.reshape(parse_numbers(text, 9, "space directions", path), (3, 3)).T
     elif "spacings" in fields:
-        affine[:3, :3] = np.diag(numbers(fields["spacings"], 3, "spacings", path))
+        affine[:3, :3] = np.diag(parse_numbers(fields["spacings"], 3, "spacings", path))
     else:
         warnings.append("no space directions or spacings in its header; voxels of 1 mm were taken")
     origin = re.sub("[(),]", " ", fields.get("space origin", "0 0 0"))
-    affine[:3, 3] = numbers(origin, 3, "space origin", path)
+    affine[:3, 3] = parse_numbers(origin, 3, "space origin", path)
     return np.diag([*(signs or (-1, -1, 1)), 1.0]) @ affine, warnings

@@ -12,9 +12,9 @@ from monai.transforms import Spacing, Spacingd, SpatialResample
 from monai.utils import TraceKeys, get_equivalent_dtype, get_torch_dtype_from_string
 from torch import Tensor
 
-from .moves import Line, Move
+from .axis_resampling import AxisInterp, GridMapping
 
-HUGE = 1e38  # the difference of two larger values leaves float32
+MAX_FLOAT32_DIFFERENCE = 1e38  # the difference of two larger values leaves float32
 
 
 class SeparableResample(SpatialResample):
@@ -61,7 +61,7 @@ class SeparableResample(SpatialResample):
             get_equivalent_dtype(dtype or self.dtype or img.dtype, torch.Tensor),
         )
         lazy = self.lazy if lazy is None else lazy
-        move = None if lazy else Move.between(img, dst_affine, spatial_size)
+        move = None if lazy else GridMapping.between(img, dst_affine, spatial_size)
         lines = move and _is_served(img, given[0]) and move.lines(*given)
         if not move or not lines:
             return super().__call__(img, dst_affine, spatial_size, *given, lazy=lazy)
@@ -89,7 +89,7 @@ class SeparableResample(SpatialResample):
                 get_torch_dtype_from_string(info["dtype"]),
             )
 
-    def _traced(self, img: MetaTensor, move: Move, mode: Any, padding: Any, corners: bool, dtype: Any) -> Any:
+    def _traced(self, img: MetaTensor, move: GridMapping, mode: Any, padding: Any, corners: bool, dtype: Any) -> Any:
         """What MONAI's own resampling notes of itself."""
         extra = {"dtype": str(dtype)[6:], "mode": mode, "padding_mode": padding, "align_corners": corners}
         return self.track_transform_meta(
@@ -127,7 +127,7 @@ class SeparableSpacingd(Spacingd):
         self.spacing_transform.sp_resample = _separable(self.spacing_transform.sp_resample)
 
 
-def _resample(image: Tensor, lines: list[Line]) -> Tensor:
+def _resample(image: Tensor, lines: list[AxisInterp]) -> Tensor:
     """(C, H, W, D) to (C, H', W', D') float32, plane after plane: a plane stays in a core's cache."""
     if any(line.weight is not None for line in lines):
         image = image.float()
@@ -149,7 +149,7 @@ def _is_served(image: MetaTensor, mode: Any) -> bool:
         return True
     # axes as they lie in memory: others take 100 times as long
     low, high = image.as_tensor().permute(sorted(range(4), key=lambda axis: -image.stride(axis))).aminmax()
-    return bool(low >= -HUGE) and bool(high <= HUGE)
+    return bool(low >= -MAX_FLOAT32_DIFFERENCE) and bool(high <= MAX_FLOAT32_DIFFERENCE)
 
 
 def _separable(resample: SpatialResample) -> SeparableResample:

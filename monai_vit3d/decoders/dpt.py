@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import to_3tuple
-from ..layers.pos_embed import Grid
+from ..layers.pos_embed import GridShape
 from .stages import (
     ChannelNorm,
     last_layer,
@@ -142,7 +142,7 @@ class ResidualConvUnit(nn.Module):
         return x + self.body(x)
 
 
-def _reassemble(embed_dim: int, middle: int, stride: Grid, width: int) -> nn.Sequential:
+def _reassemble(embed_dim: int, middle: int, stride: GridShape, width: int) -> nn.Sequential:
     """From a patch grid to its level."""
     parts: list[nn.Module] = [nn.Conv3d(embed_dim, middle, kernel_size=1)]
     if stride != (1, 1, 1):

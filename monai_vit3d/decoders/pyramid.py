@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import to_3tuple
-from ..layers.pos_embed import Grid
+from ..layers.pos_embed import GridShape
 from .stages import (
     ChannelNorm,
     last_layer,
@@ -108,7 +108,7 @@ class PyramidDecoder(nn.Module):
         self.head = last_layer(self.head, num_classes)
 
 
-def _level(embed_dim: int, widths: list[int], strides: list[Grid], width: int) -> nn.Sequential:
+def _level(embed_dim: int, widths: list[int], strides: list[GridShape], width: int) -> nn.Sequential:
     """From the patch grid up by ``strides``, to ``width`` channels."""
     parts: list[nn.Module] = []
     for i, (before, after, stride) in enumerate(zip([embed_dim, *widths], widths, strides)):

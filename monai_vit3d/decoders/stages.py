@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..layers import to_3tuple
-from ..layers.pos_embed import Grid
+from ..layers.pos_embed import GridShape
 
 recomputed = partial(checkpoint, use_reentrant=False)
 
 
-def up_strides(patch_size: Grid) -> list[Grid]:
+def up_strides(patch_size: GridShape) -> list[GridShape]:
     """Up-sampling factors from the patch grid to (about) one voxel, coarsest stage first.
 
     Each axis takes as many doublings as bring it nearest to its patch size. Axes with few of them take theirs
@@ -34,7 +34,7 @@ def up_strides(patch_size: Grid) -> list[Grid]:
     return [tuple(2 if stage < n else 1 for n in doublings) for stage in range(max(doublings))]  # type: ignore[misc]
 
 
-def require_strides(patch_size: int | Sequence[int]) -> list[Grid]:
+def require_strides(patch_size: int | Sequence[int]) -> list[GridShape]:
     """The factors of :func:`up_strides`, one stage or more.
 
     Raises:
@@ -56,7 +56,7 @@ def stage_maps(patch_size: int | Sequence[int]) -> int:
     return len(require_strides(patch_size))
 
 
-def stage_widths(strides: list[Grid], feature_size: int) -> list[int]:
+def stage_widths(strides: list[GridShape], feature_size: int) -> list[int]:
     """Channels behind each stage but the last, coarsest first: they halve down to ``2 * feature_size``."""
     return [feature_size * 2**level for level in reversed(range(1, len(strides)))]
 
@@ -72,7 +72,7 @@ def require_counts(least: int, **counts: int) -> None:
             raise ValueError(f"{name}={count}; {least} or more is needed.")
 
 
-def require_maps(maps: list[Tensor], needed: int, patch_size: Grid) -> None:
+def require_maps(maps: list[Tensor], needed: int, patch_size: GridShape) -> None:
     """Refuse another number of patch grids.
 
     Raises:
@@ -82,7 +82,7 @@ def require_maps(maps: list[Tensor], needed: int, patch_size: Grid) -> None:
         raise ValueError(f"{len(maps)} patch grids came; patch_size={patch_size} needs {needed}.")
 
 
-def level_strides(strides: list[Grid]) -> list[Grid]:
+def level_strides(strides: list[GridShape]) -> list[GridShape]:
     """How much finer than the patch grid each level is: ``(1, 1, 1)`` first, the output of the last stage left out."""
     return [tuple(math.prod(s[axis] for s in strides[:i]) for axis in range(3)) for i in range(len(strides))]  # type: ignore[misc]
 

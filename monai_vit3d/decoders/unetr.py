@@ -12,7 +12,7 @@ from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock,
 from torch import Tensor, nn
 
 from ..layers import to_3tuple
-from ..layers.pos_embed import Grid
+from ..layers.pos_embed import GridShape
 from .stages import (
     recomputed,
     require_counts,
@@ -170,7 +170,7 @@ class UNETRDecoder(nn.Module):
             setattr(heads, name, new.train(old.training))
 
 
-def _tap_branch(embed_dim: int, width: int, strides: list[Grid], blocks: dict) -> nn.Module:
+def _tap_branch(embed_dim: int, width: int, strides: list[GridShape], blocks: dict) -> nn.Module:
     """From a patch grid up to the level behind ``strides``: one MONAI block for each run of equal factors."""
     runs = [(stride, len(list(same))) for stride, same in groupby(strides)]
     parts = [

@@ -1,6 +1,6 @@
 """What MONAI's engines need and do not have: moving averages, reproducible epochs, atomic checkpoints, scores."""
 
-from .attached import Attached
+from .attach_handlers import AttachHandlers
 from .calibration import Calibration, calibrate
 from .checkpoint import AtomicCheckpoint, save_atomic
 from .classification import ClassificationMetric, PredictionsCSV
@@ -8,21 +8,21 @@ from .determinism import EpochSeed
 from .ema import EMAHandler, moving_average
 from .feature_monitor import FeatureMonitor
 from .finite import FiniteCheck
-from .mixup import MixUpBatch
-from .pretraining import MaskedBatch, StepSchedule
+from .mixup import PrepareBatchMixUp
+from .pretraining import PrepareBatchMasked, StepSchedule
 from .processes import end_with_one_line, leave_process_group
 
 __all__ = [
     "AtomicCheckpoint",
-    "Attached",
+    "AttachHandlers",
     "Calibration",
     "ClassificationMetric",
     "EMAHandler",
     "EpochSeed",
     "FeatureMonitor",
     "FiniteCheck",
-    "MaskedBatch",
-    "MixUpBatch",
+    "PrepareBatchMasked",
+    "PrepareBatchMixUp",
     "PredictionsCSV",
     "StepSchedule",
     "calibrate",

@@ -15,9 +15,9 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
 from ..data.files import write_text_atomic
-from ..data.tasks import resolve_task
+from ..data.task_names import resolve_task
 from ..metrics import decode, expected_calibration_error, fit_temperature, negative_log_likelihood
-from ..networks.tasks import probabilities
+from ..networks.task_losses import probabilities
 from ..weights.files import load_weights
 from .checkpoint import save_atomic
 

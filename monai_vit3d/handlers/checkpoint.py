@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ..data.errors import WeightsError
 from ..data.files import remove_parts, replacing
 from ..data.training_lock import lock_training, unlock_training
-from ..networks.modes import load_plain_state_dict, plain_state_dict, unwrapped
+from ..networks.wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
 from ..weights.files import read_checkpoint
 from .finite import parameter_versions, require_finite_weights
 
@@ -68,7 +68,7 @@ class AtomicCheckpoint:
     ) -> None:
         self.last, self.previous = Path(folder) / "last.pt", Path(folder) / "previous.pt"
         # a run saved by several processes resumes in one, and the other way round
-        self.objects = {k: unwrapped(v) for k, v in objects.items()}
+        self.objects = {k: unwrap_network(v) for k, v in objects.items()}
         self.best, self.best_path, self.validator = best, best_path, validator
         self.resume, self.rank = resume, rank
         self.best_metric = float("-inf")

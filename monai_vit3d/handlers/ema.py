@@ -6,7 +6,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..networks.modes import unwrapped
+from ..networks.wrappers import unwrap_network
 from .finite import parameter_versions
 
 
@@ -22,7 +22,7 @@ def moving_average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
     """
     if not 0 <= decay < 1:
         raise ValueError(f"decay={decay}; a number from 0 up to, but not, 1 is needed.")
-    return AveragedModel(unwrapped(network), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
+    return AveragedModel(unwrap_network(network), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
 
 
 class EMAHandler:
@@ -38,7 +38,7 @@ class EMAHandler:
 
     def __init__(self, average: AveragedModel, network: nn.Module) -> None:
         self.average = average
-        self.network = unwrapped(network)
+        self.network = unwrap_network(network)
         self._versions = parameter_versions([self.network])
 
     def attach(self, engine: Engine) -> None:

@@ -14,19 +14,19 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from ..data.errors import TrainingCollapsed, UsageError
-from ..inferers import told_spacing
+from ..inferers import with_spacing
 from ..networks import VisionTransformer3D
-from ..networks.modes import evaluating
-from ..pretraining import CollapseAlarm, CollapseReport, describe
+from ..networks.wrappers import eval_mode
+from ..pretraining import CollapseAlarm, CollapseReport, collapse_report
 from .pretraining import image_of
 
 logger = logging.getLogger(__name__)
-POSITIONS = 32  # all tokens of all volumes may be gigabytes; the variance is a mean over positions
+MAX_POSITIONS = 32  # all tokens of all volumes may be gigabytes; the variance is a mean over positions
 FIGURES = ("rankme", "feature_std", "relative_std", "cosine_to_mean", "target_variance")
 
 
 class FeatureMonitor:
-    """Figures of an encoder's features after each epoch: see :func:`~monai_vit3d.pretraining.describe`.
+    """Figures of an encoder's features after each epoch: see :func:`~monai_vit3d.pretraining.collapse_report`.
 
     A volume's feature is the mean of its normed patch tokens. Target variance is that of I-JEPA's targets, the same
     tokens normed once more without weights, at up to 32 positions, evenly spread over the grid. The figures are in
@@ -107,7 +107,7 @@ class FeatureMonitor:
         """
         pooled, targets, counts = [], [], set()
         # a data loader draws a seed: a training that is watched must go on as one that is not
-        with evaluating(self.encoder), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with eval_mode(self.encoder), torch.random.fork_rng(devices=[]), torch.no_grad():
             for batch in self.loader:
                 tokens = self._tokens(batch)
                 counts.add(tokens.shape[1])
@@ -119,7 +119,7 @@ class FeatureMonitor:
                 f"FeatureMonitor: volumes of {min(counts)} to {max(counts)} patches; one size is needed. "
                 "Crop or pad the loader's volumes."
             )
-        return describe(torch.cat(pooled), torch.cat(targets))
+        return collapse_report(torch.cat(pooled), torch.cat(targets))
 
     def state_dict(self) -> dict[str, Any]:
         """History and alarm, plain numbers."""
@@ -141,14 +141,14 @@ class FeatureMonitor:
         weight = next(self.encoder.parameters())
         image = image_of(batch, self.key).to(weight.device, weight.dtype)
         # a plain tensor tells no spacing: then the encoder has been told by hand, or says that it was not
-        with told_spacing(self.encoder, image) if isinstance(image, MetaTensor) else nullcontext():
+        with with_spacing(self.encoder, image) if isinstance(image, MetaTensor) else nullcontext():
             return self.encoder.forward_features(image)[:, self.encoder.num_prefix_tokens :].float()
 
 
 def _targets(tokens: Tensor) -> Tensor:
     """``(B, T, E)``: what I-JEPA predicts, at some of the N positions."""
     count = tokens.shape[1]
-    kept = min(count, POSITIONS)
+    kept = min(count, MAX_POSITIONS)
     places = torch.arange(kept, device=tokens.device) * (count - 1) // max(1, kept - 1)
     return F.layer_norm(tokens[:, places], tokens.shape[2:])
 

@@ -14,9 +14,9 @@ from monai.utils import ImageMetaKey
 from torch import nn
 
 from ..data.errors import TrainingDiverged
-from ..networks.modes import unwrapped
+from ..networks.wrappers import unwrap_network
 
-ADVICE = (
+NOT_FINITE_ADVICE = (
     "Look at these files for voxels that are far from all others; if they are sound, lower the learning rate or set "
     "amp to false, and run again: it resumes from the epoch before."
 )
@@ -38,7 +38,7 @@ class FiniteCheck:
     """
 
     def __init__(self, network: nn.Module, name_key: str = "name") -> None:
-        self.network, self.name_key = unwrapped(network), name_key
+        self.network, self.name_key = unwrap_network(network), name_key
 
     def attach(self, engine: Engine) -> None:
         """Attach to a MONAI trainer."""
@@ -50,7 +50,7 @@ class FiniteCheck:
         loss = float(engine.state.output["loss"].detach())
         if not math.isfinite(loss):
             raise TrainingDiverged(
-                f"{position(engine)}: the loss is {loss}; the batch: {self._names(engine)}. {ADVICE}"
+                f"{position(engine)}: the loss is {loss}; the batch: {self._names(engine)}. {NOT_FINITE_ADVICE}"
             )
 
     def check_weights(self, engine: Engine) -> None:
@@ -58,7 +58,7 @@ class FiniteCheck:
         require_finite_weights(self.network, engine, f"; the last batch: {self._names(engine)}")
 
     def _names(self, engine: Engine) -> str:
-        names = names_in(engine.state.batch, self.name_key)
+        names = case_names(engine.state.batch, self.name_key)
         return ", ".join(names) if names else f"no names (put them into the data's {self.name_key!r})"
 
 
@@ -81,7 +81,9 @@ def require_finite_weights(network: nn.Module, engine: Engine, batch: str = "") 
     ):
         name = next((name for name, value in weights.items() if not value.isfinite().all()), None)
         if name is not None:
-            raise TrainingDiverged(f"{position(engine)}: {name} has weights that are NaN or infinite{batch}. {ADVICE}")
+            raise TrainingDiverged(
+                f"{position(engine)}: {name} has weights that are NaN or infinite{batch}. {NOT_FINITE_ADVICE}"
+            )
 
 
 def parameter_versions(networks: Iterable[nn.Module]) -> list[int]:
@@ -89,7 +91,7 @@ def parameter_versions(networks: Iterable[nn.Module]) -> list[int]:
     return [parameter._version for network in networks for parameter in network.parameters()]
 
 
-def names_in(batch: Any, name_key: str = "name") -> list[str]:
+def case_names(batch: Any, name_key: str = "name") -> list[str]:
     """The names of a batch's cases, before or after MONAI has taken it apart.
 
     Args:
@@ -97,7 +99,7 @@ def names_in(batch: Any, name_key: str = "name") -> list[str]:
         name_key: of the names; where there are none the first MetaTensor's files are taken.
     """
     if isinstance(batch, list):
-        return [name for item in batch for name in names_in(item, name_key)]
+        return [name for item in batch for name in case_names(item, name_key)]
     if not isinstance(batch, Mapping):
         return []
     files = [value.meta.get(ImageMetaKey.FILENAME_OR_OBJ) for value in batch.values() if isinstance(value, MetaTensor)]

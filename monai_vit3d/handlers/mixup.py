@@ -11,7 +11,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 
-class MixUpBatch(PrepareBatch):
+class PrepareBatchMixUp(PrepareBatch):
     """What a trainer's ``prepare_batch`` may be: image and target, mixed with those of other cases of the batch.
 
     Args:

@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 
 from ..data.errors import UsageError
 from ..layers import to_3tuple
-from ..layers.pos_embed import Grid
-from ..networks.modes import unwrapped
+from ..layers.pos_embed import GridShape
+from ..networks.wrappers import unwrap_network
 from ..pretraining import JEPAMasks, MAEMasks
 
 Masks = JEPAMasks | MAEMasks
@@ -45,7 +45,7 @@ def image_of(batch: Any, key: str) -> Tensor:
     return image
 
 
-class MaskedBatch(PrepareBatch):
+class PrepareBatchMasked(PrepareBatch):
     """What a trainer's ``prepare_batch`` may be: volumes, and masks of their tokens for ``network(image, masks)``.
 
     Give the same object to ``prepare_batch`` and to ``train_handlers``: masks depend on the seed and the trainer's
@@ -124,7 +124,7 @@ class MaskedBatch(PrepareBatch):
         masks = self.masks(batch * self.world, grid, generator=generator)
         return type(masks)(*(rows[self.rank :: self.world] for rows in masks))
 
-    def _grid(self, image: Tensor) -> Grid:
+    def _grid(self, image: Tensor) -> GridShape:
         size = tuple(image.shape[2:])
         if any(n % p for n, p in zip(size, self.patch_size)):
             raise UsageError(
@@ -172,7 +172,7 @@ class StepSchedule:
         epochs: int | None = None,
     ) -> None:
         self.epochs = epochs
-        self.model = unwrapped(model)
+        self.model = unwrap_network(model)
         if (model is None) != (momentum is None) or (model is not None and not hasattr(self.model, "update_target")):
             what = None if model is None else type(self.model).__name__
             raise UsageError(

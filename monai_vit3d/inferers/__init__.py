@@ -1,16 +1,16 @@
 """Inferers: how a network is run over a volume."""
 
+from .argmax_classes import argmax_classes, require_finite_scores
 from .autocast import AutocastInferer
 from .backends import BACKENDS, BackendNetwork, resolve_backend
 from .entropy import PredictionEntropy
-from .invert import LabelInverter, argmax
+from .inverse_mapping import InverseMapping, trace_inverse
 from .label_inferer import LabelInferer
-from .labels import finite, likeliest
+from .label_inversion import LabelInverter, argmax
 from .slices import SliceNetwork, sliding_over_slices
-from .spacing import SpacingInferer, spacing_of, told_spacing, unwrapped
+from .spacing import SpacingInferer, spacing_of, unwrap_inferer, with_spacing
 from .stitch import CannotStitch, can_stitch, stitch_windows
 from .tta import FlipEnsemble, FlipSpread, ensemble_variance, predictive_entropy
-from .way_back import WayBack, way_back
 
 __all__ = [
     "BACKENDS",
@@ -24,18 +24,18 @@ __all__ = [
     "LabelInverter",
     "SliceNetwork",
     "SpacingInferer",
-    "WayBack",
+    "InverseMapping",
     "argmax",
     "can_stitch",
     "ensemble_variance",
-    "finite",
-    "likeliest",
+    "require_finite_scores",
+    "argmax_classes",
     "predictive_entropy",
     "resolve_backend",
     "sliding_over_slices",
     "spacing_of",
     "stitch_windows",
-    "told_spacing",
-    "unwrapped",
-    "way_back",
+    "with_spacing",
+    "unwrap_inferer",
+    "trace_inverse",
 ]

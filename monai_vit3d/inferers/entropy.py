@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .tta import known_activation, predictive_entropy
 
-SAMPLE = 2**16  # voxels that are read: a hippocampus crop whole, of a body one voxel in a few hundred
+ENTROPY_SAMPLE_VOXELS = 2**16  # voxels that are read: a hippocampus crop whole, of a body one voxel in a few hundred
 
 
 class PredictionEntropy:
@@ -30,7 +30,7 @@ class PredictionEntropy:
 
     def __init__(self, shape: Sequence[int], activation: str) -> None:
         self.activation = known_activation(activation)
-        self.step = max(1, math.ceil(math.sqrt(math.prod(shape) / SAMPLE)))
+        self.step = max(1, math.ceil(math.sqrt(math.prod(shape) / ENTROPY_SAMPLE_VOXELS)))
         self.restart()
 
     def restart(self) -> None:

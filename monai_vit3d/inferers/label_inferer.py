@@ -10,7 +10,7 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
-from .labels import finite, likeliest
+from .argmax_classes import argmax_classes, require_finite_scores
 from .stitch import CannotStitch, can_stitch, stitch_windows
 from .tta import known_activation, predictive_entropy
 
@@ -68,8 +68,8 @@ class LabelInferer(Inferer):
 
     def _reduced(self, logits: Tensor) -> Tensor:
         """(1, K, h, W, D) to (1, C, h, W, D)."""
-        logits, softmax = finite(logits), self.activation == "softmax"
-        labels = likeliest(logits[0])[None, None] if softmax else (logits.float().sigmoid() >= 0.5).to(torch.uint8)
+        logits, softmax = require_finite_scores(logits), self.activation == "softmax"
+        labels = argmax_classes(logits[0])[None, None] if softmax else (logits.float().sigmoid() >= 0.5).to(torch.uint8)
         extra = [predictive_entropy(logits, self.activation)] if self.entropy else []
         if self.probabilities:
             extra.append(logits.float().softmax(1) if softmax else logits.float().sigmoid())

@@ -8,7 +8,7 @@ from monai.inferers import Inferer, SliceInferer, SlidingWindowInferer
 from torch import Tensor, nn
 
 from ..data.errors import UsageError
-from .spacing import rewrapped, unwrapped
+from .spacing import rewrap_inferer, unwrap_inferer
 
 
 class SliceNetwork(nn.Module):
@@ -46,7 +46,7 @@ def sliding_over_slices(inferer: Inferer, network: nn.Module) -> tuple[Inferer, 
     Raises:
         UsageError: another number of sizes, or an axis that a volume has not.
     """
-    inner = unwrapped(inferer)
+    inner = unwrap_inferer(inferer)
     if type(inner) is not SliceInferer:
         return inferer, network
     sizes, axis = list(inner.orig_roi_size), inner.spatial_dim
@@ -58,4 +58,4 @@ def sliding_over_slices(inferer: Inferer, network: nn.Module) -> tuple[Inferer, 
     kept = ("sw_batch_size", "overlap", "mode", "sigma_scale", "padding_mode", "cval", "sw_device", "device")
     more = ("progress", "cpu_thresh", "buffer_steps", "buffer_dim", "with_coord")
     options: dict[str, Any] = {name: getattr(inner, name) for name in (*kept, *more)}
-    return rewrapped(inferer, SlidingWindowInferer(roi_size=sizes, **options)), SliceNetwork(network, axis)
+    return rewrap_inferer(inferer, SlidingWindowInferer(roi_size=sizes, **options)), SliceNetwork(network, axis)

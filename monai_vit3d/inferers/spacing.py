@@ -46,15 +46,15 @@ class SpacingInferer(Inferer):
         """Run ``network`` over ``inputs`` ``(B, C, H, W, D)``; returns what the inferer does.
 
         Raises:
-            UsageError: as :func:`told_spacing`; or samples of several spacings that are not run as one batch.
+            UsageError: as :func:`with_spacing`; or samples of several spacings that are not run as one batch.
         """
-        with told_spacing(network, inputs):
+        with with_spacing(network, inputs):
             self._check(network)
             return self.inferer(inputs, network, *args, **kwargs)
 
     def _check(self, network: nn.Module) -> None:
         """Several spacings: windows of one batch may be of any sample, so rows would not be theirs."""
-        inner = unwrapped(self)
+        inner = unwrap_inferer(self)
         several = any(p.spacing_mm is not None and len(p.spacing_mm) > 1 for p in mm_positions(network))
         if several and not isinstance(inner, SimpleInferer):
             raise UsageError(
@@ -63,34 +63,34 @@ class SpacingInferer(Inferer):
             )
 
 
-WRAPPERS = (AutocastInferer, SpacingInferer)
+INFERER_WRAPPERS = (AutocastInferer, SpacingInferer)
 
 
-def wrappers(inferer: Inferer) -> list[Any]:
+def inferer_wrappers(inferer: Inferer) -> list[Any]:
     """The :class:`AutocastInferer` and :class:`SpacingInferer` around an inferer, from the outside in."""
     found = []
-    while type(inferer) in WRAPPERS:  # a subclass may do anything
+    while type(inferer) in INFERER_WRAPPERS:  # a subclass may do anything
         found.append(inferer)
         inferer = inferer.inferer
     return found
 
 
-def unwrapped(inferer: Inferer) -> Inferer:
-    """The inferer itself, or what its :func:`wrappers` run."""
-    around = wrappers(inferer)
+def unwrap_inferer(inferer: Inferer) -> Inferer:
+    """The inferer itself, or what its :func:`inferer_wrappers` run."""
+    around = inferer_wrappers(inferer)
     return around[-1].inferer if around else inferer
 
 
-def rewrapped(inferer: Inferer, inner: Inferer) -> Inferer:
-    """Put copies of an inferer's :func:`wrappers` around another one."""
-    for wrapper in reversed(wrappers(inferer)):
+def rewrap_inferer(inferer: Inferer, inner: Inferer) -> Inferer:
+    """Put copies of an inferer's :func:`inferer_wrappers` around another one."""
+    for wrapper in reversed(inferer_wrappers(inferer)):
         wrapper = copy.copy(wrapper)
         wrapper.inferer, inner = inner, wrapper
     return inner
 
 
 @contextmanager
-def told_spacing(network: nn.Module, image: Tensor) -> Iterator[None]:
+def with_spacing(network: nn.Module, image: Tensor) -> Iterator[None]:
     """Within it, the network's rotary positions in mm have the spacing of ``image``; after it, what they had before.
 
     So nothing is left for later images to be taken for. Backward passes may come after it.

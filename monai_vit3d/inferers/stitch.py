@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..data.errors import UsageError
 from .autocast import AutocastInferer
-from .spacing import SpacingInferer, told_spacing, unwrapped, wrappers
+from .spacing import SpacingInferer, inferer_wrappers, unwrap_inferer, with_spacing
 
 Slices = tuple[slice, ...]
 Windows = Iterable[tuple[Slices, Tensor]]
@@ -32,7 +32,7 @@ def can_stitch(inferer: Inferer) -> bool:
     coordinates, bare, in an :class:`AutocastInferer`, a :class:`SpacingInferer` or both; a subclass may do anything,
     and is False.
     """
-    window = unwrapped(inferer)
+    window = unwrap_inferer(inferer)
     known = type(window) in (SlidingWindowInferer, SlidingWindowInfererAdapt)
     return known and not window.with_coord and not window.buffer_steps
 
@@ -80,7 +80,7 @@ def stitch_windows(
         raise UsageError(f"inferer={type(inferer).__name__}: not one that can_stitch() knows. Call the inferer itself.")
     if len(image) != 1:
         raise UsageError(f"image: {len(image)} in a batch; one (1, C, H, W, D) is needed. Stitch one after another.")
-    window, around = unwrapped(inferer), wrappers(inferer)
+    window, around = unwrap_inferer(inferer), inferer_wrappers(inferer)
     reduced = [w.dtype for w in around if isinstance(w, AutocastInferer) and w.enabled]
     spaced = any(isinstance(w, SpacingInferer) for w in around)
     device = torch.device(device or window.sw_device or image.device)
@@ -91,7 +91,7 @@ def stitch_windows(
 
     fixed = isinstance(network, nn.Module) and not any(module.training for module in network.modules())
     predict, result = _AirOnce(run) if fixed else run, None
-    with told_spacing(network, image) if spaced else nullcontext():
+    with with_spacing(network, image) if spaced else nullcontext():
         for rows, planes in _Stitcher(window, image, device).planes(predict):
             part = reduce(planes.float() if reduced else planes)
             if part.ndim != image.ndim or part.shape[2:] != planes.shape[2:]:

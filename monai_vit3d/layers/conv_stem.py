@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .patch_embed import PatchEmbed3D, to_3tuple
-from .pos_embed import Grid
+from .pos_embed import GridShape
 
 
-def halvings(patch_size: Grid) -> list[Grid]:
+def halvings(patch_size: GridShape) -> list[GridShape]:
     """Strides, finest first, whose product is the patch: each axis is halved until its patch is used up.
 
     Raises:

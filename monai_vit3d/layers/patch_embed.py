@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .patch_conv import PatchConv3d
-from .pos_embed import Grid
+from .pos_embed import GridShape
 
-FORMATS = ("NLC", "NCHWD", "NHWDC")
+PATCH_FORMATS = ("NLC", "NCHWD", "NHWDC")
 
 
-def to_3tuple(value: int | Sequence[int], name: str = "value") -> Grid:
+def to_3tuple(value: int | Sequence[int], name: str = "value") -> GridShape:
     """One positive integer per axis ``(H, W, D)``.
 
     Args:
@@ -32,7 +32,7 @@ def to_3tuple(value: int | Sequence[int], name: str = "value") -> Grid:
     return int(items[0]), int(items[1]), int(items[2])
 
 
-def check_divisible(img_size: Grid, patch_size: Grid) -> None:
+def check_divisible(img_size: GridShape, patch_size: GridShape) -> None:
     """Refuse an input size that is no multiple of the patch.
 
     Raises:
@@ -169,8 +169,8 @@ class PatchEmbed3D(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if output_fmt not in FORMATS:
-            raise ValueError(f"output_fmt={output_fmt!r}; one of {', '.join(map(repr, FORMATS))} is expected.")
+        if output_fmt not in PATCH_FORMATS:
+            raise ValueError(f"output_fmt={output_fmt!r}; one of {', '.join(map(repr, PATCH_FORMATS))} is expected.")
         if flatten and output_fmt != "NLC":
             raise ValueError(f"output_fmt={output_fmt!r}: tokens are 'NLC'; for a map pass flatten=False.")
         self.img_size = to_3tuple(img_size, "img_size")
@@ -190,7 +190,7 @@ class PatchEmbed3D(nn.Module):
         self.grid_size = self.dynamic_feat_size(self.img_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1] * self.grid_size[2]
 
-    def feat_ratio(self) -> Grid:
+    def feat_ratio(self) -> GridShape:
         """Voxels per token along each axis."""
         return self.patch_size
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Grid = tuple[int, int, int]
+GridShape = tuple[int, int, int]
 
 
 def sincos_pos_embed(

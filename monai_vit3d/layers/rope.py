@@ -10,7 +10,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-UNITS = ("patch", "mm", "box")
+POSITION_UNITS = ("patch", "mm", "box")
 
 
 def split_pairs(head_dim: int) -> tuple[int, int, int]:
@@ -170,8 +170,8 @@ class RotaryPositions3D(nn.Module):
         spacing_mm: Sequence[float] | Tensor | None = None,
     ) -> None:
         super().__init__()
-        if unit not in UNITS:
-            raise ValueError(f"rope unit {unit!r}; one of {', '.join(map(repr, UNITS))} is needed.")
+        if unit not in POSITION_UNITS:
+            raise ValueError(f"rope unit {unit!r}; one of {', '.join(map(repr, POSITION_UNITS))} is needed.")
         if not (temperature > 1 and unit_mm > 0):
             raise ValueError(f"temperature={temperature}, unit_mm={unit_mm}: more than 1 and more than 0 are needed.")
         if head_dim % 2 or pairs is None:

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.errors import ScoreError
-from ..data.tasks import resolve_task
+from ..data.task_names import resolve_task
 
-Array = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
-def check_scores(scores: Any, labels: Any, task: str) -> tuple[Array, Array]:
+def check_scores(scores: Any, labels: Any, task: str) -> tuple[FloatArray, FloatArray]:
     """Scores of classes or labels, and what they are compared with.
 
     Args:
@@ -43,7 +43,9 @@ def check_scores(scores: Any, labels: Any, task: str) -> tuple[Array, Array]:
     return scores, labels
 
 
-def check_probabilities(probabilities: Any, labels: Any, task: str, sums: bool = False) -> tuple[Array, Array]:
+def check_probabilities(
+    probabilities: Any, labels: Any, task: str, sums: bool = False
+) -> tuple[FloatArray, FloatArray]:
     """As :func:`check_scores`, for measures that need probabilities.
 
     Args:
@@ -74,7 +76,7 @@ def check_probabilities(probabilities: Any, labels: Any, task: str, sums: bool =
     return scores, labels
 
 
-def as_array(values: Any) -> Array:
+def as_array(values: Any) -> FloatArray:
     """A tensor on any device or an array-like, as float64.
 
     Raises:
@@ -86,7 +88,7 @@ def as_array(values: Any) -> Array:
     return np.atleast_1d(array)
 
 
-def require_finite(values: Array, what: str) -> None:
+def require_finite(values: FloatArray, what: str) -> None:
     """Refuse NaN and infinity.
 
     Raises:
@@ -112,7 +114,7 @@ def _classes_task(task: str) -> str:
     return task
 
 
-def _require_classes(labels: Array, classes: int) -> None:
+def _require_classes(labels: FloatArray, classes: int) -> None:
     wrong = ~np.isin(labels, np.arange(classes))
     if wrong.any():
         first = _first(wrong)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..data.errors import ScoreError
-from ..data.tasks import resolve_task
-from .checks import Array, check_probabilities, check_scores
+from ..data.task_names import resolve_task
+from .checks import FloatArray, check_probabilities, check_scores
 
 
 def auc(probabilities: Any, labels: Any, task: str) -> float:
@@ -129,7 +129,7 @@ def decode(targets: Any, task: str) -> Any:
     return targets.sum(-1).round().long() if task == "ordinal" else targets
 
 
-def _top_label_error(scores: Array, labels: Array, bins: int) -> float:
+def _top_label_error(scores: FloatArray, labels: FloatArray, bins: int) -> float:
     confidence, right = scores.max(1), scores.argmax(1) == labels
     inner = np.linspace(0, 1, bins + 1)[1:-1]
     index = np.searchsorted(inner, confidence)  # bin m: inner[m - 1] < confidence <= inner[m]
@@ -138,7 +138,7 @@ def _top_label_error(scores: Array, labels: Array, bins: int) -> float:
     return float(np.abs(gaps).sum())
 
 
-def _require_all_classes(scores: Array, labels: Array) -> None:
+def _require_all_classes(scores: FloatArray, labels: FloatArray) -> None:
     """Refuse labels for which an area does not exist.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..data.errors import ScoreError
-from .checks import Array, as_array, require_finite
+from .checks import FloatArray, as_array, require_finite
 
 
 def mean_absolute_error(predictions: Any, labels: Any) -> float:
@@ -46,7 +46,7 @@ def r2(predictions: Any, labels: Any) -> float:
     return float(r2_score(labels, predictions))
 
 
-def _check_values(predictions: Any, labels: Any) -> tuple[Array, Array]:
+def _check_values(predictions: Any, labels: Any) -> tuple[FloatArray, FloatArray]:
     """Both as ``(N, L)``."""
     predictions, labels = as_array(predictions), as_array(labels)
     if len(predictions) != len(labels) or predictions.size != labels.size:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data.errors import ScoreError
-from ..data.tasks import resolve_task
+from ..data.task_names import resolve_task
 
 
 class PredictionTable:

@@ -7,7 +7,7 @@ from .layer_decay import layer_decay_groups
 from .lora import LoraSettings, MergedState, apply_lora, freeze, merge_lora
 from .presets import PRESETS, create_model
 from .segmenter import TokenSegmenter
-from .tasks import encode_target, probabilities, task_loss
+from .task_losses import encode_target, probabilities, task_loss
 from .vit3d import VisionTransformer3D
 
 __all__ = [

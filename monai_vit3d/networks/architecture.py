@@ -37,7 +37,7 @@ def _table(*layers: type[nn.Module]) -> dict[str, type[nn.Module]]:
 
 
 # layers that have a name: argument -> name -> class; timm's LayerNorm and GELU compute what torch's do
-LAYERS: dict[str, dict[str, type[nn.Module]]] = {
+LAYER_NAMES: dict[str, dict[str, type[nn.Module]]] = {
     "embed_layer": _table(PatchEmbed3D, ConvStem3D),
     "block_fn": _table(*(getattr(timm_vit, name) for name in _BLOCKS), RotaryBlock),
     "attn_layer": _table(Attention, AttentionRope, DiffAttention),
@@ -181,7 +181,7 @@ def _embed_norm(norm: nn.Module | None) -> dict[str, Any] | None:
 
 def _has_name(argument: str, layer: nn.Module) -> bool:
     cls = type(layer)
-    return cls.__name__ in LAYERS[argument] and cls.__module__.partition(".")[0] in _HOMES
+    return cls.__name__ in LAYER_NAMES[argument] and cls.__module__.partition(".")[0] in _HOMES
 
 
 def _plain_options(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,10 +197,12 @@ def _plain_options(found: Mapping[str, Any]) -> dict[str, Any]:
 def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Constructors by the names in an architecture."""
     unsaid = ("NoneType", None)  # a block that has no such layer
-    names = {key: found[key] for key in LAYERS if key not in overrides and found.get(key) not in unsaid}
+    names = {key: found[key] for key in LAYER_NAMES if key not in overrides and found.get(key) not in unsaid}
     foreign = dict(found.get("foreign") or {})
-    unknown = {key: foreign.get(key, name) for key, name in names.items() if key in foreign or name not in LAYERS[key]}
-    unknown |= {key: name for key, name in foreign.items() if key not in LAYERS and key not in overrides}
+    unknown = {
+        key: foreign.get(key, name) for key, name in names.items() if key in foreign or name not in LAYER_NAMES[key]
+    }
+    unknown |= {key: name for key, name in foreign.items() if key not in LAYER_NAMES and key not in overrides}
     if names.get("block_fn") == "RotaryBlock" and not {"rope"} & {*found, *overrides}:
         unknown["rope"] = "which they are is not said"
     if unknown:
@@ -209,7 +211,7 @@ def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
         raise WeightsError(
             f"layers that are known neither to torch, timm nor this package: {named}. Pass the classes: {handed}"
         )
-    options: dict[str, Any] = {key: LAYERS[key][name] for key, name in names.items()}
+    options: dict[str, Any] = {key: LAYER_NAMES[key][name] for key, name in names.items()}
     for key in ("block_fn", "mlp_layer", "act_layer"):
         how = found.get(key.split("_")[0] + "_options")
         if how and key in options:
@@ -222,7 +224,7 @@ def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
 
 
 def _norm(found: Mapping[str, Any]) -> Any:
-    layer = LAYERS["norm_layer"][found.get("norm_layer", "LayerNorm")]
+    layer = LAYER_NAMES["norm_layer"][found.get("norm_layer", "LayerNorm")]
     how = dict(found.get("norm_options") or {})
     if "elementwise_affine" in how and layer.__module__.startswith("timm."):
         how["affine"] = how.pop("elementwise_affine")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .heads import Tokens, create_head
 from .layer_decay import backbone_matcher, backbone_no_weight_decay
 from .options import require_final_norm, resolve_indices, spread_blocks
-from .tasks import output_layer
+from .task_losses import output_layer
 
 
 class TokenClassifier(nn.Module):

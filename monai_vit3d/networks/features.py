@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..layers import keep_rows
 from .options import resolve_indices
 
-FORMATS = {"NLC": False, "NCHWD": True, "NCHW": True}
+INTERMEDIATE_FORMATS = {"NLC": False, "NCHWD": True, "NCHW": True}
 
 
 class TokenFeatures(nn.Module):
@@ -133,9 +133,9 @@ class TokenFeatures(nn.Module):
                 dropout removes patches.
         """
         fmt = getattr(output_fmt, "value", output_fmt)
-        if fmt not in FORMATS:
+        if fmt not in INTERMEDIATE_FORMATS:
             raise ValueError(f"output_fmt={fmt!r}; one of 'NLC', 'NCHWD' is needed.")
-        as_map = FORMATS[fmt]
+        as_map = INTERMEDIATE_FORMATS[fmt]
         if as_map and self.training and not isinstance(self.patch_drop, nn.Identity):
             raise ValueError("output_fmt='NCHWD' needs every patch, but patch_drop_rate > 0 drops some in training.")
         take = resolve_indices(indices, len(self.blocks), once=False)

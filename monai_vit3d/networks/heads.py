@@ -14,9 +14,9 @@ import torch
 from timm.layers import AttentionPoolLatent, Mlp
 from torch import Tensor, nn
 
-from .tasks import output_layer
+from .task_losses import output_layer
 
-POOLS = {"cls_token": (True, False), "avg": (False, True), "cls_token+avg": (True, True)}
+TOKEN_POOLS = {"cls_token": (True, False), "avg": (False, True), "cls_token+avg": (True, True)}
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class ConcatPool(nn.Module):
         super().__init__()
         if pool is None:
             pool = "cls_token+avg" if tokens.class_token else "avg"
-        if pool not in POOLS:
-            raise ValueError(f"pool={pool!r}; one of {', '.join(map(repr, POOLS))} is needed.")
-        self.cls_token, self.avg = POOLS[pool]
+        if pool not in TOKEN_POOLS:
+            raise ValueError(f"pool={pool!r}; one of {', '.join(map(repr, TOKEN_POOLS))} is needed.")
+        self.cls_token, self.avg = TOKEN_POOLS[pool]
         if self.cls_token and not tokens.class_token:
             raise ValueError(f"pool={pool!r}, but the backbone has no class token: use 'avg', or class_token=True.")
         self.num_prefix_tokens = tokens.num_prefix_tokens

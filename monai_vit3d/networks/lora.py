@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ..data.errors import UsageError
-from .modes import plain_state_dict, unwrapped
+from .wrappers import plain_state_dict, unwrap_network
 
 ADAPTER = "default"  # peft's name for the one adapter of a network
 TRAINED = ("head", "decoder")
 _MARKS = ("peft_config", "lora")
-N = TypeVar("N", bound=nn.Module)
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def merge_lora(network: nn.Module) -> nn.Module:
     Raises:
         UsageError: it has no adapters.
     """
-    network = unwrapped(network)
+    network = unwrap_network(network)
     layers = _adapters(network)
     if not layers and not any(mark in vars(part) for part in network.modules() for mark in _MARKS):
         raise UsageError(f"{type(network).__name__} has no adapters to merge: call apply_lora first.")
@@ -140,18 +140,18 @@ class MergedState:
     The network itself keeps its adapters; one without adapters gives its own state.
 
     Args:
-        network: the network, or any wrapper that :func:`~monai_vit3d.networks.modes.unwrapped` knows around it.
+        network: the network, or any wrapper that :func:`~monai_vit3d.networks.wrappers.unwrap_network` knows around it.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.network = unwrapped(network)
+        self.network = unwrap_network(network)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The merged weights, as they are now, under the names that they have without wrappers."""
-        return plain_state_dict(merged(self.network))
+        return plain_state_dict(merged_lora(self.network))
 
 
-def merged(network: N) -> N:
+def merged_lora(network: NetworkT) -> NetworkT:
     """A network without adapters: itself if it has none, else a copy in which they are merged.
 
     Args:
@@ -177,7 +177,7 @@ def freeze(network: nn.Module, parts: str | Sequence[str]) -> nn.Module:
         UsageError: a name that the network does not have. Nothing is frozen then.
     """
     parts = (parts,) if isinstance(parts, str) else tuple(parts)
-    for parameter in [parameter for part in parts for parameter in _parameters(unwrapped(network), part, "parts")]:
+    for parameter in [parameter for part in parts for parameter in _parameters(unwrap_network(network), part, "parts")]:
         parameter.requires_grad_(False)
     return network
 
@@ -214,7 +214,7 @@ def refuse_adapters(network: nn.Module) -> None:
     Raises:
         UsageError: it, or a part of it, has adapters already, or it is wrapped.
     """
-    if unwrapped(network) is not network:
+    if unwrap_network(network) is not network:
         raise UsageError(
             f"network is in a {type(network).__name__}, which knows only the parameters that it began with: call "
             "apply_lora on the network first, then wrap it."

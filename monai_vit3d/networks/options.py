@@ -12,10 +12,10 @@ from timm.models.vision_transformer import ATTN_LAYERS, Block
 from torch import nn
 
 from ..layers import RotaryBlock, RotaryPositions3D, to_3tuple
-from ..layers.pos_embed import Grid
+from ..layers.pos_embed import GridShape
 
 Layer = Callable[..., nn.Module] | str | None
-POOLS = ("cls_token", "avg", "max", "avgmax", "map", "")
+GLOBAL_POOLS = ("cls_token", "avg", "max", "avgmax", "map", "")
 WEIGHT_INITS = ("", "jax", "jax_nlhb", "moco", "reset", "skip")
 MLPS = {"mlp": Mlp, "glumlp": GluMlp, "swiglu": SwiGLU, "gatedmlp": GatedMlp}
 
@@ -27,8 +27,8 @@ def resolve_pool(global_pool: str, class_token: bool) -> str:
         ValueError: unknown mode, or a class-token pool where there is no class token.
     """
     pool = "cls_token" if global_pool == "token" else global_pool
-    if pool not in POOLS:
-        raise ValueError(f"global_pool={global_pool!r}; one of {', '.join(map(repr, POOLS))} is needed.")
+    if pool not in GLOBAL_POOLS:
+        raise ValueError(f"global_pool={global_pool!r}; one of {', '.join(map(repr, GLOBAL_POOLS))} is needed.")
     if pool == "cls_token" and not class_token:
         raise ValueError(
             f"global_pool={global_pool!r} needs a class token, but class_token=False: choose 'avg', 'max', 'avgmax', "
@@ -167,7 +167,7 @@ def spread_blocks(depth: int, parts: int) -> list[int]:
     return [(i + 1) * depth // parts - 1 for i in range(parts)]
 
 
-def patch_size_of(backbone: nn.Module) -> Grid:
+def patch_size_of(backbone: nn.Module) -> GridShape:
     """Voxels per token along each axis, of any backbone that keeps the contract."""
     patch = getattr(backbone, "patch_size", None) or backbone.patch_embed.patch_size
     return to_3tuple(patch, "patch_size")

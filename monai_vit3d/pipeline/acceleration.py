@@ -11,9 +11,9 @@ from monai.inferers import SlidingWindowInferer
 from monai.utils import ensure_tuple_rep
 
 from ..data.errors import UsageError
-from ..inferers import AutocastInferer, BackendNetwork, resolve_backend, unwrapped
+from ..inferers import AutocastInferer, BackendNetwork, resolve_backend, unwrap_inferer
 from ..inferers.backends import TOLERANCE, cache_folder
-from ..inferers.spacing import wrappers
+from ..inferers.spacing import inferer_wrappers
 from .bundle import Bundle
 
 
@@ -35,7 +35,7 @@ def accelerated(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> B
     """
     name = resolve_backend(backend)
     if bf16:
-        bundle = replace(bundle, inferer=AutocastInferer(unwrapped(bundle.inferer)), bf16=True)
+        bundle = replace(bundle, inferer=AutocastInferer(unwrap_inferer(bundle.inferer)), bf16=True)
     if backend == "openvino" and bundle.device.type != "cpu":
         raise UsageError(f"--backend openvino: for the CPU, the network runs on {bundle.device}. Give --device cpu.")
     size = _window(bundle)
@@ -54,7 +54,7 @@ def accelerated(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> B
     network = BackendNetwork(bundle.network, backend, cache_folder())
     if name == "openvino" and size is not None:
         inferer = copy.deepcopy(bundle.inferer)
-        unwrapped(inferer).sw_batch_size = 1
+        unwrap_inferer(inferer).sw_batch_size = 1
         if not _is_ready(network, (1, bundle.metadata.channels, *size), precision):
             return bundle
         bundle = replace(bundle, inferer=inferer)
@@ -64,7 +64,7 @@ def accelerated(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> B
 
 def _window(bundle: Bundle) -> tuple[int, ...] | None:
     """The size of the bundle's sliding windows; None where it depends on the image."""
-    window = unwrapped(bundle.inferer)
+    window = unwrap_inferer(bundle.inferer)
     if not isinstance(window, SlidingWindowInferer):
         return None
     size = ensure_tuple_rep(window.roi_size, 3)
@@ -74,7 +74,7 @@ def _window(bundle: Bundle) -> tuple[int, ...] | None:
 def _precision(bundle: Bundle) -> torch.dtype:
     """What the network computes in; autocast passes over a type that it does not know on the device."""
     kind = bundle.device.type
-    reduced = [w.dtype for w in wrappers(bundle.inferer) if isinstance(w, AutocastInferer) and w.enabled]
+    reduced = [w.dtype for w in inferer_wrappers(bundle.inferer) if isinstance(w, AutocastInferer) and w.enabled]
     with torch.autocast(kind, reduced[-1] if reduced else None, enabled=bool(reduced) or bundle.autocast):
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import BundleError, UsageError, Vit3dError
-from .bundle_weights import load_network
+from .bundle_weights import load_bundle_network
 from .config import AS_SHIPPED, Choice, one_line
 from .metadata import Metadata
 from .open_config import OpenConfig, open_config
@@ -151,7 +151,9 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False, choic
 
         where = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         with open_config(root, where, safe, choice) as config:
-            network, weights = load_network(config.build, config.parser, config.path, root / "models" / "model.pt")
+            network, weights = load_bundle_network(
+                config.build, config.parser, config.path, root / "models" / "model.pt"
+            )
             steps = _steps(config)
             with config.naming_file():
                 steps["inferer"], network = sliding_over_slices(steps["inferer"], network.to(where).eval())

@@ -66,7 +66,7 @@ class WeightsFile:
         return state if key is None else state[key]
 
 
-def load_network(
+def load_bundle_network(
     build: Callable[..., Any], parser: ConfigParser, config: Path, default: Path
 ) -> tuple[nn.Module, WeightsFile]:
     """Build a bundle's network with the weights that its config names.

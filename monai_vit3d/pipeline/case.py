@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ..data.readers import without_suffix
-from .paths import shown
+from .paths import printable
 
 if TYPE_CHECKING:
     from ..data.dicom import Series
@@ -52,7 +52,7 @@ class Case:
     @property
     def source(self) -> str:
         """Its images, as one printable line."""
-        return " + ".join(map(shown, self.images))
+        return " + ".join(map(printable, self.images))
 
     def path(self, kind: str) -> PurePosixPath:
         """Path of an output below OUT: ``NAME_seg.nii.gz``, or ``sub-01_desc-T1w_dseg.nii.gz`` in BIDS.

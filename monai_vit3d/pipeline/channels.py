@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..data.errors import UsageError
-from .paths import shown
+from .paths import printable
 from .prepare import keys_needed
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def order_channels(plan: Plan, bundle: Bundle) -> tuple[Plan, list[str]]:
         if len(order) > 1:
             given = case.channels or [f"image {i + 1}" for i in range(len(order))]
             wanted = names or [str(i) for i in range(len(order))]
-            told[", ".join(f"{name} = {shown(given[i])}" for name, i in zip(wanted, order))] = None
+            told[", ".join(f"{name} = {printable(given[i])}" for name, i in zip(wanted, order))] = None
         cases.append(replace(case, images=tuple(case.images[i] for i in order), channels=()))
     return replace(plan, cases=tuple(cases)), [f"inputs of the bundle: {line}" for line in told]
 
@@ -66,7 +66,7 @@ def _order(case: Case, names: Sequence[str], by_key: bool) -> list[int]:
     if len(fitting) == len(names) == len(given):
         return [places[_plain(name)] for name in names]
     if fitting or by_key:
-        came = ", ".join(f"image_{shown(channel)}" for channel in case.channels)
+        came = ", ".join(f"image_{printable(channel)}" for channel in case.channels)
         expected = ", ".join(f"image_{name}" for name in names)
         raise UsageError(
             f"{case.source}: columns {came}; the bundle's inputs are named otherwise. Expected {expected}."

@@ -16,7 +16,7 @@ from .bundle import BundleSteps, load_steps
 from .config import Choice, choice_of
 from .dicom_cases import split_series
 from .inputs import find_images
-from .paths import shown
+from .paths import printable
 from .plausibility import check_geometry, check_input, refuse
 from .unpack import open_bundle
 
@@ -107,7 +107,7 @@ def _doubts(volume: Volume, bundle: BundleSteps, anyway: bool) -> list[str]:
 
 def _passed_over(files: Sequence[PassedOver]) -> list[dict[str, Any]]:
     return [
-        {"file": str(path), "verdict": "passed over", "reason": reason, "text": f"{shown(path)}: {reason}"}
+        {"file": str(path), "verdict": "passed over", "reason": reason, "text": f"{printable(path)}: {reason}"}
         for reason, paths in by_reason(files).items()
         for path in paths
     ]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from monai.bundle import ConfigParser
 
-SUFFIXES = ("yaml", "yml", "json")
+CONFIG_SUFFIXES = ("yaml", "yml", "json")
 DEFAULT = ("inference",)
 OPTIONAL = ("ckpt_path", "class_names", "task", "flip_axes", "inferer", "postprocessing")  # read if they are there
 _SET_BY_COMMAND = {"bundle_root": "--bundle", "device": "--device", "dataset_dir": "INPUT", "output_dir": "-o"}
@@ -89,7 +89,7 @@ def config_files(root: Path, names: Sequence[str] = DEFAULT) -> list[Path]:
 
 def has_inference(root: Path) -> bool:
     """Whether a bundle has the config file that is run by default."""
-    return any((root / "configs" / f"{DEFAULT[0]}.{suffix}").is_file() for suffix in SUFFIXES)
+    return any((root / "configs" / f"{DEFAULT[0]}.{suffix}").is_file() for suffix in CONFIG_SUFFIXES)
 
 
 def _config_file(root: Path, name: str) -> Path:
@@ -97,13 +97,15 @@ def _config_file(root: Path, name: str) -> Path:
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise UsageError(f"--config {name}: expected the name of a file in the bundle's configs, such as inference.")
     given = folder / name
-    paths = [given] if given.suffix[1:] in SUFFIXES else [folder / f"{name}.{suffix}" for suffix in SUFFIXES]
+    paths = (
+        [given] if given.suffix[1:] in CONFIG_SUFFIXES else [folder / f"{name}.{suffix}" for suffix in CONFIG_SUFFIXES]
+    )
     for path in paths:
         if path.is_file():
             return path
     if name == DEFAULT[0]:
         raise BundleError(f"{root}: no configs/inference.yaml or .json here. Give the folder of a MONAI bundle.")
-    there = sorted(path.stem for path in folder.glob("*") if path.suffix[1:] in SUFFIXES)
+    there = sorted(path.stem for path in folder.glob("*") if path.suffix[1:] in CONFIG_SUFFIXES)
     raise UsageError(f"--config {name}: no such file in {folder}. Expected one of {', '.join(there) or 'none'}.")
 
 

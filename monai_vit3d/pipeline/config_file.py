@@ -12,7 +12,7 @@ from typing import Any
 from ..data.errors import BundleError
 from ..data.files import read_regular
 
-MAX_BYTES = 8 * 2**20
+MAX_CONFIG_BYTES = 8 * 2**20
 MAX_DEPTH, MAX_ITEMS = 60, 200_000  # with every YAML alias written out
 
 logger = logging.getLogger(__name__)
@@ -29,11 +29,11 @@ def read_config(path: Path) -> dict[str, Any]:
             no config.
     """
     try:
-        raw = read_regular(path, MAX_BYTES)
+        raw = read_regular(path, MAX_CONFIG_BYTES)
         with warnings.catch_warnings(record=True) as odd:
             warnings.simplefilter("always")
             content = _parse(raw.decode("utf-8-sig"), is_json=path.suffix.lower() == ".json")
-        fault = _nesting_fault(content)
+        fault = _nesting_violation(content)
         if fault or not isinstance(content, dict):
             raise ValueError(fault or f"{type(content).__name__} at the top, where names with values are expected")
     except Exception as error:  # of YAML's and JSON's readers, and of its own constructors
@@ -51,13 +51,13 @@ def _parse(text: str, is_json: bool) -> Any:
         return json.loads(text, object_pairs_hook=check_key_duplicates)
     import yaml
 
-    fault = _alias_fault(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    fault = _alias_violation(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     if fault:
         raise ValueError(fault)
     return yaml.load(text, CheckKeyDuplicatesYamlLoader)
 
 
-def _alias_fault(events: Iterator[Any]) -> str:
+def _alias_violation(events: Iterator[Any]) -> str:
     """Why a YAML text may not be built, by its events alone: a few lines of aliases can stand for 10^9 items."""
     from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
@@ -86,7 +86,7 @@ def _alias_fault(events: Iterator[Any]) -> str:
     return ""
 
 
-def _nesting_fault(content: Any) -> str:
+def _nesting_violation(content: Any) -> str:
     """Why a config may not be walked through: MONAI does so by recursion."""
     waiting, count = [(content, 0)], 0
     while waiting:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..data.errors import ImageError
 from ..data.passed_over import PassedOver
 from .case import Case
-from .paths import shown
+from .paths import printable
 
 if TYPE_CHECKING:
     from ..data.dicom import Series
@@ -71,7 +71,7 @@ class _Folders:
         home, index = self.homes[other.uid]
         first = self.series[home][index]
         if other.images <= first.images:
-            reason = f"a copy of the series in {shown(home.images[0])}"
+            reason = f"a copy of the series in {printable(home.images[0])}"
             self.passed_over += [PassedOver(path, reason) for path in other.files]
             return
         warnings = dict.fromkeys([*first.warnings, *other.warnings, "its files lie in several folders"])

@@ -18,13 +18,13 @@ from .bundle import Bundle, load_bundle
 from .config import Choice, choice_of
 from .metadata import Metadata, read_metadata
 from .options import Options, choose_flip_axes, output_kinds
-from .passed_over import recorded
+from .passed_over_summary import recorded
 from .plan import RESERVED, Plan, plan_cases
-from .record import RunRecord, merged, merging, write_json
+from .record import RunRecord, merge_records, merging, write_json
 from .unpack import open_bundle
 
 if TYPE_CHECKING:
-    from .cohort import Summary
+    from .run_cases import Summary
 
 logger = logging.getLogger(__name__)
 
@@ -132,10 +132,10 @@ def predict_folder(
     if jobs < 1:
         raise UsageError(f"--jobs {jobs}; 1 or more are needed.")
     choice = choice_of(config, overrides)
-    from ..data.dicom import UNITS
+    from ..data.dicom import VOXEL_UNITS
 
-    if units not in UNITS:
-        raise UsageError(f"--units {units}; one of {', '.join(UNITS)} is needed.")
+    if units not in VOXEL_UNITS:
+        raise UsageError(f"--units {units}; one of {', '.join(VOXEL_UNITS)} is needed.")
     with open_bundle(bundle) as root:
         kinds = output_kinds(read_metadata(root), tta, uncertainty, probabilities)
         chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "seg": seg}
@@ -143,8 +143,8 @@ def predict_folder(
         loaded = load_bundle(root, device, safe, choice)  # the first to import PyTorch and MONAI, which it does fast
         from .acceleration import accelerated
         from .channels import order_channels
-        from .cohort import predict_cohort
         from .predictor import Predictor
+        from .run_cases import run_cases
 
         loaded = accelerated(loaded, backend, bf16)
         plan, notes = order_channels(plan, loaded)
@@ -158,7 +158,7 @@ def predict_folder(
         predictor = Predictor(loaded, options=options, anyway=anyway)
         with following_no_links(plan.output):
             try:
-                summary = predict_cohort(plan, predictor, record, jobs, existing == "resume", strict, on_case)
+                summary = run_cases(plan, predictor, record, jobs, existing == "resume", strict, on_case)
             finally:
                 record.close()
                 if record.begun:
@@ -174,7 +174,7 @@ def publish(output: Path) -> None:
 
     with merging(output):
         remove_parts(output / name for name in RESERVED)
-        about, records = merged(output)
+        about, records = merge_records(output)
         if any("cells" in record for record in records):
             write_predictions(records, output / "predictions.csv")
         else:

@@ -22,18 +22,18 @@ from ..inferers import (
     PredictionEntropy,
     SpacingInferer,
     can_stitch,
-    finite,
+    require_finite_scores,
     stitch_windows,
-    unwrapped,
-    way_back,
+    trace_inverse,
+    unwrap_inferer,
 )
 from ..layers.rope import mm_positions
 from .bundle import Bundle
-from .labelling import Reduction
 from .memory_limits import out_of_memory
 from .options import Options
 from .postprocessing import decision, through
 from .prepare import Prepared
+from .voxelwise import VoxelwisePostprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def infer(prepared: Prepared, bundle: Bundle, options: Options) -> NetworkOutput
             raise
     _free()
     smaller = copy.deepcopy(bundle.inferer)
-    window = unwrapped(smaller)
+    window = unwrap_inferer(smaller)
     if isinstance(window, SlidingWindowInferer):
         window.sw_batch_size = 1
     bundle = replace(bundle, inferer=smaller)
@@ -107,12 +107,14 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> NetworkOutpu
     elif options.flip_axes:
         network = FlipEnsemble(network, options.flip_axes)
     entropy = PredictionEntropy(prepared.image.shape[1:], post.activation)
-    reduction = Reduction(post, options.uncertainty, options.probabilities, inverter, entropy)
+    reduction = VoxelwisePostprocessing(post, options.uncertainty, options.probabilities, inverter, entropy)
     precision: Any = torch.autocast(bundle.device.type) if bundle.autocast else contextlib.nullcontext()
     with torch.no_grad(), precision:
         reduced = _run(prepared, network, bundle, reduction)
     if reduced.dim() == 2:
-        return NetworkOutput(prepared, scores=finite(through(post.own_steps, reduced[0])).double().flatten().tolist())
+        return NetworkOutput(
+            prepared, scores=require_finite_scores(through(post.own_steps, reduced[0])).double().flatten().tolist()
+        )
     maps = reduction.split(reduced[0])
     labels = maps.pop("labels")
     return NetworkOutput(
@@ -126,7 +128,7 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> NetworkOutpu
     )
 
 
-def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: Reduction) -> Tensor:
+def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: VoxelwisePostprocessing) -> Tensor:
     """Windows that are turned into labels as they come, or the bundle's inferer as it stands."""
     # whether the bundle thinks of it or not; windows and other networks get plain tensors
     inferer, image = SpacingInferer(bundle.inferer), prepared.image[None]
@@ -160,7 +162,7 @@ def inverter_for(prepared: Prepared) -> LabelInverter | None:
             logger.info("%s: the bundle's postprocessing is inverted by MONAI, all classes at once", path)
         return None
     image = prepared.data.get(post.inversion.orig_keys[0])
-    way = way_back(image, prepared.preprocessing, prepared.volume.grid.shape)
+    way = trace_inverse(image, prepared.preprocessing, prepared.volume.grid.shape)
     if way is None:
         logger.info("%s: the bundle's preprocessing is inverted by MONAI, all classes at once", path)
         return None

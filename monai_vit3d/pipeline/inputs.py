@@ -12,8 +12,8 @@ from ..data.passed_over import PassedOver
 from ..data.readers import partner, reader_for
 from .case import Case
 from .lists import read_csv, read_json
-from .passed_over import describe
-from .paths import DICOM_SUFFIXES, absolute, is_dicom, shown, some
+from .passed_over_summary import describe_passed_over
+from .paths import DICOM_SUFFIXES, absolute, is_dicom, printable, some
 from .search import NO_IMAGE, Search, bids_root, bids_suffix, kind_by_name
 
 _TAKEN = (
@@ -65,7 +65,7 @@ def find_images(
     given = [Path(inputs)] if isinstance(inputs, str | os.PathLike) else [Path(path) for path in inputs]
     if not given:
         raise UsageError(f"no input; {_TAKEN} is needed.")
-    missing = [shown(path) for path in given if not os.path.exists(path)]
+    missing = [printable(path) for path in given if not os.path.exists(path)]
     if missing:
         raise UsageError(f"{some(missing)}: no such file or folder. Check the spelling; {_TAKEN} is needed.")
     search = Search(os.path.realpath(output), include_labels, suffixes)
@@ -106,15 +106,19 @@ def _cases(path: Path, search: Search) -> list[tuple[Path, Case]]:
         listed = read_csv(path) if suffix == ".csv" else read_json(path)
         return [(case.images[0].parent, case) for case in listed]
     if suffix in DICOM_SUFFIXES or is_dicom(path):
-        raise UsageError(f"{shown(path)}: one DICOM file; a series is needed. Give its folder, {shown(path.parent)}.")
+        raise UsageError(
+            f"{printable(path)}: one DICOM file; a series is needed. Give its folder, {printable(path.parent)}."
+        )
     kind = kind_by_name(path)
-    raise UsageError(f"{shown(path)}: {'a file of another kind' if kind == NO_IMAGE else kind}; {_TAKEN} is needed.")
+    raise UsageError(
+        f"{printable(path)}: {'a file of another kind' if kind == NO_IMAGE else kind}; {_TAKEN} is needed."
+    )
 
 
 def _cases_in_folder(folder: Path, search: Search) -> list[tuple[Path, Case]]:
     if os.path.realpath(folder) == search.skip:
         raise UsageError(
-            f"{shown(folder)}: input and OUT are one folder, so that a second run would take outputs for images. "
+            f"{printable(folder)}: input and OUT are one folder, so that a second run would take outputs for images. "
             "Give another OUT; it may lie inside this folder."
         )
     root, before = bids_root(folder), len(search.passed_over)
@@ -124,10 +128,10 @@ def _cases_in_folder(folder: Path, search: Search) -> list[tuple[Path, Case]]:
         cases = [(root, Case((path,), bids=True)) for path in search.bids(folder, root)]
     if not cases:
         looked_for = "no .nii, .nii.gz or DICOM file in it or below" if root is None else "no scan in sub-*/anat or /ct"
-        head, *reasons = describe(search.passed_over[before:]) or [""]
+        head, *reasons = describe_passed_over(search.passed_over[before:]) or [""]
         rest = f"; {head} {'; '.join(reasons)}" if reasons else ""
         raise UsageError(
-            f"{shown(folder)}: {looked_for} (hidden ones and OUT do not count){rest}. Give a folder with some."
+            f"{printable(folder)}: {looked_for} (hidden ones and OUT do not count){rest}. Give a folder with some."
         )
     return sorted(cases, key=lambda pair: pair[1].images[0].parts)
 
@@ -144,6 +148,6 @@ def _several_suffixes(cases: Sequence[Case]) -> list[str]:
     names = sorted(set.union(*several))
     subjects = f"{len(several)} BIDS subjects or sessions have" if len(several) > 1 else "1 BIDS subject or session has"
     return [
-        f"{subjects} scans of several suffixes ({', '.join(map(shown, names))}), and each scan is a case; "
-        f"--suffix {shown(names[-1])} takes those of one kind"
+        f"{subjects} scans of several suffixes ({', '.join(map(printable, names))}), and each scan is a case; "
+        f"--suffix {printable(names[-1])} takes those of one kind"
     ]

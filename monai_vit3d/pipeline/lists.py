@@ -14,7 +14,7 @@ from typing import Any
 from ..data.errors import UsageError
 from ..data.readers import reader_for
 from .case import Case
-from .paths import absolute, holds_dicom, shown
+from .paths import absolute, holds_dicom, printable
 
 _NO_PATH = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # the other surrogates stand for bytes that are no UTF-8
 _LIST_KEYS = ("test", "testing", "cases", "images")
@@ -30,22 +30,24 @@ def read_csv(table: Path) -> list[Case]:
     try:
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except csv.Error as error:
-        raise UsageError(f"{shown(table)}, line {reader.line_num}: not CSV ({error}). Close its quotes.") from error
+        raise UsageError(f"{printable(table)}, line {reader.line_num}: not CSV ({error}). Close its quotes.") from error
     lines = [(line, cells) for line, cells in lines if any(cells)]
     if len(lines) < 2:
-        raise UsageError(f"{shown(table)}: no rows. A line 'image' or 'image,name' and one for each case are needed.")
+        raise UsageError(
+            f"{printable(table)}: no rows. A line 'image' or 'image,name' and one for each case are needed."
+        )
     (first, header), *body = lines
     columns = [i for i, column in enumerate(header) if column.startswith("image") and ";" not in column]
     if not columns or header.count("name") > 1:
         raise UsageError(
-            f"{shown(table)}, line {first}: columns {header}; 'image', or 'image...' for each channel, is "
+            f"{printable(table)}, line {first}: columns {header}; 'image', or 'image...' for each channel, is "
             "needed, and at most one 'name', with commas between."
         )
     channels = [_channel(header[i]) for i in columns]
     named = header.index("name") if "name" in header else len(header)
     cases = []
     for line, cells in body:
-        where = f"{shown(table)}, line {line}"
+        where = f"{printable(table)}, line {line}"
         if any(cells[len(header) :]):
             raise UsageError(f"{where}: {len(cells)} cells; the header has {len(header)}. Quote a cell with commas.")
         row = [*cells, *[""] * len(header)]
@@ -63,16 +65,16 @@ def read_json(table: Path) -> list[Case]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{shown(table)}: not JSON ({error}). Correct it.") from error
+        raise UsageError(f"{printable(table)}: not JSON ({error}). Correct it.") from error
     lists = [content]
     if isinstance(content, dict):
         lists = [content[key] for key in _LIST_KEYS if content.get(key)]
     if len(lists) != 1 or not isinstance(lists[0], list) or not lists[0]:
         raise UsageError(
-            f"{shown(table)}: no list of cases, or several; one that is not empty is needed, alone or as the "
+            f"{printable(table)}: no list of cases, or several; one that is not empty is needed, alone or as the "
             f"only one of {', '.join(_LIST_KEYS)}."
         )
-    return [_json_case(entry, f"{shown(table)}, entry {i}", table.parent) for i, entry in enumerate(lists[0], 1)]
+    return [_json_case(entry, f"{printable(table)}, entry {i}", table.parent) for i, entry in enumerate(lists[0], 1)]
 
 
 def _json_case(entry: Any, where: str, folder: Path) -> Case:
@@ -86,7 +88,7 @@ def _json_case(entry: Any, where: str, folder: Path) -> Case:
         or not images
         or not all(isinstance(text, str) for text in [*images, "" if name is None else name])
     ):
-        came = shown(repr(entry))[:80]
+        came = printable(repr(entry))[:80]
         raise UsageError(
             f"{where}: {came}; a path or {{'image': path or [paths], 'name': text}} is needed, or image_A, image_B for "
             "the channels."
@@ -100,7 +102,7 @@ def _channel(column: str) -> str:
 
 
 def _case(images: Sequence[str], name: str | None, where: str, folder: Path, channels: Sequence[str] = ()) -> Case:
-    unusable = [shown(text) for text in images if not text or _NO_PATH.search(text)]
+    unusable = [printable(text) for text in images if not text or _NO_PATH.search(text)]
     if unusable:
         raise UsageError(f"{where}: image '{unusable[0]}'; the path of a file is needed. Fill it in or leave it out.")
     paths = tuple(absolute(folder / text) for text in images)
@@ -108,13 +110,13 @@ def _case(images: Sequence[str], name: str | None, where: str, folder: Path, cha
         usable = holds_dicom(path) and len(paths) == 1 if os.path.isdir(path) else reader_for(path)
         if not usable:
             raise UsageError(
-                f"{where}: '{shown(text)}'; a .nii or .nii.gz file is needed for each channel, or one folder with "
+                f"{where}: '{printable(text)}'; a .nii or .nii.gz file is needed for each channel, or one folder with "
                 "DICOM files directly in it."
             )
     if name is not None:
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or ".." in parts or "\\" in name or _NO_PATH.search(name):
-            raise UsageError(f"{where}: name '{shown(name)}'; one below OUT is needed, such as 'a' or 'a/b'.")
+            raise UsageError(f"{where}: name '{printable(name)}'; one below OUT is needed, such as 'a' or 'a/b'.")
     relative = PurePosixPath(name or "")
     return Case(paths, relative, dicom=os.path.isdir(paths[0]), channels=tuple(channels) if any(channels) else ())
 
@@ -123,7 +125,7 @@ def _text(table: Path) -> str:
     try:
         return table.read_bytes().decode("utf-8-sig")  # Excel begins its UTF-8 with a byte order mark
     except OSError as error:
-        raise UsageError(f"{shown(table)}: cannot be read ({error.strerror}). Make it readable.") from error
+        raise UsageError(f"{printable(table)}: cannot be read ({error.strerror}). Make it readable.") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{shown(table)}, line {line}: not UTF-8 ({error.reason}). Save it as UTF-8.") from error
+        raise UsageError(f"{printable(table)}, line {line}: not UTF-8 ({error.reason}). Save it as UTF-8.") from error

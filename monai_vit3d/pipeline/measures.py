@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 AXES = ("left-right", "back-front", "bottom-top")  # of the patient
 _AXIS_OF_LETTER = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}
 QUANTILES = (5, 25, 50, 75, 95)  # in percent
-SAMPLE = 2**21  # voxels of an image that are read for what a sample tells as well
+IMAGE_SAMPLE_VOXELS = 2**21  # voxels of an image that are read for what a sample tells as well
 FEWEST = 10  # voxels of a label in the sample, below which nothing is said of their values
 MOST_BOXES = 2**12  # label values up to which one pass finds the boxes of all
 PIECE = 0.05  # share of a label's voxels from which a connected part counts as a piece
@@ -77,7 +77,7 @@ def measure_labels(labels: Array, voxels: Array, stats: Sequence[LabelSummary], 
 
 
 def _step(shape: Sequence[int]) -> int:
-    return max(1, math.ceil((math.prod(shape) / SAMPLE) ** (1 / 3)))
+    return max(1, math.ceil((math.prod(shape) / IMAGE_SAMPLE_VOXELS) ** (1 / 3)))
 
 
 def _largest_share_of_one_value(labels: Array, voxels: Array) -> dict[int, float]:

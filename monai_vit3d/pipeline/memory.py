@@ -25,7 +25,7 @@ BYTES_PER_RESAMPLED_VOXEL = 56  # of the new grid by MONAI, however many channel
 BYTES_PER_LABELLED_VOXEL = 14  # of the network's grid: labels, and what the bundle makes of them
 BYTES_PER_INVERTED_LABEL = 4  # of the file's grid: labels that come back, and what the bundle makes of them
 COPIES = 3  # of masks in float32, while steps run over them
-PLANES = 6  # of each grid, all classes, while labels come back
+LABEL_PLANES = 6  # of each grid, all classes, while labels come back
 WINDOWS = 6  # outputs of a batch, and their products with the weights, that are alive together
 _AXES = dict(zip("LRPAIS", (0, 0, 1, 1, 2, 2)))
 
@@ -81,7 +81,7 @@ def needed_bytes(grid: Grid, channels: int, bundle: Bundle, options: Options | N
     way = _inverting(bundle)
     if way in ("aligned", "turned"):
         planes = sum(math.prod(shape) / min(shape) for shape in (network_shape(grid, bundle), grid.shape))
-        network += BYTES_PER_INVERTED_LABEL * back + 4 * classes * math.ceil(PLANES * planes)
+        network += BYTES_PER_INVERTED_LABEL * back + 4 * classes * math.ceil(LABEL_PLANES * planes)
         network += 8 * classes * there if way == "turned" else 0
         grid_bytes = grid_bytes if maps else 0
     write = back * (BYTES_PER_VOXEL + grid_bytes + 4 * maps + more) + there * (4 * channels + 4 + 4 * maps + more)
@@ -139,9 +139,9 @@ def _stitching(grid: Grid, bundle: Bundle, classes: int, options: Options | None
     """Memory for a network's answer while it is turned into labels: a band of windows, or the whole of it."""
     from monai.utils import fall_back_tuple
 
-    from ..inferers import can_stitch, unwrapped
+    from ..inferers import can_stitch, unwrap_inferer
 
-    shape, window = network_shape(grid, bundle), unwrapped(bundle.inferer)
+    shape, window = network_shape(grid, bundle), unwrap_inferer(bundle.inferer)
     if bundle.metadata.classifies:
         return 0
     if options is not None and options.uncertainty == "variance":

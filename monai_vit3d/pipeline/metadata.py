@@ -11,10 +11,10 @@ from typing import Any
 
 from ..data.errors import BundleError
 from ..data.files import read_regular
-from ..data.json_shape import ANY_KEY, shape_fault
+from ..data.json_shape import ANY_KEY, shape_violation
 from .trained_on import TrainedOn, read_trained_on
 
-MAX_BYTES = 8 * 2**20
+MAX_METADATA_BYTES = 8 * 2**20
 MAX_CHANNELS = 1000
 _INPUT = {"num_channels": int, "channel_def": {ANY_KEY: str}}
 _OUTPUT = {"format": str, "type": str, "channel_def": {ANY_KEY: str}}
@@ -92,8 +92,8 @@ def read_metadata(root: Path) -> Metadata:
     if not path.is_file():
         return Metadata(folder, "unknown")
     try:
-        content = json.loads(read_regular(path, MAX_BYTES).decode("utf-8-sig"))
-        fault = shape_fault(content, _SHAPE, "it") or _number_fault(content)
+        content = json.loads(read_regular(path, MAX_METADATA_BYTES).decode("utf-8-sig"))
+        fault = shape_violation(content, _SHAPE, "it") or _number_violation(content)
         if fault:
             raise ValueError(fault)
         found = Metadata(content.get("name") or folder, str(content.get("version", "unknown")), content)
@@ -105,7 +105,7 @@ def read_metadata(root: Path) -> Metadata:
     return found
 
 
-def _number_fault(content: Mapping[str, Any]) -> str:
+def _number_violation(content: Mapping[str, Any]) -> str:
     """What is wrong with the numbers of channels and labels."""
     formats = content.get("network_data_format", {})
     for place, one in formats.get("inputs", {}).items():

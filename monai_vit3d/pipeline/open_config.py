@@ -14,12 +14,12 @@ from ..data.confinement import reading_only_below
 from ..data.errors import BundleError, Vit3dError
 from ..data.files import file_sha256
 from ..search_path import without_folders
+from .bundle_scripts import add_to_sys_path, python_files
 from .bundle_weights import checkpoint_loader
 from .config import Choice, config_files, one_line, read_parser
+from .distributed import TorchrunProcess
 from .kinds import refuse_unserved
 from .metadata import Metadata, read_metadata
-from .own_code import let_import, python_files
-from .ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -144,9 +144,9 @@ def _is_settings_only(config: dict[str, Any], roots: list[str], safe: bool) -> b
 def _trusted(root: Path, settings_only: bool, safe: bool) -> Iterator[None]:
     """Let a bundle that is code import from its folder, and say so; of others nothing is imported."""
     if not settings_only:
-        if Ranks.from_environment().first:
+        if TorchrunProcess.from_environment().first:
             logger.warning("%s is code that runs here; --safe takes settings only", root)
-        let_import(root)
+        add_to_sys_path(root)
     with ExitStack() as stack:
         if safe:
             stack.enter_context(reading_only_below(root))

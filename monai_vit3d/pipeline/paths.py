@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.dicom_start import HEAD_BYTES, has_dicom_start
-from ..data.dicom_start import SUFFIXES as DICOM_SUFFIXES
-from ..data.texts import shown as shown
+from ..data.dicom_signature import DICOM_SUFFIXES as DICOM_SUFFIXES
+from ..data.dicom_signature import HEAD_BYTES, has_dicom_signature
+from ..data.printable import printable as printable
 
 
 def some(names: Sequence[str], between: str = ", ") -> str:
@@ -28,7 +28,7 @@ def is_dicom(path: Path) -> bool:
         return False
     try:
         with path.open("rb", buffering=0) as file:
-            return has_dicom_start(file.read(HEAD_BYTES))
+            return has_dicom_signature(file.read(HEAD_BYTES))
     except OSError:
         return path.suffix.lower() in DICOM_SUFFIXES  # so that the run reports it
 

@@ -15,8 +15,8 @@ from ..data.readers import reader_for
 from .case import KINDS, Case
 from .dicom_cases import split_series
 from .inputs import find_images
-from .passed_over import describe
-from .paths import shown, some
+from .passed_over_summary import describe_passed_over
+from .paths import printable, some
 
 RESERVED = ("run.json", "stats.csv", "report.html", "predictions.csv", "dataset_description.json")  # at the top of OUT
 _EXISTING = ("refuse", "resume", "overwrite")
@@ -53,7 +53,7 @@ class Plan:
     def table(self) -> str:
         """A line ``input -> outputs`` for each case, and their number."""
         lines = [
-            f"{case.source} -> {', '.join(shown(self.output / case.path(kind)) for kind in self.outputs)}"
+            f"{case.source} -> {', '.join(printable(self.output / case.path(kind)) for kind in self.outputs)}"
             for case in self.cases
         ]
         i, n = self.shard
@@ -62,12 +62,12 @@ class Plan:
 
     def notes(self) -> list[str]:
         """Lines on what was passed over, by reason, on other formats, and on what is odd about all cases together."""
-        lines = [*describe(self.passed_over), *(f"warning: {warning}" for warning in self.warnings)]
+        lines = [*describe_passed_over(self.passed_over), *(f"warning: {warning}" for warning in self.warnings)]
         others: dict[str, list[str]] = {}
         for case in self.cases:
             reader = None if case.dicom else reader_for(case.images[0])
             if reader is not None and reader.converter:
-                others.setdefault(reader.name, []).append(shown(case.images[0].name))
+                others.setdefault(reader.name, []).append(printable(case.images[0].name))
         return lines + [f"{name} is read, .nii.gz is written: {some(names)}" for name, names in others.items()]
 
 
@@ -82,7 +82,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text.strip())
     if match is None:
-        raise UsageError(f"--shard {shown(text)}; I/N is needed, from 1/N to N/N, such as 1/4.")
+        raise UsageError(f"--shard {printable(text)}; I/N is needed, from 1/N to N/N, such as 1/4.")
     shard = int(match[1]), int(match[2])
     _check_shard(shard)
     return shard
@@ -127,7 +127,7 @@ def plan_cases(
     split, no_volumes = split_series(found.cases)
     passed_over = (*found.passed_over, *no_volumes)
     if not split:
-        head, *reasons = describe(passed_over)
+        head, *reasons = describe_passed_over(passed_over)
         raise UsageError(f"no case in the inputs; {head} {'; '.join(reasons)}. Give a folder with some.")
     cases = [replace(case, index=i, seg=seg) for i, case in enumerate(split)]
     _check_clashes(cases, outputs)
@@ -162,7 +162,7 @@ def _check_shard(shard: tuple[int, int]) -> None:
 def _check_folder(output: Path) -> None:
     there = next((path for path in (output, *output.absolute().parents) if os.path.lexists(path)), output)
     if not os.path.isdir(there):
-        raise UsageError(f"{shown(output)}: {shown(there)} is no folder; OUT is one. Give another OUT.")
+        raise UsageError(f"{printable(output)}: {printable(there)} is no folder; OUT is one. Give another OUT.")
 
 
 def _check_clashes(cases: Sequence[Case], outputs: Sequence[str]) -> None:
@@ -173,7 +173,7 @@ def _check_clashes(cases: Sequence[Case], outputs: Sequence[str]) -> None:
         for path in (*map(case.path, outputs), case.picture):
             first = owners.setdefault(_key(path), case)
             if first is not case:
-                line = f"{first.source} and {case.source}, as {shown(path)}"
+                line = f"{first.source} and {case.source}, as {printable(path)}"
                 clashes.setdefault((first.index, case.index), line)
     if clashes:
         raise UsageError(
@@ -185,7 +185,7 @@ def _check_clashes(cases: Sequence[Case], outputs: Sequence[str]) -> None:
 def _check_inputs_stay(cases: Sequence[Case], outputs: Sequence[str], output: Path) -> None:
     images = {_key(os.path.realpath(image)) for case in cases for image in case.images}
     planned = (output / path for case in cases for path in case.paths(outputs))
-    over = [shown(path) for path in planned if _key(os.path.realpath(path)) in images]
+    over = [printable(path) for path in planned if _key(os.path.realpath(path)) in images]
     if over:
         raise UsageError(f"{some(over)}: both input and output. Inputs are never overwritten: give another OUT.")
 
@@ -195,7 +195,7 @@ def _check_places(cases: Sequence[Case], outputs: Sequence[str], output: Path) -
     paths = [case.path(kind) for case in cases for kind in outputs]
     files = {_key(path) for path in [*paths, *RESERVED]}
     folders = sorted({folder for path in [*paths, PurePosixPath("qc", "a")] for folder in path.parents})
-    links = [shown(output / folder) for folder in folders if folder.name and os.path.islink(output / folder)]
+    links = [printable(output / folder) for folder in folders if folder.name and os.path.islink(output / folder)]
     if links:
         raise UsageError(
             f"{some(links)}: a link where a folder for outputs is expected; links in OUT are not followed. Move it "
@@ -203,11 +203,11 @@ def _check_places(cases: Sequence[Case], outputs: Sequence[str], output: Path) -
         )
     wrong = [f for f in folders if _key(f) in files or (os.path.lexists(output / f) and not os.path.isdir(output / f))]
     if wrong:
-        names = some([shown(output / folder) for folder in wrong])
+        names = some([printable(output / folder) for folder in wrong])
         raise UsageError(
             f"{names}: a file is or will be where a folder for outputs is needed. Give another OUT or name."
         )
-    blocked = [shown(output / path) for path in paths if os.path.isdir(output / path)]
+    blocked = [printable(output / path) for path in paths if os.path.isdir(output / path)]
     if blocked:
         raise UsageError(f"{some(blocked)}: a folder lies where an output is to be written. Give another OUT.")
 
@@ -217,6 +217,6 @@ def _check_absent(plan: Plan) -> None:
     there = [path for path in planned if os.path.lexists(path)]
     if there:
         raise UsageError(
-            f"{len(there)} of {len(planned)} outputs are there already, e.g. {shown(there[0])}. Give --resume to skip "
+            f"{len(there)} of {len(planned)} outputs are there already, e.g. {printable(there[0])}. Give --resume to skip "
             "what is verified, --overwrite to write them anew, or another OUT."
         )

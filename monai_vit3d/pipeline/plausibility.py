@@ -1,7 +1,7 @@
 """Whether a case is like those that a bundle was trained on, and whether its labels can be true.
 
 One rule for all: a value is suspicious outside the training's range widened by the row's tolerance, and a case is
-refused where a value lies far outside. Each number of the rule stands once, in :data:`ROWS`.
+refused where a value lies far outside. Each number of the rule stands once, in :data:`PLAUSIBILITY_ROWS`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .measures import Values, measure_grid, measure_input, measure_labels
 from .metadata import Metadata
 from .overlay import axis_letters
 from .stats import LabelSummary
-from .trained_on import Key, Range, TrainedOn
+from .trained_on import Key, TrainedOn, ValueRange
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,12 +50,12 @@ class Row:
     spreads: float = 0.0
     far_below: float = math.inf
     far_above: float = math.inf
-    always: Range | None = None
+    always: ValueRange | None = None
 
 
 _OF_TRAINING = "{value:.4g} (in training {low:.4g} to {high:.4g})"
 _MM = "{subject} {value:.4g} mm (in training {low:.4g} to {high:.4g})"
-ROWS = (
+PLAUSIBILITY_ROWS = (
     Row("field of view", ("field_of_view_mm", "*"), _MM, "field of view ", 1.25, far_below=2.5, far_above=2.5),
     # finer voxels are resampled without loss; what coarser ones lack does not come back
     Row("spacing", ("spacing_mm", "*"), _MM, "spacing ", 1.25, far_above=2.5),
@@ -86,11 +86,11 @@ ROWS = (
 
 
 @dataclass(frozen=True)
-class Finding:
+class Implausibility:
     """Something that does not fit the training, or cannot be true.
 
     Args:
-        kind: see :data:`ROWS`.
+        kind: see :data:`PLAUSIBILITY_ROWS`.
         text: a sentence for people.
         far: whether it is so far off that the case is refused.
     """
@@ -100,17 +100,17 @@ class Finding:
     far: bool = False
 
 
-def check_geometry(grid: Grid, metadata: Metadata) -> list[Finding]:
+def check_geometry(grid: Grid, metadata: Metadata) -> list[Implausibility]:
     """Compare field of view, spacing and orientation with the training's; takes no voxels."""
     findings = compare(measure_grid(grid), metadata.trained_on)
     known, letters = metadata.trained_on.orientations, axis_letters(grid.affine_mm)
     if known and letters not in known:
         text = f"orientation {letters} (in training {', '.join(known)}), and the bundle does not turn its input"
-        findings.append(Finding("orientation", text))
+        findings.append(Implausibility("orientation", text))
     return findings
 
 
-def check_input(image: Tensor, metadata: Metadata) -> list[Finding]:
+def check_input(image: Tensor, metadata: Metadata) -> list[Implausibility]:
     """Compare the brightness of the network's input with the training's.
 
     Args:
@@ -122,7 +122,7 @@ def check_input(image: Tensor, metadata: Metadata) -> list[Finding]:
 
 def check_labels(
     labels: Array, volume: Volume, stats: Sequence[LabelSummary], entropy: float | None, metadata: Metadata
-) -> list[Finding]:
+) -> list[Implausibility]:
     """Ask whether labels can be true, and compare them with the training's.
 
     Args:
@@ -139,8 +139,8 @@ def check_labels(
     return compare(measured, trained_on, {str(one.label): one.name for one in stats})
 
 
-def compare(measured: Values, trained_on: TrainedOn, names: Mapping[str, str] | None = None) -> list[Finding]:
-    """Find the values that are outside of the training's ranges, one finding a row of :data:`ROWS`.
+def compare(measured: Values, trained_on: TrainedOn, names: Mapping[str, str] | None = None) -> list[Implausibility]:
+    """Find the values that are outside of the training's ranges, one finding a row of :data:`PLAUSIBILITY_ROWS`.
 
     Args:
         measured: as the functions of :mod:`monai_vit3d.pipeline.measures` give them.
@@ -149,7 +149,7 @@ def compare(measured: Values, trained_on: TrainedOn, names: Mapping[str, str] | 
     """
     values = dict(_flat(measured))
     findings = []
-    for row in ROWS:
+    for row in PLAUSIBILITY_ROWS:
         texts, far = [], False
         for key, value in values.items():
             allowed = _allowed(row, key, trained_on) if _matches(key, row.key) else None
@@ -160,11 +160,11 @@ def compare(measured: Values, trained_on: TrainedOn, names: Mapping[str, str] | 
             texts.append(row.text.format(subject=subject, value=value, low=low, high=high, cases=trained_on.cases))
             far = far or value < low / row.far_below or value > high * row.far_above
         if texts:
-            findings.append(Finding(row.kind, row.before + ", ".join(texts), far))
+            findings.append(Implausibility(row.kind, row.before + ", ".join(texts), far))
     return findings
 
 
-def refuse(path: Path, findings: Sequence[Finding], metadata: Metadata) -> None:
+def refuse(path: Path, findings: Sequence[Implausibility], metadata: Metadata) -> None:
     """Refuse a case that is far from what the bundle was trained on.
 
     Raises:
@@ -178,7 +178,7 @@ def refuse(path: Path, findings: Sequence[Finding], metadata: Metadata) -> None:
         )
 
 
-def _allowed(row: Row, key: Key, trained_on: TrainedOn) -> Range | None:
+def _allowed(row: Row, key: Key, trained_on: TrainedOn) -> ValueRange | None:
     """The values that are not suspicious; None where nothing is known."""
     known = trained_on.ranges.get(key)
     if known is None:

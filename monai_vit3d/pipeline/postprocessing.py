@@ -29,8 +29,8 @@ from monai.transforms import (
 from torch import Tensor
 
 from ..data.errors import BundleError
-from ..inferers import LabelInferer, argmax, unwrapped
-from ..inferers.spacing import wrappers
+from ..inferers import LabelInferer, argmax, unwrap_inferer
+from ..inferers.spacing import inferer_wrappers
 
 PRED = "pred"  # the network's output in MONAI's evaluators
 # they drop labels or spread them, and leave the values as they are
@@ -188,7 +188,7 @@ def without_labels(inferer: Any) -> tuple[Any, list[Any]]:
     Raises:
         BundleError: one that gives maps beside the labels.
     """
-    around, inner = wrappers(inferer), unwrapped(inferer)
+    around, inner = inferer_wrappers(inferer), unwrap_inferer(inferer)
     if type(inner) is not LabelInferer:
         return inferer, []
     if inner.entropy or inner.probabilities:

@@ -14,15 +14,15 @@ import numpy as np
 from ..data.in_memory import labels_like, volumes_from
 from ..data.volume import Array, Grid, Volume
 from .acceleration import accelerated
-from .back import labels_on_file_grid, map_on_file_grid
 from .bundle import Bundle, load_bundle
 from .config import choice_of
 from .inference import NetworkOutput, infer
 from .memory import check_memory
 from .options import Options, choose_flip_axes, output_kinds
-from .plausibility import Finding, check_geometry, check_input, check_labels, refuse
+from .plausibility import Implausibility, check_geometry, check_input, check_labels, refuse
 from .prepare import Prepared, prepare
 from .stats import LabelSummary, label_stats
+from .to_file_grid import labels_on_file_grid, map_on_file_grid
 from .unpack import open_bundle
 from .value_names import ValueNames
 
@@ -48,7 +48,7 @@ class Prediction:
     maps: dict[str, Array] = field(default_factory=dict)
     scores: list[float] | None = None
     stats: list[LabelSummary] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Implausibility] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
 
 
@@ -150,7 +150,7 @@ class Predictor:
         prediction.warnings = (*(text for volume in volumes for text in volume.warnings), *prediction.warnings)
         return prediction
 
-    def check(self, path: Path, grid: Grid, channels: int) -> list[Finding]:
+    def check(self, path: Path, grid: Grid, channels: int) -> list[Implausibility]:
         """Compare a case's grid with the bundle's training, and its size with the free memory; voxels are not needed.
 
         Raises:
@@ -166,7 +166,7 @@ class Predictor:
         """Run the bundle's preprocessing."""
         return prepare(volumes, self.bundle)
 
-    def check_input(self, prepared: Prepared) -> list[Finding]:
+    def check_input(self, prepared: Prepared) -> list[Implausibility]:
         """Compare the brightness of the network's input with the bundle's training."""
         return check_input(prepared.image, self.bundle.metadata)
 

@@ -101,7 +101,7 @@ OPTIONS: dict[str, Option] = {
 }
 
 # what of MONAI's reads images that the pipeline reads itself, by exact class: a subclass may do anything
-READERS: tuple[type, ...] = (
+MONAI_READERS: tuple[type, ...] = (
     NibabelReader, ITKReader, ITKOptions, PydicomReader, NvImgCodecPydicomReader, NrrdReader, NiftiReader,
 )  # fmt: skip
 # for other files than those that a case may have; MONAI falls back on the others
@@ -161,7 +161,7 @@ def reader_options(step: LoadImaged) -> dict[str, Any]:
         reader = loader.readers[-1]
     if type(reader) in _PASSED_OVER:
         return {}
-    if type(reader) not in READERS:
+    if type(reader) not in MONAI_READERS:
         raise BundleError(
             f"LoadImaged(reader={type(reader).__name__}): a reader of the bundle's own cannot be obeyed, files are "
             "read by vit3d itself. Use NibabelReader or ITKReader, or run the bundle by monai.bundle run."

@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 
 from ..data.errors import UsageError
 from ..data.files import read_regular, write_text_atomic
-from ..data.json_shape import ANY_KEY, shape_fault
-from ..data.texts import excerpt
+from ..data.json_shape import ANY_KEY, shape_violation
+from ..data.printable import excerpt
 
 STATES = ("pending", "done", "skipped", "failed")
 _FIGURES = ("voxels", "volume_ml", "mean", "std", "min", "max")
@@ -34,7 +34,7 @@ _PART = re.compile(r"\.run-(\d+)-of-(\d+)\.json")
 class RunRecord:
     """The records of a run's files and of the run itself, written whole or not at all.
 
-    A run that is one shard of several writes a file of its own, which :func:`merged` adds to run.json. One process
+    A run that is one shard of several writes a file of its own, which :func:`merge_records` adds to run.json. One process
     writes a record at a time, so two runs into one folder refuse each other.
 
     Args:
@@ -73,7 +73,7 @@ class RunRecord:
 
         Args:
             files: this run's cases, by name.
-            earlier: what :func:`previous` found.
+            earlier: what :func:`load_records` found.
         """
         kept = {
             n: r for n, r in earlier.items() if any((self.output / path).is_file() for path in r.get("outputs", {}))
@@ -109,7 +109,7 @@ class RunRecord:
             self._lock.release()
 
 
-def previous(output: Path) -> dict[str, dict[str, Any]]:
+def load_records(output: Path) -> dict[str, dict[str, Any]]:
     """Records of earlier runs into the folder, by name; a shard's count before run.json's.
 
     Raises:
@@ -124,7 +124,7 @@ def _records(output: Path, parts: Mapping[Path, Mapping[str, Any]]) -> dict[str,
     return {record["name"]: record for content in contents for record in content["files"]}
 
 
-def merged(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def merge_records(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Bring the records of all shards into run.json; the caller holds :func:`merging`.
 
     Returns:
@@ -196,7 +196,7 @@ def _unnamed(record: Mapping[str, Any]) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_regular(path).decode("utf-8"))
-        fault = shape_fault(content, _RUN) or next(filter(None, map(_unnamed, content["files"])), "")
+        fault = shape_violation(content, _RUN) or next(filter(None, map(_unnamed, content["files"])), "")
         if fault:
             raise ValueError(fault)
     except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:

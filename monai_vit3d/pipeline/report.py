@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..data.files import write_text_atomic
-from ..data.texts import shown
+from ..data.printable import printable
 from .overlay import label_colour
 
 EMBEDDED = 300  # pictures inside the page; more would make it too large for a browser
@@ -66,7 +66,7 @@ def write_report(records: Iterable[Record], run: Record, output: str | Path) -> 
 
 def _finalized(value: Any) -> Any:
     """A text as the page shows it: what cannot be printed, or turns the direction of writing, as escapes."""
-    return shown(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _case(record: Record, i: int) -> dict[str, Any]:

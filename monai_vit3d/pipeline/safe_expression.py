@@ -6,7 +6,7 @@ import ast
 import builtins
 from collections.abc import Iterator
 
-from . import safe_words as words
+from . import allowlist as words
 
 MAX_LENGTH = 2_000
 _REFERENCES = "__local_refs"  # MONAI's name for the table of resolved ids, in the text that it evaluates
@@ -18,10 +18,10 @@ _PLAIN = (
     ast.Not, ast.USub, ast.UAdd,
 )  # fmt: skip
 # a name that is bound in one place and read in another is Python's own there: no builtin may be had so
-_NOT_TO_BIND = {*dir(builtins), *words.ALIASES}
+_NOT_TO_BIND = {*dir(builtins), *words.ALLOWED_MODULE_NAMES}
 
 
-def import_fault(text: str) -> str:
+def import_violation(text: str) -> str:
     """Why a text that is an import statement may not run, or "" if it may or is none.
 
     Args:
@@ -33,12 +33,12 @@ def import_fault(text: str) -> str:
     first = tree[0] if tree else None
     if not isinstance(first, ast.Import | ast.ImportFrom):
         return ""
-    known = f"allowed are {', '.join(sorted(words.IMPORTS))}"
+    known = f"allowed are {', '.join(sorted(words.ALLOWED_IMPORTS))}"
     if len(tree) > 1 or isinstance(first, ast.ImportFrom) or len(first.names) > 1:
         return f"one module in an 'import' is needed; {known}"
     name = first.names[0]
     statement = f"import {name.name}" + (f" as {name.asname}" if name.asname else "")
-    return "" if statement in words.IMPORTS else known
+    return "" if statement in words.ALLOWED_IMPORTS else known
 
 
 def is_lone_import(text: str) -> bool:
@@ -51,7 +51,7 @@ def is_lone_import(text: str) -> bool:
     return not fault and len(tree) == 1 and isinstance(tree[0], ast.Import | ast.ImportFrom)
 
 
-def expression_fault(config: str) -> str:
+def expression_violation(config: str) -> str:
     """Why an expression may not be evaluated, or "" if it may.
 
     Args:
@@ -66,7 +66,7 @@ def expression_fault(config: str) -> str:
     if fault:
         return fault
     if len(tree) == 1 and isinstance(tree[0], ast.Import | ast.ImportFrom):
-        return import_fault(text[1:])
+        return import_violation(text[1:])
     if len(tree) != 1 or not isinstance(tree[0], ast.Expr):
         return "one expression is needed"
     try:
@@ -74,7 +74,7 @@ def expression_fault(config: str) -> str:
         shadowed = sorted(n for n in bound if n in _NOT_TO_BIND or n.startswith("_"))
         if shadowed:
             return f"{shadowed[0]} is taken; another name for the variable is needed"
-        return next(_faults(tree[0].value, bound, references), "")
+        return next(_violations(tree[0].value, bound, references), "")
     except RecursionError:
         return "nested too deeply"
 
@@ -96,31 +96,31 @@ def _bound_names(tree: ast.AST) -> Iterator[str]:
             yield node.id
 
 
-def _faults(node: ast.AST, bound: set[str], references: set[str]) -> Iterator[str]:
+def _violations(node: ast.AST, bound: set[str], references: set[str]) -> Iterator[str]:
     """Faults of a node and all below it; only what is known passes."""
     if isinstance(node, ast.Constant):
         if not isinstance(node.value, str | int | float | None):
             yield f"{node.value!r} is not allowed"
     elif isinstance(node, ast.Name):
         if node.id not in bound:
-            yield f"the name {node.id} is not allowed by itself; {_known(words.VALUES)}"
+            yield f"the name {node.id} is not allowed by itself; {_known(words.ALLOWED_VALUES)}"
     elif _is_reference(node, references):
         return
     elif isinstance(node, ast.Attribute):
-        if _dotted(node) not in words.VALUES and not words.is_enum_member(_dotted(node)):
-            yield f"{_dotted(node) or '.' + node.attr} is not allowed; {_known(words.VALUES)}"
+        if _dotted(node) not in words.ALLOWED_VALUES and not words.is_enum_member(_dotted(node)):
+            yield f"{_dotted(node) or '.' + node.attr} is not allowed; {_known(words.ALLOWED_VALUES)}"
     else:
-        fault = _own_fault(node)
+        fault = _own_violation(node)
         if fault:
             yield fault
             return
         for child in _children(node):
-            yield from _faults(child, bound, references)
+            yield from _violations(child, bound, references)
 
 
-def _own_fault(node: ast.AST) -> str:
+def _own_violation(node: ast.AST) -> str:
     if isinstance(node, ast.Call):
-        return _call_fault(node)
+        return _call_violation(node)
     if isinstance(node, ast.Lambda):
         extra = [*node.args.defaults, *node.args.kwonlyargs, *node.args.posonlyargs]
         return "a lambda of plain arguments is needed" if extra or node.args.vararg or node.args.kwarg else ""
@@ -133,20 +133,20 @@ def _own_fault(node: ast.AST) -> str:
     return "" if isinstance(node, _PLAIN) else f"{type(node).__name__} is not allowed"
 
 
-def _call_fault(node: ast.Call) -> str:
+def _call_violation(node: ast.Call) -> str:
     for keyword in node.keywords:
         if keyword.arg is None or keyword.arg.startswith("_"):
             return "** is not allowed in a call"
         if keyword.arg == "key" and not isinstance(keyword.value, ast.Lambda):
             return "key= needs a lambda, it would call anything else"
     name = _dotted(node.func)
-    if name in words.BUILTINS or name in words.CALLS:
+    if name in words.ALLOWED_BUILTINS or name in words.ALLOWED_CALLS:
         return ""
-    if isinstance(node.func, ast.Attribute) and node.func.attr in words.METHODS:
+    if isinstance(node.func, ast.Attribute) and node.func.attr in words.ALLOWED_METHODS:
         return ""
     shown = name or (f".{node.func.attr}" if isinstance(node.func, ast.Attribute) else "this")
-    methods = ", ".join(f".{m}" for m in sorted(words.METHODS))
-    return f"a call of {shown}; {_known(words.CALLS | words.BUILTINS)}, {methods}"
+    methods = ", ".join(f".{m}" for m in sorted(words.ALLOWED_METHODS))
+    return f"a call of {shown}; {_known(words.ALLOWED_CALLS | words.ALLOWED_BUILTINS)}, {methods}"
 
 
 def _children(node: ast.AST) -> Iterator[ast.AST]:
@@ -154,7 +154,11 @@ def _children(node: ast.AST) -> Iterator[ast.AST]:
         yield node.body
     elif isinstance(node, ast.Call):
         name = _dotted(node.func)
-        if name not in words.BUILTINS and name not in words.CALLS and isinstance(node.func, ast.Attribute):
+        if (
+            name not in words.ALLOWED_BUILTINS
+            and name not in words.ALLOWED_CALLS
+            and isinstance(node.func, ast.Attribute)
+        ):
             yield node.func.value
         yield from node.args
         yield from (keyword.value for keyword in node.keywords)

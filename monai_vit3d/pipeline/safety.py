@@ -2,7 +2,7 @@
 
 MONAI evaluates every ``$`` expression with Python's ``eval`` and calls whatever ``_target_`` names, so a config is a
 program. :func:`check_config` reads it as MONAI would, with MONAI's own parser of ids and references, and refuses
-whatever the tables of :mod:`monai_vit3d.pipeline.safe_words` do not allow.
+whatever the tables of :mod:`monai_vit3d.pipeline.allowlist` do not allow.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..data.errors import BundleError
-from . import safe_words as words
-from .safe_expression import expression_fault, import_fault, is_lone_import
+from . import allowlist as words
+from .safe_expression import expression_violation, import_violation, is_lone_import
 
 MAX_DEPTH, MAX_ITEMS, SHOWN = 40, 20_000, 5
 _ADVICE = "Read the bundle; if you trust it, run without --safe."
 _BAD_IN_KEYS = ":#@%$"  # with them a key could stand for another item's id
 _RENAMED_BY_MONAI = "optional_packages_version"  # MONAI moves its content to another key
 
-Finding = tuple[str, Any, str]
+SafetyFinding = tuple[str, Any, str]
 
 
 def check_config(config: Mapping[str, Any], roots: Sequence[str]) -> None:
@@ -66,12 +66,12 @@ def drop_imports(config: Any) -> None:
         seen.add(id(holder))
         for key, value in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
             text = value[1:] if isinstance(value, str) and value.startswith("$") else ""
-            if "import" in text and is_lone_import(text) and import_fault(text):
+            if "import" in text and is_lone_import(text) and import_violation(text):
                 holder[key] = None
             waiting.append(value)
 
 
-def _refuse(findings: list[Finding]) -> None:
+def _refuse(findings: list[SafetyFinding]) -> None:
     if not findings:
         return
     # several roots lead to the same items
@@ -86,7 +86,7 @@ def _short(what: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def _shape_findings(config: Any) -> Iterator[Finding]:
+def _shape_findings(config: Any) -> Iterator[SafetyFinding]:
     """What MONAI's parser could read in another way than this module, or not come to an end with."""
     seen: set[int] = set()
     waiting: list[tuple[str, Any, int]] = [("", config, 0)]
@@ -108,7 +108,7 @@ def _shape_findings(config: Any) -> Iterator[Finding]:
         waiting += [(f"{where}::{k}" if where else str(k), v, depth + 1) for k, v in pairs]
 
 
-def _key_findings(where: str, value: dict[Any, Any]) -> Iterator[Finding]:
+def _key_findings(where: str, value: dict[Any, Any]) -> Iterator[SafetyFinding]:
     for key in value:
         text = str(key)
         odd = not text.isprintable() or text != text.strip() or text.startswith("+") or set(text) & set(_BAD_IN_KEYS)
@@ -130,17 +130,17 @@ def _parsed(config: Mapping[str, Any]) -> Any:
     return parser
 
 
-def _import_findings(items: Mapping[str, Any]) -> Iterator[Finding]:
+def _import_findings(items: Mapping[str, Any]) -> Iterator[SafetyFinding]:
     """MONAI runs the import statements of all items, whatever is resolved."""
     for where, item in items.items():
         text = item.get_config()
         if isinstance(text, str) and text.startswith("$") and "import" in text:
-            fault = import_fault(text[1:])
+            fault = import_violation(text[1:])
             if fault:
                 yield where, text, fault
 
 
-def _root_findings(parser: Any, root: str, fed: list[str]) -> list[Finding]:
+def _root_findings(parser: Any, root: str, fed: list[str]) -> list[SafetyFinding]:
     """All that stands in the way of resolving one root.
 
     SaveImage is passed over where the pipeline takes it out again: it writes where metadata say. So is the LoadImage
@@ -152,7 +152,7 @@ def _root_findings(parser: Any, root: str, fed: list[str]) -> list[Finding]:
         fed: ids of loaders in the preprocessing's Compose, which is looked through first; they are added.
     """
     resolver, items = parser.ref_resolver, parser.ref_resolver.items
-    findings: list[Finding] = []
+    findings: list[SafetyFinding] = []
     # an item, and the kind of component other than Compose that has it: that one could call it
     waiting, seen = [(root, "")], {(root, "")}
     while waiting:
@@ -162,7 +162,7 @@ def _root_findings(parser: Any, root: str, fed: list[str]) -> list[Finding]:
             continue
         value = items[where].get_config()
         if isinstance(value, dict) and "_target_" in value:
-            findings += [(where, what, why) for what, why in _component_faults(parser, value)]
+            findings += [(where, what, why) for what, why in _component_violations(parser, value)]
             if "LoadImage" in str(value["_target_"]):
                 if root == "preprocessing" and not held:
                     fed.append(where)
@@ -174,7 +174,7 @@ def _root_findings(parser: Any, root: str, fed: list[str]) -> list[Finding]:
                 findings.append((where, value["_target_"], "allowed in the Compose of postprocessing only"))
             held = _holder(held, str(value["_target_"]).rpartition(".")[2])
         elif isinstance(value, str) and value.startswith("$"):
-            fault = expression_fault(value)
+            fault = expression_violation(value)
             findings += [(where, value, fault)] if fault else []
             held = "lambda" if "lambda" in value else held
         needed = [(r, held) for r in _next_ids(resolver, value, where) if (r, held) not in seen]
@@ -197,7 +197,7 @@ def _holder(held: str, name: str) -> str:
     return "Invertd" if not held and name in ("Invertd", "InvertD", "InvertDict") else name
 
 
-def _component_faults(parser: Any, component: dict[str, Any]) -> Iterator[tuple[Any, str]]:
+def _component_violations(parser: Any, component: dict[str, Any]) -> Iterator[tuple[Any, str]]:
     found, fault = _located(parser, component["_target_"])
     if fault:
         yield component["_target_"], fault
@@ -220,7 +220,7 @@ def _component_faults(parser: Any, component: dict[str, Any]) -> Iterator[tuple[
         elif ("pretrain" in str(key).lower() or "url" in str(key).lower()) and value:
             yield f"{key}: {raw}", "nothing is fetched; weights come from the bundle's own file"
         elif key == "reader" and not _is_reader(parser, value):
-            yield f"{key}: {raw}", f"one of {', '.join(sorted(words.READERS))} is needed"
+            yield f"{key}: {raw}", f"one of {', '.join(sorted(words.ALLOWED_READERS))} is needed"
 
 
 def _located(parser: Any, target: Any) -> tuple[Any, str]:
@@ -234,13 +234,13 @@ def _located(parser: Any, target: Any) -> tuple[Any, str]:
     path = f"{first}.{target}" if first else target
     if path in words.TARGET_FUNCTIONS:
         return locate(path), ""
-    if not path.startswith(words.DOORS):
-        return None, f"not in a room that is allowed: {', '.join(words.DOORS)}"
+    if not path.startswith(words.FILE_FUNCTIONS):
+        return None, f"not in a room that is allowed: {', '.join(words.FILE_FUNCTIONS)}"
     try:
         found = locate(path)
     except Exception as error:  # whatever a module's import raises
         return None, f"it cannot be imported ({error})"
-    return found, words.class_fault(found)
+    return found, words.class_violation(found)
 
 
 def _followed(parser: Any, value: Any) -> Any:
@@ -260,4 +260,4 @@ def _is_reader(parser: Any, value: Any) -> bool:
     if isinstance(value, dict):
         found, _ = _located(parser, value.get("_target_"))
         return getattr(found, "__name__", "") in words.READER_CLASSES
-    return value is None or (isinstance(value, str | os.PathLike) and str(value) in words.READERS)
+    return value is None or (isinstance(value, str | os.PathLike) and str(value) in words.ALLOWED_READERS)

@@ -14,7 +14,7 @@ from ..data.formats import foreign_format
 from ..data.label_names import is_label_folder, is_label_name
 from ..data.passed_over import PassedOver
 from ..data.readers import READERS, partner, reader_for, without_suffix
-from .paths import DICOM_SUFFIXES, is_dicom, shown
+from .paths import DICOM_SUFFIXES, is_dicom, printable
 
 HIDDEN = "hidden"
 WRITTEN = "written by an earlier run, as its run.json says (--include-labels takes them as images)"
@@ -111,7 +111,7 @@ class Search:
             elif not self.include_labels and _is_label(file, top):
                 self._pass_over([file], LABELS)
             elif self.suffixes and bids_suffix(file) not in self.suffixes:
-                self._pass_over([file], f"another suffix than {', '.join(map(shown, self.suffixes))}")
+                self._pass_over([file], f"another suffix than {', '.join(map(printable, self.suffixes))}")
             elif reader_for(file) is not READERS[0] and without_suffix(file.name).lower() in known:
                 self._pass_over([file], SAME_NAME)
             else:
@@ -130,7 +130,9 @@ class Search:
             try:
                 names = sorted(os.listdir(folder))
             except OSError as error:
-                raise UsageError(f"{shown(folder)}: cannot be read ({error.strerror}). Make it readable.") from error
+                raise UsageError(
+                    f"{printable(folder)}: cannot be read ({error.strerror}). Make it readable."
+                ) from error
             if not self.include_labels:
                 written |= written_files(real, names)
             self._pass_over((folder / name for name in names if name.startswith(".")), HIDDEN)

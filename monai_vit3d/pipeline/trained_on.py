@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Key = tuple[str, ...]  # where in ``trained_on``, as ("labels", "1", "volume_ml")
-Range = tuple[float, float]
+ValueRange = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TrainedOn:
     """
 
     cases: int = 0
-    ranges: Mapping[Key, Range] = field(default_factory=dict)
+    ranges: Mapping[Key, ValueRange] = field(default_factory=dict)
     orientations: tuple[str, ...] = ()
 
     def has(self, name: str) -> bool:
@@ -53,7 +53,7 @@ def read_trained_on(content: Any) -> TrainedOn:
     return TrainedOn(cases, {key[1:]: pair for key, pair in ranges.items()}, tuple(orientations))
 
 
-def _ranges(content: Mapping[str, Any], place: Key) -> Iterable[tuple[Key, Range]]:
+def _ranges(content: Mapping[str, Any], place: Key) -> Iterable[tuple[Key, ValueRange]]:
     for name, value in content.items():
         key = (*place, str(name))
         if isinstance(value, dict) and len(key) < 5:  # deeper, nothing is ever measured
@@ -62,7 +62,7 @@ def _ranges(content: Mapping[str, Any], place: Key) -> Iterable[tuple[Key, Range
             yield key, _range(value, "/".join(key))
 
 
-def _range(value: list[Any], place: str) -> Range:
+def _range(value: list[Any], place: str) -> ValueRange:
     numbers = [n for n in value if isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n)]
     if len(value) != 2 or len(numbers) != 2 or numbers[0] > numbers[1]:
         raise ValueError(f"{place}: {value!r}; [lowest, highest] is expected")

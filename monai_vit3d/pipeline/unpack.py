@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..data.errors import BundleError
 
-MAX_BYTES = 8 * 2**30
+MAX_UNPACKED_BYTES = 8 * 2**30
 MAX_MEMBERS = 100_000
 RATIO, RATIO_FROM_BYTES = 200, 100 * 10**6  # weights inflate hardly at all; zeros a thousandfold
 CONFIGS = ("configs/inference.json", "configs/inference.yaml", "configs/inference.yml")
@@ -94,7 +94,7 @@ def _extract(bundle: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(bundle) as archive:
             members = archive.infolist()
-            fault = next(filter(None, map(_member_fault, members)), "") or _sum_fault(members)
+            fault = next(filter(None, map(_member_violation, members)), "") or _sum_violation(members)
             if fault:
                 raise BundleError(f"{bundle}: {fault} Unpack it yourself if you trust it, and give the folder.")
             archive.extractall(folder)
@@ -104,7 +104,7 @@ def _extract(bundle: Path, folder: Path) -> None:
         raise BundleError(f"{bundle}: cannot be unpacked ({error}). Fetch it again.") from error
 
 
-def _member_fault(member: zipfile.ZipInfo) -> str:
+def _member_violation(member: zipfile.ZipInfo) -> str:
     """Why one member may not be extracted, or ""."""
     # as it stands in the archive: zipfile cuts names at a null byte
     name = member.orig_filename
@@ -127,14 +127,14 @@ def _member_fault(member: zipfile.ZipInfo) -> str:
     return f"{name!r} is {fault}; plain files and folders are needed."
 
 
-def _sum_fault(members: list[zipfile.ZipInfo]) -> str:
+def _sum_violation(members: list[zipfile.ZipInfo]) -> str:
     """Why the members together may not be extracted, or ""."""
     total, packed = (sum(getattr(one, size) for one in members) for size in ("file_size", "compress_size"))
     if total > RATIO_FROM_BYTES and total > RATIO * packed:
         return f"its members are {total} bytes out of {packed} in all, more than {RATIO} times."
-    if total > MAX_BYTES or len(members) > MAX_MEMBERS:
+    if total > MAX_UNPACKED_BYTES or len(members) > MAX_MEMBERS:
         return (
-            f"{len(members)} members of {total / 2**30:.1f} GiB; at most {MAX_MEMBERS} of {MAX_BYTES / 2**30:.0f} GiB "
+            f"{len(members)} members of {total / 2**30:.1f} GiB; at most {MAX_MEMBERS} of {MAX_UNPACKED_BYTES / 2**30:.0f} GiB "
             "in all are unpacked."
         )
     seen: dict[str, str] = {}

@@ -19,8 +19,8 @@ from monai.data import MetaTensor
 from monai.transforms import Invertd, LabelToContourd
 from torch import Tensor
 
-from .labelling import whole_numbers
 from .postprocessing import KEEP_LABELS, PRED, Postprocessing
+from .voxelwise import whole_numbers
 
 SIDE = 5  # voxels of a made-up output; the one in its middle is read
 EXHAUSTIVE = 5  # channels of which all sets are tried

@@ -1,6 +1,14 @@
 """Self-supervised pretraining on volumes: which tokens a task hides, and the tasks."""
 
-from .collapse import CollapseAlarm, CollapseReport, cosine_to_mean, describe, feature_std, rankme, target_variance
+from .collapse import (
+    CollapseAlarm,
+    CollapseReport,
+    collapse_report,
+    cosine_to_mean,
+    feature_std,
+    rankme,
+    target_variance,
+)
 from .features import Features, extract_features
 from .ijepa import IJEPA, IJEPAOutput
 from .mae import MAE, MAEOutput
@@ -21,7 +29,7 @@ __all__ = [
     "MAEOutput",
     "ProbeScore",
     "cosine_to_mean",
-    "describe",
+    "collapse_report",
     "extract_features",
     "feature_std",
     "knn_probe",

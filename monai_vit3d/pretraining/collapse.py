@@ -18,7 +18,7 @@ from ..data.errors import ScoreError, TrainingCollapsed, UsageError
 
 logger = logging.getLogger(__name__)
 EPSILON = 1e-7  # of RankMe
-ADVICE = (
+COLLAPSE_ADVICE = (
     "Start anew, or from an earlier checkpoint where there is one, with a lower learning rate, a longer warm-up or a "
     "slower moving average of the target encoder, if it has one; look whether the volumes differ at all; or, if these "
     "figures are normal for them, widen the alarm's limits."
@@ -119,7 +119,7 @@ class CollapseReport:
         return {name: float(value) for name, value in figures.items() if value is not None}
 
 
-def describe(features: Tensor, targets: Tensor | None = None) -> CollapseReport:
+def collapse_report(features: Tensor, targets: Tensor | None = None) -> CollapseReport:
     """All figures, computed in float64 on the CPU.
 
     Args:
@@ -195,18 +195,18 @@ class CollapseAlarm:
         self.epoch += 1
         self.best_rank = max(self.best_rank, report.rankme)
         self.best_variance = max(self.best_variance, report.target_variance or 0.0)
-        faults = self._faults(report)
+        faults = self._violations(report)
         self.bad_epochs = self.bad_epochs + 1 if faults else 0
         if not faults:
             return
         found = f"report {self.epoch}, features ({report.samples}, {report.dimensions}): {'; '.join(faults)}"
         if self.bad_epochs >= self.patience:
             raise TrainingCollapsed(
-                f"The features have collapsed: {self.bad_epochs} bad reports in a row. {found}. {ADVICE}"
+                f"The features have collapsed: {self.bad_epochs} bad reports in a row. {found}. {COLLAPSE_ADVICE}"
             )
         logger.warning("features may be collapsing (%d of %d): %s", self.bad_epochs, self.patience, found)
 
-    def _faults(self, report: CollapseReport) -> list[str]:
+    def _violations(self, report: CollapseReport) -> list[str]:
         """Which figures are beyond their limits, with what is normal."""
         rank, variance, cosine = report.rankme, report.target_variance, report.cosine_to_mean
         most, isotropic = min(report.samples, report.dimensions), report.dimensions**-0.5

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..data.errors import UsageError
 from ..metrics.checks import require_finite
-from ..networks.modes import evaluating
+from ..networks.wrappers import eval_mode
 
 Array = NDArray[Any]
 # from patch tokens (B, N, E) and prefix tokens (B, P, E) to (B, E); the class token is the first prefix token
@@ -96,7 +96,7 @@ def _frozen(backbone: nn.Module, device: torch.device | str | None) -> Iterator[
     net = copy.deepcopy(backbone).to(device) if elsewhere else backbone
     # a data loader draws a seed: a training that is probed on its way must go on as one that is not.
     # no_grad, for what a network keeps from inference_mode could not be trained with
-    with evaluating(net), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with eval_mode(net), torch.random.fork_rng(devices=[]), torch.no_grad():
         yield net
 
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..data.errors import UsageError
 from ..layers import fit_pos_embed, sincos_pos_embed
-from ..layers.pos_embed import Grid
+from ..layers.pos_embed import GridShape
 from ..networks.options import require_final_norm
 from .masking import MAEMasks
 from .patches import patchify, unpatchify
@@ -39,7 +39,7 @@ class MAEDecoder(nn.Module):
         values: C * h * w * d, of a patch.
     """
 
-    def __init__(self, embed_dim: int, dim: int, depth: int, heads: int, grid: Grid, values: int) -> None:
+    def __init__(self, embed_dim: int, dim: int, depth: int, heads: int, grid: GridShape, values: int) -> None:
         super().__init__()
         self.grid, self.grad_checkpointing = grid, False
         self.embed = nn.Linear(embed_dim, dim)
@@ -54,7 +54,7 @@ class MAEDecoder(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tensor, masks: MAEMasks, grid: Grid) -> Tensor:
+    def forward(self, tokens: Tensor, masks: MAEMasks, grid: GridShape) -> Tensor:
         """Predict.
 
         Args:
@@ -121,7 +121,7 @@ class MAE(nn.Module):
         require_final_norm(backbone, "masked autoencoder")
         backbone.reset_classifier(0, "")  # a head would be a parameter without a gradient
         self.backbone, self.normalize_targets = backbone, normalize_targets
-        self.patch_size: Grid = backbone.patch_size
+        self.patch_size: GridShape = backbone.patch_size
         values = backbone.in_chans * prod(self.patch_size)
         self.decoder = MAEDecoder(
             backbone.embed_dim, decoder_dim, decoder_depth, decoder_heads, backbone.grid_size, values
@@ -206,7 +206,7 @@ class MAE(nn.Module):
         """Names of the parameters that weight decay should leave alone."""
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()} | {"decoder.mask_token"}
 
-    def _grid(self, x: Tensor) -> Grid:
+    def _grid(self, x: Tensor) -> GridShape:
         h, w, d = (n // p for n, p in zip(x.shape[2:], self.patch_size))
         return h, w, d
 

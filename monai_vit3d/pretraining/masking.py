@@ -18,7 +18,7 @@ from torch import Tensor
 from ..data.errors import UsageError
 
 Sides = tuple[int, int, int]
-Range = tuple[float, float]
+ScaleRange = tuple[float, float]
 
 
 class JEPAMasks(NamedTuple):
@@ -41,9 +41,9 @@ def sample_jepa_masks(
     *,
     generator: torch.Generator,
     targets: int = 4,
-    target_scale: Range = (0.08, 0.12),
-    aspect: Range = (0.75, 1.5),
-    context_scale: Range = (0.85, 1.0),
+    target_scale: ScaleRange = (0.08, 0.12),
+    aspect: ScaleRange = (0.75, 1.5),
+    context_scale: ScaleRange = (0.85, 1.0),
     min_context: float = 0.4,
     patch_mm: Sequence[float] | None = None,
     foreground: Tensor | None = None,
@@ -139,8 +139,8 @@ def sample_block_masks(
     ratio: float = 0.75,
     *,
     generator: torch.Generator,
-    scale: Range = (0.08, 0.2),
-    aspect: Range = (0.75, 1.5),
+    scale: ScaleRange = (0.08, 0.2),
+    aspect: ScaleRange = (0.75, 1.5),
     patch_mm: Sequence[float] | None = None,
     device: torch.device | str | None = None,
 ) -> MAEMasks:
@@ -188,7 +188,7 @@ def _checked_grid(batch: int, grid: Sequence[int], patch_mm: Sequence[float] | N
     return int(grid[0]), int(grid[1]), int(grid[2])
 
 
-def _check_ranges(aspect: Range, **scales: Range) -> None:
+def _check_ranges(aspect: ScaleRange, **scales: ScaleRange) -> None:
     for name, scale in scales.items():
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise UsageError(f"{name}={scale}; shares of the grid's volume, 0 < low <= high <= 1, are needed.")
@@ -219,7 +219,7 @@ def _uniform(shape: Sequence[int], generator: torch.Generator, device: torch.dev
 
 
 def _draw_sides(
-    grid: Sides, patch_mm: Sequence[float] | None, scale: Range, aspect: Range, generator: torch.Generator
+    grid: Sides, patch_mm: Sequence[float] | None, scale: ScaleRange, aspect: ScaleRange, generator: torch.Generator
 ) -> Sides:
     """Sides, in patches, of a block whose volume and form are drawn; at least 1 and at most the grid's."""
     patch = [1.0, 1.0, 1.0] if patch_mm is None else [float(mm) for mm in patch_mm]

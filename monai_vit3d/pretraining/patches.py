@@ -7,10 +7,10 @@ from math import prod
 from torch import Tensor
 
 from ..data.errors import UsageError
-from ..layers.pos_embed import Grid
+from ..layers.pos_embed import GridShape
 
 
-def patchify(x: Tensor, patch: Grid) -> Tensor:
+def patchify(x: Tensor, patch: GridShape) -> Tensor:
     """Cut volumes into patches; :func:`unpatchify` is the inverse.
 
     Args:
@@ -35,7 +35,7 @@ def patchify(x: Tensor, patch: Grid) -> Tensor:
     return x.reshape(B, H * W * D, C * h * w * d)
 
 
-def unpatchify(patches: Tensor, patch: Grid, grid: Grid) -> Tensor:
+def unpatchify(patches: Tensor, patch: GridShape, grid: GridShape) -> Tensor:
     """Put patches together again.
 
     Args:

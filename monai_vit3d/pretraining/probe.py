@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..data.csv_labels import check_classes
 from ..data.errors import UsageError
-from ..data.tables import check_classes
 from ..metrics import accuracy, auc, mean_absolute_error, r2
 from ..metrics.checks import require_finite
 from .features import Array, Features
@@ -26,7 +26,7 @@ TEMPERATURE = 0.07  # of the neighbours' votes, Wu et al. 2018
 
 Parts = tuple[Features, Features, Features]
 Scores = dict[str, Callable[[Any, Any], float]]
-SECTIONS = ("train", "validation", "test")
+PROBE_SECTIONS = ("train", "validation", "test")
 # the first of them is what the setting is chosen by
 CLASS_SCORES: Scores = {
     "auc": lambda predictions, labels: auc(predictions, labels, "multi-class"),
@@ -169,7 +169,7 @@ def _votes(distances: Array) -> Array:
 
 def _require_same(parts: Parts) -> None:
     """Refuse parts of other encoders or poolings, and labels that are not as many as the features."""
-    for name, part in zip(SECTIONS, parts):
+    for name, part in zip(PROBE_SECTIONS, parts):
         if part.values.ndim != 2 or len(part.values) != len(part.labels) or not len(part.values):
             raise UsageError(
                 f"section {name!r}: features {part.values.shape} and labels {part.labels.shape}; (N, F) and as many "
@@ -178,18 +178,18 @@ def _require_same(parts: Parts) -> None:
         require_finite(np.asarray(part.labels, np.float64), f"labels of section {name!r}")
     kinds = [(part.values.shape[1], part.description) for part in parts]
     if len(set(kinds)) > 1:
-        listed = "; ".join(f"{name}: {width} of {what}" for name, (width, what) in zip(SECTIONS, kinds))
+        listed = "; ".join(f"{name}: {width} of {what}" for name, (width, what) in zip(PROBE_SECTIONS, kinds))
         raise UsageError(f"features differ in kind ({listed}). Extract all sections with one encoder and pooling.")
 
 
 def _require_classes(*parts: Features) -> None:
     """Refuse labels that are no class numbers, and sections that lack a class."""
     _require_same(parts)
-    for name, part in zip(SECTIONS, parts):
+    for name, part in zip(PROBE_SECTIONS, parts):
         if part.labels.ndim != 1:
             raise UsageError(f"section {name!r}: labels {part.labels.shape}; one class number a case is needed.")
     classes = 1 + int(max(part.labels.max() for part in parts))
-    for name, part in zip(SECTIONS, parts):
+    for name, part in zip(PROBE_SECTIONS, parts):
         check_classes(part.labels.tolist(), classes, name)
 
 

@@ -28,7 +28,7 @@ def _head(model: nn.Module, volume: Tensor) -> Tensor:
     return maps
 
 
-METHODS: dict[str, Callable[..., Tensor]] = {
+EXPLAIN_METHODS: dict[str, Callable[..., Tensor]] = {
     "rollout": _rollout,
     "last_block": _last_block,
     "head": _head,
@@ -55,10 +55,10 @@ class ExplainInferer(Inferer):
 
     def __init__(self, method: str = "rollout", **options: Any) -> None:
         super().__init__()
-        if method not in METHODS:
-            raise ValueError(f"method={method!r}; one of {', '.join(map(repr, METHODS))} is needed.")
+        if method not in EXPLAIN_METHODS:
+            raise ValueError(f"method={method!r}; one of {', '.join(map(repr, EXPLAIN_METHODS))} is needed.")
         try:
-            inspect.signature(METHODS[method]).bind(None, None, **options)
+            inspect.signature(EXPLAIN_METHODS[method]).bind(None, None, **options)
         except TypeError as error:
             raise ValueError(f"method={method!r}: {error}.") from None
         self.method, self.options = method, options
@@ -79,4 +79,4 @@ class ExplainInferer(Inferer):
             TypeError: another network.
             ValueError: what the method refuses.
         """
-        return METHODS[self.method](network, inputs, **self.options)
+        return EXPLAIN_METHODS[self.method](network, inputs, **self.options)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..layers import to_3tuple
 from ..networks import VisionTransformer3D, probabilities
-from ..networks.modes import evaluating
+from ..networks.wrappers import eval_mode
 from .voxels import as_batch, backbone_of, like, on_grid, to_voxels
 
 OCCLUSIONS = ("mean_img", "gaussian")  # MONAI's "mean_patch" multiplies by the mean instead of filling in
@@ -93,7 +93,7 @@ class TokenGradCAM(GradCAM):
 
         handle = self.nn_module.get_layer(name).register_forward_hook(cut)
         try:
-            with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+            with eval_mode(model), torch.inference_mode(False), torch.enable_grad():
                 logits = model(x.clone() if x.is_inference() else x, **kwargs)
                 tokens = self._checked(kept, name, x)  # now: gradient checkpointing runs the layer once more below
                 score = logits.gather(1, _classes(logits, class_idx)[:, None]).sum()
@@ -188,7 +188,7 @@ def occlusion_map(
         overlap=overlap,
         activate=partial(probabilities, task=task),  # MONAI's choice counts the image's channels, not the classes
     )
-    with torch.no_grad(), evaluating(model), warnings.catch_warnings():
+    with torch.no_grad(), eval_mode(model), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using a non-tuple sequence")  # MONAI 1.6.1 indexes by lists of slices
         whole = probabilities(model(batch), task)
         drops = [

@@ -10,7 +10,7 @@ from .files import load_weights
 from .info import convert_weights, describe_weights
 from .report import LoadReport
 from .sources import Source, backbone_from, identify, read_source
-from .whole import load_network
+from .whole_network import load_network
 
 __all__ = [
     "LoadReport",

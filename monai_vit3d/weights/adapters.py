@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ..data.errors import UsageError, WeightsError
 from ..networks.lora import ADAPTER, LoraSettings, adapter_layers, apply_lora, refuse_adapters
-from ..networks.modes import unwrapped
+from ..networks.wrappers import unwrap_network
 from .backbone import load_backbone
 from .files import as_state_dict, read_with_metadata, refuse_differences, write_safetensors
-from .whole import load_network
+from .whole_network import load_network
 
 _LORA = (".lora_A.", ".lora_B.")
 
@@ -33,7 +33,7 @@ def save_adapter(network: nn.Module, path: str | Path) -> None:
     Raises:
         UsageError: a network without adapters.
     """
-    network = unwrapped(network)
+    network = unwrap_network(network)
     settings = getattr(network, "lora", None)
     none = not any(word in key for key in network.state_dict() for word in _LORA)  # or a part was merged alone
     if none or not isinstance(settings, LoraSettings):

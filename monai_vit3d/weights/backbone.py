@@ -12,23 +12,23 @@ from torch import Tensor, nn
 
 from ..data.errors import UsageError, WeightsError
 from ..layers import ConvStem3D, PatchEmbed3D, resample_patch_kernel
-from ..layers.pos_embed import Grid, resample_pos_embed, sincos_pos_embed
+from ..layers.pos_embed import GridShape, resample_pos_embed, sincos_pos_embed
 from ..networks import VisionTransformer3D
 from ..networks.architecture import architecture
-from ..networks.lora import merged
-from ..networks.modes import unwrapped
-from .blank import fill
-from .files import as_state_dict, names_in, read_with_metadata, refuse_differences, without_wrappers, write_safetensors
+from ..networks.lora import merged_lora
+from ..networks.wrappers import unwrap_network
+from .files import as_state_dict, key_names, read_with_metadata, refuse_differences, without_wrappers, write_safetensors
 from .inflate import adapt_channels
-from .own import architecture_in
+from .meta_init import fill
+from .pretrained import architecture_in
 
-V = TypeVar("V")
+NetworkOrState = TypeVar("NetworkOrState")
 logger = logging.getLogger(__name__)
 
 PREFIX = "backbone."
 HEAD = ("head.", "attn_pool.")
 PROJECTION = "patch_embed.proj.weight"
-KERNELS = ("patch_embed.stem.0.weight", PROJECTION)  # the first of those that a file has sees the image
+STEM_KERNELS = ("patch_embed.stem.0.weight", PROJECTION)  # the first of those that a file has sees the image
 # a name for people, and where a class is from; the grid, which positions follow; what the shapes show, and rounded;
 # the head, which is left out; what leaves the weights' meaning alone; the channels, to which the kernel is adapted
 _MAY_DIFFER = (
@@ -51,12 +51,12 @@ def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:
     Raises:
         UsageError: another network.
     """
-    backbone = unwrapped(backbone)
+    backbone = unwrap_network(backbone)
     if not isinstance(backbone, VisionTransformer3D):
         raise UsageError(
             f"backbone is a {type(backbone).__name__}; a VisionTransformer3D is needed. Give network.backbone."
         )
-    backbone = merged(backbone)
+    backbone = merged_lora(backbone)
     state = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
     said = {key: value for key, value in architecture(backbone).items() if key != "num_classes"}
     write_safetensors(state, {"architecture": json.dumps(said, sort_keys=True)}, path)
@@ -115,12 +115,12 @@ def embed_layer_of(path: str | Path) -> type[PatchEmbed3D]:
     Raises:
         WeightsError: the file is missing, damaged, holds more than tensors, or holds no backbone.
     """
-    names = _backbone_in(dict.fromkeys(names_in(path)), path)
+    names = _backbone_in(dict.fromkeys(key_names(path)), path)
     return ConvStem3D if any(key.startswith("patch_embed.stem.") for key in names) else PatchEmbed3D
 
 
 def _backbone_of(network: nn.Module) -> nn.Module:
-    network = unwrapped(network)
+    network = unwrap_network(network)
     backbone = network if isinstance(network, VisionTransformer3D) else getattr(network, "backbone", None)
     if not isinstance(backbone, nn.Module):
         raise UsageError(
@@ -130,7 +130,7 @@ def _backbone_of(network: nn.Module) -> nn.Module:
     return backbone
 
 
-def _backbone_in(state: dict[str, V], path: str | Path) -> dict[str, V]:
+def _backbone_in(state: dict[str, NetworkOrState], path: str | Path) -> dict[str, NetworkOrState]:
     """The backbone's tensors under their own names, without a head."""
     state = without_wrappers(state)
     part = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
@@ -167,7 +167,7 @@ def _refuse_architecture(came: dict[str, Any], needed: dict[str, Any], path: str
 
 def _fit_kernel(state: dict[str, Tensor], backbone: nn.Module) -> tuple[dict[str, Tensor], str]:
     """The state dict with the first convolution's kernel for the backbone's channels and patch, and what was done."""
-    key = next((key for key in KERNELS if key in state), "")
+    key = next((key for key in STEM_KERNELS if key in state), "")
     own = backbone.state_dict().get(key) if isinstance(backbone, VisionTransformer3D) else None
     if own is None or own.dim() != 5 or state[key].dim() != 5:
         return state, ""
@@ -198,7 +198,7 @@ def _fit_positions(
         return {**state, "pos_embed": nn.functional.pad(table, [0, 0, prefix, 0])}, ", positions started from sin-cos"
     if "grid_size" not in came or "pos_embed" not in state:
         return state, ""
-    old: Grid = tuple(came["grid_size"])
+    old: GridShape = tuple(came["grid_size"])
     new, pos, own = backbone.grid_size, state["pos_embed"], backbone.pos_embed
     prefix = 0 if own is None else own.shape[1] - backbone.num_patches
     if pos.dim() != 3 or pos.shape[1] != prefix + prod(old):

@@ -14,8 +14,8 @@ from ..data.errors import UsageError
 from ..networks import PRESETS, VisionTransformer3D
 from ..networks import create_model as create_preset
 from .backbone import load_backbone
-from .blank import blank_network
 from .convert.timm2d import create_timm2d, timms_name
+from .meta_init import blank_network
 
 
 def create_model(

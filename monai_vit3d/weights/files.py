@@ -18,13 +18,13 @@ from torch import nn
 from ..data.confinement import check_confined
 from ..data.errors import WeightsError
 from ..data.files import replacing
-from ..networks.modes import load_plain_state_dict, plain_state_dict, unwrapped
+from ..networks.wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
 from .tensor_bytes import HEADER, HEADER_SUM, TENSORS_SUM, header_sha256, tensors_in
 
 logger = logging.getLogger(__name__)
 
-V = TypeVar("V")
-WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")  # of DataParallel, torch.compile, FSDP
+StateT = TypeVar("StateT")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")  # of DataParallel, torch.compile, FSDP
 
 _OURS = ("architecture", "lora")  # older files of ours have one of them, and no sum of the header
 
@@ -94,7 +94,7 @@ def is_ours(metadata: Mapping[str, str]) -> bool:
     return HEADER_SUM in metadata or (TENSORS_SUM in metadata and any(key in metadata for key in _OURS))
 
 
-def names_in(path: str | Path) -> list[str]:
+def key_names(path: str | Path) -> list[str]:
     """The names of the tensors in a file; of safetensors the header alone is read, and nothing is verified.
 
     Args:
@@ -225,18 +225,18 @@ def load_state(network: nn.Module, state: Any, path: str | Path) -> nn.Module:
     wanted, found = plain_state_dict(network), as_state_dict(state, path)
     plain = without_wrappers(found)
     found = plain if plain.keys() == wanted.keys() else found
-    refuse_differences(wanted, found, path, type(unwrapped(network)).__name__)
+    refuse_differences(wanted, found, path, type(unwrap_network(network)).__name__)
     load_plain_state_dict(network, found)
     return network
 
 
-def without_wrappers(state: dict[str, V]) -> dict[str, V]:
+def without_wrappers(state: dict[str, StateT]) -> dict[str, StateT]:
     """A state dict without what DataParallel, ``torch.compile`` and FSDP put before all of its names.
 
     Args:
         state: what was read; it comes back as it is where some names lack such a prefix.
     """
-    for prefix in WRAPPERS:
+    for prefix in WRAPPER_PREFIXES:
         if state and all(key.startswith(prefix) for key in state):
             return without_wrappers({key.removeprefix(prefix): value for key, value in state.items()})
     return state

@@ -15,9 +15,9 @@ from ..data.files import replacing
 from ..networks import VisionTransformer3D
 from ..networks.architecture import architecture, build_backbone
 from ..networks.layer_facts import unlike_layers
-from ..networks.lora import merged
+from ..networks.lora import merged_lora
 from .files import as_state_dict, read_with_metadata, write_safetensors
-from .own import CONFIG, WEIGHTS, build_own, files_in, whole_architecture
+from .pretrained import CONFIG, WEIGHTS, build_own, files_in, whole_architecture
 
 N = TypeVar("N", bound=VisionTransformer3D)
 CARD = "README.md"
@@ -56,7 +56,7 @@ def save_network(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: a file; a folder is needed. Name another place.")
-    network = merged(network)
+    network = merged_lora(network)
     said = architecture(network)
     _refuse_unnamed(network, said)
     new = not folder.exists()

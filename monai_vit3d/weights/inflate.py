@@ -13,8 +13,8 @@ from torch import Tensor
 from ..data.errors import UsageError, WeightsError
 from ..layers import resample_patch_kernel, to_3tuple
 
-KERNELS = ("mean", "center", "trilinear")
-POSITIONS = ("repeat", "factored")
+INFLATE_KERNELS = ("mean", "center", "trilinear")
+INFLATE_POSITIONS = ("repeat", "factored")
 
 
 def inflate_kernel(weight: Tensor, depth: int, mode: str = "mean", axis: int = 2) -> Tensor:
@@ -38,7 +38,7 @@ def inflate_kernel(weight: Tensor, depth: int, mode: str = "mean", axis: int = 2
         UsageError: unknown mode or axis, or no positive depth.
         WeightsError: not a 2D kernel.
     """
-    _check_choice("kernel", mode, KERNELS)
+    _check_choice("kernel", mode, INFLATE_KERNELS)
     _check_axis(axis)
     if weight.dim() != 4:
         raise WeightsError(f"patch kernel of shape {tuple(weight.shape)}; a 2D kernel (E, C, h, w) is needed.")
@@ -136,7 +136,7 @@ def inflate_positions(
         UsageError: unknown mode or axis.
         WeightsError: ``pos`` has not P + N rows.
     """
-    _check_choice("positions", mode, POSITIONS)
+    _check_choice("positions", mode, INFLATE_POSITIONS)
     _check_axis(axis)
     if pos.dim() != 3 or pos.shape[1] != prefix + prod(grid2d):
         raise WeightsError(
@@ -173,8 +173,8 @@ def check_how(kernel: str = "mean", positions: str = "repeat", axis: int = 2) ->
     Raises:
         UsageError: one is unknown.
     """
-    _check_choice("kernel", kernel, KERNELS)
-    _check_choice("positions", positions, POSITIONS)
+    _check_choice("kernel", kernel, INFLATE_KERNELS)
+    _check_choice("positions", positions, INFLATE_POSITIONS)
     _check_axis(axis)
 
 

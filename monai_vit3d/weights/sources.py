@@ -14,16 +14,16 @@ from torch import Tensor
 from ..data.errors import UsageError, WeightsError
 from ..layers.patch_embed import to_3tuple
 from ..networks import VisionTransformer3D
-from .blank import blank_network
 from .convert import nidl
 from .convert.building import options_checked
 from .convert.families import FAMILIES, OURS, family_of
 from .convert.monai_vit import add_tanh
 from .convert.shapes import HEAD_WIDTH, POS
 from .convert.timm2d import load_timm2d
-from .convert.wrapping import unwrap
+from .convert.unwrap import unwrap
 from .files import as_state_dict, is_ours, read_with_metadata
-from .own import build_own, files_in, whole_architecture
+from .meta_init import blank_network
+from .pretrained import build_own, files_in, whole_architecture
 from .report import Inflated
 
 logger = logging.getLogger(__name__)

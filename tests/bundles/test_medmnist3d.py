@@ -11,7 +11,7 @@ import torch
 from ignite.engine import Events
 from medmnist.evaluator import getACC, getAUC
 
-from monai_vit3d.visualize.inferer import METHODS
+from monai_vit3d.visualize.inferer import EXPLAIN_METHODS
 from tests.bundles import helpers
 from tests.bundles.balls import (
     BUNDLE,
@@ -145,7 +145,7 @@ def test_inference_reads_files_as_the_network_was_trained(scans, balls, trained,
     np.testing.assert_allclose(found[count:], np.tile(found[0], (4, 1)), atol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EXPLAIN_METHODS)
 def test_explain_writes_a_map_on_the_files_grid(method, balls, trained, tmp_path):
     """Of a set whose files are resampled, cut to a field of view and padded; all of it is undone."""
     sets = json.loads((balls / "sets.json").read_text())

@@ -5,7 +5,7 @@ import warnings
 import pytest
 from monai.bundle import ConfigWorkflow
 
-from monai_vit3d.handlers import Attached
+from monai_vit3d.handlers import AttachHandlers
 from tests.helpers import BUNDLES
 
 NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
@@ -42,7 +42,7 @@ def test_attached_handlers_keep_their_order():
         def attach(self, engine):
             order.append((self.name, engine))
 
-    Attached([Handler("a"), Handler("b")]).attach("engine")
+    AttachHandlers([Handler("a"), Handler("b")]).attach("engine")
     assert order == [("a", "engine"), ("b", "engine")]
 
 

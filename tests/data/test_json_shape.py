@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from monai_vit3d.data.json_shape import ANY_KEY, shape_fault
+from monai_vit3d.data.json_shape import ANY_KEY, shape_violation
 
 SHAPE = {"name": str, "files": [{"seconds": float, "n": int}], "map": {ANY_KEY: (str, type(None))}}
 
@@ -21,7 +21,7 @@ SHAPE = {"name": str, "files": [{"seconds": float, "n": int}], "map": {ANY_KEY: 
     ],
 )
 def test_what_fits(value):
-    assert shape_fault(value, SHAPE) == ""
+    assert shape_violation(value, SHAPE) == ""
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,9 @@ def test_what_fits(value):
     ],
 )
 def test_what_does_not_fit_is_named(text, fault):
-    assert shape_fault(json.loads(text), SHAPE) == fault
+    assert shape_violation(json.loads(text), SHAPE) == fault
 
 
 def test_a_long_value_is_cut():
-    assert len(shape_fault("x" * 1000, int)) < 100
-    assert shape_fault(math.nan, float) == "it is nan; a finite number is expected"
+    assert len(shape_violation("x" * 1000, int)) < 100
+    assert shape_violation(math.nan, float) == "it is nan; a finite number is expected"

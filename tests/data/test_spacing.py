@@ -313,5 +313,5 @@ def test_safe_mode_lets_it_pass(name):
 
 
 def test_safe_mode_lets_nothing_else_pass():
-    with pytest.raises(BundleError, match=r"monai_vit3d.data.moves.Line"):
-        check_config({"preprocessing": {"_target_": "monai_vit3d.data.moves.Line"}}, ["preprocessing"])
+    with pytest.raises(BundleError, match=r"monai_vit3d.data.axis_resampling.AxisInterp"):
+        check_config({"preprocessing": {"_target_": "monai_vit3d.data.axis_resampling.AxisInterp"}}, ["preprocessing"])

@@ -10,7 +10,7 @@ from torch import nn
 
 from monai_vit3d.data.errors import TrainingDiverged
 from monai_vit3d.handlers import AtomicCheckpoint, FiniteCheck
-from monai_vit3d.handlers.finite import names_in
+from monai_vit3d.handlers.finite import case_names
 
 
 def trainer(images, folder, loss=None, network=None, **options):
@@ -97,7 +97,7 @@ def test_a_metric_that_is_nan_is_never_the_best(tmp_path):
 
 def test_names_come_from_the_key_or_the_files():
     image = MetaTensor(torch.zeros(2, 1), meta={"filename_or_obj": ["a.nii", "b.nii"]})
-    assert names_in({"image": image}) == ["a.nii", "b.nii"]
-    assert names_in({"image": image, "name": ["x", "y"]}) == ["x", "y"]
-    assert names_in([{"name": "x"}, {"name": "y"}]) == ["x", "y"]
-    assert names_in(torch.zeros(2)) == []
+    assert case_names({"image": image}) == ["a.nii", "b.nii"]
+    assert case_names({"image": image, "name": ["x", "y"]}) == ["x", "y"]
+    assert case_names([{"name": "x"}, {"name": "y"}]) == ["x", "y"]
+    assert case_names(torch.zeros(2)) == []

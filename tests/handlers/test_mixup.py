@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.data import MetaTensor, list_data_collate
 
-from monai_vit3d.handlers import MixUpBatch
+from monai_vit3d.handlers import PrepareBatchMixUp
 
 CASES = 6
 
@@ -27,14 +27,14 @@ def collated(cases=CASES):
 
 def mixed(alpha, seed=0):
     torch.manual_seed(seed)
-    return MixUpBatch(alpha)(batch())
+    return PrepareBatchMixUp(alpha)(batch())
 
 
 def test_alpha_of_zero_leaves_the_batch_as_it_is():
     data = batch()
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    image, target = MixUpBatch(0)(data)
+    image, target = PrepareBatchMixUp(0)(data)
     assert image is data["image"]
     assert target is data["label"]
     assert torch.equal(torch.get_rng_state(), state)
@@ -45,7 +45,7 @@ def test_alpha_of_zero_leaves_the_batch_as_it_is():
 def test_image_and_target_share_their_weights(alpha, make):
     data = make()
     torch.manual_seed(0)
-    image, target = MixUpBatch(alpha)(data)
+    image, target = PrepareBatchMixUp(alpha)(data)
     assert image.shape == data["image"].shape
     assert (image - data["image"]).abs().max() > 0.1
     weights = target.double()  # row i: how much of each case is in case i
@@ -72,7 +72,7 @@ def test_targets_stay_distributions_of_two_cases(seed):
 def test_weights_come_from_a_beta_distribution(alpha):
     torch.manual_seed(0)
     count = 2000
-    _, target = MixUpBatch(alpha)({"image": torch.zeros(count, 1, 1, 1, 1), "label": torch.eye(count)})
+    _, target = PrepareBatchMixUp(alpha)({"image": torch.zeros(count, 1, 1, 1, 1), "label": torch.eye(count)})
     own = target.diag()
     own = own[own < 1]  # a case may be its own partner
     assert own.mean().item() == pytest.approx(0.5, abs=0.03)
@@ -91,14 +91,14 @@ def test_torchs_seed_alone_decides():
 
 def test_each_batch_is_mixed_anew():
     torch.manual_seed(0)
-    prepare = MixUpBatch(0.5)
+    prepare = PrepareBatchMixUp(0.5)
     assert not torch.equal(prepare(batch())[1], prepare(batch())[1])
 
 
 @pytest.mark.parametrize("alpha", [0, 0.5])
 def test_batch_goes_to_the_device_and_type_asked_for(alpha):
     # a device without memory stands for any that MONAI's own weights are not on
-    image, target = MixUpBatch(alpha)(batch(), device="meta", dtype=torch.float64)
+    image, target = PrepareBatchMixUp(alpha)(batch(), device="meta", dtype=torch.float64)
     for part in (image, target):
         assert part.device.type == "meta"
         assert part.dtype is torch.float64
@@ -109,7 +109,7 @@ def test_batch_goes_to_the_device_and_type_asked_for(alpha):
 def test_gpu_gets_the_same_batch(source):
     want = mixed(0.5)
     torch.manual_seed(0)
-    got = MixUpBatch(0.5)({key: value.to(source) for key, value in batch().items()}, device="cuda")
+    got = PrepareBatchMixUp(0.5)({key: value.to(source) for key, value in batch().items()}, device="cuda")
     assert got[0].is_cuda
     assert torch.equal(got[0].cpu(), want[0])
     assert torch.equal(got[1].cpu(), want[1])
@@ -118,4 +118,4 @@ def test_gpu_gets_the_same_batch(source):
 @pytest.mark.parametrize("alpha", [-1, -0.001])
 def test_negative_alpha_refused(alpha):
     with pytest.raises(ValueError, match=rf"^alpha={alpha}; 0 \(no mixup\) or a positive number is needed"):
-        MixUpBatch(alpha)
+        PrepareBatchMixUp(alpha)

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
 from monai_vit3d.data.errors import TrainingCollapsed, UsageError
-from monai_vit3d.handlers import AtomicCheckpoint, EpochSeed, FeatureMonitor, MaskedBatch, StepSchedule
+from monai_vit3d.handlers import AtomicCheckpoint, EpochSeed, FeatureMonitor, PrepareBatchMasked, StepSchedule
 from monai_vit3d.layers import set_spacing
 from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.pretraining import (
@@ -71,7 +71,7 @@ def make_optimizer(network):
 
 def make_trainer(network, loader, optimizer, handlers, *, kind="ijepa", accumulation=1, epochs=EPOCHS, **mask):
     sampler = sample_jepa_masks if kind == "ijepa" else sample_random_masks
-    masks = MaskedBatch(sampler, 4, seed=5, **mask)
+    masks = PrepareBatchMasked(sampler, 4, seed=5, **mask)
     target = {"model": network, "momentum": MOMENTUM} if kind == "ijepa" else {}
     schedule = StepSchedule(optimizer, RATE, DECAY, **target, accumulation_steps=accumulation)
     return SupervisedTrainer(
@@ -198,7 +198,7 @@ def test_schedule_refuses_what_cannot_be_counted():
 
 
 def attached(iteration, sampler=sample_jepa_masks, **options):
-    engine, masks = Engine(lambda *_: None), MaskedBatch(sampler, (4, 4, 2), **options)
+    engine, masks = Engine(lambda *_: None), PrepareBatchMasked(sampler, (4, 4, 2), **options)
     masks.attach(engine)
     engine.state.iteration = iteration
     return masks
@@ -280,10 +280,10 @@ def test_batches_without_whole_patches_are_refused(batch, match):
 
 def test_masks_need_a_trainer_and_a_rank_of_the_world():
     with pytest.raises(UsageError, match="train_handlers"):
-        MaskedBatch(sample_jepa_masks, 4)({"image": torch.zeros(1, 1, 16, 16, 16)})
+        PrepareBatchMasked(sample_jepa_masks, 4)({"image": torch.zeros(1, 1, 16, 16, 16)})
     for wrong in ({"seed": -1}, {"rank": 2, "world": 2}, {"rank": -1}, {"world": 0}):
         with pytest.raises(UsageError, match="rank of 0 to world - 1"):
-            MaskedBatch(sample_jepa_masks, 4, **wrong)
+            PrepareBatchMasked(sample_jepa_masks, 4, **wrong)
 
 
 # ---- resume

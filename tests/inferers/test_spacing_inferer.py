@@ -29,8 +29,8 @@ from monai_vit3d.inferers import (
     SpacingInferer,
     spacing_of,
     stitch_windows,
-    told_spacing,
-    unwrapped,
+    unwrap_inferer,
+    with_spacing,
 )
 from monai_vit3d.layers import set_spacing
 from monai_vit3d.networks import VisionTransformer3D
@@ -297,7 +297,7 @@ def test_networks_without_millimetres_run_as_they_are(rope):
 def test_all_backbones_in_a_network_are_told_and_get_back_what_they_had():
     both, image = nn.ModuleList([Seen(), Seen()]), batch(THICK)
     set_spacing(both[1], THIN)
-    with told_spacing(both, image):
+    with with_spacing(both, image):
         assert [net.net.rope.spacing_mm.tolist() for net in both] == [[list(THICK)]] * 2
     assert both[0].net.rope.spacing_mm is None
     assert both[1].net.rope.spacing_mm.tolist() == [list(THIN)]
@@ -326,11 +326,11 @@ def test_what_is_no_network():
 
 def test_what_it_wraps():
     inner = SlidingWindowInferer(SIZE)
-    assert unwrapped(AutocastInferer(SpacingInferer(AutocastInferer(inner)))) is inner
-    assert type(unwrapped(SpacingInferer())) is SimpleInferer
+    assert unwrap_inferer(AutocastInferer(SpacingInferer(AutocastInferer(inner)))) is inner
+    assert type(unwrap_inferer(SpacingInferer())) is SimpleInferer
     mine = type("Mine", (SpacingInferer,), {})(inner)
-    assert unwrapped(SpacingInferer(mine)) is mine
+    assert unwrap_inferer(SpacingInferer(mine)) is mine
     net = Seen()
-    with told_spacing(net, batch(THIN)):
+    with with_spacing(net, batch(THIN)):
         assert net.net.rope.spacing_mm.tolist() == [[1, 1, 1]]
     assert net.net.rope.spacing_mm is None

@@ -21,7 +21,7 @@ from monai_vit3d.inferers import (
     SpacingInferer,
     backends,
     openvino,
-    unwrapped,
+    unwrap_inferer,
 )
 from monai_vit3d.inferers.backends import cache_folder
 from monai_vit3d.pipeline.acceleration import accelerated
@@ -144,7 +144,7 @@ def test_the_bundle_that_was_given_stays_as_it_is(loaded):
     assert (loaded.backend, loaded.bf16, inferer.sw_batch_size) == ("torch", False, 4)
     assert isinstance(fast.network, BackendNetwork)
     assert isinstance(fast.inferer, AutocastInferer)
-    assert unwrapped(fast.inferer).sw_batch_size == 1
+    assert unwrap_inferer(fast.inferer).sw_batch_size == 1
 
 
 def test_torch_changes_nothing(loaded):
@@ -191,7 +191,9 @@ def test_the_engine_has_the_precision_of_the_wrappers(loaded, inferer, precision
 
 @pytest.mark.parametrize("inferer", [HALF, SpacingInferer(HALF), AutocastInferer(HALF), SimpleInferer()])
 def test_float16_stays_with_pytorch(loaded, inferer):
-    bundle = replace(loaded, inferer=AutocastInferer(inferer, "float16") if unwrapped(inferer) is inferer else inferer)
+    bundle = replace(
+        loaded, inferer=AutocastInferer(inferer, "float16") if unwrap_inferer(inferer) is inferer else inferer
+    )
     assert accelerated(bundle, "auto") is bundle
     for backend in ("openvino", "compile"):
         with pytest.raises(UsageError, match=f"--backend {backend}: .* torch.float16; torch.float32 or torch.bfloat16"):

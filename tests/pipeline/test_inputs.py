@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.pipeline import inputs, search
 from monai_vit3d.pipeline.case import Case
-from monai_vit3d.pipeline.paths import shown
+from monai_vit3d.pipeline.paths import printable
 from monai_vit3d.pipeline.search import kind_by_name
 
 
@@ -204,8 +204,8 @@ def test_names_that_are_no_text(tree, out):
 
 
 def test_shown_leaves_what_can_be_printed():
-    assert shown("a b/é漢字.nii") == "a b/é漢字.nii"
-    assert shown("a\tb\x1b[2J\udcff") == r"a\tb\x1b[2J\udcff"
+    assert printable("a b/é漢字.nii") == "a b/é漢字.nii"
+    assert printable("a\tb\x1b[2J\udcff") == r"a\tb\x1b[2J\udcff"
 
 
 # BIDS

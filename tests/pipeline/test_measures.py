@@ -124,6 +124,6 @@ def test_a_large_image_is_sampled(monkeypatch):
     labels[25:35, 5:35, 5:35] = 1
     stats = label_stats(labels, voxels, Grid(voxels.shape, np.eye(4)), {1: "a"})
     whole = measure_labels(labels, voxels, stats)
-    monkeypatch.setattr(measures, "SAMPLE", voxels.size // 8)
+    monkeypatch.setattr(measures, "IMAGE_SAMPLE_VOXELS", voxels.size // 8)
     assert measure_labels(labels, voxels, stats) == whole  # half of it is labelled air, as in every sample
     assert whole["labels"]["1"]["share_of_one_value"] == 1

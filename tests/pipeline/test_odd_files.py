@@ -13,7 +13,7 @@ from monai_vit3d.pipeline.bundle import load_bundle
 from monai_vit3d.pipeline.config_file import read_config
 from monai_vit3d.pipeline.info import describe_bundle
 from monai_vit3d.pipeline.metadata import read_metadata
-from monai_vit3d.pipeline.record import previous
+from monai_vit3d.pipeline.record import load_records
 from tests.pipeline.tiny import CONFIG, METADATA, predict
 
 DEEP = "[" * 3000 + "]" * 3000
@@ -128,7 +128,7 @@ def test_run_records(tmp_path, clean_run, odd):
     for place in places(content):
         if "options" not in place and "made_with" not in place:
             (tmp_path / "run.json").write_text(changed(content, place, ODD[odd]))
-            answered(previous, tmp_path)
+            answered(load_records, tmp_path)
 
 
 @pytest.mark.parametrize("odd", [name for name in ODD if name not in ("deep", "macro")])
@@ -203,7 +203,7 @@ def test_a_key_that_stands_twice_is_said_in_one_line(tmp_path, caplog, name, tex
 
 
 def test_a_config_that_is_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_vit3d.pipeline.config_file.MAX_BYTES", 10)
+    monkeypatch.setattr("monai_vit3d.pipeline.config_file.MAX_CONFIG_BYTES", 10)
     (tmp_path / "a.json").write_text('{"a": "0123456789"}')
     with pytest.raises(BundleError, match="more than 10 bytes"):
         read_config(tmp_path / "a.json")

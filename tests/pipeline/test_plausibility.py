@@ -15,7 +15,7 @@ from monai_vit3d.data.volume import Grid, Volume
 from monai_vit3d.pipeline.check import check_files
 from monai_vit3d.pipeline.measure_training import measure_training
 from monai_vit3d.pipeline.metadata import Metadata
-from monai_vit3d.pipeline.plausibility import ROWS, check_geometry, check_labels, compare, refuse
+from monai_vit3d.pipeline.plausibility import PLAUSIBILITY_ROWS, check_geometry, check_labels, compare, refuse
 from monai_vit3d.pipeline.stats import label_stats
 from monai_vit3d.pipeline.trained_on import TrainedOn, read_trained_on
 from tests.clinical import AFFINE, SHAPE
@@ -141,7 +141,7 @@ def test_what_training_did_is_no_reason_for_doubt():
 
 
 def test_each_row_is_one_kind():
-    assert len({row.kind for row in ROWS}) == len(ROWS)
+    assert len({row.kind for row in PLAUSIBILITY_ROWS}) == len(PLAUSIBILITY_ROWS)
 
 
 # whole runs: the tiny bundle labels by brightness, and is measured on six phantoms with its own labels

@@ -17,11 +17,11 @@ from monai.transforms import AsDiscreted, Invertd, KeepLargestConnectedComponent
 from monai_vit3d.cli import main
 from monai_vit3d.data.errors import BundleError, ImageError, UsageError
 from monai_vit3d.data.nifti import read_volume
-from monai_vit3d.inferers import unwrapped
+from monai_vit3d.inferers import unwrap_inferer
 from monai_vit3d.pipeline import folder, inference, memory, predictor
 from monai_vit3d.pipeline.bundle import load_bundle
-from monai_vit3d.pipeline.labelling import Reduction, whole_numbers
 from monai_vit3d.pipeline.postprocessing import Postprocessing
+from monai_vit3d.pipeline.voxelwise import VoxelwisePostprocessing, whole_numbers
 from tests.bundles.helpers import run_here
 from tests.helpers import BUNDLES, phantom
 from tests.pipeline import zoo
@@ -368,7 +368,7 @@ def test_an_inferer_that_makes_the_labels(images, tmp_path, activation, around):
     run(own, images, tmp_path / "own-out", *flags)
     for path in (tmp_path / "out").glob("*.nii.gz"):
         assert path.read_bytes() == (tmp_path / "own-out" / path.name).read_bytes()
-    assert unwrapped(load_bundle(own, "cpu").inferer).roi_size == list(zoo.WINDOW)
+    assert unwrap_inferer(load_bundle(own, "cpu").inferer).roi_size == list(zoo.WINDOW)
 
 
 def test_an_inferer_that_makes_maps_beside_the_labels(images, tmp_path, capsys):
@@ -386,7 +386,7 @@ def test_an_inferer_that_makes_maps_beside_the_labels(images, tmp_path, capsys):
 def test_labels_of_any_size_by_rounding():
     numbers = torch.tensor([300.2, -1.4, 3.0, 256.0]).reshape(1, 1, 4, 1, 1)
     rounding = Postprocessing.of([AsDiscreted("pred", rounding="torchrounding")])
-    labels, warning = whole_numbers(Reduction(rounding, None, False)(numbers)[0], rounding)
+    labels, warning = whole_numbers(VoxelwisePostprocessing(rounding, None, False)(numbers)[0], rounding)
     assert labels.flatten().tolist() == [300, -1, 3, 256]
     assert warning is None
 

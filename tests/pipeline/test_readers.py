@@ -12,7 +12,7 @@ from monai_vit3d.data.errors import BundleError, ImageError
 from monai_vit3d.data.nifti import read_volume
 from monai_vit3d.pipeline.bundle import load_bundle
 from monai_vit3d.pipeline.prepare import prepare
-from monai_vit3d.pipeline.readers import OPTIONS, READERS, reader_options, without_itk
+from monai_vit3d.pipeline.readers import MONAI_READERS, OPTIONS, reader_options, without_itk
 from tests.pipeline.reference import (
     LOAD,
     ORIENT,
@@ -162,7 +162,7 @@ def test_the_table_knows_every_option_of_monais_readers():
     import inspect
 
     known = set(OPTIONS) | {"self", "kwargs", "dtype"}
-    for reader in READERS:
+    for reader in MONAI_READERS:
         assert set(inspect.signature(reader.__init__).parameters) <= known, reader
 
 

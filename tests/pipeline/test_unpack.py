@@ -262,11 +262,11 @@ def test_zeros_inflate_beyond_measure(archive, monkeypatch):
 
 
 def test_the_limits_are_those_documented():
-    assert (unpack.MAX_BYTES, unpack.RATIO, unpack.RATIO_FROM_BYTES) == (8 * 2**30, 200, 100 * 10**6)
+    assert (unpack.MAX_UNPACKED_BYTES, unpack.RATIO, unpack.RATIO_FROM_BYTES) == (8 * 2**30, 200, 100 * 10**6)
 
 
 def test_the_sum_of_members_counts(archive, monkeypatch):
-    monkeypatch.setattr(unpack, "MAX_BYTES", 1000)
+    monkeypatch.setattr(unpack, "MAX_UNPACKED_BYTES", 1000)
     path = archive((CONFIG, "x" * 100), *((f"models/{i}", "y" * 300) for i in range(3)))
     with open_bundle(path):
         pass

@@ -422,9 +422,9 @@ def write(folder: Path, name: str) -> tuple[Path, Mini]:
 
 
 def _weights(root: Path, mini: Mini) -> dict[str, Any]:
-    from monai_vit3d.pipeline.own_code import let_import
+    from monai_vit3d.pipeline.bundle_scripts import add_to_sys_path
 
-    let_import(root)
+    add_to_sys_path(root)
     parser = ConfigParser(copy.deepcopy(mini.config))
     parser["bundle_root"], parser["device"] = str(root), "$torch.device('cpu')"
     torch.manual_seed(len(mini.metadata["name"]))

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from monai_vit3d.data.errors import ScoreError, TrainingCollapsed, UsageError, Vit3dError
 from monai_vit3d.networks import VisionTransformer3D
-from monai_vit3d.pretraining import CollapseAlarm, cosine_to_mean, describe, feature_std, rankme, target_variance
+from monai_vit3d.pretraining import CollapseAlarm, collapse_report, cosine_to_mean, feature_std, rankme, target_variance
 
 seeds, sizes = st.integers(0, 2**31), st.integers(1, 40)
 FUNCTIONS = [rankme, feature_std, cosine_to_mean, target_variance]
-HEALTHY = describe(torch.randn(100, 16, generator=torch.Generator().manual_seed(0)))
+HEALTHY = collapse_report(torch.randn(100, 16, generator=torch.Generator().manual_seed(0)))
 
 
 def gaussian(seed, *shape):
@@ -93,11 +93,11 @@ def test_rankme_of_the_paper_s_equation():
 def test_collapsed_features_have_the_least_of_all_figures():
     one = gaussian(0, 1, 24).expand(50, 24)
     for features in (one, one * torch.linspace(0.5, 2, 50, dtype=torch.float64)[:, None]):
-        report = describe(features)
+        report = collapse_report(features)
         assert report.rankme == pytest.approx(1, abs=1e-3)
         assert report.feature_std == pytest.approx(0, abs=1e-12)
         assert report.cosine_to_mean == pytest.approx(1)
-    nothing = describe(torch.zeros(5, 3), torch.zeros(5, 3))
+    nothing = collapse_report(torch.zeros(5, 3), torch.zeros(5, 3))
     assert (nothing.rankme, nothing.feature_std, nothing.target_variance) == (1, 0, 0)
 
 
@@ -105,7 +105,7 @@ def test_collapsed_features_have_the_least_of_all_figures():
 @given(seeds, st.integers(2, 40), sizes, st.floats(0, 10), st.floats(1e-9, 1e9))
 def test_bounds_of_std_and_cosine(seed, samples, dimensions, offset, scale):
     features = gaussian(seed, samples, dimensions) + offset
-    report, scaled = describe(features), describe(scale * features)
+    report, scaled = collapse_report(features), collapse_report(scale * features)
     assert 0 <= report.relative_std <= 1 + 1e-9
     assert -1 - 1e-9 <= report.cosine_to_mean <= 1 + 1e-9
     assert scaled.feature_std == pytest.approx(report.feature_std, abs=1e-9)
@@ -113,7 +113,7 @@ def test_bounds_of_std_and_cosine(seed, samples, dimensions, offset, scale):
 
 
 def test_isotropic_features_have_the_std_of_simsiam():
-    assert describe(gaussian(0, 4000, 64)).relative_std == pytest.approx(1, abs=0.01)
+    assert collapse_report(gaussian(0, 4000, 64)).relative_std == pytest.approx(1, abs=0.01)
 
 
 def test_targets_that_tell_only_the_place_have_no_variance():
@@ -125,7 +125,10 @@ def test_targets_that_tell_only_the_place_have_no_variance():
 
 def test_report_as_dict_is_plain_numbers():
     features = gaussian(0, 20, 8)
-    plain, full = describe(features).as_dict(), describe(features.requires_grad_(), features[:, :4]).as_dict()
+    plain, full = (
+        collapse_report(features).as_dict(),
+        collapse_report(features.requires_grad_(), features[:, :4]).as_dict(),
+    )
     assert full["rankme"] == rankme(features)
     assert full["relative_std"] == pytest.approx(full["feature_std"] * math.sqrt(8))
     assert (full["samples"], full["dimensions"]) == (20, 8)
@@ -148,7 +151,7 @@ def test_what_is_no_table_of_features(function):
 
 def test_one_sample_tells_nothing():
     with pytest.raises(UsageError, match="features of 1 sample; two or more are needed"):
-        describe(torch.ones(1, 4))
+        collapse_report(torch.ones(1, 4))
 
 
 # alarm
@@ -206,8 +209,8 @@ def test_one_good_epoch_starts_the_count_anew():
 @settings(max_examples=25, deadline=None)
 @given(seeds, st.integers(8, 200), st.integers(4, 64), st.floats(0, 5), st.integers(3, 20), st.floats(0.01, 1))
 def test_healthy_features_do_not_ring(seed, samples, dimensions, offset, count, spread):
-    random = describe(gaussian(seed, samples, dimensions) + offset)
-    clustered = describe(clusters(seed, count, spread=spread))
+    random = collapse_report(gaussian(seed, samples, dimensions) + offset)
+    clustered = collapse_report(clusters(seed, count, spread=spread))
     assert rings(CollapseAlarm(patience=1), [random] * 3) is None
     assert rings(CollapseAlarm(patience=1), [clustered] * 3) is None
 
@@ -218,10 +221,10 @@ def test_a_fresh_network_does_not_ring_and_a_constant_one_does(pos_embed):
     net = VisionTransformer3D(16, 4, embed_dim=48, depth=2, num_heads=4, pos_embed=pos_embed).eval()
     with torch.no_grad():
         tokens = net.forward_features(volumes())[:, 1:]
-        fresh = describe(tokens.mean(1), tokens)
+        fresh = collapse_report(tokens.mean(1), tokens)
         net.patch_embed.proj.weight.mul_(1e-6)
         tokens = net.forward_features(volumes())[:, 1:]
-        constant = describe(tokens.mean(1), tokens)
+        constant = collapse_report(tokens.mean(1), tokens)
     assert rings(CollapseAlarm(patience=1), [fresh] * 3) is None
     assert rings(CollapseAlarm(patience=3), [fresh, constant, constant, constant]) == 4
 
@@ -229,7 +232,7 @@ def test_a_fresh_network_does_not_ring_and_a_constant_one_does(pos_embed):
 def test_features_that_shrink_to_a_line_ring():
     """Dimensional collapse: directions fade one by one while the features stay far apart."""
     base = gaussian(0, 200, 32)
-    reports = [describe(base * torch.exp(-step * torch.arange(32.0) / 8)) for step in range(0, 60, 5)]
+    reports = [collapse_report(base * torch.exp(-step * torch.arange(32.0) / 8)) for step in range(0, 60, 5)]
     number = rings(CollapseAlarm(patience=2), reports)
     assert number is not None
     assert reports[number - 1].relative_std > 0.1

@@ -8,7 +8,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
 from monai_vit3d.visualize import ExplainInferer, attention_maps, grad_cam, occlusion_map
-from monai_vit3d.visualize.inferer import METHODS
+from monai_vit3d.visualize.inferer import EXPLAIN_METHODS
 from tests.visualize.nets import SIZE, classifier, looking_at_bright_patches, vit, volume
 
 CONFIG = {
@@ -67,7 +67,7 @@ def flipped_and_turned():
     return affine
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EXPLAIN_METHODS)
 def test_maps_land_on_the_files_own_grid(method, tmp_path):
     data, bright = np.zeros((16, 20, 18), np.float32), (11, 4, 13)
     data[tuple(slice(b - 2, b + 3) for b in bright)] = 8
@@ -101,7 +101,7 @@ def test_methods_are_the_functions():
     net, x = classifier(), MetaTensor(volume(2, 1, *SIZE))
     maps = attention_maps(net, x)
     theirs = [*maps, grad_cam(net, x), occlusion_map(net, x)]
-    for method, found in zip(METHODS, theirs):
+    for method, found in zip(EXPLAIN_METHODS, theirs):
         assert torch.equal(ExplainInferer(method)(x, net), found)
     options = {"class_idx": 1, "layer": "backbone.blocks.0"}
     assert torch.equal(ExplainInferer("grad_cam", **options)(x, net), grad_cam(net, x, **options))

@@ -17,8 +17,8 @@ from torch import nn
 
 from monai_vit3d.data.errors import Vit3dError, WeightsError
 from monai_vit3d.weights import create_model, load_backbone, load_weights, save_backbone
-from monai_vit3d.weights.blank import fill
 from monai_vit3d.weights.files import is_ours, read_checkpoint, read_with_metadata, write_safetensors
+from monai_vit3d.weights.meta_init import fill
 from tests.weights.nets import FORMATS, Payload, network, stored
 
 DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32,

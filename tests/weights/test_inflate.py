@@ -12,8 +12,8 @@ from timm.models import adapt_input_conv
 from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.layers import resample_patch_kernel
 from monai_vit3d.weights.inflate import (
-    KERNELS,
-    POSITIONS,
+    INFLATE_KERNELS,
+    INFLATE_POSITIONS,
     adapt_channels,
     fit_kernel,
     inflate_kernel,
@@ -26,7 +26,7 @@ CASES = settings(max_examples=25, deadline=None)
 
 
 @CASES
-@given(st.integers(1, 7), st.sampled_from(KERNELS), st.sampled_from(AXES))
+@given(st.integers(1, 7), st.sampled_from(INFLATE_KERNELS), st.sampled_from(AXES))
 def test_a_kernel_sums_to_the_2d_one_and_is_symmetric(depth, mode, axis):
     weight = randn(4, 3, 2, 5)
     kernel = inflate_kernel(weight, depth, mode, axis)
@@ -50,7 +50,7 @@ def test_what_each_plane_gets(mode, shares):
 
 
 @CASES
-@given(st.integers(1, 4), st.sampled_from(KERNELS), st.sampled_from(AXES), st.integers(1, 3))
+@given(st.integers(1, 4), st.sampled_from(INFLATE_KERNELS), st.sampled_from(AXES), st.integers(1, 3))
 def test_a_constant_volume_gives_the_tokens_of_its_slice(depth, mode, axis, slices):
     image, weight = randn(1, 2, 4, 9, seed=1), randn(4, 2, 2, 3)
     volume = image.unsqueeze(2 + axis).repeat_interleave(depth * slices, 2 + axis)
@@ -101,7 +101,7 @@ def test_a_3d_kernel_is_resized_and_not_inflated_again():
 @CASES
 @given(
     st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4)),
-    st.integers(0, 3), st.sampled_from(AXES), st.sampled_from(POSITIONS),
+    st.integers(0, 3), st.sampled_from(AXES), st.sampled_from(INFLATE_POSITIONS),
 )  # fmt: skip
 def test_every_slice_has_the_2d_positions_undivided(grid, prefix, axis, mode):
     plane = [n for i, n in enumerate(grid) if i != axis]

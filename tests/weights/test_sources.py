@@ -21,7 +21,7 @@ from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
 from monai_vit3d.networks.architecture import architecture
 from monai_vit3d.networks.layer_facts import unlike_layers
 from monai_vit3d.weights import hub, load_backbone, save_backbone, sources
-from monai_vit3d.weights.convert.wrapping import WORDS
+from monai_vit3d.weights.convert.unwrap import WORDS
 from monai_vit3d.weights.files import read_with_metadata, write_safetensors
 from monai_vit3d.weights.sources import Source, identify, read_source
 

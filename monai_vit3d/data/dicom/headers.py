@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..dicom_start import HEAD_BYTES, has_dicom_start
+from ..dicom_signature import HEAD_BYTES, has_dicom_signature
 from ..errors import ImageError
 from ..volume import Array
 
@@ -45,7 +45,7 @@ def read_header(path: Path, tags: list[str] | None = None) -> Dataset | None:
     hush_pydicom()
     try:
         with path.open("rb") as file:
-            if not has_dicom_start(file.read(HEAD_BYTES)):
+            if not has_dicom_signature(file.read(HEAD_BYTES)):
                 return None
         # force: of a file without preamble; that it is DICOM is known
         return dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
@@ -64,7 +64,7 @@ def element(header: Dataset, name: str) -> Any:
     return None if value == "" else value
 
 
-def number(header: Dataset, name: str) -> float | None:
+def element_number(header: Dataset, name: str) -> float | None:
     """Return an attribute's finite number; None if it is none."""
     try:
         value = float(element(header, name))
@@ -73,7 +73,7 @@ def number(header: Dataset, name: str) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def numbers(header: Dataset, name: str, count: int) -> Array:
+def element_numbers(header: Dataset, name: str, count: int) -> Array:
     """Return an attribute's numbers, (count,) float64.
 
     Raises:

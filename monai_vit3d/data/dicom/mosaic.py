@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..volume import Array
-from .headers import HeaderError, element, numbers
+from .headers import HeaderError, element, element_numbers
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -65,12 +65,12 @@ def read_mosaic(header: Dataset) -> Mosaic:
     if count < 1 or normal.shape != (3,) or abs(normal @ normal - 1) > 1e-3 or (size % side).any():
         raise HeaderError(_ADVICE.format(f"damaged ({count} slices do not fit Rows and Columns, or no unit normal)"))
     shape = size // side
-    along, down = numbers(header, "ImageOrientationPatient", 6).reshape(2, 3)
-    between_rows, between_columns = numbers(header, "PixelSpacing", 2)
+    along, down = element_numbers(header, "ImageOrientationPatient", 6).reshape(2, 3)
+    between_rows, between_columns = element_numbers(header, "PixelSpacing", 2)
     rows_off, columns_off = (size - shape) / 2
-    corner = numbers(header, "ImagePositionPatient", 3)
+    corner = element_numbers(header, "ImagePositionPatient", 3)
     corner = corner + along * between_columns * columns_off + down * between_rows * rows_off
-    step = normal * numbers(header, "SpacingBetweenSlices", 1)
+    step = normal * element_numbers(header, "SpacingBetweenSlices", 1)
     return Mosaic(count, (int(shape[0]), int(shape[1])), corner, step)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import ImageError, UsageError
 from ..volume import Array, Volume
 from .headers import HeaderError, hush_pydicom
-from .series import Series, shown
+from .series import Series, describe_series
 from .slices import Slice
 from .stack import stack_slices
 from .suv import is_pet, suv_factors, units_warning
@@ -19,7 +19,7 @@ from .suv import is_pet, suv_factors, units_warning
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-UNITS = ("stored", "suv")
+VOXEL_UNITS = ("stored", "suv")
 _ADVICE = "Copy it again if it is cut off, or convert it, for instance with gdcmconv --raw."
 
 
@@ -48,12 +48,14 @@ def read_series(series: Series, max_voxels: int = 2**30, volume: int | None = No
             pixels that are cut off or cannot be decoded, headers that SUV cannot be had from, or pydicom is not there.
         UsageError: other units.
     """
-    if units not in UNITS:
-        raise UsageError(f"units={units!r}; one of {', '.join(UNITS)} is needed.")
+    if units not in VOXEL_UNITS:
+        raise UsageError(f"units={units!r}; one of {', '.join(VOXEL_UNITS)} is needed.")
     slices, grid, warnings = stack_slices(series, volume)
     if np.prod(grid.shape, dtype=float) > max_voxels:
-        raise ImageError(f"{shown(series)}: {grid.shape} voxels; at most {max_voxels} are taken. Raise the limit.")
-    factors, odd = _factors(slices, units, shown(series))
+        raise ImageError(
+            f"{describe_series(series)}: {grid.shape} voxels; at most {max_voxels} are taken. Raise the limit."
+        )
+    factors, odd = _factors(slices, units, describe_series(series))
     return Volume(series.files[0].parent, _planes(slices, factors).T, grid, (*warnings, *odd))
 
 

@@ -13,7 +13,7 @@ from ..errors import ImageError, UsageError
 from ..files import replacing
 from ..volume import Array
 from .headers import element, hush_pydicom
-from .series import Series, shown
+from .series import Series, describe_series
 from .slices import Slice
 from .stack import stack_slices
 
@@ -51,7 +51,7 @@ def write_dicom_seg(
     labels = np.asarray(labels)
     if labels.shape[-3:] != grid.shape or labels.ndim not in (3, 4) or labels.dtype.kind not in "biu":
         raise ImageError(
-            f"labels: {labels.dtype} {labels.shape}; integers {grid.shape} are needed, the grid of {shown(series)}."
+            f"labels: {labels.dtype} {labels.shape}; integers {grid.shape} are needed, the grid of {describe_series(series)}."
         )
     ordered = _segment_names(labels, names)
     _check_references(slices, series)
@@ -70,11 +70,11 @@ def write_dicom_seg(
         if one_file:
             _refer_to_frames(seg, sorted(frames))
     except ImportError as error:
-        raise ImageError(f"{shown(series)}: a DICOM SEG needs pip install monai-vit3d[dicom]") from error
+        raise ImageError(f"{describe_series(series)}: a DICOM SEG needs pip install monai-vit3d[dicom]") from error
     except Exception as error:  # what an odd header makes highdicom and pydicom raise is of no one class
         why = error if isinstance(error, AttributeError) else type(error).__name__  # others may quote the patient too
         raise ImageError(
-            f"{shown(series)}: no DICOM SEG can refer to these images ({why}). Write NIfTI, or export them again."
+            f"{describe_series(series)}: no DICOM SEG can refer to these images ({why}). Write NIfTI, or export them again."
         ) from error
     with replacing(path, "wb") as file:
         seg.save_as(file)
@@ -137,7 +137,7 @@ def _check_references(slices: list[Slice], series: Series) -> None:
     elif None in images.values() or len(set(images.values())) < len(images):
         why = "SOPInstanceUID is missing or the same in several"
     if why:
-        raise ImageError(f"{shown(series)}: no DICOM SEG can refer to these images ({why}). Write NIfTI.")
+        raise ImageError(f"{describe_series(series)}: no DICOM SEG can refer to these images ({why}). Write NIfTI.")
 
 
 def _complete(header: Dataset, series: Series, step_mm: float) -> None:

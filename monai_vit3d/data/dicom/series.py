@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..dicom_start import HEAD_BYTES, SUFFIXES
+from ..dicom_signature import DICOM_SUFFIXES, HEAD_BYTES
 from ..errors import DatasetError, ImageError
 from ..passed_over import PassedOver, by_reason
-from .headers import element, number, read_header
+from .headers import element, element_number, read_header
 from .kinds import is_cut_image, is_survey, passed_over_for
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Series:
     """
 
     uid: str
-    number: int | None
+    element_number: int | None
     name: str
     files: tuple[Path, ...]
     images: frozenset[str] = frozenset()
@@ -195,15 +195,15 @@ class _Sorting:
         for path in self.other:
             size, suffix = path.stat().st_size, path.suffix.lower()
             short = size < HEAD_BYTES
-            if suffix not in {*SUFFIXES, *suffixes}:
+            if suffix not in {*DICOM_SUFFIXES, *suffixes}:
                 continue
             reason = f"{size} bytes, too short for DICOM" if short else "no DICOM"
             self.passed_over.append(PassedOver(path, reason))
-            if suffix in SUFFIXES or short:
+            if suffix in DICOM_SUFFIXES or short:
                 self.suspicious.append(f"{path.name} ({reason})")
 
 
-def shown(series: Series) -> str:
+def describe_series(series: Series) -> str:
     """A series in a message: no UID, and no more of the path than the folder's name."""
     return f"{series.files[0].parent.name}, {series.name}"
 
@@ -223,11 +223,11 @@ def _is_localizer(header: Dataset) -> bool:
 
 def _has_slices(header: Dataset) -> bool:
     kinds = element(header, "ImageType") or ()
-    return (number(header, "NumberOfFrames") or 1) > 1 or "MOSAIC" in kinds
+    return (element_number(header, "NumberOfFrames") or 1) > 1 or "MOSAIC" in kinds
 
 
 def _number(header: Dataset) -> int | None:
-    value = number(header, "SeriesNumber")
+    value = element_number(header, "SeriesNumber")
     return None if value is None else int(value)
 
 

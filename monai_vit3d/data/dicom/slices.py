@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError
 from ..volume import Array
-from .headers import HeaderError, element, number, numbers, read_header
+from .headers import HeaderError, element, element_number, element_numbers, read_header
 from .kinds import sop_class
 from .mosaic import is_mosaic, read_mosaic
 
@@ -78,7 +78,7 @@ def read_slices(path: Path) -> list[Slice]:
 
 def _frames(path: Path, header: Dataset) -> list[Slice]:
     own = element(header, "PerFrameFunctionalGroupsSequence")
-    frames = int(number(header, "NumberOfFrames") or 1)
+    frames = int(element_number(header, "NumberOfFrames") or 1)
     if frames > 1 and not own:
         raise HeaderError(f"{frames} frames without positions of their own ({sop_class(header)[1]})")
     if own and len(own) != frames:
@@ -88,15 +88,15 @@ def _frames(path: Path, header: Dataset) -> list[Slice]:
 
 
 def _slice(path: Path, header: Dataset, frame: int, groups: tuple[Dataset, ...]) -> Slice:
-    position = numbers(_macro(header, groups, "PlanePositionSequence"), "ImagePositionPatient", 3)
-    orientation = numbers(_macro(header, groups, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
+    position = element_numbers(_macro(header, groups, "PlanePositionSequence"), "ImagePositionPatient", 3)
+    orientation = element_numbers(_macro(header, groups, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
     return Slice(path, frame, header, groups, _shape(header), position, orientation, _spacing(header, groups))
 
 
 def _tiles(path: Path, header: Dataset) -> list[Slice]:
     _shape(header)
     mosaic = read_mosaic(header)
-    orientation, spacing = numbers(header, "ImageOrientationPatient", 6), _spacing(header, ())
+    orientation, spacing = element_numbers(header, "ImageOrientationPatient", 6), _spacing(header, ())
     return [
         Slice(path, 0, header, (), mosaic.shape, mosaic.corner + k * mosaic.step, orientation, spacing, mosaic.tile(k))
         for k in range(mosaic.count)
@@ -104,14 +104,14 @@ def _tiles(path: Path, header: Dataset) -> list[Slice]:
 
 
 def _shape(header: Dataset) -> tuple[int, int]:
-    rows, columns = (int(numbers(header, name, 1)[0]) for name in ("Rows", "Columns"))
+    rows, columns = (int(element_numbers(header, name, 1)[0]) for name in ("Rows", "Columns"))
     if min(rows, columns) < 1:
         raise HeaderError("Rows or Columns is 0")
     return rows, columns
 
 
 def _spacing(header: Dataset, groups: tuple[Dataset, ...]) -> Array:
-    spacing = numbers(_macro(header, groups, "PixelMeasuresSequence"), "PixelSpacing", 2)
+    spacing = element_numbers(_macro(header, groups, "PixelMeasuresSequence"), "PixelSpacing", 2)
     if spacing.min() <= 0:
         raise HeaderError(f"PixelSpacing {spacing.tolist()}")
     return spacing

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..errors import ImageError
 from ..volume import Array, Grid
-from .headers import element, number
-from .series import Series, shown
+from .headers import element, element_number
+from .series import Series, describe_series
 from .slices import Slice, read_slices
 from .volumes import SAME_PLACE_MM, pick_volume
 
@@ -38,7 +38,7 @@ def stack_slices(series: Series, volume: int | None = None) -> tuple[list[Slice]
     Raises:
         ImageError: as :func:`read_series`, but for pixels.
     """
-    where = shown(series)
+    where = describe_series(series)
     every = [plane for path in series.files for plane in read_slices(path)]
     slices = pick_volume(every, volume, where)
     if len(slices) < 2:
@@ -98,7 +98,9 @@ def _count_warnings(slices: Sequence[Slice], several: bool) -> list[str]:
     warnings: list[str] = []
     if len(headers) == 1:
         return warnings
-    instances = Counter(int(n) for n in (number(header, "InstanceNumber") for header in headers) if n is not None)
+    instances = Counter(
+        int(n) for n in (element_number(header, "InstanceNumber") for header in headers) if n is not None
+    )
     if instances:
         first, last = min(instances), max(instances)
         if first > 1 or last - first + 1 > len(instances):
@@ -108,7 +110,7 @@ def _count_warnings(slices: Sequence[Slice], several: bool) -> list[str]:
             warnings.append(f"InstanceNumber {doubled[0]} is there {instances[doubled[0]]} times")
     acquisitions = Counter(element(header, "AcquisitionNumber") for header in headers)
     for header in headers:
-        wanted = number(header, "ImagesInAcquisition") or 0
+        wanted = element_number(header, "ImagesInAcquisition") or 0
         have = acquisitions[element(header, "AcquisitionNumber")]
         if have < wanted:
             warnings.append(f"{have} files of an acquisition that has {wanted:.0f} (ImagesInAcquisition)")

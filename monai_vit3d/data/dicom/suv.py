@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from .headers import HeaderError, element, number
+from .headers import HeaderError, element, element_number
 from .kinds import sop_class
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _per_bqml(headers: Sequence[Dataset]) -> tuple[float, list[str]]:
 
 
 def _positive(header: Dataset, name: str) -> float:
-    value = number(header, name)
+    value = element_number(header, name)
     if value is None or value <= 0:
         raise HeaderError(f"{name} is {'missing' if element(header, name) is None else 'not above 0'}")
     return value

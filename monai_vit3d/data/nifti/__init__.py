@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .door import read_grid, read_volume
 from .files import cut_box, label_volumes_ml, nifti_files
+from .read import read_grid, read_volume
 from .writer import write_labels, write_map
 
 __all__ = ["NiftiReader", "cut_box", "label_volumes_ml", "nifti_files", "read_grid", "read_volume"]

@@ -9,8 +9,8 @@ from nibabel.nifti1 import Nifti1Header
 
 from ..same_grid import SAME_PLACE_VOXELS, corner_shift
 from ..volume import Array, Grid
-from .header import RESAVE, Header
-from .stream import refusal
+from .file_bytes import refusal
+from .header import RESAVE, NiftiHeader
 
 FIELDS = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
 FIELDS += ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")
@@ -19,7 +19,7 @@ _UNITS = {0: ("unknown", 1.0), 1: ("metre", 1000.0), 2: ("mm", 1.0), 3: ("micron
 _PLAUSIBLE_MM = (0.001, 100.0)
 
 
-def read_geometry(header: Header, path: str | Path) -> tuple[Grid, list[str]]:
+def read_geometry(header: NiftiHeader, path: str | Path) -> tuple[Grid, list[str]]:
     """The grid of a volume, and what is odd about it.
 
     The sform counts if its code is above 0, else the qform if its code is above 0 and its quaternion valid, else

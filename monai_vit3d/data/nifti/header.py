@@ -13,7 +13,7 @@ from nibabel.nifti1 import Nifti1Header, data_type_codes
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
-from .stream import AGAIN, describe_content, refusal
+from .file_bytes import AGAIN, describe_content, refusal
 
 RESAVE = "Export it again, or repair the header with the program that wrote it."
 
@@ -22,7 +22,7 @@ _REAL = "a real number of 8 to 64 bits per voxel is needed"
 
 
 @dataclass(frozen=True, eq=False)
-class Header:
+class NiftiHeader:
     """One 3D image as its header declares it.
 
     Args:
@@ -60,7 +60,7 @@ def read_head(read: Callable[[int], bytes]) -> bytes:
     return head + read(192) if 540 in _sizes(head) else head
 
 
-def parse_header(head: bytes, path: str | Path, volume: int | None = None, pair: bool = False) -> Header:
+def parse_header(head: bytes, path: str | Path, volume: int | None = None, pair: bool = False) -> NiftiHeader:
     """Read the header of a NIfTI-1 or NIfTI-2 image of either byte order.
 
     Args:
@@ -87,7 +87,7 @@ def parse_header(head: bytes, path: str | Path, volume: int | None = None, pair:
     if bits != 8 * dtype.itemsize:
         warnings.append(f"bitpix {bits} contradicts datatype {dtype.name}; the datatype was believed")
     length = math.prod(shape) * dtype.itemsize
-    return Header(
+    return NiftiHeader(
         nifti=nifti,
         version=version,
         shape=shape,

@@ -12,10 +12,10 @@ from nibabel.spm2analyze import Spm2AnalyzeHeader
 
 from ..readers import partner
 from ..volume import Grid, Volume
-from .door import MAX_VOXELS, any_bits, check_count, read_voxels
+from .file_bytes import AGAIN, open_stream, refusal
 from .geometry import read_geometry
-from .header import Header, magic_of, parse_header, read_head
-from .stream import AGAIN, open_stream, refusal
+from .header import NiftiHeader, magic_of, parse_header, read_head
+from .read import MAX_VOXELS, any_bits, check_count, read_voxels
 
 _IMAGE, _HEADER = (".img", ".img.gz"), (".hdr", ".hdr.gz")
 _MAGIC = (b"ni1\0", b"ni2\0", b"n+1\0", b"n+2\0")
@@ -52,7 +52,9 @@ def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX
         return read_geometry(header, path)[0]
 
 
-def _header(path: Path, volume: int | None, max_voxels: int, hashed: bool) -> tuple[Header, list[str], tuple[str, ...]]:
+def _header(
+    path: Path, volume: int | None, max_voxels: int, hashed: bool
+) -> tuple[NiftiHeader, list[str], tuple[str, ...]]:
     """The header of a pair, what is odd about its file, and its hash."""
     other = partner(path)
     if other is None:

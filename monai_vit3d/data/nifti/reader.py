@@ -14,7 +14,7 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from ..same_grid import check_same_grid
 from ..volume import Array, Volume
-from .door import MAX_VOXELS, read_volume
+from .read import MAX_VOXELS, read_volume
 
 logger = logging.getLogger(__name__)
 

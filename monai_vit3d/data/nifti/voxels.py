@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from ..volume import Array
-from .stream import refusal
+from .file_bytes import refusal
 
-SLAB = 2**17  # voxels that are float64 at a time: they stay in a core's cache
-ROWS = 128  # voxels along the first axis that change from the file's order to C's at a time
+SLAB_VOXELS = 2**17  # voxels that are float64 at a time: they stay in a core's cache
+ROWS_AT_A_TIME = 128  # voxels along the first axis that change from the file's order to C's at a time
 TILE = 2**14  # voxels of such a part at most
-HUGE = 1e15  # squares and sums of larger ones leave float32
-ROUNDING = 0.01  # of the standard deviation; more would be seen
+MAX_FLOAT32_SQUARE = 1e15  # squares and sums of larger ones leave float32
+MAX_ROUNDING_STD = 0.01  # of the standard deviation; more would be seen
 
 
 @dataclass
@@ -56,7 +56,7 @@ class _Source:
     def parts(self) -> Iterator[Array]:
         """Stored voxels one slab after another."""
         flat = self.stored.reshape(-1, order="F")  # a view of what the file holds
-        return (flat[first : first + SLAB] for first in range(0, flat.size, SLAB))
+        return (flat[first : first + SLAB_VOXELS] for first in range(0, flat.size, SLAB_VOXELS))
 
     def values(self, part: Array, extent: _Range | None = None) -> Array:
         """Scaled values of stored ones, float64; with an extent, those that are not finite are repaired."""
@@ -119,7 +119,7 @@ def to_float32(
         stored = raw[tile].copy(order="F")  # small, in the cache: from there it is turned
         values = stored if straight else source.values(stored, extent)
         out[tile] = fit.apply(values) if fit else values
-    return out, _told(extent, raw.size, fit)
+    return out, _warn_rounding(extent, raw.size, fit)
 
 
 def _refuse_repairs(extent: _Range, fit: _Fit | None, path: str | Path) -> None:
@@ -131,9 +131,9 @@ def _refuse_repairs(extent: _Range, fit: _Fit | None, path: str | Path) -> None:
 
 def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
     """Parts of the first two axes: a whole volume turned at once would wait for memory at every voxel."""
-    columns = max(1, TILE // (ROWS * shape[2]))
-    starts = product(range(0, shape[0], ROWS), range(0, shape[1], columns))
-    return ((slice(row, row + ROWS), slice(column, column + columns)) for row, column in starts)
+    columns = max(1, TILE // (ROWS_AT_A_TIME * shape[2]))
+    starts = product(range(0, shape[0], ROWS_AT_A_TIME), range(0, shape[1], columns))
+    return ((slice(row, row + ROWS_AT_A_TIME), slice(column, column + columns)) for row, column in starts)
 
 
 def _extent(source: _Source) -> _Range:
@@ -150,20 +150,20 @@ def _fit(source: _Source, extent: _Range) -> _Fit | None:
         return None  # float32 holds these integers as they are
     unit = float(2.0 ** (np.frexp(peak)[1] - 1))
     if extent.low == extent.high:
-        return _Fit(unit, extent.low / unit, 0.0) if peak > HUGE else None
-    rounding = float(np.spacing(np.float32(min(peak, HUGE)))) / 2
+        return _Fit(unit, extent.low / unit, 0.0) if peak > MAX_FLOAT32_SQUARE else None
+    rounding = float(np.spacing(np.float32(min(peak, MAX_FLOAT32_SQUARE)))) / 2
     # two voxels at the ends of the range and all others amid: no volume of this range deviates less
     least = (extent.high - extent.low) / np.sqrt(2 * size)
-    if peak <= HUGE and rounding <= ROUNDING * least:
+    if peak <= MAX_FLOAT32_SQUARE and rounding <= MAX_ROUNDING_STD * least:
         return None
     parts = [*source.parts()]
     # in units of the peak: squares do not overflow
     mean = float(sum((source.values(p, extent) / unit).sum() for p in parts) / size)
     std = float(np.sqrt(sum(((source.values(p, extent) / unit - mean) ** 2).sum() for p in parts) / size))
-    return _Fit(unit, mean, std) if peak > HUGE or rounding > ROUNDING * std * unit else None
+    return _Fit(unit, mean, std) if peak > MAX_FLOAT32_SQUARE or rounding > MAX_ROUNDING_STD * std * unit else None
 
 
-def _told(extent: _Range, size: int, fit: _Fit | None) -> list[str]:
+def _warn_rounding(extent: _Range, size: int, fit: _Fit | None) -> list[str]:
     warnings, count = [], sum(extent.odd.values())
     if count:
         kinds = ", ".join(f"{n} {name}" for name, n in extent.odd.items() if n)

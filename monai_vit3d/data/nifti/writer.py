@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import ImageError
 from ..files import replacing
 from ..volume import Array, Grid
-from .codec import gzip_writer
+from .gzip_io import gzip_writer
 
 _GEOMETRY = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 _GEOMETRY += ("srow_x", "srow_y", "srow_z", "xyzt_units")

@@ -14,11 +14,11 @@ from .shapes import even_side, mlp_ratio
 
 UNETR_PATCH = (16, 16, 16)
 KERNEL, LINEAR = "patch_embedding.patch_embeddings.weight", "patch_embedding.patch_embeddings.1.weight"
-POSITIONS = "patch_embedding.position_embeddings"
+MONAI_POSITIONS = "patch_embedding.position_embeddings"
 # MONAI's key, ours; both ways
 RENAMES = [
     ("patch_embedding.patch_embeddings.", "patch_embed.proj."),
-    (POSITIONS, "pos_embed"),
+    (MONAI_POSITIONS, "pos_embed"),
     ("norm.", "norm."),
     ("cls_token", "cls_token"),
     ("classification_head.", "head."),
@@ -35,7 +35,7 @@ SIGNS: dict[str, tuple[str, ...]] = {
     "monai_vit": (),
 }
 # what of a network is no part of its encoder
-DECODERS = {
+UNETR_DECODER_KEYS = {
     "monai_vit": re.compile(r"(?!)"),
     "monai_unetr": re.compile(r"(encoder[1-4]|decoder[2-5]|out)\."),
     "monai_vit_autoenc": re.compile(r"conv3d_transpose(_1)?\."),
@@ -88,7 +88,7 @@ def split_encoder(state: Mapping[str, Tensor], family: str) -> tuple[dict[str, T
 
     Keys that are neither stay with the encoder: whoever loads it refuses them.
     """
-    left_out = tuple(key for key in state if STALE.match(key) or DECODERS[family].match(key))
+    left_out = tuple(key for key in state if STALE.match(key) or UNETR_DECODER_KEYS[family].match(key))
     return {key: value for key, value in state.items() if key not in left_out}, left_out
 
 
@@ -112,9 +112,9 @@ def encoder_options(
     """
     own = {key.removeprefix("vit."): value for key, value in split_encoder(state, family)[0].items()}
     depth = len({key.split(".")[1] for key in own if re.match(r"blocks\.\d+\.norm1\.", key)})
-    if not depth or "blocks.0.mlp.linear1.weight" not in own or POSITIONS not in own:
+    if not depth or "blocks.0.mlp.linear1.weight" not in own or MONAI_POSITIONS not in own:
         raise WeightsError(
-            f"MONAI's layout ({family}), but not all of a network: blocks.0 or {POSITIONS} is not there."
+            f"MONAI's layout ({family}), but not all of a network: blocks.0 or {MONAI_POSITIONS} is not there."
         )
     hidden, width = own["blocks.0.mlp.linear1.weight"].shape
     head = next((own[key] for key in own if re.fullmatch(r"classification_head\.(0\.)?weight", key)), None)
@@ -131,7 +131,7 @@ def encoder_options(
         "num_classes": 0 if head is None else len(head),
     }
     options |= _patch_options(state, own, family, patch)
-    side = even_side(own[POSITIONS].shape[1])
+    side = even_side(own[MONAI_POSITIONS].shape[1])
     if not side or "patch_size" not in options:
         return options, ()
     return {**options, "img_size": tuple(side * p for p in options["patch_size"])}, ("img_size",)

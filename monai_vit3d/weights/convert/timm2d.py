@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ...data.errors import WeightsError
 from ...networks import VisionTransformer3D
 from ..backbone import HEAD
-from ..blank import blank_network, fill
 from ..files import read_checkpoint, refuse_differences
 from ..inflate import check_how
+from ..meta_init import blank_network, fill
 from ..report import Inflated, LoadReport
 from .building import options_checked
 from .shapes import KERNEL, POS

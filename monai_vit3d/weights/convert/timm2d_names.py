@@ -17,7 +17,7 @@ from ...data.errors import WeightsError
 from ..files import as_state_dict
 from .shapes import KERNEL
 from .timm_eva import under_block_names
-from .wrapping import holds_known, unwrap
+from .unwrap import holds_known, unwrap
 
 # signs of weights as their authors published them, which timm knows how to rename
 _FOREIGN = ("mask_token", "pre_logits", "gamma_")

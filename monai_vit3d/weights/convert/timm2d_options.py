@@ -14,7 +14,7 @@ from ...data.errors import WeightsError
 from ...layers import PatchEmbed3D
 from ...networks.layer_facts import block_facts, constructor, is_layer, layer_facts, parts_of
 from .shapes import mlp_ratio
-from .timm_eva import LAYERS, eva_rope, eva_unhostable
+from .timm_eva import EVA_LAYERS, eva_rope, eva_unhostable
 
 _COMPARED = ("blocks.", "norm", "fc_norm", "attn_pool", "patch_embed.norm")
 
@@ -91,10 +91,10 @@ def _block_options(block: nn.Module) -> dict[str, Any]:
         "mlp_ratio": mlp_ratio(width, int(hidden.out_features if hidden else block.in_split[0])),
         "norm_layer": partial(type(norm), eps=norm.eps),
         "act_layer": constructor("act_layer", layers.get("act") or layers["mlp_act"]),
-        "block_fn": LAYERS[type(block)][0] if type(block) in LAYERS else constructor("block_fn", block),
+        "block_fn": EVA_LAYERS[type(block)][0] if type(block) in EVA_LAYERS else constructor("block_fn", block),
     }
     if attn is not None and mlp is not None:
-        attention = LAYERS.get(type(attn), (type(attn),))[0]
+        attention = EVA_LAYERS.get(type(attn), (type(attn),))[0]
         found |= {"attn_layer": attention, "mlp_layer": constructor("mlp_layer", mlp)}
     return found
 
@@ -127,9 +127,9 @@ def refuse_other_layers(model: nn.Module, network: nn.Module, axis: int = 2) -> 
 
 
 def _alike(ours: nn.Module, theirs: nn.Module) -> bool:
-    if type(theirs) not in LAYERS:
+    if type(theirs) not in EVA_LAYERS:
         return layer_facts(ours) == layer_facts(theirs)
-    return isinstance(ours, LAYERS[type(theirs)]) and _heads(ours) == _heads(theirs)
+    return isinstance(ours, EVA_LAYERS[type(theirs)]) and _heads(ours) == _heads(theirs)
 
 
 def _heads(module: nn.Module) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...layers import RotaryPositions3D
 
 # what computes the same as each of Eva's layers; rotary networks make their own of the first two
-LAYERS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
+EVA_LAYERS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
     EvaBlock: (Block,),
     EvaAttention: (Attention, AttentionRope),
     AttentionRope: (Attention, AttentionRope),

@@ -19,7 +19,7 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
 from pathlib import Path
 from monai_vit3d.data.errors import ImageError
-from monai_vit3d.data.nifti.door import read_volume
+from monai_vit3d.data.nifti.read import read_volume
 counts = dict(same=0, warned=0, refused=0)
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:

@@ -20,8 +20,8 @@ SCALINGS = [(1, 0), (2, 0), (1, -1024), (-0.37, 12.5), (0, 7), (np.nan, 7), (np.
 
 @pytest.fixture(autouse=True)
 def small_slabs(monkeypatch):
-    monkeypatch.setattr(voxels, "SLAB", 77)  # divides nothing: 720 voxels are ten slabs
-    monkeypatch.setattr(voxels, "ROWS", 5)
+    monkeypatch.setattr(voxels, "SLAB_VOXELS", 77)  # divides nothing: 720 voxels are ten slabs
+    monkeypatch.setattr(voxels, "ROWS_AT_A_TIME", 5)
     monkeypatch.setattr(voxels, "TILE", 200)  # four columns of five rows: six tiles
 
 

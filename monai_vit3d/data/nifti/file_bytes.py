@@ -1,0 +1,237 @@
+"""The bytes of an image file, plain or gzip: sizes are checked before memory is asked for, checksums to the end."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..errors import ImageError
+from ..files import HashedFile
+from ..formats import foreign_format
+from ..volume import Array
+from .gzip_io import CHUNK, GzipReader
+
+GZIP_MAGIC = b"\x1f\x8b"
+DEFLATE_LIMIT = 1032  # deflate cannot inflate more: 258 bytes from two bits
+AGAIN = "Copy, download or export it again."
+
+
+def refusal(path: str | Path, found: str, advice: str) -> ImageError:
+    """The one wording of this package: file, what came and what is needed, what to do."""
+    return ImageError(f"{path}: {found}. {advice}")
+
+
+@contextmanager
+def open_stream(
+    path: str | Path, hashed: bool = False, suffixes: tuple[str, ...] = (".nii", ".nii.gz")
+) -> Iterator[Stream]:
+    """Open a file for reading, gzip or not.
+
+    Args:
+        path: the file.
+        hashed: whether its SHA-256 will be asked for.
+        suffixes: that its name may have, lower-case.
+
+    Raises:
+        ImageError: another format by its name, or nothing that can be read.
+    """
+    path = Path(path)
+    _check_name(path, suffixes)
+    with reworded(path):
+        check_file(path)
+        file = path.open("rb")
+    with file:
+        yield Stream(path, file, hashed)
+
+
+class Stream:
+    """The bytes of one file, inflated where its first two bytes say gzip.
+
+    Args:
+        path: its name, for messages.
+        file: opened for reading at its beginning.
+        hashed: whether the bytes that are read are hashed on the way.
+
+    Attributes:
+        packed: whether it is gzip.
+        size: bytes on disk.
+        warnings: what was odd so far, a sentence each.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, hashed: bool = False) -> None:
+        with reworded(path):
+            self.size = os.fstat(file.fileno()).st_size
+            self.packed = file.read(2) == GZIP_MAGIC
+            file.seek(0)
+        self.path, self.warnings = path, list[str]()
+        self._hashed = HashedFile(file) if hashed else None
+        source: Any = self._hashed or file
+        self._file: BinaryIO | GzipReader = GzipReader(source) if self.packed else source
+        self._at = 0
+        if self.packed != path.name.lower().endswith((".gz", ".mgz")):
+            self.warnings.append(f"read as {'gzip' if self.packed else 'not compressed'}, whatever its name says")
+
+    def read(self, count: int) -> bytes:
+        """The next bytes, ``count`` of them or all that are left."""
+        with reworded(self.path):
+            piece = self._file.read(count)
+        self._at += len(piece)
+        return piece
+
+    def sha256(self) -> tuple[str, ...]:
+        """Hexadecimal SHA-256 of the file, of the bytes that were read; empty if they were not hashed."""
+        if self._hashed is None:
+            return ()
+        with reworded(self.path):
+            return (self._hashed.sha256(),)
+
+    def check_size(self, declared: int) -> None:
+        """Make sure that the file can hold what its header declares.
+
+        Args:
+            declared: bytes from the beginning to the end of the voxels.
+
+        Raises:
+            ImageError: it cannot.
+        """
+        if self.packed and declared > DEFLATE_LIMIT * self.size + CHUNK:
+            found = f"the header declares {declared} bytes, more than {self.size} compressed bytes can hold"
+            raise refusal(self.path, f"{found}; it is cut off, or its header is damaged", AGAIN)
+        if not self.packed and declared > self.size:
+            raise self._short(self.size, declared)
+
+    def block(self, start: int, length: int, declared: int, footer: bool = False) -> Array:
+        """One run of bytes; the rest of the stream is read too, so that its checksums are verified.
+
+        Args:
+            start: where the run begins, not before what was read already.
+            length: bytes of the run.
+            declared: bytes from the beginning of the stream to the end of the voxels.
+            footer: whether the format has more behind the voxels, so that nothing is odd about it.
+
+        Returns:
+            ``(length,)`` uint8, the only copy.
+
+        Raises:
+            ImageError: truncated, damaged, or followed by more than belongs to it.
+        """
+        self.check_size(declared)
+        self._skip_to(start, declared)
+        block = np.empty(length, np.uint8)
+        view = memoryview(block)
+        with reworded(self.path):
+            # in pieces: a gzip reader makes a copy of what it is asked for
+            for first in range(0, length, CHUNK):
+                self._at += self._file.readinto(view[first : first + CHUNK])
+        if self._at < start + length:
+            raise self._short(self._at, declared)
+        self._skip_to(declared, declared)
+        self._finish(declared, footer)
+        return block
+
+    def _skip_to(self, position: int, declared: int) -> None:
+        if not self.packed:
+            self._file.seek(position)
+            self._at = position
+            return
+        while self._at < position:
+            if not self.read(min(CHUNK, position - self._at)):
+                raise self._short(self._at, declared)
+
+    def _finish(self, declared: int, footer: bool) -> None:
+        """Go to the end; nothing of what is read is kept."""
+        if not self.packed:
+            after = self.size - declared
+        else:
+            while self._at - declared <= max(CHUNK, declared) and self.read(CHUNK):
+                pass
+            after = self._at - declared
+            if after > max(CHUNK, declared):
+                found = f"over {after} bytes follow the {declared} that the header declares"
+                raise refusal(self.path, f"{found}; this is no image, or its header is damaged", AGAIN)
+        if after and not footer:
+            self.warnings.append(f"{after} bytes after the voxels were passed over")
+
+    def _short(self, held: int, declared: int) -> ImageError:
+        return refusal(self.path, f"truncated: {held} bytes; its header declares {declared}", AGAIN)
+
+
+def describe_content(head: bytes) -> tuple[str, str] | None:
+    """What a file that is no NIfTI is, by its first bytes, and what to do; None where they do not tell.
+
+    Args:
+        head: the first bytes, inflated; 132 or more tell all that is known here.
+    """
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "a web page or XML, not an image", "The download brought an error page: log in and fetch it again."
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the image itself", "Fetch the image with git lfs pull."
+    if b"/annex/objects/" in head:
+        return "a git-annex pointer, not the image itself", "Fetch the image with datalad get or git annex get."
+    if head[128:132] == b"DICM":
+        return "DICOM; NIfTI is needed", "Convert the series with dcm2niix."
+    if head.startswith(b"NRRD"):
+        return "NRRD; NIfTI is needed", "Convert it with 3D Slicer or SimpleITK."
+    if head.startswith((b"PK\x03\x04", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")):
+        return "an archive that is not gzip", "Unpack it, and give the .nii in it."
+    if head.startswith(GZIP_MAGIC):
+        return "compressed twice", "Run gunzip on it once."
+    if head and all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head):
+        return "text, not an image", AGAIN
+    return None
+
+
+@contextmanager
+def reworded(path: Path) -> Iterator[None]:
+    """Turn errors of reading a file into the package's own."""
+    try:
+        yield
+    except EOFError as error:
+        raise refusal(path, "truncated: the gzip stream is cut off", AGAIN) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        trailing = str(error).startswith("Not a gzipped file")  # its beginning was gzip
+        found = (
+            "bytes that are not gzip follow the gzip stream" if trailing else f"the gzip stream is damaged ({error})"
+        )
+        raise refusal(path, found, AGAIN) from error
+    except PermissionError as error:
+        raise refusal(path, "no permission to read it", "Ask its owner, or change its permissions.") from error
+    except OSError as error:
+        raise refusal(path, f"cannot be read ({error.strerror or error})", "Check the disk and the name.") from error
+
+
+def _check_name(path: Path, suffixes: tuple[str, ...]) -> None:
+    name = path.name.lower()
+    if name.endswith(suffixes):
+        return
+    if foreign := foreign_format(name):
+        kind, tool = foreign
+        raise refusal(path, f"{kind}; .nii or .nii.gz is needed", f"Convert it with {tool}.")
+    raise refusal(path, "no NIfTI file by its name; .nii or .nii.gz is needed", "Convert or rename it.")
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is not a regular file with bytes in it, without opening it: a pipe would wait for ever."""
+    if path.is_symlink() and not path.exists():
+        target = os.readlink(path)
+        advice = "Fetch it with datalad get." if "annex" in target else "Mend the link, or mount the disk it leads to."
+        raise refusal(path, f"a link to {target}, which is not there", advice)
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise refusal(path, "no such file", "Check the name, and that its disk is mounted.") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise refusal(path, "a folder; one file is needed", "Give the .nii or .nii.gz file, which may lie in it.")
+    if not stat.S_ISREG(status.st_mode):
+        raise refusal(path, "a device or pipe; a file is needed", "Save the image to a file first.")
+    if not status.st_size:
+        raise refusal(path, "empty, 0 bytes", AGAIN)

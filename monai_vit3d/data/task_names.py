@@ -1,0 +1,22 @@
+"""The kinds of label that a volume can have, by our names and by MedMNIST's."""
+
+from __future__ import annotations
+
+TASKS = ("multi-class", "multi-label", "ordinal", "regression")
+TASK_ALIASES = {
+    "binary-class": "multi-class",
+    "multi-label, binary-class": "multi-label",
+    "ordinal-regression": "ordinal",
+}
+
+
+def resolve_task(name: str) -> str:
+    """The task under our own name.
+
+    Raises:
+        ValueError: an unknown task.
+    """
+    task = TASK_ALIASES.get(name, name)
+    if task not in TASKS:
+        raise ValueError(f"task={name!r}; one of {', '.join(map(repr, (*TASKS, *TASK_ALIASES)))} is needed.")
+    return task

@@ -1,0 +1,225 @@
+"""Files with our header: what it says verified, and the network built again by it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..data.errors import UsageError, WeightsError
+from ..networks import VisionTransformer3D
+from ..networks.architecture import architecture, build_backbone
+from ..networks.options import resolve_pool
+from .convert.nidl import nidl_options
+from .files import refuse_differences
+from .inflate import adapt_channels
+from .load_options import check_options
+from .meta_init import blank_network, fill
+from .report import Inflated, LoadReport
+
+logger = logging.getLogger(__name__)
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_SIZES, _HEAD, _PLACE = ("img_size", "patch_size"), ("num_classes", "global_pool"), ("device", "dtype")
+# what may be told anew when weights are loaded, besides those
+_FREE = ("class", "foreign", "in_chans", "dynamic_img_size", "dynamic_img_pad", "pool_include_prefix", "pos_trained")
+_POOL = "attn_pool."
+_FETCH = "Fetch the files again, or save the network anew with save_pretrained."
+# what the tensors show where an older header does not say it, and what none shows
+_SHOWN = (
+    *("in_chans", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm"),
+    *("proj_bias", "class_token", "reg_tokens", "pre_norm", "final_norm", "init_values", "global_pool"),
+)
+_NEEDED = ("grid_size", "patch_size", "num_heads", "pos_embed")
+
+
+def files_in(folder: Path) -> tuple[Path, Path]:
+    """config.json and model.safetensors of a folder.
+
+    Raises:
+        WeightsError: one is not there.
+    """
+    files = folder / CONFIG, folder / WEIGHTS
+    for file in files:
+        if not file.is_file():
+            raise WeightsError(f"{file}: no such file. Name a folder that save_pretrained wrote.")
+    return files
+
+
+def architecture_in(metadata: Mapping[str, str], path: str | Path) -> dict[str, Any]:
+    """What a file's header says of its architecture; empty if it says nothing.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
+    try:
+        found = json.loads(metadata.get("architecture", "{}"))
+        grid = found.get("grid_size", [1, 1, 1])
+        sound = len(grid) == 3 and all(isinstance(n, int) and n > 0 for n in grid)
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        sound = False
+    if not sound:
+        raise WeightsError(
+            f"{path}: its header's 'architecture' cannot be read; a JSON object with a grid_size of three numbers is "
+            "needed. Fetch the file again, or save it anew with save_backbone or save_pretrained."
+        )
+    return dict(found)
+
+
+def whole_architecture(
+    state: Mapping[str, Tensor], metadata: Mapping[str, str], config: Path, weights: Path
+) -> dict[str, Any]:
+    """The architecture that the header and config.json agree on; what an older one does not say the tensors show.
+
+    Args:
+        state: the tensors of the file.
+        metadata: of its header.
+        config: the path of config.json, or that of the weights, whose header alone says it.
+        weights: the path of the weights.
+
+    Raises:
+        WeightsError: no header of ours, one of another architecture than config.json, or not enough to build by.
+    """
+    if not {"architecture", "sha256"} <= set(metadata):
+        raise WeightsError(
+            f"{weights}: its header has no architecture and sha256, so it is not what save_pretrained wrote. For "
+            "tensors alone build the network and use load_weights."
+        )
+    came = architecture_in(metadata, weights)
+    said = came if config == weights else _read_config(config)
+    unlike = [key for key in sorted({*said, *came}) if key not in said or key not in came or said[key] != came[key]]
+    if unlike:
+        both = "; ".join(f"{key}: {said.get(key)!r} there, {came.get(key)!r} here" for key in unlike[:5])
+        more = f"; and {len(unlike) - 5} more" if len(unlike) > 5 else ""
+        raise WeightsError(f"{weights}: of another architecture than {config.name} says: {both}{more}. {_FETCH}")
+    return _completed(said, state, weights)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: not JSON ({type(error).__name__}); it may be cut off. {_FETCH}") from error
+    if not isinstance(said, dict):
+        raise WeightsError(f"{path}: a JSON {type(said).__name__}; an object is needed. {_FETCH}")
+    return said
+
+
+def _completed(said: dict[str, Any], state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    unsaid = [key for key in _SHOWN if key not in said]
+    missing = [key for key in _NEEDED if key not in said]
+    try:
+        shown = nidl_options(state)[0] if unsaid and not missing else {}
+    except (WeightsError, KeyError, IndexError, ValueError):  # other layers, or tensors with other axes than theirs
+        missing = unsaid
+    if missing:
+        raise WeightsError(
+            f"{path}: its header and keys do not say {', '.join(missing)}, without which the network cannot be built. "
+            "Build it with its options, then load_backbone(network, path)."
+        )
+    return {**{key: shown[key] for key in unsaid if key in shown}, **said}
+
+
+def build_own(
+    said: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    name: str,
+    factory: type[VisionTransformer3D] = VisionTransformer3D,
+    *,
+    owned: bool,
+    **options: Any,
+) -> Inflated:
+    """The network that an architecture describes, with its tensors, which keep their type.
+
+    Args:
+        said: what :func:`whole_architecture` returned.
+        state: the tensors.
+        name: where they came from, for messages.
+        factory: the class to build.
+        owned: nobody else has the tensors: they become the network's own.
+        options: as for :meth:`VisionTransformer3D.from_pretrained`.
+
+    Returns:
+        The network, in evaluation mode, and what became of each tensor.
+
+    Raises:
+        WeightsError: tensors that are not of this architecture, or one that cannot be built.
+        UsageError: options that would change what the weights compute.
+    """
+    check_options(options, said, factory, name)
+    sizes, head, place = ({key: options.pop(key) for key in keys if key in options} for keys in (_SIZES, _HEAD, _PLACE))
+    network, found = _blank(said, state, factory, options, name), dict(state)
+    kernel = next((key for key in ("patch_embed.stem.0.weight", "patch_embed.proj.weight") if key in found), None)
+    if kernel is not None and found[kernel].dim() == 5:
+        found[kernel] = adapt_channels(found[kernel], int(network.in_chans))
+    wanted = network.state_dict()
+    if "num_classes" not in said and not any(key.startswith(_POOL) for key in found):  # save_backbone leaves it out
+        wanted = {key: value for key, value in wanted.items() if not key.startswith(_POOL)}
+    refuse_differences(wanted, found, name, "its architecture says", _FETCH)
+    network.to(found["patch_embed.proj.weight"].dtype)
+    fill(network, found, "cpu", owned=owned, keep_types=True)
+    if sizes:
+        network.set_input_size(**sizes)
+    before = {key: value for key, value in network.state_dict(keep_vars=True).items() if key in found}
+    _new_head(network, **head)
+    report = _report(state, before, network)
+    logger.info("%s: %s", name, report)
+    return Inflated(network.to(**place).eval(), report)
+
+
+def _blank(
+    said: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    factory: type[VisionTransformer3D],
+    options: dict[str, Any],
+    name: str,
+) -> VisionTransformer3D:
+    """The network without values, its options those of the architecture but for what may be told anew."""
+    counts = [said.get("depth"), dict(said.get("block_options") or {}).get("num_parallel")]
+    if any(isinstance(count, (int, float)) and count > len(state) for count in counts):
+        raise WeightsError(f"{name}: {counts[0]} blocks, but the weights are {len(state)} tensors. {_FETCH}")
+    try:
+        network = blank_network(partial(build_backbone, said, factory), **options)
+    except WeightsError as error:
+        raise WeightsError(f"{name}: {error}") from error
+    now = architecture(network)
+    changed = [key for key in now if key in said and key not in _FREE and now[key] != said[key]]
+    if changed:
+        both = "; ".join(f"{key}={said[key]!r} came, {now[key]!r} was asked for" for key in changed)
+        raise UsageError(f"{name}: the weights would compute something else: {both}. Leave out what changes that.")
+    return network
+
+
+def _new_head(network: VisionTransformer3D, num_classes: int | None = None, global_pool: str | None = None) -> None:
+    """Give the network what head and pooling were asked for; a head of as many classes stays."""
+    pool = None if global_pool is None else resolve_pool(global_pool, network.has_class_token)
+    classes, head = network.num_classes if num_classes is None else int(num_classes), network.head
+    keep = classes == network.num_classes
+    if not keep or pool not in (None, network.global_pool):
+        network.reset_classifier(classes, pool)
+        network.head = head if keep else network.head
+
+
+def _report(came: Mapping[str, Tensor], before: Mapping[str, Tensor], network: VisionTransformer3D) -> LoadReport:
+    """What became of the tensors that came, which a new head may have moved (a norm) or left out."""
+    names = {id(value): key for key, value in before.items()}
+    loaded, converted, initialised, used = [], {}, [], set()
+    for key, value in network.state_dict(keep_vars=True).items():
+        origin = names.get(id(value))
+        if origin is None:
+            initialised.append(key)
+            continue
+        used.add(origin)
+        if came[origin].shape != value.shape:
+            converted[key] = f"{tuple(came[origin].shape)} to {tuple(value.shape)}"
+        elif origin != key:
+            converted[key] = f"from {origin}"
+        else:
+            loaded.append(key)
+    unused = tuple(key for key in came if key not in used)
+    return LoadReport(tuple(loaded), converted, tuple(initialised), unused)
