@@ -3,8 +3,8 @@
     python benchmarks/stitching.py --rounds 5
 
 Windows of 96^3 with a Gaussian, an overlap of 0.25 and 0.5, for 14 and 117 classes. The network is one product into
-memory that is there already, so that stitching is what is timed. Ours is `stitch_windows` with `likeliest`. The limit
-is the network alone, and one pass over the windows that it gave. Peak memory is of a process of its own each: the
+memory that is there already, so that stitching is what is timed. Ours is `stitch_windows` with `argmax_classes`. The
+limit is the network alone, and one pass over the windows that it gave. Peak memory is of a process of its own each: the
 kernel's (VmHWM), on Linux.
 """
 

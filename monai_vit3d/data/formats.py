@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+from .errors import ImageError
+
 # suffixes: what a file is, and what converts it; ".gz" behind them does not matter
 CONVERTERS = {
     (".hdr", ".img"): ("half of an Analyze or NIfTI pair", "FSL's fslchfiletype NIFTI_GZ, or nibabel"),
@@ -24,3 +28,15 @@ def foreign_format(name: str) -> tuple[str, str] | None:
     """
     name = name.lower().removesuffix(".gz")
     return next((row for suffixes, row in CONVERTERS.items() if name.endswith(suffixes)), None)
+
+
+def unknown_name(path: str | os.PathLike[str]) -> ImageError:
+    """The error for a file whose name is that of no format that is read.
+
+    Args:
+        path: the file.
+    """
+    if foreign := foreign_format(os.path.basename(path)):
+        kind, tool = foreign
+        return ImageError(f"{path}: {kind}; .nii or .nii.gz is needed. Convert it with {tool}.")
+    return ImageError(f"{path}: no image by its name; .nii or .nii.gz is needed. Convert or rename it.")

@@ -4,63 +4,21 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from .nifti.file_bytes import AGAIN, Stream, open_stream, refusal
-from .nifti.geometry import check_affine, oddities
+from .image_file import ImageHeader
+from .nifti.file_bytes import AGAIN, Stream, refusal
 from .nifti.header import check_volume_index
-from .nifti.read import MAX_VOXELS, any_bits, check_count
-from .nifti.voxels import to_float32
-from .readers import READERS
-from .volume import Array, Grid, Volume
+from .volume import Array, Grid
 
-(_SUFFIXES,) = (reader.suffixes for reader in READERS if reader.module == "freesurfer")
 _HEADER = struct.Struct(">7ih15f")  # big-endian always; the voxels begin at byte 284
 _START = 284
 _TYPES = {0: "u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
 
 
-@dataclass(frozen=True, eq=False)
-class _Header:
-    """What a header declares: bytes from ``start`` on are the voxels of the volume that was asked for."""
-
-    grid: Grid
-    dtype: np.dtype[Any]
-    start: int
-    end: int
-    warnings: tuple[str, ...]
-
-
-def read_volume(
-    path: str | Path,
-    volume: int | None = None,
-    max_voxels: int = MAX_VOXELS,
-    exact: bool = False,
-    hashed: bool = False,
-) -> Volume:
-    """Read one volume; arguments, result and errors as of ``data.read_volume``."""
-    with any_bits(), open_stream(path, hashed, _SUFFIXES) as stream:
-        header = _parse(stream, volume, max_voxels)
-        shape = header.grid.shape
-        # tags with the scan's parameters follow the voxels
-        block = stream.block(header.start, math.prod(shape) * header.dtype.itemsize, header.end, footer=True)
-        raw = np.ndarray(shape, header.dtype, buffer=block.data, order="F")
-        voxels, warnings = to_float32(raw, 1.0, 0.0, stream.path, exact)
-        sha256 = stream.sha256()
-    return Volume(stream.path, voxels, header.grid, (*stream.warnings, *header.warnings, *warnings), sha256)
-
-
-def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Grid:
-    """Read where the image lies; arguments and errors as of ``data.read_grid``."""
-    with any_bits(), open_stream(path, suffixes=_SUFFIXES) as stream:
-        return _parse(stream, volume, max_voxels).grid
-
-
-def _parse(stream: Stream, volume: int | None, max_voxels: int) -> _Header:
+def parse(stream: Stream, volume: int | None) -> ImageHeader:
+    """Parse the header of an .mgh or .mgz file; errors as of ``data.read_volume``."""
     head = stream.read(_HEADER.size)
     if len(head) < _HEADER.size:
         raise refusal(stream.path, f"truncated: {len(head)} bytes; the header alone takes {_START}", AGAIN)
@@ -76,16 +34,13 @@ def _parse(stream: Stream, volume: int | None, max_voxels: int) -> _Header:
     shape = (h, w, d)
     if shape.count(1) > 1:
         raise refusal(stream.path, f"shape {shape}: values on a surface; one 3D volume is needed", "Give the volume.")
-    check_count(shape, max_voxels, stream.path)
     index = check_volume_index(volume, volumes, shape, stream.path)
     dtype = np.dtype(_TYPES[kind])
     length = math.prod(shape) * dtype.itemsize
     affine, warnings = _affine(np.array(_HEADER.unpack(head)[8:]), shape, bool(has_place))
-    check_affine(affine, stream.path)
-    grid = Grid(shape, affine)
-    end = _START + volumes * length
-    stream.check_size(end)
-    return _Header(grid, dtype, _START + index * length, end, (*warnings, *oddities(grid)))
+    start, end = _START + index * length, _START + volumes * length
+    # tags with the scan's parameters follow the voxels
+    return ImageHeader(Grid(shape, affine), dtype, start, end, has_footer=True, warnings=tuple(warnings))
 
 
 def _affine(numbers: Array, shape: tuple[int, int, int], has_place: bool) -> tuple[Array, list[str]]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .attached_header import AttachedHeader, parse_numbers, read_attached, read_attached_grid
-from .nifti.file_bytes import AGAIN, refusal
-from .nifti.read import MAX_VOXELS
-from .volume import Array, Grid, Volume
+from .image_file import ImageHeader
+from .nifti.file_bytes import AGAIN, Stream, refusal
+from .text_headers import HEADER_LIMIT, attached_voxels, parse_numbers
+from .volume import Array
 
 _CONVERT = "Save it as .nii.gz with 3D Slicer or SimpleITK."
 _TYPES = {
@@ -30,23 +30,9 @@ _ZLIB = 15
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # MetaImage is LPS+
 
 
-def read_volume(
-    path: str | Path,
-    volume: int | None = None,
-    max_voxels: int = MAX_VOXELS,
-    exact: bool = False,
-    hashed: bool = False,
-) -> Volume:
-    """Read one volume; arguments, result and errors as of ``data.read_volume``."""
-    return read_attached(_parse, path, volume, max_voxels, exact, hashed)
-
-
-def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Grid:
-    """Read where the image lies; arguments and errors as of ``data.read_grid``."""
-    return read_attached_grid(_parse, path, volume, max_voxels)
-
-
-def _parse(head: bytes, path: Path) -> AttachedHeader:
+def parse(stream: Stream, volume: int | None) -> ImageHeader:
+    """Parse the header of a MetaImage file with attached voxels; errors as of ``data.read_volume``."""
+    head, path = stream.peek(HEADER_LIMIT), stream.path
     match = re.match(rb"(.*?\n|)ElementDataFile *= *([^\r\n]*)\r?\n", head, re.DOTALL)
     if match is None:
         raise refusal(path, "not MetaImage, or its header does not end", AGAIN)
@@ -62,7 +48,7 @@ def _parse(head: bytes, path: Path) -> AttachedHeader:
         raise refusal(path, "voxels as text, or behind a header of their own", _CONVERT)
     h, w, d = (int(n) for n in parse_numbers(fields.get("DimSize", ""), 3, "DimSize", path))
     wbits = _ZLIB if _is_true(fields, "CompressedData", "False") else None
-    return AttachedHeader((h, w, d), _dtype(fields, path), _affine(fields, path), match.end(), wbits)
+    return attached_voxels(path, volume, (h, w, d), _dtype(fields, path), _affine(fields, path), match.end(), wbits)
 
 
 def _is_true(fields: dict[str, str], name: str, default: str) -> bool:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .attached_header import AttachedHeader, parse_numbers, read_attached, read_attached_grid
-from .nifti.file_bytes import AGAIN, refusal
-from .nifti.read import MAX_VOXELS
-from .volume import Array, Grid, Volume
+from .image_file import ImageHeader
+from .nifti.file_bytes import AGAIN, Stream, refusal
+from .text_headers import HEADER_LIMIT, attached_voxels, parse_numbers
+from .volume import Array
 
 _CONVERT = "Save it as .nii.gz with 3D Slicer or SimpleITK."
 _WORDS = {
@@ -39,24 +39,10 @@ _SPACES = {
 }
 
 
-def read_volume(
-    path: str | Path,
-    volume: int | None = None,
-    max_voxels: int = MAX_VOXELS,
-    exact: bool = False,
-    hashed: bool = False,
-) -> Volume:
-    """Read one volume; arguments, result and errors as of ``data.read_volume``."""
-    return read_attached(_parse, path, volume, max_voxels, exact, hashed)
-
-
-def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Grid:
-    """Read where the image lies; arguments and errors as of ``data.read_grid``."""
-    return read_attached_grid(_parse, path, volume, max_voxels)
-
-
-def _parse(head: bytes, path: Path) -> AttachedHeader:
-    fields, start = _fields(head, path)
+def parse(stream: Stream, volume: int | None) -> ImageHeader:
+    """Parse the header of an NRRD file with attached voxels; errors as of ``data.read_volume``."""
+    path = stream.path
+    fields, start = _fields(stream.peek(HEADER_LIMIT), path)
     if "data file" in fields or "datafile" in fields:
         raise refusal(path, "its voxels lie in another file", _CONVERT)
     if any(fields.get(name, "0") != "0" for name in ("byte skip", "byteskip", "line skip", "lineskip")):
@@ -69,7 +55,8 @@ def _parse(head: bytes, path: Path) -> AttachedHeader:
         raise refusal(path, f"encoding '{encoding}'; raw or gzip is needed", _CONVERT)
     h, w, d = (int(n) for n in parse_numbers(fields.get("sizes", ""), 3, "sizes", path))
     affine, warnings = _affine(fields, path)
-    return AttachedHeader((h, w, d), _dtype(fields, path), affine, start, _WBITS[encoding], tuple(warnings))
+    dtype, wbits = _dtype(fields, path), _WBITS[encoding]
+    return attached_voxels(path, volume, (h, w, d), dtype, affine, start, wbits, tuple(warnings))
 
 
 def _fields(head: bytes, path: Path) -> tuple[dict[str, str], int]:

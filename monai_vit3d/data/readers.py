@@ -7,13 +7,13 @@ import re
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .errors import ImageError
-from .formats import foreign_format
+from .formats import unknown_name
+from .volume import MAX_VOXELS, Grid, Volume
 
 if TYPE_CHECKING:
-    from .volume import Grid, Volume
+    from .image_file import ParseHeader
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Reader:
     Args:
         name: what messages call it.
         suffixes: lower-case, with the dot.
-        module: of this package; its ``read_volume(path, volume, max_voxels, exact, hashed)`` and ``read_grid(path,
-            volume, max_voxels)`` take a file or refuse it, as those of ``data.nifti`` do.
+        module: of this package; its ``parse(stream, volume)`` gives an :class:`~.image_file.ImageHeader` or refuses
+            the file. It is imported when the first such file is read.
         converter: what makes NIfTI of such files.
         partner: suffix of a second file that each image needs, beside it and of the same name.
     """
@@ -37,7 +37,7 @@ class Reader:
 
 
 READERS = (
-    Reader("NIfTI", (".nii", ".nii.gz"), "nifti"),
+    Reader("NIfTI", (".nii", ".nii.gz"), "nifti.door"),
     Reader("a NIfTI or Analyze pair", (".img", ".img.gz"), "nifti.pair", "FSL's fslchfiletype NIFTI_GZ", ".hdr"),
     Reader("FreeSurfer's format", (".mgz", ".mgh", ".mgh.gz"), "freesurfer", "FreeSurfer's mri_convert"),
     Reader("NRRD", (".nrrd",), "nrrd", "3D Slicer or SimpleITK"),
@@ -77,7 +77,7 @@ def partner(path: str | Path) -> Path | None:
 def read_volume(
     path: str | Path,
     volume: int | None = None,
-    max_voxels: int = 2**30,
+    max_voxels: int = MAX_VOXELS,
     exact: bool = False,
     hashed: bool = False,
 ) -> Volume:
@@ -100,11 +100,12 @@ def read_volume(
         >>> t1 = read_volume("t1.nii.gz")  # doctest: +SKIP
         >>> t1.voxels.shape, t1.grid.spacing_mm, t1.warnings  # doctest: +SKIP
     """
-    found: Volume = _module(path).read_volume(path, volume, max_voxels, exact, hashed)
-    return found
+    from .image_file import read_image
+
+    return read_image(*_parser(path), path, volume, max_voxels, exact, hashed)
 
 
-def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = 2**30) -> Grid:
+def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Grid:
     """Where an image lies, from its header alone; voxels are neither read nor checked.
 
     Args:
@@ -115,15 +116,15 @@ def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = 2**
     Raises:
         ImageError: as :func:`read_volume`, so far as header and file size show.
     """
-    found: Grid = _module(path).read_grid(path, volume, max_voxels)
-    return found
+    from .image_file import read_image_grid
+
+    return read_image_grid(*_parser(path), path, volume, max_voxels)
 
 
-def _module(path: str | Path) -> Any:
+def _parser(path: str | Path) -> tuple[ParseHeader, tuple[str, ...]]:
+    """How the header of a file is parsed, and which suffixes its name may have."""
     reader = reader_for(path)
     if reader is None:
-        if foreign := foreign_format(os.path.basename(path)):
-            kind, tool = foreign
-            raise ImageError(f"{path}: {kind}; .nii or .nii.gz is needed. Convert it with {tool}.")
-        raise ImageError(f"{path}: no image by its name; .nii or .nii.gz is needed. Convert or rename it.")
-    return import_module(f".{reader.module}", __package__)
+        raise unknown_name(path)
+    parse: ParseHeader = import_module(f".{reader.module}", __package__).parse
+    return parse, reader.suffixes

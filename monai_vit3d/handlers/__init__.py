@@ -1,5 +1,8 @@
 """What MONAI's engines need and do not have: moving averages, reproducible epochs, atomic checkpoints, scores."""
 
+from typing import Any
+
+from ..deprecated import find_renamed
 from .attach_handlers import AttachHandlers
 from .calibration import Calibration, calibrate
 from .checkpoint import AtomicCheckpoint, save_atomic
@@ -31,3 +34,7 @@ __all__ = [
     "moving_average",
     "save_atomic",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return find_renamed(__name__, name)

@@ -104,7 +104,8 @@ class PrepareBatchMasked(PrepareBatch):
         """
         if self.engine is None:
             raise UsageError(
-                "MaskedBatch: not attached to a trainer, whose iteration masks need. Put it into train_handlers, too."
+                "PrepareBatchMasked: not attached to a trainer, whose iteration masks need. "
+                "Put it into train_handlers, too."
             )
         image = image_of(batchdata, self.key)
         masks = self.draw(self.engine.state.iteration, len(image), self._grid(image))

@@ -1,8 +1,12 @@
-"""Inferers: how a network is run over a volume."""
+"""Run a network over a volume: sliding windows, label maps, mixed precision, flips, other engines."""
 
+from typing import Any
+
+from ..deprecated import find_renamed
 from .argmax_classes import argmax_classes, require_finite_scores
 from .autocast import AutocastInferer
-from .backends import BACKENDS, BackendNetwork, resolve_backend
+from .backends import BackendNetwork
+from .engines import BACKENDS, ENGINES, resolve_backend
 from .entropy import PredictionEntropy
 from .inverse_mapping import InverseMapping, trace_inverse
 from .label_inferer import LabelInferer
@@ -14,6 +18,7 @@ from .tta import FlipEnsemble, FlipSpread, ensemble_variance, predictive_entropy
 
 __all__ = [
     "BACKENDS",
+    "ENGINES",
     "AutocastInferer",
     "BackendNetwork",
     "CannotStitch",
@@ -39,3 +44,7 @@ __all__ = [
     "unwrap_inferer",
     "trace_inverse",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return find_renamed(__name__, name)

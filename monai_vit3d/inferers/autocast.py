@@ -17,9 +17,9 @@ class AutocastInferer(Inferer):
     inference alike. With bfloat16 no gradient scaling is needed.
 
     Args:
-        inferer: what runs the network; None runs it on the whole input.
+        inferer: runs the network; None runs it on the whole input.
         dtype: the reduced type, or its name in torch.
-        enabled: False leaves everything as it is.
+        enabled: False runs the inferer without autocast.
 
     Raises:
         ValueError: not a floating-point type of torch.
@@ -29,16 +29,18 @@ class AutocastInferer(Inferer):
         self, inferer: Inferer | None = None, dtype: torch.dtype | str = torch.bfloat16, enabled: bool = True
     ) -> None:
         super().__init__()
-        kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-        if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-            raise ValueError(f"dtype={dtype!r}; a floating-point type such as 'bfloat16' is needed.")
+        resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+            raise ValueError(f"dtype={dtype!r}; expected a floating-point type such as 'bfloat16'.")
         self.inferer = SimpleInferer() if inferer is None else inferer
-        self.dtype, self.enabled = kind, enabled
+        self.dtype, self.enabled = resolved, enabled
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run ``network`` over ``inputs`` ``(B, C, H, W, D)``; returns its output, if enabled a tensor in float32.
+        """Run ``network`` over ``inputs`` ``(B, C, H, W, D)``.
 
-        What is no tensor is handed out as it is, such as the output of a pretraining network, whose loss is float32.
+        Returns:
+            its output, in float32 if autocast is enabled. An output that is not a tensor is returned as it is, such as
+            that of a pretraining network, whose loss is float32.
         """
         if not self.enabled:
             return self.inferer(inputs, network, *args, **kwargs)

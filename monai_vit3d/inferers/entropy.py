@@ -1,4 +1,4 @@
-"""How undecided a network is about a volume, read from a sample of its output while labels are made of it."""
+"""Measure how uncertain a network is about a volume, on a sample of its output while labels are made of it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor
 
 from .tta import known_activation, predictive_entropy
 
-ENTROPY_SAMPLE_VOXELS = 2**16  # voxels that are read: a hippocampus crop whole, of a body one voxel in a few hundred
+SAMPLE_VOXELS = 2**16  # that are read: all of a hippocampus crop, one voxel in a few hundred of a body
 
 
 class PredictionEntropy:
     """Sum the predictive entropy over all voxels and divide it by the number of voxels that are not background.
 
-    A network that knows what it sees is undecided only where its labels end: 0.3 to 0.4 for a hippocampus. On an image
-    of something else it is undecided over far more voxels than it labels.
+    On an image like those it was trained on, a network is uncertain only at the borders of its labels: 0.3 to 0.4 for a
+    hippocampus. On an image of something else it is uncertain about far more voxels than it labels.
 
-    Of a grid with more than 65,536 voxels each n-th along the last two axes is read, so that the cost stays the same.
+    Of a grid with more than 65,536 voxels, each n-th along the last two axes is read, so that the cost stays the same.
 
     Args:
         shape: of the network's grid, (h, w, d).
-        activation: ``"softmax"``, where class 0 is background, or ``"sigmoid"``, where background is no class at all.
+        activation: ``"softmax"``, where class 0 is background, or ``"sigmoid"``, where background is not a class.
 
     Raises:
         UsageError: another activation.
@@ -30,23 +30,23 @@ class PredictionEntropy:
 
     def __init__(self, shape: Sequence[int], activation: str) -> None:
         self.activation = known_activation(activation)
-        self.step = max(1, math.ceil(math.sqrt(math.prod(shape) / ENTROPY_SAMPLE_VOXELS)))
+        self.step = max(1, math.ceil(math.sqrt(math.prod(shape) / SAMPLE_VOXELS)))
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was added."""
+        """Forget all planes."""
         self.total, self.foreground = 0.0, 0
 
     def add(self, logits: Tensor) -> None:
-        """Take in some planes, (1, K, h, W, D); a softmax of one class has no entropy and is left out."""
+        """Add some planes, (1, K, h, W, D); a softmax of one class has no entropy and is left out."""
         if self.activation == "softmax" and logits.shape[1] < 2:
             return
-        part = logits[..., :: self.step, :: self.step]
-        inside = part.argmax(1) > 0 if self.activation == "softmax" else (part > 0).any(1)
-        self.total += float(predictive_entropy(part, self.activation).double().sum())
-        self.foreground += int(inside.sum())
+        sample = logits[..., :: self.step, :: self.step]
+        is_foreground = sample.argmax(1) > 0 if self.activation == "softmax" else (sample > 0).any(1)
+        self.total += float(predictive_entropy(sample, self.activation).double().sum())
+        self.foreground += int(is_foreground.sum())
 
     @property
     def per_labelled_voxel(self) -> float | None:
-        """0 or more; None where all that was read is background."""
+        """Entropy per voxel that is not background, 0 or more; None if all are background."""
         return self.total / self.foreground if self.foreground else None

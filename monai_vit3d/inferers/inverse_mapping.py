@@ -104,7 +104,9 @@ class InverseMapping:
 
 
 def trace_inverse(image: MetaTensor | None, transform: Compose, shape: tuple[int, ...]) -> InverseMapping | None:
-    """What ``Invertd`` with ``nearest_interp=False`` would do; None where it is more than a :class:`InverseMapping` can hold.
+    """Trace what ``Invertd`` with ``nearest_interp=False`` would do.
+
+    None where that is more than an :class:`InverseMapping` can hold.
 
     Known are Orientation, Spacing (MONAI's and ours) with bilinear interpolation, pads and crops.
 

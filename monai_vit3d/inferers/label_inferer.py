@@ -1,4 +1,4 @@
-"""An inferer that answers with labels: a rolling band of windows in place of classes x volume."""
+"""An inferer that returns labels: it holds a rolling band of windows instead of classes x volume."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .tta import known_activation, predictive_entropy
 
 
 class LabelInferer(Inferer):
-    """Labels where another inferer gives the network's numbers; those of its argmax, to the last voxel.
+    """Run another inferer and reduce its logits to labels, the same as their argmax to the last voxel.
 
-    Around MONAI's ``SlidingWindowInferer`` a band of windows is held at a time (:func:`stitch_windows`); anything that
-    :func:`can_stitch` does not know is run as it is, and its answer reduced. In a bundle it takes the place of its
-    inferer and of the ``Activationsd`` and ``AsDiscreted`` behind it.
+    Around MONAI's ``SlidingWindowInferer`` a band of windows is held at a time (:func:`stitch_windows`); any inferer
+    that :func:`can_stitch` does not know is run as it is, and its output reduced. In a bundle this replaces its
+    inferer and the ``Activationsd`` and ``AsDiscreted`` after it.
 
     Args:
-        inferer: what runs the network: bare, or in an :class:`AutocastInferer` or :class:`SpacingInferer`.
-        activation: ``"softmax"``: the likeliest class is the label. ``"sigmoid"``: a channel's
-            probabilities of a half and above are 1, as ``AsDiscreted(threshold=0.5)`` has it.
-        entropy: whether :func:`predictive_entropy` follows, as a channel.
-        probabilities: whether each class's follow, as channels.
+        inferer: runs the network: bare, or in an :class:`AutocastInferer` or :class:`SpacingInferer`.
+        activation: ``"softmax"``: the label is the class of the highest score. ``"sigmoid"``: each channel is 1 where
+            its probability is 0.5 or more, as by ``AsDiscreted(threshold=0.5)``.
+        entropy: whether to append :func:`predictive_entropy` as a channel.
+        probabilities: whether to append the probabilities of all classes as channels.
 
     Raises:
         UsageError: another activation.
@@ -50,27 +50,27 @@ class LabelInferer(Inferer):
         """Run ``network`` over ``inputs`` ``(B, C, H, W, D)``.
 
         Returns:
-            ``(B, 1, H, W, D)``, or ``(B, K, H, W, D)`` with ``"sigmoid"``: uint8, or int16 or int32 of many classes,
+            ``(B, 1, H, W, D)``, or ``(B, K, H, W, D)`` with ``"sigmoid"``: uint8, or int16 or int32 for many classes,
             on the inputs' device, with their metadata. With entropy or probabilities float32: labels, then these.
 
         Raises:
-            ImageError: NaN or infinite numbers of the network.
+            ImageError: the network's output is NaN or infinite.
         """
-        found = None
+        labels = None
         if can_stitch(self.inferer) and not args and not kwargs:
             with suppress(CannotStitch):
                 images = [inputs[i : i + 1] for i in range(len(inputs))]
-                found = torch.cat([stitch_windows(one, network, self.inferer, self._reduced) for one in images])
-        if found is None:
-            values = self.inferer(inputs, network, *args, **kwargs)
-            found = torch.cat([self._reduced(one) for one in torch.as_tensor(values).as_subclass(Tensor).split(1)])
-        return convert_to_dst_type(found, inputs, dtype=found.dtype)[0]
+                labels = torch.cat([stitch_windows(one, network, self.inferer, self._reduce) for one in images])
+        if labels is None:
+            logits = torch.as_tensor(self.inferer(inputs, network, *args, **kwargs)).as_subclass(Tensor)
+            labels = torch.cat([self._reduce(one) for one in logits.split(1)])
+        return convert_to_dst_type(labels, inputs, dtype=labels.dtype)[0]
 
-    def _reduced(self, logits: Tensor) -> Tensor:
-        """(1, K, h, W, D) to (1, C, h, W, D)."""
+    def _reduce(self, logits: Tensor) -> Tensor:
+        """Reduce (1, K, h, W, D) to labels and maps (1, C, h, W, D)."""
         logits, softmax = require_finite_scores(logits), self.activation == "softmax"
         labels = argmax_classes(logits[0])[None, None] if softmax else (logits.float().sigmoid() >= 0.5).to(torch.uint8)
-        extra = [predictive_entropy(logits, self.activation)] if self.entropy else []
+        maps = [predictive_entropy(logits, self.activation)] if self.entropy else []
         if self.probabilities:
-            extra.append(logits.float().softmax(1) if softmax else logits.float().sigmoid())
-        return torch.cat([labels.float(), *extra], 1).float() if extra else labels
+            maps.append(logits.float().softmax(1) if softmax else logits.float().sigmoid())
+        return torch.cat([labels.float(), *maps], 1).float() if maps else labels

@@ -38,7 +38,7 @@ class LabelInverter:
             gives the same answer have to be convex: those whose k-th is the largest, or is above a threshold.
 
     Example:
-        >>> inverter = LabelInverter(way_back(image, preprocessing, file_shape))
+        >>> inverter = LabelInverter(trace_inverse(image, preprocessing, file_shape))
         >>> for planes in logits.split(8, dim=1):  # (K, h, w, d)
         ...     inverter.feed(planes)
         >>> labels = inverter.labels()  # (1, H, W, D)

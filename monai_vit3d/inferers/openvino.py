@@ -1,4 +1,4 @@
-"""OpenVINO: a network exported once, kept on disk under the SHA-256 of all that it was made from."""
+"""Run a network by OpenVINO: exported once, kept on disk under the SHA-256 of all that it was made from."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ class OpenVINOEngine:
     Args:
         network: one tensor in, one tensor out; its weights are copied.
         shape: of the input, ``(B, C, H, W, D)``.
-        precision: float32, or bfloat16 for the products (what the processor does not have is done in float32).
+        precision: float32, or bfloat16 for matrix products (in float32 on processors without it).
         cache_dir: where the exported model is kept for the next time; None keeps none.
 
     Attributes:
-        mark: the file that is made once this engine's answer was seen to be PyTorch's; it lies beside the model, and
-            holds for its files, the shape, the precision and the processor. None where no model is kept.
+        compared_file: the file to create after this engine's output was found to be PyTorch's; it lies beside the
+            model, and holds for its files, the shape, the precision and the processor. None if no model is kept.
     """
 
     def __init__(
         self, network: nn.Module, shape: Sequence[int], precision: torch.dtype, cache_dir: str | Path | None = None
     ) -> None:
-        model, place = _kept(network, tuple(shape), None if cache_dir is None else Path(cache_dir))
-        self.mark = None if place is None else _mark(place, shape, precision)
+        model, folder = _load_or_export(network, tuple(shape), None if cache_dir is None else Path(cache_dir))
+        self.compared_file = None if folder is None else _compared_file(folder, shape, precision)
         model.reshape(list(shape))
         # as many threads as PyTorch has; LATENCY: one input at a time
         config = {
@@ -65,15 +65,15 @@ class OpenVINOEngine:
         self.model = _openvino().Core().compile_model(model, "CPU", config)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Run the network on ``x``; the output is float32 and the caller's own."""
-        found = self.model(x.detach().contiguous().numpy(), share_inputs=True)
-        return torch.from_numpy(found[0])
+        """Run the network on ``x``; the output is float32, and no later call overwrites it."""
+        outputs = self.model(x.detach().contiguous().numpy(), share_inputs=True)
+        return torch.from_numpy(outputs[0])
 
 
 def _openvino() -> Any:
-    """OpenVINO, without the package by which it tells its makers of every import and export."""
+    """Import OpenVINO without its telemetry, which reports every import and export to its makers."""
     if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # not to be had: OpenVINO does without
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # OpenVINO works without it
         try:
             import openvino
         finally:
@@ -83,80 +83,84 @@ def _openvino() -> Any:
     return openvino
 
 
-def _kept(network: nn.Module, shape: tuple[int, ...], cache: Path | None) -> tuple[Any, Path | None]:
-    """The exported model and its folder: from the cache if it is there whole; None where nothing can be kept."""
+def _load_or_export(network: nn.Module, shape: tuple[int, ...], cache: Path | None) -> tuple[Any, Path | None]:
+    """Load the exported model from the cache, or export it and keep it there.
+
+    Returns:
+        the model and its folder; None if it cannot be kept.
+    """
     name = None if cache is None else fingerprint(network, shape)
     if cache is None or name is None:
-        return _exported(network, shape), None
-    place = cache / name
+        return _export(network, shape), None
+    folder = cache / name
     with suppress(OSError):
-        os.utime(place)  # before it is read: another process may tidy up
-    if not _is_whole(place):
-        logger.info("exporting the network for OpenVINO; later runs find it in %s", place)
-        model = _exported(network, shape)
+        os.utime(folder)  # before it is read: another process may remove old models
+    if not _is_whole(folder):
+        logger.info("exporting the network for OpenVINO; later runs find it in %s", folder)
+        model = _export(network, shape)
         try:
-            _keep(model, place)
+            _save(model, folder)
         except OSError as error:
             logger.warning("%s: no exported model can be kept there (%s)", cache, error.strerror or error)
             return model, None
-        _tidy(place)
-    return _openvino().Core().read_model(place / "model.xml"), place
+        _remove_old_models(folder)
+    return _openvino().Core().read_model(folder / "model.xml"), folder
 
 
-def _keep(model: Any, place: Path) -> None:
-    """Write a model whole or not at all; what lies there is damaged, and makes room."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".part-") as folder:
-        made = Path(folder) / "model"
-        made.mkdir()
-        _openvino().save_model(model, made / "model.xml", compress_to_fp16=False)
-        (made / "sha256").write_text(_files_sha256(made))
+def _save(model: Any, folder: Path) -> None:
+    """Write a model whole or not at all, in place of a damaged one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as temporary:
+        written = Path(temporary) / "model"
+        written.mkdir()
+        _openvino().save_model(model, written / "model.xml", compress_to_fp16=False)
+        (written / "sha256").write_text(_files_sha256(written))
         with suppress(OSError):
-            place.rename(Path(folder) / "damaged")
+            folder.rename(Path(temporary) / "damaged")
         try:
-            made.rename(place)
+            written.rename(folder)
         except OSError:  # another process was faster: its model is the same
-            if not _is_whole(place):
+            if not _is_whole(folder):
                 raise
 
 
-def _tidy(newest: Path) -> None:
-    """Remove the models beside a new one but the last used, and what processes that were killed have left."""
-    used, left = [], []
+def _remove_old_models(newest: Path) -> None:
+    """Remove all models beside a new one but the last used few, and leftovers of killed processes."""
+    models, leftovers = [], []
     for folder in newest.parent.iterdir():
         with suppress(OSError):
-            since = folder.lstat().st_mtime
+            last_used = folder.lstat().st_mtime
             if folder != newest and _is_model(folder):
-                used.append((since, folder))
-            elif re.fullmatch(r"\.part-[a-z0-9_]{8}", folder.name) and time.time() - since > 24 * 3600:
-                left.append(folder)
-    used.sort(reverse=True)
-    for folder in [*left, *(folder for _, folder in used[MAX_MODELS - 1 :])]:
+                models.append((last_used, folder))
+            elif re.fullmatch(r"\.part-[a-z0-9_]{8}", folder.name) and time.time() - last_used > 24 * 3600:
+                leftovers.append(folder)
+    models.sort(reverse=True)
+    for folder in [*leftovers, *(folder for _, folder in models[MAX_MODELS - 1 :])]:
         shutil.rmtree(folder, ignore_errors=True)  # leaves links and files
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether a folder was written by :func:`_keep`: users may have files of their own there."""
+    """Whether a folder was written by :func:`_save`: users may have files of their own there."""
     return re.fullmatch("[0-9a-f]{64}", folder.name) is not None and all(
         path.name in (*_FILES, "sha256") or path.name.startswith("checked-") for path in folder.iterdir()
     )
 
 
-def _mark(place: Path, shape: Sequence[int], precision: torch.dtype) -> Path:
-    said = [(place / "sha256").read_text(), str(tuple(shape)), str(precision), _processor()]
-    return place / f"checked-{_sha256([part.encode() for part in said])}"
+def _compared_file(folder: Path, shape: Sequence[int], precision: torch.dtype) -> Path:
+    parts = [(folder / "sha256").read_text(), str(tuple(shape)), str(precision), _processor()]
+    return folder / f"checked-{_sha256([part.encode() for part in parts])}"
 
 
 def _processor() -> str:
-    """What an engine's code is made for: the processor's name and what it can do."""
-    said = {platform.machine(), platform.processor()}
+    """Describe the processor that an engine's code is made for: its name and its instruction sets."""
+    facts = {platform.machine(), platform.processor()}
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        said |= {line for line in lines if line.startswith(("model name", "flags", "CPU part", "Features"))}
-    return "\n".join(sorted(said))
+        facts |= {line for line in lines if line.startswith(("model name", "flags", "CPU part", "Features"))}
+    return "\n".join(sorted(facts))
 
 
-def _exported(network: nn.Module, shape: tuple[int, ...]) -> Any:
+def _export(network: nn.Module, shape: tuple[int, ...]) -> Any:
     # 2: a batch of 1 would be taken for a constant
     example = torch.zeros((2, *shape[1:]))
     with torch.autocast("cpu", enabled=False):  # both steps trace, and would take its casts for the network's
@@ -168,12 +172,12 @@ def _exported(network: nn.Module, shape: tuple[int, ...]) -> Any:
 def _instance_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, *options: Any
 ) -> Tensor:
-    """Means of up to 8 neighbours along each axis, then of these: OpenVINO loses digits in one sum of many voxels.
+    """Average up to 8 neighbours along each axis, then these means: OpenVINO loses digits in one sum of many voxels.
 
     Sides without a divisor up to 8 are summed as they are.
     """
-    by_itself, _, eps, _ = options
-    if not by_itself or x.dim() != 5:
+    use_input_stats, _, eps, _ = options
+    if not use_input_stats or x.dim() != 5:
         return NotImplemented
     kernel = [max(n for n in range(1, 9) if size % n == 0) for size in x.shape[2:]]
 
@@ -186,82 +190,83 @@ def _instance_norm(
     return x if weight is None or bias is None else x * weight.reshape(shape) + bias.reshape(shape)
 
 
-def _is_whole(place: Path) -> bool:
+def _is_whole(folder: Path) -> bool:
     try:
-        return (place / "sha256").read_text() == _files_sha256(place)
+        return (folder / "sha256").read_text() == _files_sha256(folder)
     except OSError:
         return False
 
 
-def _files_sha256(place: Path) -> str:
-    return "\n".join(file_sha256(place / name) for name in _FILES)
+def _files_sha256(folder: Path) -> str:
+    return "\n".join(file_sha256(folder / name) for name in _FILES)
 
 
-class _Unreadable(Exception):
-    """A setting that cannot be told apart from another one."""
+class _UnstableSettingError(Exception):
+    """A setting has no text that is the same in every process and differs from all other settings' texts."""
 
 
 def fingerprint(network: nn.Module, shape: Sequence[int]) -> str | None:
-    """SHA-256 of all that a network's answer depends on: weights, settings, code, versions, the input's shape.
+    """Compute the SHA-256 of all that a network's output depends on: weights, settings, code, versions, input shape.
 
     Args:
         network: any module.
         shape: of the input; its batch does not count.
 
     Returns:
-        64 hexadecimal digits; None if a module has a setting that cannot be read, so that nothing may be kept.
+        64 hexadecimal digits; None if a module has a setting that cannot be written as text, so that nothing may be
+        kept.
     """
-    said = [f"{package} {version(package)}" for package in _PACKAGES] + [str(tuple(shape)[1:])]
-    kinds: set[type] = set()
+    lines = [f"{package} {version(package)}" for package in _PACKAGES] + [str(tuple(shape)[1:])]
+    classes: set[type] = set()
     try:
         for name, module in network.named_modules():
             settings = {key: value for key, value in vars(module).items() if key not in _INTERNAL}
-            said.append(f"{name} {_name(type(module))} {_plainly(settings)}")
-            kinds |= set(type(module).__mro__)
-        said += [_sha256([path.read_bytes()]) for path in _sources(kinds)]
-    except _Unreadable:
+            lines.append(f"{name} {_qualified_name(type(module))} {_as_text(settings)}")
+            classes |= set(type(module).__mro__)
+        lines += [_sha256([path.read_bytes()]) for path in _source_files(classes)]
+    except _UnstableSettingError:
         return None
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    return _sha256(["\n".join(said).encode(), *(part for pair in tensors.items() for part in _bytes_of(*pair))])
+    return _sha256(["\n".join(lines).encode(), *(part for pair in tensors.items() for part in _bytes_of(*pair))])
 
 
-def _sources(kinds: set[type]) -> list[Path]:
-    """This package's code, and that of classes and of all that lies beside them."""
-    folders, own = set(), Path(__file__).parents[1]
-    for kind in kinds:
-        # what has a version is named by it
-        if kind.__module__.partition(".")[0] in ("builtins", "torch", "timm", "monai"):
+def _source_files(classes: set[type]) -> list[Path]:
+    """List this package's files, and all beside the files of other classes."""
+    folders, package = set(), Path(__file__).parents[1]
+    for cls in classes:
+        # the versions of these packages are in the fingerprint already
+        if cls.__module__.partition(".")[0] in ("builtins", "torch", "timm", "monai"):
             continue
         try:
-            folders.add(Path(inspect.getfile(kind)).parent)
-        except (OSError, TypeError) as error:  # of a class that was typed in, no code can be read
-            raise _Unreadable from error
-    return sorted({*own.rglob("*.py"), *(path for folder in folders for path in folder.glob("*.py"))})
+            folders.add(Path(inspect.getfile(cls)).parent)
+        except (OSError, TypeError) as error:  # a class typed into an interpreter has no file
+            raise _UnstableSettingError from error
+    return sorted({*package.rglob("*.py"), *(path for folder in folders for path in folder.glob("*.py"))})
 
 
-def _plainly(value: Any) -> str:
-    """A value in words that are the same in every process."""
+def _as_text(value: Any) -> str:
+    """Write a value as text that is the same in every process."""
     if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
         return repr(value)
     if isinstance(value, (list, tuple)):
-        return f"{type(value).__name__}({', '.join(map(_plainly, value))})"
+        return f"{type(value).__name__}({', '.join(map(_as_text, value))})"
     if isinstance(value, (set, frozenset)):
-        return f"set({', '.join(sorted(map(_plainly, value)))})"
+        return f"set({', '.join(sorted(map(_as_text, value)))})"
     if isinstance(value, dict):
-        return f"dict({', '.join(f'{_plainly(k)}: {_plainly(v)}' for k, v in value.items())})"
+        return f"dict({', '.join(f'{_as_text(k)}: {_as_text(v)}' for k, v in value.items())})"
     if isinstance(value, partial):
-        return f"partial({_plainly(value.func)}, {_plainly(value.args)}, {_plainly(value.keywords)})"
+        return f"partial({_as_text(value.func)}, {_as_text(value.args)}, {_as_text(value.keywords)})"
     if isinstance(value, Tensor):
         return _sha256(_bytes_of("", value))
-    return _name(value)
+    return _qualified_name(value)
 
 
-def _name(value: Any) -> str:
-    """Where a class or function is defined."""
+def _qualified_name(value: Any) -> str:
+    """Name where a class or function is defined."""
     name = getattr(value, "__qualname__", "<")
     bound = getattr(value, "__self__", None)
     if "<" in name or not (bound is None or inspect.ismodule(bound)):  # an object, a lambda, an object's method
-        raise _Unreadable
+        raise _UnstableSettingError
     return f"{value.__module__}.{name}"
 
 

@@ -1,4 +1,4 @@
-"""Rotary positions in millimetres: the voxel spacing of the images at hand, read from their affines."""
+"""Set the voxel spacing that rotary positions in millimetres need, from the affines of the images."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .autocast import AutocastInferer
 
 
 class SpacingInferer(Inferer):
-    """Run another inferer, the network's rotary positions in mm set by the spacing of its input.
+    """Run another inferer after setting the network's rotary positions in mm by the spacing of its input.
 
-    An inferer reaches training, evaluation and inference alike, and sees the volume before windows, which know no
+    An inferer serves training, evaluation and inference alike, and sees the volume before windows, which have no
     affine, are cut out of it. The affine is that of the input after its transforms: of the grid that the network sees.
-    Augmentations that scale (RandAffined, RandZoomd) change it in MONAI, so millimetres stay what they are in the
-    patient, and only what is in the voxels changes.
+    Augmentations that scale (RandAffined, RandZoomd) change the affine in MONAI, so that a millimetre stays a
+    millimetre of the patient.
 
-    It must see the metadata: no ``EnsureTyped(track_meta=False)`` before it. A network without positions in mm is run
-    as it is, and needs no metadata.
+    The input must have its metadata: no ``EnsureTyped(track_meta=False)`` before. A network without positions in mm is
+    run as it is, and needs no metadata.
 
     Args:
-        inferer: what runs the network; None runs it on the whole input.
+        inferer: runs the network; None runs it on the whole input.
 
     Example:
         >>> inferer = SpacingInferer(SlidingWindowInferer((96, 96, 32), 4, 0.5, "gaussian"))
@@ -43,23 +43,23 @@ class SpacingInferer(Inferer):
         self.inferer = SimpleInferer() if inferer is None else inferer
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Run ``network`` over ``inputs`` ``(B, C, H, W, D)``; returns what the inferer does.
+        """Run ``network`` over ``inputs`` ``(B, C, H, W, D)`` and return the inferer's output.
 
         Raises:
             UsageError: as :func:`with_spacing`; or samples of several spacings that are not run as one batch.
         """
         with with_spacing(network, inputs):
-            self._check(network)
+            self._require_one_spacing(network)
             return self.inferer(inputs, network, *args, **kwargs)
 
-    def _check(self, network: nn.Module) -> None:
-        """Several spacings: windows of one batch may be of any sample, so rows would not be theirs."""
+    def _require_one_spacing(self, network: nn.Module) -> None:
+        """Refuse several spacings in sliding windows, whose batches mix the samples."""
         inner = unwrap_inferer(self)
         several = any(p.spacing_mm is not None and len(p.spacing_mm) > 1 for p in mm_positions(network))
         if several and not isinstance(inner, SimpleInferer):
             raise UsageError(
-                f"a batch of several spacings in a {type(inner).__name__}: its windows are not told apart by sample. "
-                "Use a batch size of 1, or one spacing (Spacingd)."
+                f"a batch of several spacings in a {type(inner).__name__}, whose windows mix the samples. Use a batch "
+                "size of 1, or one spacing (Spacingd)."
             )
 
 
@@ -67,18 +67,18 @@ INFERER_WRAPPERS = (AutocastInferer, SpacingInferer)
 
 
 def inferer_wrappers(inferer: Inferer) -> list[Any]:
-    """The :class:`AutocastInferer` and :class:`SpacingInferer` around an inferer, from the outside in."""
-    found = []
+    """List the :class:`AutocastInferer` and :class:`SpacingInferer` around an inferer, from the outside in."""
+    outer = []
     while type(inferer) in INFERER_WRAPPERS:  # a subclass may do anything
-        found.append(inferer)
+        outer.append(inferer)
         inferer = inferer.inferer
-    return found
+    return outer
 
 
 def unwrap_inferer(inferer: Inferer) -> Inferer:
-    """The inferer itself, or what its :func:`inferer_wrappers` run."""
-    around = inferer_wrappers(inferer)
-    return around[-1].inferer if around else inferer
+    """Return the inferer inside its :func:`inferer_wrappers`."""
+    outer = inferer_wrappers(inferer)
+    return outer[-1].inferer if outer else inferer
 
 
 def rewrap_inferer(inferer: Inferer, inner: Inferer) -> Inferer:
@@ -91,20 +91,21 @@ def rewrap_inferer(inferer: Inferer, inner: Inferer) -> Inferer:
 
 @contextmanager
 def with_spacing(network: nn.Module, image: Tensor) -> Iterator[None]:
-    """Within it, the network's rotary positions in mm have the spacing of ``image``; after it, what they had before.
+    """Give the network's rotary positions in mm the spacing of ``image`` within the ``with`` block, not longer.
 
-    So nothing is left for later images to be taken for. Backward passes may come after it.
+    Afterwards they have the spacing that they had before, so that no later image is read with this one's. Backward
+    passes may come after the block.
 
     Args:
-        network: one without positions in mm is left as it is, and anything may be the image then.
-        image: as :func:`spacing_of` wants it.
+        network: without positions in mm it is left as it is, and the image may be anything.
+        image: as for :func:`spacing_of`.
 
     Raises:
         UsageError: not a module, or as :func:`spacing_of`.
     """
     if not isinstance(network, nn.Module):
         raise UsageError(
-            f"network: a {type(network).__name__}; an nn.Module is needed, as only one can be asked for its positions."
+            f"network: a {type(network).__name__}; expected an nn.Module, whose rotary positions can be set."
         )
     positions = mm_positions(network)
     before = [p.spacing_mm for p in positions]
@@ -118,20 +119,20 @@ def with_spacing(network: nn.Module, image: Tensor) -> Iterator[None]:
 
 
 def spacing_of(image: Tensor) -> Tensor:
-    """The voxel spacing of a batch of volumes, by their affines.
+    """Read the voxel spacing of a batch of volumes from their affines.
 
     Args:
         image: MetaTensor ``(B, C, H, W, D)`` as MONAI's loaders collate it, or one volume with a batch axis.
 
     Returns:
-        mm ``(1, 3)`` float64 on the CPU where all volumes have one spacing, else ``(B, 3)``; along ``(H, W, D)``.
+        mm ``(1, 3)`` float64 on the CPU if all volumes have one spacing, else ``(B, 3)``; along ``(H, W, D)``.
 
     Raises:
-        UsageError: no batch of volumes; no affine, or the one of 1 mm that MONAI gives to arrays of no known place;
+        UsageError: no batch of volumes; no affine, or the one of 1 mm that MONAI makes up for arrays without one;
             one affine for several volumes; an axis without a length.
     """
     if image.dim() != 5:
-        raise UsageError(f"image: {tuple(image.shape)}; volumes (B, C, H, W, D) are needed.")
+        raise UsageError(f"image: {tuple(image.shape)}; expected volumes (B, C, H, W, D).")
     if not isinstance(image, MetaTensor):
         raise UsageError(
             "image: a plain tensor, which has no affine; rotary positions in mm need the voxel spacing. Keep the "
@@ -140,7 +141,7 @@ def spacing_of(image: Tensor) -> Tensor:
     affines = torch.as_tensor(image.affine, dtype=torch.float64, device="cpu").reshape(-1, *image.affine.shape[-2:])
     if len(affines) != len(image):  # torch.stack and torch.cat keep the first volume's
         raise UsageError(
-            f"image: {len(affines)} affine(s) for {len(image)} volumes; one for each is needed, as MONAI's "
+            f"image: {len(affines)} affine(s) for {len(image)} volumes; expected one for each, as MONAI's "
             "list_data_collate keeps them."
         )
     rows = affines[:, :3, :3].square().sum(1).sqrt()
@@ -153,6 +154,6 @@ def spacing_of(image: Tensor) -> Tensor:
             "and leave SpacingInferer out."
         )
     if rows.shape[1] != 3 or not bool((rows.isfinite() & (rows > 0)).all()):
-        raise UsageError(f"image: voxels of {rows.tolist()} mm by its affine; three lengths above 0 are needed.")
-    # rotations leave a rounding error in equal spacings
+        raise UsageError(f"image: voxels of {rows.tolist()} mm by its affine; expected three lengths above 0.")
+    # after rotations, equal spacings differ by rounding
     return rows[:1] if torch.allclose(rows, rows[:1], rtol=1e-6, atol=0) else rows

@@ -1,4 +1,4 @@
-"""Flips at test time: their mean, and how far they disagree."""
+"""Average a network over flips of its input (test-time augmentation), and measure how far the flips disagree."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ACTIVATIONS = ("softmax", "sigmoid")
 
 
 class FlipEnsemble(nn.Module):
-    """The mean of a network's outputs over all flips of its input, each flipped back.
+    """Average a network's outputs over all flips of its input, each flipped back.
 
     This is the mirroring of nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z): logits are averaged, and
     window by window if a sliding-window inferer runs it. With k axes the network runs 2^k times.
 
     Args:
-        network: ``(B, C, H, W, D)`` to a map ``(B, K, H', W', D')``, or to vectors ``(B, K)``, which no flip turns.
-        axes: spatial axes that are flipped, 0 to 2. Leave out the axis along which sides are told apart.
+        network: ``(B, C, H, W, D)`` to a map ``(B, K, H', W', D')``, or to vectors ``(B, K)``, which are not flipped.
+        axes: spatial axes that are flipped, 0 to 2. Leave out the left-right axis if classes differ by side.
 
     Raises:
         UsageError: an axis that comes twice or is negative.
@@ -34,37 +34,42 @@ class FlipEnsemble(nn.Module):
         if len(set(axes)) < len(axes) or any(axis < 0 for axis in axes):
             raise UsageError(f"axes={tuple(axes)}: spatial axes counted from 0 are needed, each once.")
         self.network = network
-        self.flips = [tuple(a + 2 for a in some) for n in range(len(axes) + 1) for some in combinations(axes, n)]
+        self.flips = [tuple(a + 2 for a in chosen) for n in range(len(axes) + 1) for chosen in combinations(axes, n)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W, D)`` to the mean output, in float32 or the network's own type if that is wider.
+        """Run the network on all flips of ``(B, C, H, W, D)``.
+
+        Returns:
+            the mean output, in float32 or the network's own type if that is wider.
 
         Raises:
             UsageError: an axis that the input does not have, or an output that is neither a map nor vectors.
         """
         if max(self.flips[-1], default=0) >= x.ndim:
             raise UsageError(f"input {tuple(x.shape)} has {x.ndim - 2} spatial axes; give axes that are among them.")
-        return sum(self._flipped(x, dims) for dims in self.flips) / len(self.flips)
+        total = self._run_flipped(x, self.flips[0])
+        for dims in self.flips[1:]:
+            total = total + self._run_flipped(x, dims)
+        return total / len(self.flips)
 
-    def _flipped(self, x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    def _run_flipped(self, x: Tensor, dims: tuple[int, ...]) -> Tensor:
         output = self.network(x.flip(dims))
         if not isinstance(output, Tensor) or output.ndim not in (2, x.ndim):
-            found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-            raise UsageError(f"network: {found}; one tensor is needed, a map like the input or (B, K).")
+            received = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise UsageError(f"network: {received}; one tensor is needed, a map like the input or (B, K).")
         # float32: a sum of eight in bfloat16 would lose what the flips add
         summand = self.summand(output.to(torch.promote_types(output.dtype, torch.float32)))
         return summand if output.ndim == 2 else summand.flip(dims)
 
     def summand(self, logits: Tensor) -> Tensor:
-        """What is averaged, from one flip's output."""
+        """Turn one flip's output into what is averaged."""
         return logits
 
 
 class FlipSpread(FlipEnsemble):
-    """A :class:`FlipEnsemble` that also hands out what the variance over its flips is computed from.
+    """Average logits, probabilities and squared probabilities over flips, for :func:`ensemble_variance`.
 
-    Its channels are the means of logits, of probabilities and of squared probabilities, K each. All three are
-    means, so windows of them may be blended like logits; :func:`ensemble_variance` reads the stitched map.
+    They are its channels, K each. All three are means, so windows of them may be blended like logits.
 
     Args:
         network: as for :class:`FlipEnsemble`.
@@ -80,20 +85,20 @@ class FlipSpread(FlipEnsemble):
         self.activation = known_activation(activation)
 
     def summand(self, logits: Tensor) -> Tensor:
-        """``(B, K, ...)`` to ``(B, 3K, ...)``."""
-        p = logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
-        return torch.cat([logits, p, p * p], 1)
+        """Stack logits, probabilities and their squares: ``(B, K, ...)`` to ``(B, 3K, ...)``."""
+        probabilities = logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
+        return torch.cat([logits, probabilities, probabilities * probabilities], 1)
 
 
 def ensemble_variance(stacked: Tensor, classes: int) -> Tensor:
-    """Variance of the probabilities over the flips, summed over the classes.
+    """Compute the variance of the probabilities over the flips, summed over the classes.
 
     Args:
         stacked: output of :class:`FlipSpread`, ``(B, 3 * classes, ...)``; windows may have been blended.
         classes: channels K of the network.
 
     Returns:
-        ``(B, 1, ...)``, 0 or more. In float32, what is below 1e-6 is rounding.
+        ``(B, 1, ...)``, 0 or more. Float32 values below 1e-6 are rounding errors.
 
     Raises:
         UsageError: another number of channels.
@@ -105,7 +110,7 @@ def ensemble_variance(stacked: Tensor, classes: int) -> Tensor:
 
 
 def predictive_entropy(logits: Tensor, activation: str) -> Tensor:
-    """Entropy of the predicted distribution as a share of the largest possible: 0 is certain, 1 knows nothing.
+    """Compute the entropy of the predicted distribution, from 0 (certain) to 1 (all classes equally likely).
 
     Args:
         logits: ``(B, K, ...)``.
@@ -118,25 +123,26 @@ def predictive_entropy(logits: Tensor, activation: str) -> Tensor:
     Raises:
         UsageError: another activation, or a softmax over a single class.
     """
-    x = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if known_activation(activation) == "sigmoid":
-        both = _information(F.logsigmoid(x)) + _information(F.logsigmoid(-x))
+        both = _entropy_term(F.logsigmoid(logits)) + _entropy_term(F.logsigmoid(-logits))
         return (both.mean(1, keepdim=True) / math.log(2)).clamp(0, 1)
-    if x.shape[1] < 2:
-        raise UsageError(f"logits {tuple(x.shape)}: a softmax needs 2 classes or more. Use activation='sigmoid'.")
-    return (_information(x.log_softmax(1)).sum(1, keepdim=True) / math.log(x.shape[1])).clamp(0, 1)
+    classes = logits.shape[1]
+    if classes < 2:
+        raise UsageError(f"logits {tuple(logits.shape)}: a softmax needs 2 classes or more. Use activation='sigmoid'.")
+    return (_entropy_term(logits.log_softmax(1)).sum(1, keepdim=True) / math.log(classes)).clamp(0, 1)
 
 
-def _information(log_p: Tensor) -> Tensor:
-    """``-p log p`` in nats."""
+def _entropy_term(log_p: Tensor) -> Tensor:
+    """Compute ``-p log p`` in nats."""
     return -log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)  # 0 times -inf is no number
 
 
 def known_activation(activation: str) -> str:
-    """``activation``, if it is one of ``ACTIVATIONS``.
+    """Return ``activation``.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it is not one of ``ACTIVATIONS``.
     """
     if activation not in ACTIVATIONS:
         raise UsageError(f"activation={activation!r}; one of {', '.join(map(repr, ACTIVATIONS))} is needed.")

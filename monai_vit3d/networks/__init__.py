@@ -1,10 +1,10 @@
 """Networks: the backbone, its named sizes, and what it becomes with a decoder or a head."""
 
-from .architecture import architecture, build_backbone
 from .classifier import TokenClassifier
 from .heads import HEADS
 from .layer_decay import layer_decay_groups
 from .lora import LoraSettings, MergedState, apply_lora, freeze, merge_lora
+from .model_args import build_network, model_args
 from .presets import PRESETS, create_model
 from .segmenter import TokenSegmenter
 from .task_losses import encode_target, probabilities, task_loss
@@ -19,13 +19,13 @@ __all__ = [
     "TokenSegmenter",
     "VisionTransformer3D",
     "apply_lora",
-    "architecture",
-    "build_backbone",
+    "build_network",
     "create_model",
     "encode_target",
     "freeze",
     "layer_decay_groups",
     "merge_lora",
+    "model_args",
     "probabilities",
     "task_loss",
 ]

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from .heads import Tokens, create_head
 from .layer_decay import backbone_matcher, backbone_no_weight_decay
+from .model_args import describe_around_backbone
 from .options import require_final_norm, resolve_indices, spread_blocks
+from .pretrained import Pretrained
 from .task_losses import output_layer
 
 
-class TokenClassifier(nn.Module):
+class TokenClassifier(Pretrained):
     """A token backbone and a head over the tokens of some of its blocks.
 
     Args:
@@ -62,11 +64,13 @@ class TokenClassifier(nn.Module):
         self.taps = resolve_indices(spread_blocks(depth, min(4, depth)) if taps is None else taps, depth)
         if not self.taps:
             raise ValueError("taps=(): one block or more is needed; None takes the ends of the depth's quarters.")
+        self._head_args = dict[str, Any]()
         if isinstance(head, str):
             if num_classes is None:
                 raise ValueError(f"head={head!r} is a name: num_classes is needed to build it.")
             prefix, class_token = backbone.num_prefix_tokens, backbone.has_class_token
             tokens = Tokens(backbone.embed_dim, backbone.num_heads, len(self.taps), prefix, class_token)
+            self._head_args = {"head": head, "num_classes": num_classes, "task": task, "options": options}
             head = create_head(head, tokens, num_classes, task, **options)
             self.task: str | None = task
         elif options or num_classes is not None:
@@ -168,6 +172,11 @@ class TokenClassifier(nn.Module):
         old = self.head.output
         new = output_layer(self.task, old.weight.shape[1], num_classes)
         self.head.output = new.to(old.weight.device, old.weight.dtype).train(old.training)
+        self._head_args["num_classes"] = num_classes
+
+    @torch.jit.unused  # type: ignore[untyped-decorator]
+    def _described(self) -> dict[str, Any]:
+        return describe_around_backbone(self, "head", self._head_args)
 
     def _freeze(self, freeze: str | int | None, blocks: int) -> None:
         # parts in evaluation mode, and the parameters that say whether they still are; an adapter's are not among them

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from ..decoders import create_decoder
 from ..layers import pad_to_patch
 from .layer_decay import backbone_matcher, backbone_no_weight_decay
+from .model_args import describe_around_backbone
 from .options import patch_size_of, require_final_norm, resolve_indices, spread_blocks
+from .pretrained import Pretrained
 
 
-class TokenSegmenter(nn.Module):
+class TokenSegmenter(Pretrained):
     """A token backbone and a dense decoder over its intermediate tokens.
 
     The decoder gets the patch grids of the tapped blocks as they are and, last, the final tokens after the
@@ -51,9 +53,12 @@ class TokenSegmenter(nn.Module):
     ) -> None:
         super().__init__()
         patch_size = patch_size_of(backbone)
+        self._decoder_args = dict[str, Any]()
         if isinstance(decoder, str):
             if num_classes is None:
                 raise ValueError(f"decoder={decoder!r} is a name: num_classes is needed to build it.")
+            given = {key: value for key, value in options.items() if value is not None}
+            self._decoder_args = {"decoder": decoder, "num_classes": num_classes, "options": given}
             decoder = create_decoder(decoder, backbone.in_chans, backbone.embed_dim, patch_size, num_classes, **options)
         elif num_classes is not None or any(value is not None for value in options.values()):
             raise ValueError("the decoder is built already: give its options and num_classes to its own constructor.")
@@ -157,3 +162,9 @@ class TokenSegmenter(nn.Module):
         if reset is None:
             raise ValueError(f"{type(self.decoder).__name__} has no method reset_classifier(num_classes).")
         reset(num_classes)
+        if self._decoder_args:
+            self._decoder_args["num_classes"] = num_classes
+
+    @torch.jit.unused  # type: ignore[untyped-decorator]
+    def _described(self) -> dict[str, Any]:
+        return describe_around_backbone(self, "decoder", self._decoder_args)

@@ -13,10 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ..layers import PatchEmbed3D
 from ..layers.patch_embed import check_divisible, to_3tuple
+from .backbone_args import describe_backbone
 from .contract import TimmContract
 from .embedding import TokenEmbedding
 from .features import TokenFeatures
-from .hub import HubFiles
 from .options import (
     build,
     check_numbers,
@@ -28,9 +28,10 @@ from .options import (
     resolve_rope,
     rotary_block,
 )
+from .pretrained import Pretrained
 
 
-class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract, HubFiles):
+class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract, Pretrained):
     """3D Vision Transformer with a timm-like interface.
 
     timm's Block is reused as it is; only the patch embedding and the positions are 3D.
@@ -190,6 +191,10 @@ class VisionTransformer3D(TokenEmbedding, TokenFeatures, TimmContract, HubFiles)
         self.head_drop = nn.Dropout(drop_rate)
         self._build_head()
         self._init_weights(weight_init, needs_reset=False)
+
+    @torch.jit.unused  # type: ignore[untyped-decorator]
+    def _described(self) -> dict[str, Any]:
+        return describe_backbone(self)
 
     def _run_blocks(
         self,

@@ -217,6 +217,6 @@ def _check_absent(plan: Plan) -> None:
     there = [path for path in planned if os.path.lexists(path)]
     if there:
         raise UsageError(
-            f"{len(there)} of {len(planned)} outputs are there already, e.g. {printable(there[0])}. Give --resume to skip "
-            "what is verified, --overwrite to write them anew, or another OUT."
+            f"{len(there)} of {len(planned)} outputs are there already, e.g. {printable(there[0])}. "
+            "Give --resume to skip what is verified, --overwrite to write them anew, or another OUT."
         )

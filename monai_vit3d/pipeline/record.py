@@ -34,8 +34,8 @@ _PART = re.compile(r"\.run-(\d+)-of-(\d+)\.json")
 class RunRecord:
     """The records of a run's files and of the run itself, written whole or not at all.
 
-    A run that is one shard of several writes a file of its own, which :func:`merge_records` adds to run.json. One process
-    writes a record at a time, so two runs into one folder refuse each other.
+    A run that is one shard of several writes a file of its own, which :func:`merge_records` adds to run.json. One
+    process writes a record at a time, so two runs into one folder refuse each other.
 
     Args:
         output: OUT.

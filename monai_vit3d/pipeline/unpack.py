@@ -134,8 +134,8 @@ def _sum_violation(members: list[zipfile.ZipInfo]) -> str:
         return f"its members are {total} bytes out of {packed} in all, more than {RATIO} times."
     if total > MAX_UNPACKED_BYTES or len(members) > MAX_MEMBERS:
         return (
-            f"{len(members)} members of {total / 2**30:.1f} GiB; at most {MAX_MEMBERS} of {MAX_UNPACKED_BYTES / 2**30:.0f} GiB "
-            "in all are unpacked."
+            f"{len(members)} members of {total / 2**30:.1f} GiB; at most {MAX_MEMBERS} "
+            f"of {MAX_UNPACKED_BYTES / 2**30:.0f} GiB in all are unpacked."
         )
     seen: dict[str, str] = {}
     for member in members:

@@ -1,5 +1,8 @@
 """Self-supervised pretraining on volumes: which tokens a task hides, and the tasks."""
 
+from typing import Any
+
+from ..deprecated import find_renamed
 from .collapse import (
     CollapseAlarm,
     CollapseReport,
@@ -46,3 +49,7 @@ __all__ = [
     "unpatchify",
     "weight_decay_at",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return find_renamed(__name__, name)

@@ -14,13 +14,13 @@ from ..data.errors import UsageError, WeightsError
 from ..layers import ConvStem3D, PatchEmbed3D, resample_patch_kernel
 from ..layers.pos_embed import GridShape, resample_pos_embed, sincos_pos_embed
 from ..networks import VisionTransformer3D
-from ..networks.architecture import architecture
 from ..networks.lora import merged_lora
+from ..networks.model_args import RECORD, model_args
 from ..networks.wrappers import unwrap_network
 from .files import as_state_dict, key_names, read_with_metadata, refuse_differences, without_wrappers, write_safetensors
 from .inflate import adapt_channels
 from .meta_init import fill
-from .pretrained import architecture_in
+from .pretrained import args_in
 
 NetworkOrState = TypeVar("NetworkOrState")
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _MAY_DIFFER = (
 def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:
     """Write a backbone without its head as safetensors, all of it or nothing; the same weights give the same bytes.
 
-    The header's metadata has the ``architecture`` (JSON, as :func:`architecture`) and the ``sha256`` of the tensors'
+    The header's metadata has the ``model_args`` (JSON, as :func:`model_args`) and the ``sha256`` of the tensors'
     bytes; any reader of safetensors reads the file. Adapters are written merged; the network keeps them.
 
     Args:
@@ -58,8 +58,8 @@ def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:
         )
     backbone = merged_lora(backbone)
     state = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
-    said = {key: value for key, value in architecture(backbone).items() if key != "num_classes"}
-    write_safetensors(state, {"architecture": json.dumps(said, sort_keys=True)}, path)
+    said = {key: value for key, value in model_args(backbone).items() if key != "num_classes"}
+    write_safetensors(state, {RECORD: json.dumps(said, sort_keys=True)}, path)
 
 
 def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
@@ -91,8 +91,8 @@ def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
     """
     backbone = _backbone_of(network)
     read, metadata = read_with_metadata(path)
-    came = architecture_in(metadata, path)
-    needed = architecture(backbone) if isinstance(backbone, VisionTransformer3D) else {}
+    came = args_in(metadata, path)
+    needed = model_args(backbone) if isinstance(backbone, VisionTransformer3D) else {}
     _refuse_architecture(came, needed, path)
     part, adapted = _fit_kernel(_backbone_in(as_state_dict(read, path), path), backbone)
     state, resampled = _fit_positions(part, came, backbone, needed, path)

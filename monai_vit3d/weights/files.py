@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 StateT = TypeVar("StateT")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")  # of DataParallel, torch.compile, FSDP
 
-_OURS = ("architecture", "lora")  # older files of ours have one of them, and no sum of the header
-
 
 def read_checkpoint(path: str | Path) -> Any:
     """What ``torch.save`` wrote, as long as it is tensors and plain containers, or the tensors of a safetensors file.
@@ -91,7 +89,7 @@ def is_ours(metadata: Mapping[str, str]) -> bool:
     Args:
         metadata: what :func:`read_with_metadata` returned of the file.
     """
-    return HEADER_SUM in metadata or (TENSORS_SUM in metadata and any(key in metadata for key in _OURS))
+    return HEADER_SUM in metadata
 
 
 def key_names(path: str | Path) -> list[str]:

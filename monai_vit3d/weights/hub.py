@@ -13,11 +13,11 @@ from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from ..data.errors import UsageError, WeightsError
 from ..data.files import replacing
 from ..networks import VisionTransformer3D
-from ..networks.architecture import architecture, build_backbone
 from ..networks.layer_facts import unlike_layers
 from ..networks.lora import merged_lora
+from ..networks.model_args import RECORD, build_network, model_args
 from .files import as_state_dict, read_with_metadata, write_safetensors
-from .pretrained import CONFIG, WEIGHTS, build_own, files_in, whole_architecture
+from .pretrained import CONFIG, WEIGHTS, build_own, files_in, recorded_args
 
 N = TypeVar("N", bound=VisionTransformer3D)
 CARD = "README.md"
@@ -48,7 +48,7 @@ def save_network(
         unknown: arguments that nobody takes.
 
     Raises:
-        UsageError: a network that :func:`build_backbone` could not build again, arguments that nobody takes, or a
+        UsageError: a network that :func:`build_network` could not build again, arguments that nobody takes, or a
             file where the folder should be.
     """
     if unknown:
@@ -57,14 +57,14 @@ def save_network(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: a file; a folder is needed. Name another place.")
     network = merged_lora(network)
-    said = architecture(network)
+    said = model_args(network)
     _refuse_unnamed(network, said)
     new = not folder.exists()
     readme = None if _is_somebodys(folder / CARD) else str(model_card(network, **(card or {})))
     try:
         with replacing(folder / CONFIG, "w", encoding="utf-8") as file:
             file.write(json.dumps(said, indent=2, sort_keys=True) + "\n")
-            metadata = {"architecture": json.dumps(said, sort_keys=True)}
+            metadata = {RECORD: json.dumps(said, sort_keys=True)}
             if readme is None:
                 write_safetensors(network.state_dict(), metadata, folder / WEIGHTS)
             else:
@@ -81,7 +81,7 @@ def _refuse_unnamed(network: VisionTransformer3D, said: dict[str, Any]) -> None:
     """Refuse a network that its architecture does not describe."""
     advice = "Write it with save_backbone, and load that with load_backbone into a network that you build yourself."
     try:
-        again = build_backbone(said, type(network), device="meta")
+        again = build_network(said, type(network), device="meta")
     except WeightsError as error:
         raise UsageError(f"config.json could not say what this network is: {error}. {advice}") from error
     unlike = unlike_layers(network, again)
@@ -129,7 +129,7 @@ def load_pretrained(
     config, weights = _find(source, {key: options.pop(key) for key in _HUB if key in options})
     read, metadata = read_with_metadata(weights)
     state = as_state_dict(read, weights)
-    said = whole_architecture(state, metadata, config, weights)
+    said = recorded_args(metadata, config, weights)
     return build_own(said, state, str(weights), factory, owned=True, **options).network  # type: ignore[return-value]
 
 
@@ -158,7 +158,7 @@ def model_card(network: VisionTransformer3D, license: str | None = None, tags: C
         license: of the weights, by the hub's word for it, as ``"apache-2.0"``.
         tags: more of them.
     """
-    said = architecture(network)
+    said = model_args(network)
     known = network._hub_mixin_info.model_card_data.to_dict()
     known["tags"] = sorted({*known.get("tags", ()), *tags})
     task = "image-classification" if said["num_classes"] > 0 else "image-feature-extraction"

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from ..data.errors import UsageError, WeightsError
 from ..networks import VisionTransformer3D
-from ..networks.architecture import architecture, build_backbone
+from ..networks.model_args import RECORD, build_network, model_args
 from ..networks.options import resolve_pool
-from .convert.nidl import nidl_options
-from .files import refuse_differences
+from .files import is_ours, refuse_differences
 from .inflate import adapt_channels
 from .load_options import check_options
 from .meta_init import blank_network, fill
@@ -30,12 +29,6 @@ _SIZES, _HEAD, _PLACE = ("img_size", "patch_size"), ("num_classes", "global_pool
 _FREE = ("class", "foreign", "in_chans", "dynamic_img_size", "dynamic_img_pad", "pool_include_prefix", "pos_trained")
 _POOL = "attn_pool."
 _FETCH = "Fetch the files again, or save the network anew with save_pretrained."
-# what the tensors show where an older header does not say it, and what none shows
-_SHOWN = (
-    *("in_chans", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm"),
-    *("proj_bias", "class_token", "reg_tokens", "pre_norm", "final_norm", "init_values", "global_pool"),
-)
-_NEEDED = ("grid_size", "patch_size", "num_heads", "pos_embed")
 
 
 def files_in(folder: Path) -> tuple[Path, Path]:
@@ -51,78 +44,64 @@ def files_in(folder: Path) -> tuple[Path, Path]:
     return files
 
 
-def architecture_in(metadata: Mapping[str, str], path: str | Path) -> dict[str, Any]:
-    """What a file's header says of its architecture; empty if it says nothing.
+def args_in(metadata: Mapping[str, str], path: str | Path) -> dict[str, Any]:
+    """Return the network's arguments that a file's header has; empty if it has none.
+
+    Args:
+        metadata: of the header.
+        path: the file, for messages.
 
     Raises:
-        WeightsError: it cannot be read.
+        WeightsError: they cannot be read.
     """
     try:
-        found = json.loads(metadata.get("architecture", "{}"))
-        grid = found.get("grid_size", [1, 1, 1])
+        args = json.loads(metadata.get(RECORD, "{}"))
+        grid = args.get("grid_size", [1, 1, 1])
         sound = len(grid) == 3 and all(isinstance(n, int) and n > 0 for n in grid)
     except (ValueError, RecursionError, AttributeError, TypeError):
         sound = False
     if not sound:
         raise WeightsError(
-            f"{path}: its header's 'architecture' cannot be read; a JSON object with a grid_size of three numbers is "
-            "needed. Fetch the file again, or save it anew with save_backbone or save_pretrained."
+            f"{path}: its header's {RECORD!r} cannot be read; a JSON object with a grid_size of three numbers is "
+            "expected. Fetch the file again, or save it anew with save_backbone or save_pretrained."
         )
-    return dict(found)
+    return dict(args)
 
 
-def whole_architecture(
-    state: Mapping[str, Tensor], metadata: Mapping[str, str], config: Path, weights: Path
-) -> dict[str, Any]:
-    """The architecture that the header and config.json agree on; what an older one does not say the tensors show.
+def recorded_args(metadata: Mapping[str, str], config: Path, weights: Path) -> dict[str, Any]:
+    """Return the network's arguments that a file's header and config.json agree on.
 
     Args:
-        state: the tensors of the file.
-        metadata: of its header.
-        config: the path of config.json, or that of the weights, whose header alone says it.
+        metadata: of the header.
+        config: the path of config.json, or that of the weights, whose header alone has them.
         weights: the path of the weights.
 
     Raises:
-        WeightsError: no header of ours, one of another architecture than config.json, or not enough to build by.
+        WeightsError: no header of ours, or one with other arguments than config.json.
     """
-    if not {"architecture", "sha256"} <= set(metadata):
+    if RECORD not in metadata or not is_ours(metadata):
         raise WeightsError(
-            f"{weights}: its header has no architecture and sha256, so it is not what save_pretrained wrote. For "
+            f"{weights}: its header has no {RECORD} and sha256 of its own: not what save_pretrained writes. For "
             "tensors alone build the network and use load_weights."
         )
-    came = architecture_in(metadata, weights)
-    said = came if config == weights else _read_config(config)
-    unlike = [key for key in sorted({*said, *came}) if key not in said or key not in came or said[key] != came[key]]
+    args = args_in(metadata, weights)
+    said = args if config == weights else _read_config(config)
+    unlike = [key for key in sorted({*said, *args}) if key not in said or key not in args or said[key] != args[key]]
     if unlike:
-        both = "; ".join(f"{key}: {said.get(key)!r} there, {came.get(key)!r} here" for key in unlike[:5])
+        both = "; ".join(f"{key}: {said.get(key)!r} there, {args.get(key)!r} here" for key in unlike[:5])
         more = f"; and {len(unlike) - 5} more" if len(unlike) > 5 else ""
         raise WeightsError(f"{weights}: of another architecture than {config.name} says: {both}{more}. {_FETCH}")
-    return _completed(said, state, weights)
+    return args
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        args = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: not JSON ({type(error).__name__}); it may be cut off. {_FETCH}") from error
-    if not isinstance(said, dict):
-        raise WeightsError(f"{path}: a JSON {type(said).__name__}; an object is needed. {_FETCH}")
-    return said
-
-
-def _completed(said: dict[str, Any], state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    unsaid = [key for key in _SHOWN if key not in said]
-    missing = [key for key in _NEEDED if key not in said]
-    try:
-        shown = nidl_options(state)[0] if unsaid and not missing else {}
-    except (WeightsError, KeyError, IndexError, ValueError):  # other layers, or tensors with other axes than theirs
-        missing = unsaid
-    if missing:
-        raise WeightsError(
-            f"{path}: its header and keys do not say {', '.join(missing)}, without which the network cannot be built. "
-            "Build it with its options, then load_backbone(network, path)."
-        )
-    return {**{key: shown[key] for key in unsaid if key in shown}, **said}
+    if not isinstance(args, dict):
+        raise WeightsError(f"{path}: a JSON {type(args).__name__}; an object is expected. {_FETCH}")
+    return args
 
 
 def build_own(
@@ -137,7 +116,7 @@ def build_own(
     """The network that an architecture describes, with its tensors, which keep their type.
 
     Args:
-        said: what :func:`whole_architecture` returned.
+        said: what :func:`recorded_args` returned.
         state: the tensors.
         name: where they came from, for messages.
         factory: the class to build.
@@ -184,10 +163,10 @@ def _blank(
     if any(isinstance(count, (int, float)) and count > len(state) for count in counts):
         raise WeightsError(f"{name}: {counts[0]} blocks, but the weights are {len(state)} tensors. {_FETCH}")
     try:
-        network = blank_network(partial(build_backbone, said, factory), **options)
+        network = blank_network(partial(build_network, said, factory), **options)
     except WeightsError as error:
         raise WeightsError(f"{name}: {error}") from error
-    now = architecture(network)
+    now = model_args(network)
     changed = [key for key in now if key in said and key not in _FREE and now[key] != said[key]]
     if changed:
         both = "; ".join(f"{key}={said[key]!r} came, {now[key]!r} was asked for" for key in changed)

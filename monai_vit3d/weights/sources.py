@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.errors import UsageError, WeightsError
 from ..layers.patch_embed import to_3tuple
 from ..networks import VisionTransformer3D
+from ..networks.model_args import RECORD
 from .convert import nidl
 from .convert.building import options_checked
 from .convert.families import FAMILIES, OURS, family_of
@@ -23,7 +24,7 @@ from .convert.timm2d import load_timm2d
 from .convert.unwrap import unwrap
 from .files import as_state_dict, is_ours, read_with_metadata
 from .meta_init import blank_network
-from .pretrained import build_own, files_in, whole_architecture
+from .pretrained import build_own, files_in, recorded_args
 from .report import Inflated
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Source:
         wrapping: what was taken off, outermost first: ``"state_dict"`` an entry, ``"module."`` a prefix.
         state: the tensors of the encoder and its head, under the family's own keys.
         options: keywords of :class:`VisionTransformer3D`, as far as shapes and keys show them; of our own files, what
-            :func:`~monai_vit3d.networks.architecture` said.
+            :func:`~monai_vit3d.networks.model_args` returned.
         assumed: those of the options that no shape shows and that are assumed unless they are passed.
         left_out: keys and entries that are no part of the encoder.
         name: where it came from, for messages.
@@ -83,9 +84,9 @@ def read_source(path: str | Path, *, take: str = "teacher", family: str | None =
     folder = Path(path).is_dir()
     config, weights = files_in(Path(path)) if folder else (Path(path), Path(path))
     read, metadata = read_with_metadata(weights)
-    if folder or (family in (None, OURS) and "architecture" in metadata):
+    if folder or (family in (None, OURS) and RECORD in metadata):
         state = as_state_dict(read, weights)
-        said = whole_architecture(state, metadata, config, weights)
+        said = recorded_args(metadata, config, weights)
         return Source(OURS, (), state, said, (), (), str(path), True)
     return replace(identify(read, str(path), take=take, family=family), verified=is_ours(metadata))
 

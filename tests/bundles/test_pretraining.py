@@ -250,7 +250,7 @@ def test_folder_of_files_of_thick_slices(bundle, tiny, phantom_task, tmp_path):
         assert parser.get_parsed_content("masks").keywords == {"patch_mm": [12.0, 12.0, 12.0]}
     run_here(bundle, "train", "nifti", **options)
     with safe_open(tmp_path / "encoder.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["architecture"])["grid_size"] == [3, 4, 2]
+        assert json.loads(file.metadata()["model_args"])["grid_size"] == [3, 4, 2]
 
 
 @pytest.mark.slow
@@ -261,7 +261,7 @@ def test_rotary_positions_are_one_option(rope, bundle, tiny, phantom_task, tmp_p
     training = {"dataset_dir": data / "imagesTr", "epochs": 1, "output_dir": tmp_path, **options, **tiny}
     run_here(bundle, "train", "nifti", **training)
     with safe_open(tmp_path / "encoder.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["architecture"])["rope"]["unit"] == rope
+        assert json.loads(file.metadata()["model_args"])["rope"]["unit"] == rope
     paths = {"encoder_path": tmp_path / "again.safetensors", "ckpt_path": tmp_path / "again.pt"}
     run_here(bundle, "train", "nifti", "export", **training, **paths)
     assert paths["encoder_path"].read_bytes() == (tmp_path / "encoder.safetensors").read_bytes()
@@ -301,7 +301,7 @@ def test_embedding_and_hidden_blocks_are_one_option_each(bundle, on_balls, tmp_p
         kinds["masks#_target_"] = "monai_vit3d.pretraining.sample_block_masks"
     run_here(bundle, "train", "medmnist", epochs=1, limit=8, output_dir=tmp_path, **on_balls, **kinds)
     with safe_open(tmp_path / "encoder.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["architecture"])["embed_layer"] == "ConvStem3D"
+        assert json.loads(file.metadata()["model_args"])["embed_layer"] == "ConvStem3D"
 
 
 @pytest.mark.slow

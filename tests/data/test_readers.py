@@ -159,7 +159,7 @@ def test_nrrd_without_a_space(tmp_path):
 
 REFUSED = {
     "a.nrrd": [
-        (nrrd("encoding: raw", data=b"12"), "truncated: 2 bytes of voxels; its header declares 1980"),
+        (nrrd("encoding: raw", data=b"12"), "truncated: 81 bytes; its header declares 2059"),
         (nrrd("encoding: ascii"), "encoding 'ascii'; raw or gzip is needed"),
         (nrrd("encoding: raw", "data file: other.raw"), "its voxels lie in another file"),
         (nrrd("encoding: raw", "byte skip: 4"), "skips bytes"),
@@ -184,7 +184,10 @@ REFUSED = {
         (b"NDims = 3\nBinaryData = False\nElementDataFile = LOCAL\n", "voxels as text"),
         (b"NDims = 3\nDimSize = 4 5 x\nElementDataFile = LOCAL\n", "DimSize '4 5 x'"),
         (b"NDims = 3\nDimSize = 4 5 6\nElementType = MET_STRING\nElementDataFile = LOCAL\n", "ElementType"),
-        (b"NDims = 3\nDimSize = 4 5 6\nElementType = MET_CHAR\nElementDataFile = LOCAL\n", "truncated: 0 bytes"),
+        (
+            b"NDims = 3\nDimSize = 4 5 6\nElementType = MET_CHAR\nElementDataFile = LOCAL\n",
+            "truncated: 73 bytes; its header declares 193",
+        ),
         (b"an image", "not MetaImage"),
     ],
 }

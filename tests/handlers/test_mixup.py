@@ -1,4 +1,4 @@
-"""MixUpBatch mixes images and targets with the same weights, drawn from torch's stream alone."""
+"""PrepareBatchMixUp mixes images and targets with the same weights, drawn from torch's stream alone."""
 
 import numpy as np
 import pytest

@@ -194,7 +194,7 @@ def test_schedule_refuses_what_cannot_be_counted():
         endless.run()
 
 
-# ---- MaskedBatch
+# ---- PrepareBatchMasked
 
 
 def attached(iteration, sampler=sample_jepa_masks, **options):

@@ -253,7 +253,7 @@ def test_what_others_have_there_stays(tmp_path, names, folders):
     place.mkdir()
     for number in range(openvino.MAX_MODELS):
         (cache / f"{number:064x}").mkdir(exist_ok=True)
-    openvino._tidy(place)
+    openvino._remove_old_models(place)
     assert names <= {path.name for path in cache.iterdir()}
     for name in names:
         path = cache / name / "model.xml" if folders else cache / name

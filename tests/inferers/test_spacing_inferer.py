@@ -320,7 +320,7 @@ def test_one_of_two_samples_of_an_unknown_affine_is_enough(known):
 
 
 def test_what_is_no_network():
-    with pytest.raises(UsageError, match=r"network: a function; an nn\.Module is needed"):
+    with pytest.raises(UsageError, match=r"network: a function; expected an nn\.Module"):
         SpacingInferer()(batch(THIN), lambda x: x)
 
 

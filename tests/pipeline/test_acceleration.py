@@ -19,7 +19,6 @@ from monai_vit3d.inferers import (
     AutocastInferer,
     BackendNetwork,
     SpacingInferer,
-    backends,
     openvino,
     unwrap_inferer,
 )
@@ -45,7 +44,7 @@ def without_openvino(monkeypatch):
             raise PackageNotFoundError(package)
         return version(package)
 
-    monkeypatch.setattr(backends, "version", missing)
+    monkeypatch.setattr("monai_vit3d.inferers.engines.version", missing)
 
 
 @pytest.fixture

@@ -106,13 +106,13 @@ def test_safetensors_itself_reads_the_file(tmp_path):
     assert equal(load_file(path), wanted)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    assert set(metadata) == {"format", "architecture", "sha256", "sha256_header"}
+    assert set(metadata) == {"format", "model_args", "sha256", "sha256_header"}
     assert metadata["format"] == "pt"
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     assert start % 8 == 0
     assert metadata["sha256"] == hashlib.sha256(content[start:]).hexdigest()
-    assert json.loads(metadata["architecture"]) == {
+    assert json.loads(metadata["model_args"]) == {
         "class": "VisionTransformer3D", "patch_size": [4, 4, 4], "grid_size": [2, 3, 4], "in_chans": 1,
         "embed_dim": 12, "depth": 2, "num_heads": 2, "mlp_ratio": 4.0, "class_token": True, "reg_tokens": 2,
         "no_embed_class": False, "pos_embed": "learned", "embed_layer": "ConvStem3D", "block_fn": "Block",
@@ -188,13 +188,13 @@ def test_cut_off_anywhere_is_refused(whole, tmp_path, name):
     "said", ["[]", "{", '{"grid_size": 4}', '{"grid_size": [2, 3]}', '{"grid_size": [2, 3, -4]}', "[" * 100000]
 )
 def test_an_architecture_that_is_none_is_refused(tmp_path, said):
-    save_file(vit(1).state_dict(), tmp_path / "encoder.safetensors", {"architecture": said})
-    refused(vit(), tmp_path / "encoder.safetensors", "its header's 'architecture' cannot be read")
+    save_file(vit(1).state_dict(), tmp_path / "encoder.safetensors", {"model_args": said})
+    refused(vit(), tmp_path / "encoder.safetensors", "its header's 'model_args' cannot be read")
 
 
 def test_positions_that_are_not_the_headers_are_refused(tmp_path):
     said = json.dumps({"grid_size": [3, 3, 4]})
-    save_file(vit(1).state_dict(), tmp_path / "encoder.safetensors", {"architecture": said})
+    save_file(vit(1).state_dict(), tmp_path / "encoder.safetensors", {"model_args": said})
     refused(vit(), tmp_path / "encoder.safetensors", r"grid_size \(3, 3, 4\) has 36 patches, and 1 prefix tokens")
 
 

@@ -25,7 +25,7 @@ from torch import nn
 from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.layers import ConvStem3D, RotaryPositions3D, set_spacing
 from monai_vit3d.networks import VisionTransformer3D
-from monai_vit3d.networks.architecture import architecture
+from monai_vit3d.networks.model_args import model_args
 from monai_vit3d.weights import hub, load_backbone, save_backbone
 from monai_vit3d.weights.convert.timm2d import from_timm2d
 from monai_vit3d.weights.info import describe_weights
@@ -94,7 +94,7 @@ def test_round_trip_is_exact_in_every_type(tmp_path, options, dtype):
     again = VisionTransformer3D.from_pretrained(str(tmp_path / "a" / "b"))
     assert_same(net, again)
     assert all(p.requires_grad for p in again.parameters())
-    assert architecture(again) == architecture(net)
+    assert model_args(again) == model_args(net)
 
 
 def test_mixed_types_are_kept_and_parameters_are_the_networks_own(saved):
@@ -116,7 +116,7 @@ def test_the_files_are_what_other_tools_read(tmp_path):
     net = vit(1)
     net.save_pretrained(tmp_path, license="cc-by-4.0", tags=("liver",))
     assert {path.name for path in tmp_path.iterdir()} == FILES
-    assert json.loads((tmp_path / "config.json").read_text()) == architecture(net)
+    assert json.loads((tmp_path / "config.json").read_text()) == model_args(net)
     state = load_file(tmp_path / "model.safetensors")
     assert set(state) == set(net.state_dict())
     assert torch.equal(state["head.bias"], net.head.bias)
@@ -125,7 +125,7 @@ def test_the_files_are_what_other_tools_read(tmp_path):
     content = (tmp_path / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     assert metadata["sha256"] == hashlib.sha256(content[start:]).hexdigest()
-    assert json.loads(metadata["architecture"]) == architecture(net)
+    assert json.loads(metadata["model_args"]) == model_args(net)
     card = ModelCard.load(tmp_path / "README.md")
     assert (card.data.license, card.data.library_name) == ("cc-by-4.0", "monai_vit3d")
     assert {"liver", "monai_vit3d"} <= set(card.data.tags)
@@ -289,7 +289,7 @@ def test_a_flipped_bit_among_the_tensors(saved):
         content[place] ^= 4
 
 
-@pytest.mark.parametrize("key", sorted(architecture(VisionTransformer3D(**SMALL))))
+@pytest.mark.parametrize("key", sorted(model_args(VisionTransformer3D(**SMALL))))
 def test_a_config_that_says_something_else_is_refused_by_key(saved, key):
     path = saved[1] / "config.json"
     said = json.loads(path.read_text())
@@ -312,9 +312,9 @@ def test_tensors_that_are_not_what_the_config_says(saved):
     """A header that agrees with config.json and not with the tensors."""
     net, folder = saved
     state = net.state_dict()
-    metadata = {"architecture": (folder / "config.json").read_text()}
+    metadata = {"model_args": (folder / "config.json").read_text()}
     save_file(state, folder / "model.safetensors", metadata)
-    refused(folder, "its header has no architecture and sha256")
+    refused(folder, "its header has no model_args and sha256")
     for change, match in (
         ({"norm.weight": torch.ones(13)}, r"norm.weight is \(13,\), \(12,\) is needed"),
         ({"extra": torch.ones(1)}, "extra is not known"),
@@ -323,8 +323,8 @@ def test_tensors_that_are_not_what_the_config_says(saved):
         changed = {key: value for key, value in {**state, **change}.items() if value is not None}
         hub.write_safetensors(changed, metadata, folder / "model.safetensors")
         refused(folder, match)
-    hub.write_safetensors(state, {"architecture": "["}, folder / "model.safetensors")
-    refused(folder, "header's 'architecture' cannot be read")
+    hub.write_safetensors(state, {"model_args": "["}, folder / "model.safetensors")
+    refused(folder, "header's 'model_args' cannot be read")
 
 
 @pytest.mark.parametrize(("change", "match"), [
@@ -335,9 +335,9 @@ def test_tensors_that_are_not_what_the_config_says(saved):
 ])  # fmt: skip
 def test_a_hostile_pair_of_files_is_refused_before_anything_is_built(saved, change, match):
     net, folder = saved
-    said = {**architecture(net), **change}
+    said = {**model_args(net), **change}
     (folder / "config.json").write_text(json.dumps(said))
-    hub.write_safetensors(net.state_dict(), {"architecture": json.dumps(said)}, folder / "model.safetensors")
+    hub.write_safetensors(net.state_dict(), {"model_args": json.dumps(said)}, folder / "model.safetensors")
     refused(folder, match)
 
 
@@ -414,7 +414,7 @@ def test_a_file_of_save_backbone_is_enough(tmp_path):
     save_backbone(net, tmp_path / "encoder.safetensors")
     assert_same(net, VisionTransformer3D.from_pretrained(tmp_path / "encoder.safetensors"))
     torch.save(net.state_dict(), tmp_path / "encoder.pt")
-    with pytest.raises(WeightsError, match="no architecture and sha256"):
+    with pytest.raises(WeightsError, match="no model_args and sha256"):
         VisionTransformer3D.from_pretrained(tmp_path / "encoder.pt")
 
 
@@ -445,7 +445,7 @@ def test_a_pool_is_missed_in_a_whole_network(tmp_path):
     net = vit(1, global_pool="map")
     net.save_pretrained(tmp_path)
     state = {key: value for key, value in net.state_dict().items() if not key.startswith("attn_pool.")}
-    metadata = {"architecture": (tmp_path / "config.json").read_text()}
+    metadata = {"model_args": (tmp_path / "config.json").read_text()}
     hub.write_safetensors(state, metadata, tmp_path / "model.safetensors")
     refused(tmp_path, r"attn_pool\.latent is missing")
 
@@ -501,16 +501,6 @@ def test_positions_that_are_not_trained_stay_so(tmp_path, sizes):
     net.requires_grad_(False)  # frozen as a whole: no mark of the positions
     net.save_pretrained(tmp_path / "net")
     assert all(p.requires_grad for p in VisionTransformer3D.from_pretrained(tmp_path / "net").parameters())
-
-
-def test_an_older_architecture_says_nothing_of_training(saved):
-    net, folder = saved
-    said = {key: value for key, value in architecture(net).items() if key != "pos_trained"}
-    (folder / "config.json").write_text(json.dumps(said))
-    hub.write_safetensors(net.state_dict(), {"architecture": json.dumps(said)}, folder / "model.safetensors")
-    again = VisionTransformer3D.from_pretrained(folder)
-    assert_same(net, again)
-    assert again.pos_embed.requires_grad
 
 
 def test_a_network_that_was_not_blank_keeps_mixed_types(tmp_path):

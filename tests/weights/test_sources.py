@@ -1,6 +1,5 @@
 """Checkpoints are recognised in any wrapping; what is ambiguous, unexpected or not hosted is refused by name."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -11,18 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks.nets import ViT
 from safetensors.torch import save_file
-from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.layers import ConvStem3D
 from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
-from monai_vit3d.networks.architecture import architecture
 from monai_vit3d.networks.layer_facts import unlike_layers
-from monai_vit3d.weights import hub, load_backbone, save_backbone, sources
+from monai_vit3d.weights import hub, save_backbone, sources
 from monai_vit3d.weights.convert.unwrap import WORDS
-from monai_vit3d.weights.files import read_with_metadata, write_safetensors
+from monai_vit3d.weights.files import read_with_metadata
 from monai_vit3d.weights.sources import Source, identify, read_source
 
 WIDE = {"embed_dim": 64, "depth": 1, "num_heads": 1}
@@ -219,52 +216,6 @@ def test_our_own_files_say_all_that_no_tensor_shows(tmp_path, options):
         larger = backbone_from(source, img_size=(8, 24, 16)).network
         net.set_input_size((8, 24, 16))
         assert torch.equal(larger.state_dict().get("pos_embed", larger.pos_embed), net.pos_embed)
-
-
-# the keys of the first files' headers
-OLD = (  # noqa: SIM905
-    "class patch_size grid_size in_chans embed_dim depth num_heads mlp_ratio class_token reg_tokens no_embed_class "
-    "pos_embed embed_layer block_fn attn_layer mlp_layer act_layer norm_eps"
-).split()
-
-
-def older(net, path, without=()):
-    """A file whose header says less."""
-    said = {key: architecture(net)[key] for key in OLD if key not in without}
-    state = {key: value for key, value in net.state_dict().items() if not key.startswith("head.")}
-    write_safetensors(state, {"architecture": json.dumps(said)}, path)
-    return path
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("options", [
-    {}, {"qkv_bias": False, "proj_bias": False, "init_values": 0.1}, {"qk_norm": True, "scale_mlp_norm": True},
-    {"pre_norm": True, "act_layer": "relu", "mlp_ratio": 8 / 3}, {"global_pool": "avg", "class_token": False},
-    {"embed_layer": ConvStem3D, "reg_tokens": 2}, {"final_norm": False, "class_token": False, "global_pool": ""},
-], ids=str)  # fmt: skip
-def test_what_older_headers_do_not_say_the_tensors_show(tmp_path, options):
-    net = vit(**options)
-    older(net, tmp_path / "old.safetensors")
-    for again in (
-        VisionTransformer3D.from_pretrained(tmp_path / "old.safetensors"),
-        backbone_from(tmp_path / "old.safetensors").network,
-        load_backbone(vit(1, **options), tmp_path / "old.safetensors"),
-    ):
-        x = torch.randn(1, 1, 8, 8, 8)
-        assert torch.equal(again(x), net(x))
-
-
-def test_older_headers_that_do_not_say_enough(tmp_path):
-    rotary = older(vit(rope="patch", pos_embed="none"), tmp_path / "rope.safetensors")
-    with pytest.raises(WeightsError, match=r"rope\.safetensors: .*rope: 'which they are is not said'.*rope=\.\.\."):
-        backbone_from(rotary)
-    again, x = backbone_from(rotary, rope="patch").network, torch.randn(1, 1, 8, 8, 8)
-    assert torch.equal(again(x), vit(rope="patch", pos_embed="none")(x))
-    for key in ("num_heads", "pos_embed", "grid_size", "patch_size"):
-        with pytest.raises(WeightsError, match=rf"header and keys do not say {key}, .*load_backbone"):
-            read_source(older(vit(), tmp_path / "cut.safetensors", without=[key]))
-    with pytest.raises(WeightsError, match="do not say qkv_bias, "):
-        read_source(older(vit(block_fn=ParallelScalingBlock), tmp_path / "other.safetensors"))
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])

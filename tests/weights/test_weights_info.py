@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from monai_vit3d.cli import main
 from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.networks import VisionTransformer3D
-from monai_vit3d.networks.architecture import architecture
+from monai_vit3d.networks.model_args import model_args
 from monai_vit3d.weights import create_timm2d, load_backbone, save_backbone
 from monai_vit3d.weights.info import convert_weights, describe_weights, fitting_timm_models
 
@@ -58,7 +58,7 @@ def test_of_ours_everything_is_known(tmp_path, kind, options):
     net, path = ours(num_classes=3 * (kind == "folder"), global_pool="avg", **options), tmp_path / "x.safetensors"
     net.save_pretrained(path) if kind == "folder" else save_backbone(net, path)
     found = describe_weights(path)
-    said = architecture(net) if kind == "folder" else {k: v for k, v in architecture(net).items() if k != "num_classes"}
+    said = model_args(net) if kind == "folder" else {k: v for k, v in model_args(net).items() if k != "num_classes"}
     assert list(found) == [*KEYS, "loaded", "converted", "missing", "unexpected"]
     assert (found["file"], found["family"], found["wrapping"]) == (str(path), "monai_vit3d", [])
     assert found["architecture"] == said

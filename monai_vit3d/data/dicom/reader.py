@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ImageError, UsageError
-from ..volume import Array, Volume
+from ..volume import MAX_VOXELS, Array, Volume
 from .headers import HeaderError, hush_pydicom
 from .series import Series, describe_series
 from .slices import Slice
@@ -23,7 +23,9 @@ VOXEL_UNITS = ("stored", "suv")
 _ADVICE = "Copy it again if it is cut off, or convert it, for instance with gdcmconv --raw."
 
 
-def read_series(series: Series, max_voxels: int = 2**30, volume: int | None = None, units: str = "stored") -> Volume:
+def read_series(
+    series: Series, max_voxels: int = MAX_VOXELS, volume: int | None = None, units: str = "stored"
+) -> Volume:
     """Read a series of single-frame files, of enhanced multi-frame files or of Siemens mosaics as a volume.
 
     Values are rescaled as each slice says (CT: HU; a PET's slopes differ from slice to slice). The affine comes from

@@ -51,7 +51,8 @@ def write_dicom_seg(
     labels = np.asarray(labels)
     if labels.shape[-3:] != grid.shape or labels.ndim not in (3, 4) or labels.dtype.kind not in "biu":
         raise ImageError(
-            f"labels: {labels.dtype} {labels.shape}; integers {grid.shape} are needed, the grid of {describe_series(series)}."
+            f"labels: {labels.dtype} {labels.shape}; expected integers {grid.shape}, "
+            f"the grid of {describe_series(series)}."
         )
     ordered = _segment_names(labels, names)
     _check_references(slices, series)
@@ -74,7 +75,8 @@ def write_dicom_seg(
     except Exception as error:  # what an odd header makes highdicom and pydicom raise is of no one class
         why = error if isinstance(error, AttributeError) else type(error).__name__  # others may quote the patient too
         raise ImageError(
-            f"{describe_series(series)}: no DICOM SEG can refer to these images ({why}). Write NIfTI, or export them again."
+            f"{describe_series(series)}: no DICOM SEG can refer to these images ({why}). "
+            "Write NIfTI, or export them again."
         ) from error
     with replacing(path, "wb") as file:
         seg.save_as(file)

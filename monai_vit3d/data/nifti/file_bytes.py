@@ -15,10 +15,11 @@ import numpy as np
 
 from ..errors import ImageError
 from ..files import HashedFile
-from ..formats import foreign_format
+from ..formats import unknown_name
 from ..volume import Array
 from .gzip_io import CHUNK, GzipReader
 
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
 GZIP_MAGIC = b"\x1f\x8b"
 DEFLATE_LIMIT = 1032  # deflate cannot inflate more: 258 bytes from two bits
 AGAIN = "Copy, download or export it again."
@@ -30,9 +31,7 @@ def refusal(path: str | Path, found: str, advice: str) -> ImageError:
 
 
 @contextmanager
-def open_stream(
-    path: str | Path, hashed: bool = False, suffixes: tuple[str, ...] = (".nii", ".nii.gz")
-) -> Iterator[Stream]:
+def open_stream(path: str | Path, hashed: bool = False, suffixes: tuple[str, ...] = NIFTI_SUFFIXES) -> Iterator[Stream]:
     """Open a file for reading, gzip or not.
 
     Args:
@@ -44,7 +43,8 @@ def open_stream(
         ImageError: another format by its name, or nothing that can be read.
     """
     path = Path(path)
-    _check_name(path, suffixes)
+    if not path.name.lower().endswith(suffixes):
+        raise unknown_name(path)
     with reworded(path):
         check_file(path)
         file = path.open("rb")
@@ -61,6 +61,7 @@ class Stream:
         hashed: whether the bytes that are read are hashed on the way.
 
     Attributes:
+        hashed: whether the bytes that are read are hashed.
         packed: whether it is gzip.
         size: bytes on disk.
         warnings: what was odd so far, a sentence each.
@@ -71,13 +72,20 @@ class Stream:
             self.size = os.fstat(file.fileno()).st_size
             self.packed = file.read(2) == GZIP_MAGIC
             file.seek(0)
-        self.path, self.warnings = path, list[str]()
+        self.path, self.hashed, self.warnings = path, hashed, list[str]()
         self._hashed = HashedFile(file) if hashed else None
-        source: Any = self._hashed or file
-        self._file: BinaryIO | GzipReader = GzipReader(source) if self.packed else source
+        self._stored: Any = self._hashed or file
+        self._file: BinaryIO | GzipReader = GzipReader(self._stored) if self.packed else self._stored
         self._at = 0
         if self.packed != path.name.lower().endswith((".gz", ".mgz")):
             self.warnings.append(f"read as {'gzip' if self.packed else 'not compressed'}, whatever its name says")
+
+    def peek(self, count: int) -> bytes:
+        """The first bytes as they are stored, ``count`` of them or all; only before anything else is read."""
+        with reworded(self.path):
+            head: bytes = self._stored.read(count)
+            self._stored.seek(0)
+        return head
 
     def read(self, count: int) -> bytes:
         """The next bytes, ``count`` of them or all that are left."""
@@ -136,6 +144,31 @@ class Stream:
         self._skip_to(declared, declared)
         self._finish(declared, footer)
         return block
+
+    def inflated(self, start: int, length: int, wbits: int) -> bytes:
+        """Inflate what follows a plain header, to the end of the file; checksums are verified.
+
+        Args:
+            start: where the compressed bytes begin.
+            length: how many bytes they stand for.
+            wbits: as of ``zlib``.
+
+        Raises:
+            ImageError: truncated, damaged, or more or less than ``length``.
+        """
+        packed = self.block(start, self.size - start, self.size)
+        inflater = zlib.decompressobj(wbits)
+        try:
+            content = inflater.decompress(packed, length + 1)
+        except zlib.error as error:
+            raise refusal(self.path, f"the compressed voxels are damaged ({error})", AGAIN) from error
+        # zlib verifies a stream's checksum at its end only
+        if len(content) != length or not inflater.eof:
+            found = f"the compressed voxels are cut off, or not the {length} bytes that the header declares"
+            raise refusal(self.path, found, AGAIN)
+        if inflater.unused_data:
+            self.warnings.append(f"{len(inflater.unused_data)} bytes after the voxels were passed over")
+        return content
 
     def _skip_to(self, position: int, declared: int) -> None:
         if not self.packed:
@@ -207,16 +240,6 @@ def reworded(path: Path) -> Iterator[None]:
         raise refusal(path, "no permission to read it", "Ask its owner, or change its permissions.") from error
     except OSError as error:
         raise refusal(path, f"cannot be read ({error.strerror or error})", "Check the disk and the name.") from error
-
-
-def _check_name(path: Path, suffixes: tuple[str, ...]) -> None:
-    name = path.name.lower()
-    if name.endswith(suffixes):
-        return
-    if foreign := foreign_format(name):
-        kind, tool = foreign
-        raise refusal(path, f"{kind}; .nii or .nii.gz is needed", f"Convert it with {tool}.")
-    raise refusal(path, "no NIfTI file by its name; .nii or .nii.gz is needed", "Convert or rename it.")
 
 
 def check_file(path: Path) -> None:

@@ -19,8 +19,8 @@ _UNITS = {0: ("unknown", 1.0), 1: ("metre", 1000.0), 2: ("mm", 1.0), 3: ("micron
 _PLAUSIBLE_MM = (0.001, 100.0)
 
 
-def read_geometry(header: NiftiHeader, path: str | Path) -> tuple[Grid, list[str]]:
-    """The grid of a volume, and what is odd about it.
+def read_geometry(header: NiftiHeader) -> tuple[Grid, list[str]]:
+    """Read the grid of a volume; its affine is not checked yet.
 
     The sform counts if its code is above 0, else the qform if its code is above 0 and its quaternion valid, else
     nibabel's base affine: the order of nibabel, and of fMRIPrep's truth table (niworkflows' ``ValidateImage``).
@@ -28,24 +28,18 @@ def read_geometry(header: NiftiHeader, path: str | Path) -> tuple[Grid, list[str
 
     Args:
         header: of the file.
-        path: its name, for messages.
 
     Returns:
-        the grid, and a sentence for each oddity.
-
-    Raises:
-        ImageError: the affine is not finite, or maps the volume to a plane.
+        the grid, and a sentence for each contradiction in the header.
     """
     nifti = header.nifti
     affine, warnings = _chosen_affine(nifti, header.shape)
-    check_affine(affine, path)
     unit, scale = _UNITS.get(int(nifti["xyzt_units"]) & 7, (f"unknown code {int(nifti['xyzt_units']) & 7}", 1.0))
     if unit not in ("mm", "unknown"):
         warnings.append(f"the unit of length is {unit}; the affine was multiplied by {scale:g} for mm")
     affine = np.vstack([affine[:3] * scale, affine[3:]])
     fields = {name: _native(nifti[name]) for name in FIELDS}
-    grid = Grid(header.shape, affine, header.trailing, fields, header.version)
-    return grid, warnings + oddities(grid)
+    return Grid(header.shape, affine, header.trailing, fields, header.version), warnings
 
 
 def _chosen_affine(nifti: Nifti1Header, shape: tuple[int, ...]) -> tuple[Array, list[str]]:

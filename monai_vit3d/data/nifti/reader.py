@@ -13,8 +13,8 @@ from monai.data.utils import is_supported_format
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from ..same_grid import check_same_grid
-from ..volume import Array, Volume
-from .read import MAX_VOXELS, read_volume
+from ..volume import MAX_VOXELS, Array, Volume
+from .read import read_volume
 
 logger = logging.getLogger(__name__)
 

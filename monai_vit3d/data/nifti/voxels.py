@@ -28,6 +28,7 @@ class _Range:
     odd: dict[str, int] = field(default_factory=lambda: {"NaN": 0, "+Inf": 0, "-Inf": 0})
 
     def add(self, values: Array) -> None:
+        """Widen the extent by some values, and count those that are not finite."""
         low, high = float(values.min()), float(values.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             for name, mask in (("NaN", np.isnan), ("+Inf", np.isposinf), ("-Inf", np.isneginf)):
@@ -78,6 +79,7 @@ class _Fit:
     std: float
 
     def apply(self, values: Array) -> Array:
+        """Shift and scale float64 values in place."""
         values /= self.unit
         values -= self.mean
         values /= self.std or 1.0

@@ -20,8 +20,8 @@ from torch import nn
 from monai_vit3d.data.errors import WeightsError
 from monai_vit3d.layers import ConvStem3D, PatchEmbed3D, RotaryPositions3D, set_spacing
 from monai_vit3d.networks import TokenClassifier, VisionTransformer3D
-from monai_vit3d.networks.architecture import architecture, build_backbone
 from monai_vit3d.networks.layer_facts import unlike_layers
+from monai_vit3d.networks.model_args import build_network, model_args
 
 SMALL = {"img_size": (8, 12, 8), "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
 NORMS = [
@@ -49,7 +49,7 @@ def awake(net, seed=0):
 
 
 def built_again(net, **overrides):
-    return build_backbone(json.loads(json.dumps(architecture(net))), **overrides)
+    return build_network(json.loads(json.dumps(model_args(net))), **overrides)
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def assert_same(net, again):
         if one.rope is not None and one.rope.unit == "mm":
             set_spacing(one, (1.0, 0.7, 5.0))
     assert torch.equal(again(x), net(x))
-    assert architecture(again) == architecture(net)
+    assert model_args(again) == model_args(net)
 
 
 def has_weight(norm):
@@ -119,7 +119,7 @@ def test_it_is_what_the_network_became():
     net = VisionTransformer3D(**SMALL)
     net.set_input_size((12, 12, 4), (4, 4, 2))
     net.reset_classifier(5, "avg")
-    found = architecture(net)
+    found = model_args(net)
     assert (found["img_size"], found["patch_size"], found["grid_size"]) == ([12, 12, 4], [4, 4, 2], [3, 3, 2])
     assert (found["num_classes"], found["global_pool"], found["fc_norm"]) == (5, "avg", None)
     assert_same(awake(net), built_again(net))
@@ -131,7 +131,7 @@ def test_a_pruned_backbone_is_built_again_as_it_is(pool):
     assert_same(awake(net), built_again(net))
     net = VisionTransformer3D(**SMALL, global_pool=pool, fc_norm=True, num_classes=2)
     net.prune_intermediate_layers(1, prune_norm=True)
-    assert architecture(net)["final_norm"] is False
+    assert model_args(net)["final_norm"] is False
     assert_same(awake(net), built_again(net))
 
 
@@ -145,10 +145,10 @@ Namesake = type("Mlp", (Mlp2,), {"__module__": "elsewhere"})
 @pytest.mark.parametrize("layer", [Mlp2, Namesake], ids=["another name", "a known name"])
 def test_a_layer_without_a_name_must_be_handed(layer):
     net = awake(VisionTransformer3D(**SMALL, mlp_layer=layer))
-    found = architecture(net)
+    found = model_args(net)
     assert found["foreign"] == {"mlp_layer": f"{layer.__module__}.{layer.__name__}"}
     with pytest.raises(WeightsError, match=rf"mlp_layer: '.*{layer.__name__}'\. Pass the classes: mlp_layer=\.\.\."):
-        build_backbone(found)
+        build_network(found)
     assert_same(net, built_again(net, mlp_layer=layer))
     assert type(built_again(net, mlp_layer=layer).blocks[1].mlp) is layer
 
@@ -170,16 +170,6 @@ def test_overrides_are_taken_instead():
     assert again.blocks[1].drop_path1.drop_prob == pytest.approx(0.3)
 
 
-def test_what_older_files_say_is_enough():
-    """The keys that files had before there were more."""
-    net = awake(VisionTransformer3D(**SMALL, reg_tokens=2, class_token=False, global_pool="", act_layer="silu",
-                                    embed_layer=ConvStem3D, norm_layer=partial(nn.LayerNorm, eps=1e-6)))  # fmt: skip
-    old = "class patch_size grid_size in_chans embed_dim depth num_heads mlp_ratio class_token reg_tokens " \
-          "no_embed_class pos_embed embed_layer block_fn attn_layer mlp_layer act_layer norm_eps"  # fmt: skip
-    said = {key: architecture(net)[key] for key in old.split()}
-    assert_same(net, build_backbone(said))
-
-
 @pytest.mark.parametrize("change", [
     {"act_layer": "os.system"}, {"block_fn": "Linear"}, {"embed_dim": "wide"}, {"depth": 0}, {"img_size": [8, 8]},
     {"norm_layer": ["LayerNorm"]}, {"mlp_options": {"gate": 1}}, {"rope": {"unit": "miles"}}, {"foreign": 3},
@@ -187,7 +177,7 @@ def test_what_older_files_say_is_enough():
 ], ids=str)  # fmt: skip
 def test_what_is_no_architecture_is_refused(change):
     with pytest.raises(WeightsError):
-        build_backbone({**architecture(VisionTransformer3D(**SMALL)), **change})
+        build_network({**model_args(VisionTransformer3D(**SMALL)), **change})
 
 
 def test_networks_that_differ_are_told_apart():

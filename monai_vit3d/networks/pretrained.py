@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import ModelCard, ModelHubMixin
+from torch import nn
 
 from ..data.errors import UsageError
+from .model_args import CLASSES, RECORD, model_args
 
-T = TypeVar("T", bound="HubFiles")
+T = TypeVar("T", bound="Pretrained")
 
 
-class HubFiles(ModelHubMixin, library_name="monai_vit3d", tags=["monai_vit3d", "3d", "medical"]):
+class Pretrained(ModelHubMixin, nn.Module, library_name="monai_vit3d", tags=["monai_vit3d", "3d", "medical"]):
     """``from_pretrained``, ``save_pretrained`` and ``push_to_hub``, spelled as huggingface_hub spells them.
 
     What they do is done by :mod:`monai_vit3d.weights.hub`, which knows files; networks do not.
@@ -21,6 +24,24 @@ class HubFiles(ModelHubMixin, library_name="monai_vit3d", tags=["monai_vit3d", "
     def __new__(cls: type[T], *args: Any, **kwargs: Any) -> T:
         """A plain instance: the mixin would keep the arguments as its config, which soon are no longer true."""
         return object.__new__(cls)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__module__.startswith(f"{__package__}."):
+            CLASSES[cls.__name__] = cls
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """Return torch's state dict; its metadata hold :func:`model_args`, so that a saved one can build the network.
+
+        Args:
+            args: as of :meth:`torch.nn.Module.state_dict`.
+            options: as of that method.
+        """
+        state = super().state_dict(*args, **options)
+        metadata = getattr(state, "_metadata", {})
+        with suppress(AttributeError, IndexError, RuntimeError, TypeError, ValueError):  # taken apart by its owner
+            metadata[options.get("prefix", "")[:-1]][RECORD] = model_args(self)
+        return state
 
     @classmethod
     def from_pretrained(cls: type[T], pretrained_model_name_or_path: str | Path, **options: Any) -> T:  # type: ignore[override]

@@ -1,10 +1,10 @@
-"""What a VisionTransformer3D is made of, in JSON's types, and the way back."""
+"""A backbone's constructor arguments in JSON's types: read off its layers, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from timm.layers import Attention, AttentionRope, DiffAttention, get_act_layer, get_norm_layer
 from timm.models import vision_transformer as timm_vit
@@ -14,7 +14,9 @@ from ..data.errors import WeightsError
 from ..layers import ConvStem3D, PatchEmbed3D, RotaryBlock, RotaryPositions3D
 from .layer_facts import block_facts, is_layer, layer_details, norm_details, parts_of
 from .options import MLPS
-from .vit3d import VisionTransformer3D
+
+if TYPE_CHECKING:
+    from .vit3d import VisionTransformer3D
 
 # arguments that are numbers, flags or words
 _PLAIN = (
@@ -37,7 +39,7 @@ def _table(*layers: type[nn.Module]) -> dict[str, type[nn.Module]]:
 
 
 # layers that have a name: argument -> name -> class; timm's LayerNorm and GELU compute what torch's do
-LAYER_NAMES: dict[str, dict[str, type[nn.Module]]] = {
+LAYERS: dict[str, dict[str, type[nn.Module]]] = {
     "embed_layer": _table(PatchEmbed3D, ConvStem3D),
     "block_fn": _table(*(getattr(timm_vit, name) for name in _BLOCKS), RotaryBlock),
     "attn_layer": _table(Attention, AttentionRope, DiffAttention),
@@ -47,24 +49,8 @@ LAYER_NAMES: dict[str, dict[str, type[nn.Module]]] = {
 }
 
 
-def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
-    """What a backbone is made of, in JSON's types: what its tensors' shapes show, and what they do not.
-
-    It is read from the layers, so it holds after ``set_input_size`` and ``reset_classifier``. Drop rates are no part
-    of it, nor are the type, the device and the current spacing of rotary positions in mm.
-
-    Args:
-        backbone: the network.
-
-    Returns:
-        Constructor arguments by name, sizes in ``(H, W, D)``, layers as the names of their classes, what else these
-        were built with under ``block_options``, ``mlp_options``, ``act_options``, ``norm_options``, the patch
-        embedding's own norm under ``embed_norm``; and ``class``, ``grid_size`` (patches along each axis),
-        ``norm_eps``, and ``foreign``: the arguments whose layers are known neither to torch, timm nor this package,
-        with where their classes are from. ``no_embed_class`` is False where
-        there are no prefix tokens; ``pos_trained`` where positions are a parameter that takes no gradient, as a
-        table of another project's, though the patch kernel takes one.
-    """
+def describe_backbone(backbone: VisionTransformer3D) -> dict[str, Any]:
+    """Return the arguments of a backbone, for :func:`model_args`."""
     block, embed = backbone.blocks[0], backbone.patch_embed
     norm = backbone.norm_layer(int(backbone.embed_dim), device="meta")
     layers = {"embed_layer": embed, "block_fn": block, "act_layer": backbone.act_layer(), "norm_layer": norm}
@@ -76,7 +62,6 @@ def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
     if backbone.rope is not None and type(backbone.rope) is not RotaryPositions3D:
         foreign["rope"] = backbone.rope
     return {
-        "class": type(backbone).__name__,
         "img_size": list(backbone.img_size),
         "patch_size": list(backbone.patch_size),
         "grid_size": list(backbone.grid_size),
@@ -91,36 +76,28 @@ def architecture(backbone: VisionTransformer3D) -> dict[str, Any]:
         "act_options": layer_details("act_layer", layers["act_layer"]),
         "norm_options": norm_details(norm),
         "embed_norm": _embed_norm(embed_norm),
-        "foreign": {key: f"{type(layer).__module__}.{type(layer).__qualname__}" for key, layer in foreign.items()},
+        "foreign": {key: class_path(layer) for key, layer in foreign.items()},
     }
 
 
-def build_backbone(
-    found: Mapping[str, Any], factory: type[VisionTransformer3D] = VisionTransformer3D, **overrides: Any
-) -> VisionTransformer3D:
-    """The network that :func:`architecture` describes, newly initialised.
-
-    Args:
-        found: what :func:`architecture` returned; of less (older files), what is missing is the default.
-        factory: the class to build, if it is a subclass.
-        overrides: keywords of :class:`VisionTransformer3D` that are taken instead. A layer of one's own, which
-            ``found`` names under ``foreign``, must be handed here: no code is looked up by a file's word.
-
-    Raises:
-        WeightsError: a layer without a name here that was not handed, or no architecture.
-    """
-    try:
-        network = factory(**{**_plain_options(found), **_layer_options(found, overrides), **overrides})
-    except WeightsError:
-        raise
-    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
-        raise WeightsError(
-            f"no network can be built of this architecture ({type(error).__name__}: {error}). Options of "
-            "VisionTransformer3D, as networks.architecture.architecture() writes them, are needed."
-        ) from error
-    if isinstance(network.pos_embed, nn.Parameter) and not found.get("pos_trained", True):
+def built_backbone(args: Mapping[str, Any], factory: Callable[..., nn.Module], overrides: dict[str, Any]) -> Any:
+    """Build the backbone that :func:`describe_backbone` describes; arguments as for ``build_network``."""
+    network = factory(**{**_plain_options(args), **_layer_options(args, overrides), **overrides})
+    if isinstance(network.pos_embed, nn.Parameter) and not args.get("pos_trained", True):
         network.pos_embed.requires_grad_(False)
     return network
+
+
+def class_path(layer: nn.Module) -> str:
+    """Return the dotted name of a layer's class."""
+    return f"{type(layer).__module__}.{type(layer).__qualname__}"
+
+
+def missing_classes(names: Mapping[str, Any]) -> str:
+    """Return the message on arguments whose classes must be passed."""
+    named = "; ".join(f"{key}: {name!r}" for key, name in names.items())
+    handed = ", ".join(f"{key}=..." for key in names)
+    return f"layers that are known neither to torch, timm nor this package: {named}. Pass the classes: {handed}"
 
 
 def _numbers(backbone: VisionTransformer3D) -> dict[str, Any]:
@@ -181,37 +158,25 @@ def _embed_norm(norm: nn.Module | None) -> dict[str, Any] | None:
 
 def _has_name(argument: str, layer: nn.Module) -> bool:
     cls = type(layer)
-    return cls.__name__ in LAYER_NAMES[argument] and cls.__module__.partition(".")[0] in _HOMES
+    return cls.__name__ in LAYERS[argument] and cls.__module__.partition(".")[0] in _HOMES
 
 
-def _plain_options(found: Mapping[str, Any]) -> dict[str, Any]:
-    options = {key: found[key] for key in _PLAIN if key in found}
-    if "img_size" not in options and "grid_size" in found:  # older files
-        options["img_size"] = [n * p for n, p in zip(found["grid_size"], found["patch_size"])]
-    if not options.get("class_token", True):
-        options.setdefault("global_pool", "")  # the norm stays where segmentation's encoders, the older ones, have it
-    rope = found.get("rope")
+def _plain_options(args: Mapping[str, Any]) -> dict[str, Any]:
+    options = {key: args[key] for key in _PLAIN if key in args}
+    rope = args.get("rope")
     return options if rope is None else {**options, "rope": partial(RotaryPositions3D, **rope)}
 
 
 def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Constructors by the names in an architecture."""
     unsaid = ("NoneType", None)  # a block that has no such layer
-    names = {key: found[key] for key in LAYER_NAMES if key not in overrides and found.get(key) not in unsaid}
+    names = {key: found[key] for key in LAYERS if key not in overrides and found.get(key) not in unsaid}
     foreign = dict(found.get("foreign") or {})
-    unknown = {
-        key: foreign.get(key, name) for key, name in names.items() if key in foreign or name not in LAYER_NAMES[key]
-    }
-    unknown |= {key: name for key, name in foreign.items() if key not in LAYER_NAMES and key not in overrides}
-    if names.get("block_fn") == "RotaryBlock" and not {"rope"} & {*found, *overrides}:
-        unknown["rope"] = "which they are is not said"
+    unknown = {key: foreign.get(key, name) for key, name in names.items() if key in foreign or name not in LAYERS[key]}
+    unknown |= {key: name for key, name in foreign.items() if key not in LAYERS and key not in overrides}
     if unknown:
-        named = "; ".join(f"{key}: {name!r}" for key, name in unknown.items())
-        handed = ", ".join(f"{key}=..." for key in unknown)
-        raise WeightsError(
-            f"layers that are known neither to torch, timm nor this package: {named}. Pass the classes: {handed}"
-        )
-    options: dict[str, Any] = {key: LAYER_NAMES[key][name] for key, name in names.items()}
+        raise WeightsError(missing_classes(unknown))
+    options: dict[str, Any] = {key: LAYERS[key][name] for key, name in names.items()}
     for key in ("block_fn", "mlp_layer", "act_layer"):
         how = found.get(key.split("_")[0] + "_options")
         if how and key in options:
@@ -224,7 +189,7 @@ def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
 
 
 def _norm(found: Mapping[str, Any]) -> Any:
-    layer = LAYER_NAMES["norm_layer"][found.get("norm_layer", "LayerNorm")]
+    layer = LAYERS["norm_layer"][found.get("norm_layer", "LayerNorm")]
     how = dict(found.get("norm_options") or {})
     if "elementwise_affine" in how and layer.__module__.startswith("timm."):
         how["affine"] = how.pop("elementwise_affine")

@@ -1,0 +1,116 @@
+"""Read one image file of any format: its header by the format's own parser, then its voxels, in one way for all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .nifti.file_bytes import Stream, open_stream, refusal
+from .nifti.geometry import check_affine, oddities
+from .nifti.voxels import to_float32
+from .volume import MAX_VOXELS, Array, Grid, Volume
+
+
+@dataclass(frozen=True, eq=False)
+class ImageHeader:
+    """What the header of an image declares, whatever its format.
+
+    Args:
+        grid: shape and affine.
+        dtype: of a stored voxel, with byte order.
+        start: byte at which the voxels of this volume begin.
+        end: byte at which the voxels of the whole file end; not read if ``wbits`` is set.
+        slope: of the stored values.
+        inter: added to slope times value.
+        wbits: for ``zlib``, if the voxels behind a plain header are compressed; else None.
+        has_footer: whether the format has more behind the voxels, so that bytes there are not worth a warning.
+        warnings: a sentence for each oddity.
+        sha256: of the file of the header, if it is another one and was hashed.
+    """
+
+    grid: Grid
+    dtype: np.dtype[Any]
+    start: int
+    end: int
+    slope: float = 1.0
+    inter: float = 0.0
+    wbits: int | None = None
+    has_footer: bool = False
+    warnings: tuple[str, ...] = ()
+    sha256: tuple[str, ...] = ()
+
+
+ParseHeader = Callable[[Stream, int | None], ImageHeader]
+
+
+def read_image(
+    parse: ParseHeader,
+    suffixes: tuple[str, ...],
+    path: str | Path,
+    volume: int | None = None,
+    max_voxels: int = MAX_VOXELS,
+    exact: bool = False,
+    hashed: bool = False,
+) -> Volume:
+    """Read one volume of a file; the other arguments, the result and the errors are those of ``data.read_volume``.
+
+    Args:
+        parse: reads the header from the beginning of the stream, for the volume of the given number.
+        suffixes: that the file's name may have, lower-case.
+    """
+    with ignoring_float_errors(), open_stream(path, hashed, suffixes) as stream:
+        header = _checked_header(parse, stream, volume, max_voxels)
+        try:
+            voxels, voxel_warnings = _read_voxels(stream, header, exact)
+        except MemoryError as error:
+            found = f"shape {header.grid.shape} does not fit into memory"
+            raise refusal(stream.path, found, "Free memory, or take a machine with more.") from error
+        sha256 = header.sha256 + stream.sha256()
+    warnings = (*stream.warnings, *header.warnings, *oddities(header.grid), *voxel_warnings)
+    return Volume(stream.path, voxels, header.grid, warnings, sha256)
+
+
+def read_image_grid(
+    parse: ParseHeader,
+    suffixes: tuple[str, ...],
+    path: str | Path,
+    volume: int | None = None,
+    max_voxels: int = MAX_VOXELS,
+) -> Grid:
+    """Read where a volume lies; arguments as of :func:`read_image`, errors as of ``data.read_grid``."""
+    with ignoring_float_errors(), open_stream(path, suffixes=suffixes) as stream:
+        return _checked_header(parse, stream, volume, max_voxels).grid
+
+
+def ignoring_float_errors() -> np.errstate:
+    """Silence numpy about signalling NaN and overflow in a file's numbers: the results are checked."""
+    return np.errstate(over="ignore", invalid="ignore", under="ignore")
+
+
+def _checked_header(parse: ParseHeader, stream: Stream, volume: int | None, max_voxels: int) -> ImageHeader:
+    """Parse the header, and check its claims before any memory is allocated."""
+    header = parse(stream, volume)
+    shape, count = header.grid.shape, math.prod(header.grid.shape)
+    if count > max_voxels:
+        found = f"shape {shape}, {count} voxels; at most max_voxels={max_voxels} are read"
+        raise refusal(stream.path, found, "If the shape is right, pass a larger max_voxels.")
+    check_affine(header.grid.affine_mm, stream.path)
+    if header.wbits is None:
+        stream.check_size(header.end)
+    return header
+
+
+def _read_voxels(stream: Stream, header: ImageHeader, exact: bool) -> tuple[Array, list[str]]:
+    """Read to the end of the file: voxels (H, W, D) float32, and a sentence for each oddity."""
+    length = math.prod(header.grid.shape) * header.dtype.itemsize
+    if header.wbits is None:
+        stored: Any = stream.block(header.start, length, header.end, header.has_footer)
+    else:
+        stored = stream.inflated(header.start, length, header.wbits)
+    raw = np.ndarray(header.grid.shape, header.dtype, buffer=stored, order="F")
+    return to_float32(raw, header.slope, header.inter, stream.path, exact)

@@ -1,0 +1,45 @@
+"""Old public names: each works for one release and warns of the new name."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any
+
+RENAMED = {
+    "monai_vit3d.handlers": {
+        "Attached": "AttachHandlers",
+        "MaskedBatch": "PrepareBatchMasked",
+        "MixUpBatch": "PrepareBatchMixUp",
+    },
+    "monai_vit3d.inferers": {
+        "WayBack": "InverseMapping",
+        "finite": "require_finite_scores",
+        "likeliest": "argmax_classes",
+        "told_spacing": "with_spacing",
+        "unwrapped": "unwrap_inferer",
+        "way_back": "trace_inverse",
+    },
+    "monai_vit3d.pretraining": {"describe": "collapse_report"},
+}
+
+
+def find_renamed(package: str, name: str) -> Any:
+    """Return what an old name of a package stands for today; the package's ``__getattr__`` calls this.
+
+    Args:
+        package: dotted name of the package.
+        name: attribute that the package does not have.
+
+    Raises:
+        AttributeError: the package has never had this name.
+    """
+    new = RENAMED.get(package, {}).get(name)
+    if new is None:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    warnings.warn(
+        f"{package}.{name} is now {package}.{new}; the old name goes in the next release.",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return getattr(importlib.import_module(package), new)

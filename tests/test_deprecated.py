@@ -1,0 +1,23 @@
+"""Old public names give the new objects, with a warning."""
+
+import importlib
+
+import pytest
+
+from monai_vit3d.deprecated import RENAMED
+
+ROWS = [(package, old, new) for package, names in RENAMED.items() for old, new in names.items()]
+
+
+@pytest.mark.parametrize(("package", "old", "new"), ROWS)
+def test_an_old_name_warns_and_is_the_new_one(package, old, new):
+    module = importlib.import_module(package)
+    with pytest.warns(DeprecationWarning, match=new):
+        assert getattr(module, old) is getattr(module, new)
+    assert old not in module.__all__
+
+
+@pytest.mark.parametrize("package", RENAMED)
+def test_other_names_are_missing_as_in_any_module(package):
+    with pytest.raises(AttributeError, match="no_such_name"):
+        importlib.import_module(package).__getattr__("no_such_name")
