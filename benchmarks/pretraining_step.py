@@ -92,15 +92,15 @@ def contender(name: str, sizes: Sizes, batch: int) -> Contender:
 
 
 def nidls(ours: IJEPA, sizes: Sizes, x: Tensor, masks: JEPAMasks | None) -> Contender:
-    """nidl's I-JEPA with the weights of ours; None for masks of its own."""
-    from nidl.estimators.ssl import IJEPA as NidlIJEPA
+    """Nidl's I-JEPA with the weights of ours; None for masks of its own."""
+    from nidl.estimators import ssl
     from nidl.volume.backbones import VisionTransformer3D as NidlTransformer
 
     vit = NidlTransformer(
         SIDE, PATCH, embed_dim=sizes.width, depth=sizes.depth, num_heads=sizes.heads, class_token=False, global_pool=""
     )
     width = ours.predictor.embed.out_features
-    model = NidlIJEPA(vit, predictor_embed_dim=width, predictor_depth_pred=sizes.predictor_depth).to(DEVICE)
+    model = ssl.IJEPA(vit, predictor_embed_dim=width, predictor_depth_pred=sizes.predictor_depth).to(DEVICE)
     with torch.no_grad():
         for part in ("context_encoder", "target_encoder", "predictor"):
             theirs = [p for key, p in getattr(model, part).named_parameters() if key != "predictor_pos_embed"]

@@ -180,7 +180,7 @@ class WithToken(nn.Module):
 
 
 def nidls(dtype: torch.dtype) -> Pairs:
-    """nidl's VisionTransformer3D with any positions, prefix tokens and poolings."""
+    """Nidl's VisionTransformer3D with any positions, prefix tokens and poolings."""
     from nidl.volume.backbones.vit3d import VisionTransformer3D as Theirs
 
     x = torch.randn(2, 2, *SIZE, dtype=dtype)

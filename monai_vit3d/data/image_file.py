@@ -57,11 +57,16 @@ def read_image(
     exact: bool = False,
     hashed: bool = False,
 ) -> Volume:
-    """Read one volume of a file; the other arguments, the result and the errors are those of ``data.read_volume``.
+    """Read one volume of a file by its format's header parser; result and errors are those of ``data.read_volume``.
 
     Args:
         parse: reads the header from the beginning of the stream, for the volume of the given number.
         suffixes: that the file's name may have, lower-case.
+        path: of the file.
+        volume: as for ``data.read_volume``, and so are the others.
+        max_voxels: largest number of voxels that is read.
+        exact: refuse voxels that float32 would round.
+        hashed: take the SHA-256 of the file's bytes in the same reading.
     """
     with ignoring_float_errors(), open_stream(path, hashed, suffixes) as stream:
         header = _checked_header(parse, stream, volume, max_voxels)

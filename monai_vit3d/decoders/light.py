@@ -1,5 +1,7 @@
-"""Transposed convolutions alone, as Primus decodes: Wald et al. 2025, "Primus: Enforcing Attention Usage for 3D
-Medical Image Segmentation", arXiv:2503.01835."""
+"""Transposed convolutions alone, as Primus decodes.
+
+Wald et al. 2025, "Primus: Enforcing Attention Usage for 3D Medical Image Segmentation", arXiv:2503.01835.
+"""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ class TokenFeatures(nn.Module):
 
 
 def _last_n(indices: int | list[int] | tuple[int, ...], depth: int) -> list[int] | tuple[int, ...]:
-    """timm's reading of an int: the last n of ``depth`` blocks."""
+    """Timm's reading of an int: the last n of ``depth`` blocks."""
     if not isinstance(indices, int):
         return indices
     if not 1 <= indices <= depth:

@@ -11,7 +11,7 @@ _STEM = r"^{}(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)"
 
 
 def backbone_matcher(prefix: str = r"backbone\.") -> dict[str, Any]:
-    """timm's ``group_matcher`` of a backbone inside a network; what it does not name, the head, comes last.
+    """Timm's ``group_matcher`` of a backbone inside a network; what it does not name, the head, comes last.
 
     Args:
         prefix: of the backbone's names, as a regular expression.

@@ -257,7 +257,7 @@ def _unmark(network: nn.Module) -> None:
 
 
 def _inject(network: nn.Module, settings: LoraSettings, names: list[str]) -> None:
-    """peft's own layers around the named ones; everything else is frozen."""
+    """Peft's own layers around the named ones; everything else is frozen."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:

@@ -94,7 +94,7 @@ def encode_target(label: Any, task: str, num_classes: int) -> Tensor:
 
 
 def task_loss(task: str, **options: Any) -> nn.Module:
-    """torch's loss of logits and encoded targets: cross-entropy, binary cross-entropy or squared error.
+    """Torch's loss of logits and encoded targets: cross-entropy, binary cross-entropy or squared error.
 
     Args:
         task: the task's name.

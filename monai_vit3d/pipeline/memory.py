@@ -160,7 +160,10 @@ def check_memory(path: Path, grid: Grid, channels: int, bundle: Bundle, options:
 
     Args:
         path: of the first image, for the message.
-        grid: as for :func:`needed_bytes`, and so are the others.
+        grid: of the file.
+        channels: of the image.
+        bundle: that predicts.
+        options: of the run.
 
     Raises:
         ImageError: it would not fit.

@@ -49,7 +49,7 @@ def draw_overlay(voxels: Array, labels: Array, grid: Grid, colours: Sequence[Col
     Raises:
         UsageError: labels are not integers, or the shapes differ.
     """
-    from PIL import Image as images
+    from PIL import Image
 
     check_labels(labels, voxels, grid)
     order, flips, turned = _to_lpi(grid.affine_mm)
@@ -64,7 +64,7 @@ def draw_overlay(voxels: Array, labels: Array, grid: Grid, colours: Sequence[Col
         for plane, grey, mark, size in zip(PLANES, _windowed(greys), marks, sizes)
     ]
     width, height = sum(p.width for p in panels) + 2 * _GAP, max(p.height for p in panels)
-    picture, left = images.new("RGB", (width, height)), 0
+    picture, left = Image.new("RGB", (width, height)), 0
     for panel in panels:
         picture.paste(panel, (left, (height - panel.height) // 2))
         left += panel.width + _GAP
@@ -180,11 +180,11 @@ def _panel(
     grey: Array, labels: Array, size: tuple[int, int], colours: Sequence[Colour], letters: Sequence[str]
 ) -> Image:
     """One plane with its labels, on a black margin with the letters."""
-    from PIL import Image as images
+    from PIL import Image
 
     pixels = _paint(grey, labels, size, colours)
-    panel = images.new("RGB", (size[0] + 2 * _MARGIN, size[1] + 2 * _MARGIN))
-    panel.paste(images.fromarray(pixels), (_MARGIN, _MARGIN))
+    panel = Image.new("RGB", (size[0] + 2 * _MARGIN, size[1] + 2 * _MARGIN))
+    panel.paste(Image.fromarray(pixels), (_MARGIN, _MARGIN))
     _write(letters, panel)
     return panel
 
@@ -202,10 +202,10 @@ def _write(letters: Sequence[str], panel: Image) -> None:
 
 def _paint(grey: Array, labels: Array, size: tuple[int, int], colours: Sequence[Colour]) -> Array:
     """One plane with its labels at the panel's size, (height, width, 3) uint8."""
-    from PIL import Image as images
+    from PIL import Image
 
     width, height = size
-    scaled = np.asarray(images.fromarray(grey).resize(size, images.Resampling.BILINEAR))
+    scaled = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))
     picture = np.repeat(255 * scaled[..., None], 3, axis=2)
     rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip((height, width), labels.shape))
     labels = labels[np.ix_(rows, columns)]

@@ -115,6 +115,7 @@ def check_input(image: Tensor, metadata: Metadata) -> list[Implausibility]:
 
     Args:
         image: (C, h, w, d), after the bundle's preprocessing.
+        metadata: the bundle's.
     """
     trained_on = metadata.trained_on
     return compare(measure_input(image), trained_on) if trained_on.has("input") else []

@@ -83,7 +83,7 @@ def logistic_probe(
 
 
 def knn_probe(train: Features, validation: Features, test: Features, grid: Sequence[int] = NEIGHBOURS) -> ProbeScore:
-    """k nearest neighbours by cosine; k is chosen by the validation part's AUC, the least of equals.
+    """K nearest neighbours by cosine; k is chosen by the validation part's AUC, the least of equals.
 
     Votes weigh ``exp(cosine / 0.07)`` (Wu et al. 2018, arXiv:1805.01978, section 3.4). Features are centred by the
     training part's mean (CL2N of Wang et al. 2019, arXiv:1911.04623): volumes of one organ share a large mean feature,

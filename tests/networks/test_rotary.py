@@ -101,7 +101,7 @@ def test_blocks_by_hand(rope, prefix):
 
 
 def _from_eva(state):
-    """timm's DINOv3 in our names, its kernel one voxel deep."""
+    """Timm's DINOv3 in our names, its kernel one voxel deep."""
     state = {k.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma"): v for k, v in state.items()}
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"][..., None]
     return state

@@ -90,7 +90,7 @@ def randomise(net):
 
 
 def flat_net(**options):
-    """timm's network with random weights; ours' spelling of the options."""
+    """Timm's network with random weights; ours' spelling of the options."""
     options = {**BASE, "img_size": IMAGE, "patch_size": PATCH, **options}
     pool, pos = options["global_pool"], options.get("pos_embed", "learned")
     spelled = {"global_pool": "token" if pool == "cls_token" else pool, "pos_embed": pos.replace("learned", "learn")}
@@ -103,7 +103,7 @@ def insert(size, axis, value=1):
 
 
 def pair(axis, **options):
-    """timm's network, and ours with its weights and one more axis of one voxel."""
+    """Timm's network, and ours with its weights and one more axis of one voxel."""
     flat = flat_net(**options)
     sizes = {"img_size": insert(options.pop("img_size", IMAGE), axis)}
     sizes["patch_size"] = insert(options.pop("patch_size", PATCH), axis)

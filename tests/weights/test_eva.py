@@ -47,7 +47,7 @@ FAMILIES = {
 
 
 def with_float64_angles(model):
-    """timm's angles are float32; the same by its formulas, row by row and column by column, in float64."""
+    """Timm's angles are float32; the same by its formulas, row by row and column by column, in float64."""
     rope = model.rope
     if rope is None:
         return model

@@ -317,7 +317,7 @@ def test_openai_clips_own_layout():
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """timm's models of the name that is asked for, with two narrow blocks; the weights of one."""
+    """Timm's models of the name that is asked for, with two narrow blocks; the weights of one."""
     make = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, **options: make(name, **{**HEADS, **options}))
     torch.manual_seed(0)

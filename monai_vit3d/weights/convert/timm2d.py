@@ -231,7 +231,7 @@ def timms_name(name: str) -> str:
 
 
 def _without_weights(name: str) -> nn.Module:
-    """timm's model on the meta device, for its architecture alone."""
+    """Timm's model on the meta device, for its architecture alone."""
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, device="meta")
     except RuntimeError as error:  # a tag that timm does not know
