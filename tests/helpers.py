@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +75,24 @@ _WARM.set_forkserver_preload(["torch", "monai.bundle", "ignite.engine", "monai_v
 
 
 def _run_as_main(words: Sequence[str], folder: str, environment: dict[str, str], output: str) -> None:
-    """Do what ``python -W ignore -m WORDS`` does, its output into a file."""
+    """Do what ``python -W ignore WORDS`` does, its output into a file."""
     with open(output, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv, sys.path[:0] = list(words), [folder]
     warnings.simplefilter("ignore")
     try:
-        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        if words[0] == "-m":
+            sys.argv, sys.path[:0] = list(words[1:]), [folder]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        elif words[0] == "-c":
+            sys.argv, sys.path[:0] = ["-c", *words[2:]], [folder]
+            exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            sys.argv, sys.path[:0] = list(words), [str(Path(words[0]).parent)]
+            runpy.run_path(words[0], run_name="__main__")
     except SystemExit:
         raise
     except BaseException:
@@ -96,12 +103,12 @@ def _run_as_main(words: Sequence[str], folder: str, environment: dict[str, str],
 
 
 def run_warm(
-    words: Sequence[str], folder: Path, processes: int = 1, env: Mapping[str, str] | None = None
+    *words: str | Path, folder: Path = ROOT, processes: int = 1, env: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
-    """Run a module as ``python -m`` or torchrun would, but in a fork of a process that has imported torch and MONAI.
+    """Do what ``python WORDS`` or torchrun does, but in a fork of a process that has imported torch and MONAI.
 
     Args:
-        words: the module's name and its arguments.
+        words: ``-m`` and a module, ``-c`` and code, or a script; and its arguments.
         folder: the current folder of the processes.
         processes: how many; 2 and more find each other by torchrun's environment variables.
         env: further environment variables.
@@ -120,7 +127,7 @@ def run_warm(
         started = []
         for rank, output in enumerate(outputs):
             own = environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
-            started.append(_WARM.Process(target=_run_as_main, args=(list(words), str(folder), own, str(output))))
+            started.append(_WARM.Process(target=_run_as_main, args=([*map(str, words)], str(folder), own, str(output))))
             started[-1].start()
         end = time.monotonic() + HANG
         while any(one.is_alive() for one in started):  # as under torchrun, one that fails takes the others along
@@ -133,7 +140,7 @@ def run_warm(
         return code, "".join(output.read_text(errors="replace") for output in outputs if output.exists())
 
 
-def pairwise(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
+def pairwise(*axes: Collection[Any]) -> list[tuple[Any, ...]]:
     """Choose few rows of the axes' product in which each value of an axis meets each value of every other axis."""
     positions = list(itertools.combinations(range(len(axes)), 2))
 
@@ -145,4 +152,4 @@ def pairwise(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
     while missing:
         chosen.append(max(rows, key=lambda row: len(pairs(row) & missing)))
         missing -= pairs(chosen[-1])
-    return [tuple(axis[i] for axis, i in zip(axes, row)) for row in sorted(chosen)]
+    return [tuple(list(axis)[i] for axis, i in zip(axes, row)) for row in sorted(chosen)]

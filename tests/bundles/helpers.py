@@ -31,13 +31,12 @@ def torchrun(*verb, **options):
 
 def _end(command, bundle, fresh, environment):
     """Exit code and output."""
-    words = ("monai.bundle", *command.words)
+    words = ("-m", "monai.bundle", *command.words)
     if not fresh:
-        return run_warm(words, bundle, command.processes, environment)
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={command.processes}", "-m"]
-    code, out, err = run_python(
-        "-W", "ignore", "-m", *(launcher if command.processes > 1 else []), *words, cwd=bundle, env=environment
-    )
+        return run_warm(*words, folder=bundle, processes=command.processes, env=environment)
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={command.processes}")
+    launcher = launcher if command.processes > 1 else ("-W", "ignore")
+    code, out, err = run_python(*launcher, *words, cwd=bundle, env=environment)
     return code, out + err
 
 

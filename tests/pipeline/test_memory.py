@@ -1,9 +1,6 @@
 """What a case is said to need in memory against what the kernel saw it take."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -17,7 +14,7 @@ from monai.data import MetaTensor
 from monai_vit3d.data.nifti import read_grid
 from monai_vit3d.pipeline.bundle import load_bundle
 from monai_vit3d.pipeline.memory import network_shape
-from tests.helpers import HIPPOCAMPUS, ROOT
+from tests.helpers import HIPPOCAMPUS, ROOT, run_warm
 
 BENCHMARK = ROOT / "benchmarks" / "memory.py"
 
@@ -35,9 +32,8 @@ def write(path: Path, shape: tuple[int, ...], degrees: int) -> Path:
 @pytest.mark.parametrize("degrees", [0, 25])
 def test_the_estimate_is_enough_and_not_far_too_much(tmp_path, order, degrees):
     scan, tiny = write(tmp_path / "scan.nii", (200, 150, 80), degrees), write(tmp_path / "tiny.nii", (40,) * 3, degrees)
-    command = [sys.executable, "-W", "ignore", BENCHMARK, "--point", order, scan, tiny, degrees, 14]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    out = subprocess.run([*map(str, command)], env=env, check=True, capture_output=True, text=True).stdout
+    code, out = run_warm(BENCHMARK, "--point", order, scan, tiny, degrees, 14)
+    assert code == 0, out
     taken, expected = json.loads(out.splitlines()[-1])
     assert taken <= expected <= 3 * taken
 
