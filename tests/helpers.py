@@ -143,13 +143,11 @@ def run_warm(
 def pairwise(*axes: Collection[Any]) -> list[tuple[Any, ...]]:
     """Choose few rows of the axes' product in which each value of an axis meets each value of every other axis."""
     positions = list(itertools.combinations(range(len(axes)), 2))
-
-    def pairs(row: tuple[int, ...]) -> set[tuple[int, int, int, int]]:
-        return {(i, j, row[i], row[j]) for i, j in positions}
-
-    rows = list(itertools.product(*(range(len(axis)) for axis in axes)))
-    missing, chosen = set().union(*map(pairs, rows)), []
+    rows = itertools.product(*(range(len(axis)) for axis in axes))
+    pairs = {row: {(i, j, row[i], row[j]) for i, j in positions} for row in rows}
+    missing, chosen = set().union(*pairs.values()), []
     while missing:
-        chosen.append(max(rows, key=lambda row: len(pairs(row) & missing)))
-        missing -= pairs(chosen[-1])
-    return [tuple(list(axis)[i] for axis, i in zip(axes, row)) for row in sorted(chosen)]
+        chosen.append(max(pairs, key=lambda row: len(pairs[row] & missing)))
+        missing -= pairs[chosen[-1]]
+    values = [list(axis) for axis in axes]
+    return [tuple(value[i] for value, i in zip(values, row)) for row in sorted(chosen)]
