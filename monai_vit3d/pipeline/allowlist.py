@@ -94,7 +94,7 @@ _ROOMS: tuple[tuple[str, str, frozenset[str] | None], ...] = (
     ("monai_vit3d.decoders.", "torch.nn.Module", None),
     ("monai_vit3d.networks.", "torch.nn.Module", None),
     ("monai_vit3d.inferers.", "monai.inferers.Inferer", None),
-    ("monai_vit3d.data.spacing.", "monai.transforms.Transform", None),
+    ("monai_vit3d.transforms.spacing.", "monai.transforms.Transform", None),
     ("monai_vit3d.data.", "monai.data.ImageReader", READER_CLASSES),
 )
 _HANDED_ON = ("torch.nn.modules.", "monai_vit3d.layers.")
