@@ -308,9 +308,11 @@ def test_a_singular_affine_has_monais_error(kind):
         kind("image", **LINEAR)({"image": image})
 
 
-@pytest.mark.parametrize("name", ["SeparableSpacingd", "spacing.SeparableSpacing", "SeparableResample"])
+@pytest.mark.parametrize(
+    "name", ["transforms.SeparableSpacingd", "transforms.spacing.SeparableSpacing", "data.SeparableResample"]
+)
 def test_safe_mode_lets_it_pass(name):
-    check_config({"preprocessing": {"_target_": f"monai_vit3d.data.{name}", "pixdim": 1.0}}, ["preprocessing"])
+    check_config({"preprocessing": {"_target_": f"monai_vit3d.{name}", "pixdim": 1.0}}, ["preprocessing"])
 
 
 def test_safe_mode_lets_nothing_else_pass():
