@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import monai_vit3d
+from tests.helpers import ROOT as CHECKOUT
 
 ROOT = Path(monai_vit3d.__file__).parent
 HEAVY = ["torch", "monai", "timm", "nibabel", "ignite", "numpy"]
@@ -118,3 +120,10 @@ def test_imports_are_read_right():
         imports(ROOT / "decoders" / "unetr.py")
     )
     assert "monai_vit3d.data.nifti" in set(imports(ROOT / "data" / "__init__.py"))
+
+
+def test_contributing_names_tests_that_are_there():
+    text = (CHECKOUT / "CONTRIBUTING.md").read_text()
+    paths = set(re.findall(r"tests/[\w/]+(?:\.py)?", text))
+    assert len(paths) > 10
+    assert [path for path in sorted(paths) if not (CHECKOUT / path).exists()] == []
