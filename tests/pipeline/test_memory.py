@@ -38,11 +38,15 @@ def test_the_estimate_is_enough_and_not_far_too_much(tmp_path, order, degrees):
     assert taken <= expected <= 3 * taken
 
 
+@pytest.fixture(scope="module")
+def bundle():
+    return load_bundle(HIPPOCAMPUS, "cpu")
+
+
 @settings(max_examples=20, deadline=None)
 @given(degrees=st.integers(-90, 90), diagonal=st.booleans())
-def test_the_shape_of_a_turned_grid_is_known(tmp_path_factory, degrees, diagonal):
+def test_the_shape_of_a_turned_grid_is_known(bundle, tmp_path_factory, degrees, diagonal):
     path = write(tmp_path_factory.mktemp("turned") / "scan.nii", (30, 20, 10), degrees)
-    bundle = load_bundle(HIPPOCAMPUS, "cpu")
     spacing = next(step for step in bundle.preprocessing.steps if hasattr(step, "spacing_transform"))
     spacing.spacing_transform.diagonal = diagonal
     image = MetaTensor(torch.zeros(1, 30, 20, 10), affine=torch.as_tensor(nib.load(path).affine))
