@@ -1,6 +1,7 @@
 """The package: light to import, its names found, its rooms importing only what they may."""
 
 import ast
+import configparser
 import importlib
 import json
 import re
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import monai_vit3d
 from tests.helpers import ROOT as CHECKOUT
@@ -127,3 +130,14 @@ def test_contributing_names_tests_that_are_there():
     paths = set(re.findall(r"tests/[\w/]+(?:\.py)?", text))
     assert len(paths) > 10
     assert [path for path in sorted(paths) if not (CHECKOUT / path).exists()] == []
+
+
+def test_the_lowest_constraints_are_the_bounds_of_setup_cfg():
+    setup = configparser.ConfigParser()
+    setup.read(CHECKOUT / "setup.cfg")
+    lines = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    requirements = [Requirement(line) for text in lines for line in text.split("\n") if line]
+    bounds = {r.name: s.version for r in requirements for s in r.specifier if s.operator == ">="}
+    pins = [Requirement(line) for line in (CHECKOUT / "constraints-lowest.txt").read_text().splitlines()[1:]]
+    pinned = {pin.name: next(iter(pin.specifier)).version for pin in pins}
+    assert {name: Version(bound) for name, bound in bounds.items()} == {k: Version(v) for k, v in pinned.items()}
