@@ -1,6 +1,7 @@
 """Presets, decoders, heads and the forms that users run, each with each other one: as eager gives."""
 
 import copy
+import itertools
 import shutil
 
 import onnxruntime
@@ -37,7 +38,16 @@ def volumes(batch, seed):
     return torch.randn(batch, 1, *SIZE, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(scope="module", params=[(p, d) for p in PRESETS for d in DECODERS], ids="-".join)
+def networks(*axes):
+    """Parameters of a fixture, all but the smallest preset's slow."""
+    rows = []
+    for row in itertools.product(*axes):
+        marks = () if row[0] == "vit3d_tiny" else pytest.mark.slow
+        rows.append(pytest.param(row if len(row) > 1 else row[0], id="-".join(row), marks=marks))
+    return rows
+
+
+@pytest.fixture(scope="module", params=networks(PRESETS, DECODERS))
 def segmenter(request):
     """A segmenter as wide as its preset, only as deep as its decoder needs, and what it says of two volumes."""
     preset, decoder = request.param
@@ -48,7 +58,7 @@ def segmenter(request):
         return net, volumes(2, seed=1), net(volumes(2, seed=1))
 
 
-@pytest.fixture(scope="module", params=PRESETS)
+@pytest.fixture(scope="module", params=networks(PRESETS))
 def classifier(request):
     torch.manual_seed(0)
     net = create_model(request.param, SIZE, PATCH, depth=2, num_classes=CLASSES).eval()
@@ -66,7 +76,7 @@ def token_classifier_of(preset, head, task):
         return net, volumes(2, seed=1), net(volumes(2, seed=1))
 
 
-@pytest.fixture(scope="module", params=[(p, h) for p in PRESETS for h in HEADS], ids="-".join)
+@pytest.fixture(scope="module", params=networks(PRESETS, HEADS))
 def token_classifier(request):
     preset, head = request.param
     return token_classifier_of(preset, head, "multi-class")
@@ -109,14 +119,14 @@ def openvino(net, example, folder):
 
 
 FORMS = [aot_eager, exported, scripted, traced, openvino, onnx]
-SLOW_FORMS = (exported, openvino, onnx)
+QUICK_FORMS = (scripted, traced, symbolic)
 
 
 def sweep(fixture, networks, forms):
     """Parametrize a test by a network and a form; ``networks`` are axes of which all pairs are taken, forms too."""
     rows = []
     for *network, form in pairwise(*networks, forms):
-        marks = pytest.mark.slow if network[0] != "vit3d_tiny" or form in SLOW_FORMS else ()
+        marks = () if network[0] == "vit3d_tiny" and form in QUICK_FORMS else pytest.mark.slow
         value = tuple(network) if len(network) > 1 else network[0]
         rows.append(pytest.param(value, form, marks=marks, id="-".join([*network, form.__name__])))
     return pytest.mark.parametrize((fixture, "form"), rows, indirect=[fixture])
@@ -181,7 +191,11 @@ def rotary(request):
 
 @pytest.mark.parametrize(
     "form",
-    [pytest.param(form, marks=pytest.mark.slow if form in SLOW_FORMS else ()) for form in FORMS if form is not openvino]
+    [
+        pytest.param(form, marks=() if form in QUICK_FORMS else pytest.mark.slow)
+        for form in FORMS
+        if form is not openvino
+    ]
     + [symbolic],
 )
 def test_rotary_classifier_in_every_form(rotary, form, folder):
