@@ -126,7 +126,7 @@ def sweep(fixture, networks, forms):
     """Parametrize a test by a network and a form; ``networks`` are axes of which all pairs are taken, forms too."""
     rows = []
     for *network, form in pairwise(*networks, forms):
-        marks = () if network[0] == "vit3d_tiny" and form in QUICK_FORMS else pytest.mark.slow
+        marks = () if network[0] in ("vit3d_tiny", "mm") and form in QUICK_FORMS else pytest.mark.slow
         value = tuple(network) if len(network) > 1 else network[0]
         rows.append(pytest.param(value, form, marks=marks, id="-".join([*network, form.__name__])))
     return pytest.mark.parametrize((fixture, "form"), rows, indirect=[fixture])
@@ -189,15 +189,7 @@ def rotary(request):
         return net, volumes(2, seed=1), net(volumes(2, seed=1))
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        pytest.param(form, marks=() if form in QUICK_FORMS else pytest.mark.slow)
-        for form in FORMS
-        if form is not openvino
-    ]
-    + [symbolic],
-)
+@sweep("rotary", [["patch", "mm"]], [form for form in (*FORMS, symbolic) if form is not openvino])
 def test_rotary_classifier_in_every_form(rotary, form, folder):
     check(form, *rotary, folder)
 
