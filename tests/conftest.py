@@ -32,3 +32,15 @@ def decathlon_hippocampus():
     if not (folder / "imagesTr").is_dir():
         pytest.skip("MSD Task04_Hippocampus is not under MONAI_DATA_DIRECTORY (MONAI's DecathlonDataset fetches it)")
     return folder
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
+def pytest_collection_modifyitems(items):
+    """Mark a test's rows between the first and the last as slow: ``-m "not slow"`` runs each test, but not each row."""
+    rows = {}
+    for item in items:
+        if not item.get_closest_marker("slow"):
+            rows.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for same in rows.values():
+        for item in same[1:-1]:
+            item.add_marker(pytest.mark.slow)
