@@ -13,6 +13,9 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor
 
+from ..bundle.load import Bundle
+from ..bundle.postprocessing import decision, through
+from ..bundle.voxelwise import VoxelwisePostprocessing
 from ..data.errors import BundleError, ImageError
 from ..inferers import (
     CannotStitch,
@@ -26,12 +29,9 @@ from ..inferers import (
 )
 from ..layers.rope import mm_positions
 from ..transforms import LabelInverter, require_finite_scores, trace_inverse
-from .bundle import Bundle
 from .memory_limits import out_of_memory
 from .options import Options
-from .postprocessing import decision, through
 from .prepare import Prepared
-from .voxelwise import VoxelwisePostprocessing
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from .overlay import axis_letters
 if TYPE_CHECKING:
     from monai.transforms import Spacingd
 
-    from .bundle import Bundle
+    from ..bundle.load import Bundle
     from .options import Options
 
 # fitted to benchmarks/memory.py, which prints them beside what was measured

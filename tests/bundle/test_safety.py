@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 
+from monai_vit3d.bundle.safety import check_config
 from monai_vit3d.data.errors import BundleError
-from monai_vit3d.pipeline.safety import check_config
 from tests.helpers import BUNDLES
 
 ROOTS = ["network", "preprocessing", "inferer", "postprocessing", "ckpt_path", "class_names", "task"]

@@ -8,9 +8,9 @@ import zipfile
 
 import pytest
 
+from monai_vit3d.bundle import unpack
+from monai_vit3d.bundle.unpack import open_bundle
 from monai_vit3d.data.errors import BundleError
-from monai_vit3d.pipeline import unpack
-from monai_vit3d.pipeline.unpack import open_bundle
 
 CONFIG = "configs/inference.yaml"
 

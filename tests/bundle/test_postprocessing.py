@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from monai.bundle import run as run_bundle
 
+from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.data.nifti import read_grid
-from monai_vit3d.pipeline.bundle import load_bundle
 from monai_vit3d.pipeline.folder import predict_folder
 from monai_vit3d.pipeline.memory import needed_bytes
 from tests.pipeline import chains

@@ -10,7 +10,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, InvertibleTransform, 
 from monai.utils import CommonKeys
 
 from ..data.errors import BundleError
-from .readers import reader_options
+from .reader_options import reader_options
 
 
 @dataclass(frozen=True, eq=False)

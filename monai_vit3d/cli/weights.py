@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .data.printable import printable
+from ..data.printable import printable
 
 # what the functions of weights call by a keyword, and the command by a flag
 _WEIGHTS_OPTIONS = (
@@ -22,7 +22,7 @@ _TAKE = "which of several networks in a checkpoint: teacher (the averaged one), 
 
 
 def _weights_info(args: argparse.Namespace) -> int:
-    from .weights.info import describe_weights
+    from ..weights.info import describe_weights
 
     with _in_flags():
         found = describe_weights(args.file, take=args.take, family=args.family)
@@ -40,7 +40,7 @@ def _weights_info(args: argparse.Namespace) -> int:
 
 
 def _weights_convert(args: argparse.Namespace) -> int:
-    from .weights.info import convert_weights
+    from ..weights.info import convert_weights
 
     options = {key: getattr(args, key) for key in _WEIGHTS_OPTIONS if getattr(args, key) is not None}
     options |= {"timm_name": args.timm, "overwrite": args.overwrite}
@@ -60,7 +60,7 @@ def _flags(text: str) -> str:
 
 @contextmanager
 def _in_flags() -> Iterator[None]:
-    from .data.errors import UsageError, WeightsError
+    from ..data.errors import UsageError, WeightsError
 
     try:
         yield

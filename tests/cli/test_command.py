@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_vit3d.pipeline.bundle import collecting_no_garbage
+from monai_vit3d.bundle.load import collecting_no_garbage
 from tests.helpers import HIPPOCAMPUS
 
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")

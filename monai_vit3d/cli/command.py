@@ -13,14 +13,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .cli_measure import add_measure
-from .cli_streams import EscapedStream, Terminated, guard_streams, raise_on_signals
-from .cli_weights import add_weights
-from .data.printable import printable
-from .search_path import without_folders
+from ..bundle.search_path import without_folders
+from ..data.printable import printable
+from .measure import add_measure
+from .streams import EscapedStream, Terminated, guard_streams, raise_on_signals
+from .weights import add_weights
 
 if TYPE_CHECKING:
-    from .pipeline.plan import Plan
+    from ..pipeline.plan import Plan
 
 _PREDICT = """INPUT is a NIfTI file (or .mgz, .nrrd, .mha, .img with .hdr), a folder of them or of DICOM
 series, a BIDS data set, or a CSV or JSON list of cases (column "image", or several that begin
@@ -39,7 +39,7 @@ Exit code: 0 all done, 1 some files failed (run.json says why), 2 wrong usage or
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from .pipeline.demo import run_demo
+    from ..pipeline.demo import run_demo
 
     demo = run_demo(args.bundle, args.output)
     for side, volumes in demo.volumes_ml.items():
@@ -50,9 +50,9 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from .pipeline.distributed import TorchrunProcess
-    from .pipeline.folder import plan_folder, predict_folder
-    from .pipeline.plan import parse_shard
+    from ..distributed import TorchrunProcess
+    from ..pipeline.folder import plan_folder, predict_folder
+    from ..pipeline.plan import parse_shard
 
     ranks = TorchrunProcess.from_environment()
     what = {
@@ -100,7 +100,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _chosen(args: argparse.Namespace) -> dict[str, Any]:
     """Which config files of the bundle, and which values in them."""
-    from .pipeline.config import parse_override
+    from ..bundle.config import parse_override
 
     return {"config": args.config, "overrides": dict(parse_override(text) for text in args.set or [])}
 
@@ -110,7 +110,7 @@ def _axes(text: str) -> tuple[int, ...]:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from .pipeline.check import check_files
+    from ..pipeline.check import check_files
 
     found = check_files(
         args.inputs,
@@ -133,7 +133,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from .pipeline.info import describe_bundle
+    from ..bundle.info import describe_bundle
 
     for key, value in describe_bundle(args.bundle, **_chosen(args)).items():
         print(f"{key:12s}  {printable(value)}")
@@ -293,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
     # PyTorch's memory in pages of 2 MiB where Linux has them: on virtual machines the faults of small ones cost half of
     # a UNETR's time. PyTorch reads it once, at its first tensor
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from .data.errors import BundleError, UsageError, Vit3dError, WeightsError
+    from ..data.errors import BundleError, UsageError, Vit3dError, WeightsError
 
     try:
         strangers = [args.bundle] if getattr(args, "bundle", None) else []
@@ -337,7 +337,3 @@ def run_process() -> NoReturn:
         code = code or 1
     sys.stderr.flush()
     os._exit(code)
-
-
-if __name__ == "__main__":
-    run_process()

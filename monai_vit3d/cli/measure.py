@@ -17,7 +17,7 @@ Example: vit3d measure bundles/hippocampus_segmentation --write \\
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from .pipeline.measure_training import find_cases, format_json, measure_training, write_trained_on
+    from ..pipeline.measure_training import find_cases, format_json, measure_training, write_trained_on
 
     cases = find_cases(args.images, args.labels, args.split, args.section)
     with _counted(len(cases)) as bar:

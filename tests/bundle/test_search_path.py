@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from monai_vit3d.bundle.load import load_bundle
+from monai_vit3d.bundle.search_path import without_folders
 from monai_vit3d.data import medmnist3d_info, nifti_files
 from monai_vit3d.data.confinement import reading_only_below
 from monai_vit3d.data.errors import BundleError, WeightsError
-from monai_vit3d.pipeline.bundle import load_bundle
-from monai_vit3d.search_path import without_folders
 from monai_vit3d.weights import load_weights
 from tests.helpers import ONE_THREAD, run_python
 from tests.pipeline.tiny import CONFIG, arguments

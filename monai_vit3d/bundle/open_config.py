@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from ..data.confinement import reading_only_below
 from ..data.errors import BundleError, Vit3dError
 from ..data.files import file_sha256
-from ..search_path import without_folders
-from .bundle_scripts import add_to_sys_path, python_files
-from .bundle_weights import checkpoint_loader
+from ..distributed import TorchrunProcess
 from .config import Choice, config_files, one_line, read_parser
-from .distributed import TorchrunProcess
 from .kinds import refuse_unserved
 from .metadata import Metadata, read_metadata
+from .scripts import add_to_sys_path, python_files
+from .search_path import without_folders
+from .weights import checkpoint_loader
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ def open_config(root: Path, device: torch.device | str, safe: bool, choice: Choi
     Args:
         root: the bundle's folder.
         device: what ``device`` of the config becomes.
-        safe: whether to refuse a config that is more than settings; see :mod:`monai_vit3d.pipeline.safety`.
+        safe: whether to refuse a config that is more than settings; see :mod:`monai_vit3d.bundle.safety`.
         choice: config files other than ``inference``, and values that are set in them.
 
     Raises:
@@ -93,7 +93,7 @@ def open_config(root: Path, device: torch.device | str, safe: bool, choice: Choi
             meanwhile.
         UsageError: a config file or entry that is not there.
     """
-    from .readers import without_itk
+    from .reader_options import without_itk
 
     hashes = _config_hashes(root, choice)
     parser = read_parser(root, choice, device)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.transforms import Activationsd, AsDiscreted, Lambdad, MapLabelValued, SaveImaged
 
+from monai_vit3d.bundle.postprocessing import Postprocessing
+from monai_vit3d.bundle.value_names import value_names
 from monai_vit3d.pipeline.folder import predict_folder
-from monai_vit3d.pipeline.postprocessing import Postprocessing
-from monai_vit3d.pipeline.value_names import value_names
 from tests.pipeline import chains
 
 ARGMAX = AsDiscreted("pred", argmax=True)

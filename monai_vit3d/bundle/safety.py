@@ -2,7 +2,7 @@
 
 MONAI evaluates every ``$`` expression with Python's ``eval`` and calls whatever ``_target_`` names, so a config is a
 program. :func:`check_config` reads it as MONAI would, with MONAI's own parser of ids and references, and refuses
-whatever the tables of :mod:`monai_vit3d.pipeline.allowlist` do not allow.
+whatever the tables of :mod:`monai_vit3d.bundle.allowlist` do not allow.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
+from monai_vit3d.bundle.info import describe_bundle
 from monai_vit3d.cli import main
 from monai_vit3d.data.errors import BundleError, UsageError
 from monai_vit3d.pipeline.check import check_files
-from monai_vit3d.pipeline.info import describe_bundle
 from tests.clinical import write_clinical_folder
 from tests.helpers import BUNDLES
 from tests.pipeline import zoo, zoo_minis

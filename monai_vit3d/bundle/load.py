@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import BundleError, UsageError, Vit3dError
-from .bundle_weights import load_bundle_network
 from .config import AS_SHIPPED, Choice, one_line
 from .metadata import Metadata
 from .open_config import OpenConfig, open_config
+from .weights import load_bundle_network
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +136,7 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False, choic
     Args:
         root: the bundle's folder.
         device: a torch device; None takes a GPU where there is one.
-        safe: whether to refuse a config that is more than settings; see :mod:`monai_vit3d.pipeline.safety`.
+        safe: whether to refuse a config that is more than settings; see :mod:`monai_vit3d.bundle.safety`.
         choice: config files other than ``inference``, and values that are set in them.
 
     Raises:

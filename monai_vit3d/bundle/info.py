@@ -8,9 +8,9 @@ from typing import Any
 
 from ..data.errors import BundleError, WeightsError
 from ..data.files import file_sha256
-from .bundle import BundleSteps, load_bundle, load_steps
 from .config import AS_SHIPPED, Choice, choice_of, has_inference, read_parser
 from .kinds import Kind, kind_of
+from .load import BundleSteps, load_bundle, load_steps
 from .metadata import Metadata, read_metadata
 from .unpack import open_bundle
 from .value_names import ValueNames

@@ -7,13 +7,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from monai_vit3d.bundle.config import AS_SHIPPED, read_parser
+from monai_vit3d.bundle.info import describe_bundle
+from monai_vit3d.bundle.kinds import kind_of
+from monai_vit3d.bundle.load import load_bundle
+from monai_vit3d.bundle.metadata import read_metadata
 from monai_vit3d.cli import main
 from monai_vit3d.data.errors import BundleError
-from monai_vit3d.pipeline.bundle import load_bundle
-from monai_vit3d.pipeline.config import AS_SHIPPED, read_parser
-from monai_vit3d.pipeline.info import describe_bundle
-from monai_vit3d.pipeline.kinds import kind_of
-from monai_vit3d.pipeline.metadata import read_metadata
 from tests.pipeline import zoo, zoo_minis
 from tests.pipeline.reference import monai_labels, our_labels, several
 

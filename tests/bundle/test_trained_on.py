@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from monai_vit3d.bundle.metadata import read_metadata
+from monai_vit3d.bundle.trained_on import TrainedOn, merge_ranges, read_trained_on
 from monai_vit3d.data.errors import BundleError
-from monai_vit3d.pipeline.metadata import read_metadata
-from monai_vit3d.pipeline.trained_on import TrainedOn, merge_ranges, read_trained_on
 
 NUMBERS = st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-6)
 

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
+from monai_vit3d.bundle.load import load_bundle
+from monai_vit3d.bundle.scripts import add_to_sys_path, python_files
 from monai_vit3d.data.errors import BundleError
-from monai_vit3d.pipeline.bundle import load_bundle
-from monai_vit3d.pipeline.bundle_scripts import add_to_sys_path, python_files
 from tests.pipeline.tiny import CONFIG, predict, records, write_bundle
 
 

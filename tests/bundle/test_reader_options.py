@@ -7,12 +7,12 @@ import torch
 from monai.data import NibabelReader
 from monai.transforms import LoadImaged, Orientation
 
+from monai_vit3d.bundle.load import load_bundle
+from monai_vit3d.bundle.reader_options import MONAI_READERS, OPTIONS, reader_options, without_itk
 from monai_vit3d.cli import main
 from monai_vit3d.data.errors import BundleError, ImageError
 from monai_vit3d.data.nifti import read_volume
-from monai_vit3d.pipeline.bundle import load_bundle
 from monai_vit3d.pipeline.prepare import prepare
-from monai_vit3d.pipeline.readers import MONAI_READERS, OPTIONS, reader_options, without_itk
 from tests.pipeline.reference import (
     LOAD,
     ORIENT,
