@@ -56,24 +56,6 @@ def choice_of(config: str | Sequence[str] | None, overrides: Mapping[str, Any] |
     return Choice(names, dict(overrides or {}))
 
 
-def parse_override(text: str) -> tuple[str, Any]:
-    """Split ``id=value``; the value is read as YAML, so ``0.5``, ``[96, 96, 96]``, ``true`` are no texts.
-
-    Raises:
-        UsageError: no id, no ``=``, or a value that is not YAML.
-    """
-    import yaml
-
-    name, sign, value = text.partition("=")
-    if not sign or not name.strip():
-        raise UsageError(f"--set {text}: expected ID=VALUE, such as inferer::overlap=0.25.")
-    try:
-        return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"--set {text}: the value is not YAML ({reason}). Put texts in quotes.") from error
-
-
 def config_files(root: Path, names: Sequence[str] = DEFAULT) -> list[Path]:
     """Find the config files of a bundle.
 

@@ -155,10 +155,8 @@ def reader_options(step: LoadImaged) -> dict[str, Any]:
     loader = step._loader
     if loader.dtype is None or not _is_number(loader.dtype):
         raise BundleError(f"LoadImaged(dtype={loader.dtype}): not served; images are float32. Leave it out.")
-    if loader.auto_select:
-        reader = next(one for one in loader.readers if type(one) is NibabelReader)
-    else:
-        reader = loader.readers[-1]
+    readers: list[ImageReader] = loader.readers
+    reader = next(r for r in readers if type(r) is NibabelReader) if loader.auto_select else readers[-1]
     if type(reader) in _PASSED_OVER:
         return {}
     if type(reader) not in MONAI_READERS:

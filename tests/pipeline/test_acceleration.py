@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 
 from monai_vit3d.bundle.load import load_bundle
-from monai_vit3d.cli import _parser
+from monai_vit3d.cli.command import build_parser
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.nifti import read_volume
 from monai_vit3d.inferers import (
@@ -208,7 +208,8 @@ def test_openvino_is_for_the_cpu(loaded):
 
 
 def test_the_command_knows_every_backend():
-    (action,) = [a for a in _parser()._subparsers._group_actions[0].choices["predict"]._actions if a.dest == "backend"]
+    verb = build_parser().parse_args(["predict", "in", "-o", "out", "--bundle", "b"]).parser
+    (action,) = [action for action in verb._actions if action.dest == "backend"]
     assert tuple(action.choices) == BACKENDS
 
 
