@@ -192,7 +192,7 @@ def without_labels(inferer: Any) -> tuple[Any, list[Any]]:
     around, inner = inferer_wrappers(inferer), unwrap_inferer(inferer)
     if type(inner) is not LabelInferer:
         return inferer, []
-    if inner.entropy or inner.probabilities:
+    if inner.maps:
         raise BundleError(
             "the bundle's LabelInferer has entropy or probabilities; labels alone are needed here. Leave them out: "
             "--uncertainty entropy and --probabilities write them."

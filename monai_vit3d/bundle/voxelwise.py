@@ -9,11 +9,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from ..data.errors import BundleError
-from ..inferers import (
-    PredictionEntropy,
-    ensemble_variance,
-    predictive_entropy,
-)
+from ..inferers import OUTPUT_MAPS, PredictionEntropy
 from ..transforms import LabelInverter, argmax, require_finite_scores
 from .postprocessing import Postprocessing, decision, through
 
@@ -44,7 +40,8 @@ class VoxelwisePostprocessing:
         entropy: PredictionEntropy | None = None,
     ) -> None:
         self.steps, self.activation = postprocessing.voxelwise, postprocessing.activation
-        self.uncertainty, self.probabilities = uncertainty, probabilities
+        self.maps = [*([uncertainty] if uncertainty else []), *(["prob"] if probabilities else [])]
+        self.needs_flips = any(OUTPUT_MAPS[name].needs_flips for name in self.maps)
         self.inverter, self.entropy = inverter, entropy
         self.makes_labels = inverter is not None or postprocessing.makes_labels
         # labels by rounding may have any size
@@ -59,12 +56,12 @@ class VoxelwisePostprocessing:
         return torch.cat([self._reduced(part) for part in logits.split(planes, dim=2)], dim=2)
 
     def _reduced(self, logits: Tensor) -> Tensor:
-        self.classes = classes = logits.shape[1] // 3 if self.uncertainty == "variance" else logits.shape[1]
+        self.classes = classes = logits.shape[1] // 3 if self.needs_flips else logits.shape[1]
         mean = require_finite_scores(logits[:, :classes].float())
         if self.entropy is not None:
             self.entropy.add(mean)
         labels = self._labels(mean[0])[None]
-        extra = self._maps(logits.float(), mean, classes)
+        extra = {name: OUTPUT_MAPS[name].compute(logits, classes, self.activation) for name in self.maps}
         self.sizes = {"labels": labels.shape[1], **{kind: value.shape[1] for kind, value in extra.items()}}
         if not extra:
             return labels.to(torch.uint8) if self.small and classes <= 256 else labels
@@ -82,16 +79,6 @@ class VoxelwisePostprocessing:
     def split(self, reduced: Tensor) -> dict[str, Tensor]:
         """(C', H, W, D) into labels and maps, by kind."""
         return dict(zip(self.sizes, reduced.split(list(self.sizes.values()))))
-
-    def _maps(self, logits: Tensor, mean: Tensor, classes: int) -> dict[str, Tensor]:
-        wanted: dict[str, Tensor] = {}
-        if self.uncertainty == "entropy":
-            wanted["entropy"] = predictive_entropy(mean, self.activation)
-        if self.uncertainty == "variance":
-            wanted["variance"] = ensemble_variance(logits, classes)
-        if self.probabilities:
-            wanted["prob"] = mean.softmax(1) if self.activation == "softmax" else mean.sigmoid()
-        return wanted
 
 
 def no_labels(maps: int) -> BundleError:
