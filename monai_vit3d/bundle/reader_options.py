@@ -97,7 +97,7 @@ OPTIONS: dict[str, Option] = {
     "swap_ij": Option(bool, "slices come transposed, and the affine does not follow; leave it out"),
     "index_order": Option(lambda value: value == "F", "the array's axes come in reverse order; leave it out"),
     "labels": Option(lambda value: not value, "images are read, not label maps; leave it out"),
-    "volume": Option(_unset, "which volume of a 4D file is the user's choice: --volume N"),
+    "volume": Option(_unset, "which volume of a 4D file is the user's choice: volume=N"),
 }
 
 # what of MONAI's reads images that the pipeline reads itself, by exact class: a subclass may do anything

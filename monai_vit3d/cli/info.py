@@ -16,7 +16,7 @@ def add_verb(verbs: Any) -> None:
     info = verbs.add_parser("info", help="say what a bundle is for and what it needs")
     info.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle: a folder or a zip")
     add_config(info)
-    info.set_defaults(run=_run, parser=info)
+    info.set_defaults(run=_run, parser=verbs.choices["predict"])
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -195,14 +195,14 @@ def test_float16_stays_with_pytorch(loaded, inferer):
     )
     assert accelerated(bundle, "auto") is bundle
     for backend in ("openvino", "compile"):
-        with pytest.raises(UsageError, match=f"--backend {backend}: .* torch.float16; torch.float32 or torch.bfloat16"):
+        with pytest.raises(UsageError, match=f"backend={backend}: .* torch.float16; torch.float32 or torch.bfloat16"):
             accelerated(bundle, backend)
     fast = accelerated(bundle, "openvino", bf16=True)
     assert (fast.backend, fast.bf16) == (OPENVINO, True)
 
 
 def test_openvino_is_for_the_cpu(loaded):
-    with pytest.raises(UsageError, match="--backend openvino: for the CPU, the network runs on cuda"):
+    with pytest.raises(UsageError, match="backend=openvino: for the CPU, the network runs on cuda"):
         accelerated(replace(loaded, device=torch.device("cuda")), "openvino")
     assert accelerated(replace(loaded, device=torch.device("cuda")), "auto").backend == "torch"
 
