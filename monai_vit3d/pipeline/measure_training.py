@@ -128,7 +128,7 @@ def write_trained_on(trained_on: Mapping[str, Any], bundle: str | Path) -> Path:
 
 
 def format_json(content: Mapping[str, Any]) -> str:
-    """JSON with each list of numbers on one line."""
+    """Format as JSON, each list of numbers on one line."""
     text = json.dumps(content, indent=4, ensure_ascii=False)
     return _NUMBERS.sub(lambda match: "[" + ", ".join(match[1].replace(",", " ").split()) + "]", text)
 

@@ -68,7 +68,7 @@ def choose_flip_axes(tta: bool | Sequence[int], bundle: Bundle) -> tuple[int, ..
     if not axes:
         raise UsageError(
             f"--tta: {bundle.metadata.name} names no flip_axes in its inference config, along which its network was "
-            "trained with flips; others spoil its labels. Give --tta-axes, such as 0,1,2, if you know them."
+            "trained with flips; other flips make its labels worse. Give --tta-axes, such as 0,1,2, if you know them."
         )
     if not set(axes) <= {0, 1, 2} or len(set(axes)) < len(axes):
         raise UsageError(f"--tta-axes {','.join(map(str, axes))}; some of 0, 1 and 2 are needed, each once.")

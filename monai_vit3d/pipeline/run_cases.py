@@ -1,4 +1,4 @@
-"""Many volumes through a bundle: a file may fail, the run goes on, and what is done is done whole."""
+"""Run many cases through a bundle: a case may fail, the run goes on, and outputs are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended.
+    """The numbers of cases that a run did, skipped and failed.
 
     Args:
         done: cases with new outputs.
@@ -55,7 +55,7 @@ class Summary:
 
 @dataclass(eq=False)
 class _Work:
-    """A case on its way through the stages."""
+    """A case on its way through the stages of a run."""
 
     case: Case
     record: dict[str, Any]
@@ -102,8 +102,8 @@ def run_cases(
         on_case: is given the record of each case as soon as it has ended.
     """
     earlier = load_records(plan.output)
-    cohort = _CaseRunner(plan, predictor, record, earlier if resume else {}, strict)
-    record.begin({case.name: cohort.believed.get(case.name, cohort.blank(case)) for case in plan.cases}, earlier)
+    runner = _CaseRunner(plan, predictor, record, earlier if resume else {}, strict)
+    record.begin({case.name: runner.earlier.get(case.name, runner.blank(case)) for case in plan.cases}, earlier)
     remove_parts(plan.files())
     # one thread inside an operation: a second team of OpenMP's would let the network's own threads sleep in between
     # (a fifth of its time), and sums would be rounded by the number of cores
@@ -112,24 +112,24 @@ def run_cases(
     with ThreadPoolExecutor(jobs, **threads) as readers, ThreadPoolExecutor(jobs, **threads) as writers:
         writing: deque[Future[dict[str, Any]]] = deque()
         try:
-            for work in _ahead(readers, cohort.read, plan.cases, jobs):
-                cohort.run(work)
-                writing.append(writers.submit(cohort.write, work))
+            for work in _ahead(readers, runner.read, plan.cases, jobs):
+                runner.run(work)
+                writing.append(writers.submit(runner.write, work))
                 while writing and (len(writing) > jobs or writing[0].done()):
-                    cohort.end(writing.popleft().result(), on_case)
+                    runner.end(writing.popleft().result(), on_case)
             while writing:
-                cohort.end(writing.popleft().result(), on_case)
+                runner.end(writing.popleft().result(), on_case)
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
             record.write()
             torch.set_num_threads(before)  # of threads that others start: PyTorch gives them the last number set
-    return Summary(**cohort.counts)
+    return Summary(**runner.counts)
 
 
 def _ahead(
     pool: ThreadPoolExecutor, function: Callable[[Case], _Work], cases: tuple[Case, ...], count: int
 ) -> Iterator[_Work]:
-    """Results in order, while ``count`` further ones are under way."""
+    """Yield results in order, while ``count`` further ones are under way."""
     waiting: deque[Future[_Work]] = deque()
     for case in cases:
         waiting.append(pool.submit(function, case))
@@ -147,10 +147,10 @@ class _CaseRunner:
         plan: Plan,
         predictor: Predictor,
         record: RunRecord,
-        believed: dict[str, dict[str, Any]],
+        earlier: dict[str, dict[str, Any]],
         strict: bool,
     ) -> None:
-        self.plan, self.predictor, self.record, self.believed, self.strict = plan, predictor, record, believed, strict
+        self.plan, self.predictor, self.record, self.earlier, self.strict = plan, predictor, record, earlier, strict
         self.bundle, self.options = predictor.bundle, predictor.options
         bundle = predictor.bundle
         self.counts = {"done": 0, "skipped": 0, "failed": 0, "suspicious": 0}
@@ -166,7 +166,7 @@ class _CaseRunner:
         }
 
     def blank(self, case: Case) -> dict[str, Any]:
-        """The record of a case that nothing was done to yet."""
+        """Make the record of a case that nothing was done to yet."""
         images = [str(path) for path in case.images]
         output = None if self.bundle.metadata.classifies else str(self._place(case, "seg"))
         return {
@@ -184,11 +184,11 @@ class _CaseRunner:
     def read(self, case: Case) -> _Work:
         """Hash, read and preprocess a case, unless its outputs are verified."""
         work = _Work(case, self.blank(case))
-        if outputs := self.believed.get(case.name, {}).get("outputs"):
+        if outputs := self.earlier.get(case.name, {}).get("outputs"):
             work.record["outputs"] = outputs  # of a case that fails before they are touched, they stay known
         with work.stage("read"):
-            if case.name in self.believed and self._verified(case, case_sha256(case)):
-                work.record = {**self.believed[case.name], "status": "skipped", "output": work.record["output"]}
+            if case.name in self.earlier and self._verified(case, case_sha256(case)):
+                work.record = {**self.earlier[case.name], "status": "skipped", "output": work.record["output"]}
                 return work
             check_grid = partial(self._check_grid, work)
             volumes = read_case(case, self.options, self.plan.include_labels, check_grid)
@@ -206,7 +206,7 @@ class _CaseRunner:
         """Run the network over a case that was read."""
         if work.prepared is None:
             return
-        if self.believed.get(work.case.name, {}).get("outputs"):
+        if self.earlier.get(work.case.name, {}).get("outputs"):
             # they are about to change: what was known of them holds no more
             self.record.files[work.case.name] = self.blank(work.case)
             self.record.write()
@@ -260,7 +260,7 @@ class _CaseRunner:
         Raises:
             ImageError: an output is another than the one that was written: somebody's work, not to be overwritten.
         """
-        earlier = self.believed.get(case.name, {})
+        earlier = self.earlier.get(case.name, {})
         outputs = {self.plan.output / path: digest for path, digest in earlier.get("outputs", {}).items()}
         for path, digest in outputs.items():
             if path.is_file() and file_sha256(path) != digest:
