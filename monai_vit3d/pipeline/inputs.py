@@ -87,7 +87,7 @@ def _place(path: Path) -> str:
 
 
 def _placed_below(shared: Path, case: Case) -> Case:
-    """Name a case by its path below the folder that all inputs share; that folder itself, if it is DICOM, by its name."""
+    """Name a case by its path below the folder that all inputs share; a DICOM folder that is this one, by its name."""
     image = case.images[0]
     relative = PurePosixPath(image.relative_to(shared).as_posix())
     return replace(case, relative=relative if relative.name else PurePosixPath(image.name))

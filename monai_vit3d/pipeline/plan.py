@@ -61,7 +61,7 @@ class Plan:
         return "\n".join([*lines, count])
 
     def notes(self) -> list[str]:
-        """Write lines on files passed over, by reason, on other formats, and on what is odd about the cases together."""
+        """Write lines on files passed over, by reason, on other formats, and on what is odd about all cases."""
         lines = [*describe_passed_over(self.passed_over), *(f"warning: {warning}" for warning in self.warnings)]
         others: dict[str, list[str]] = {}
         for case in self.cases:

@@ -1,4 +1,4 @@
-"""Keep run.json: the state of every case, written while the run goes on, and checked before a later run relies on it."""
+"""Keep run.json: the state of every case, written while the run goes on; a later run checks it before using it."""
 
 from __future__ import annotations
 
