@@ -119,7 +119,7 @@ class Search:
         return images, others
 
     def _walk(self, top: Path, enter: Callable[[Path], bool]) -> Iterator[tuple[Path, list[Path]]]:
-        """Yield every folder with its files, without hidden ones and an earlier run's; each folder once, as links loop."""
+        """Yield every folder with its files, without hidden ones and an earlier run's; each once, as links may loop."""
         seen, todo, written = {self.skip}, deque([top]), set[str]()
         while todo:
             folder = todo.popleft()
