@@ -134,7 +134,7 @@ def _check(
     doubts: Callable[[Volume], list[str]],
     series: Series | None = None,
 ) -> dict[str, Any]:
-    from .overlay import axis_letters
+    from ..data.orientation import axis_letters
 
     about = {"file": str(path)} | ({} if series is None else {"series": series.name})
     try:

@@ -169,7 +169,7 @@ def predict_folder(
 
 def publish(output: Path) -> None:
     """Write what follows from the records of all shards: run.json, stats.csv or predictions.csv, report.html."""
-    from .report import write_report
+    from .report.page import write_report
     from .stats import write_predictions, write_stats
 
     with merging(output):

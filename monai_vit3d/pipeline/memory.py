@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.errors import ImageError
+from ..data.orientation import axis_letters
 from ..data.volume import Grid
 from .memory_limits import available_bytes
-from .overlay import axis_letters
 
 if TYPE_CHECKING:
     from .bundle import Bundle

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ImageError
+from ..data.orientation import axis_letters
 from ..data.volume import Array, Grid, Volume
 from .measures import Values, measure_grid, measure_input, measure_labels
 from .metadata import Metadata
-from .overlay import axis_letters
 from .stats import LabelSummary
 from .trained_on import Key, TrainedOn, ValueRange
 

@@ -25,13 +25,13 @@ from .case import Case
 from .dicom_seg import add_dicom_seg
 from .inference import NetworkOutput
 from .memory_limits import out_of_memory
-from .overlay import draw_overlay, write_png
 from .plan import Plan
 from .plausibility import Implausibility
 from .predictor import Prediction, Predictor
 from .prepare import Prepared
 from .reading import case_sha256, read_case
 from .record import RunRecord, load_records
+from .report.overlay import draw_overlay, write_png
 
 logger = logging.getLogger(__name__)
 

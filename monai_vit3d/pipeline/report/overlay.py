@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ..data.files import replacing
-from ..data.volume import Array, Grid
-from .stats import check_labels
+from ...data.files import replacing
+from ...data.orientation import axis_letters
+from ...data.volume import Array, Grid
+from ..stats import check_labels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,26 +75,6 @@ def draw_overlay(voxels: Array, labels: Array, grid: Grid, colours: Sequence[Col
 def label_colour(label: int, colours: Sequence[Colour] = PALETTE) -> Colour:
     """Return the colour of a label, or of channel ``label - 1`` of masks."""
     return colours[(label - 1) % len(colours)]
-
-
-def axis_letters(affine: Array) -> str:
-    """Name the body direction nearest to each voxel axis: "RAS" if they run to the right, to the front and upward.
-
-    The rotation nearest to the affine is taken (by its SVD), then its strongest entries, each world axis once; so
-    does nibabel.
-
-    Args:
-        affine: (3, 3) or (4, 4), voxel index to world, RAS+ mm.
-    """
-    direction = np.asarray(affine, np.float64)[:3, :3]
-    left, _, right = np.linalg.svd(direction / np.sqrt((direction**2).sum(axis=0)))
-    cosines = left @ right
-    letters = ["", "", ""]
-    for axis in np.argsort(-np.abs(cosines).max(axis=0), kind="stable"):
-        world = int(np.abs(cosines[:, axis]).argmax())
-        letters[axis] = ("LPI" if cosines[world, axis] < 0 else "RAS")[world]
-        cosines[world] = 0
-    return "".join(letters)
 
 
 def plane_letters(affine: Array, plane: Plane) -> tuple[str, str, str, str]:

@@ -11,8 +11,8 @@ from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
-from ..data.files import write_text_atomic
-from ..data.printable import printable
+from ...data.files import write_text_atomic
+from ...data.printable import printable
 from .overlay import label_colour
 
 EMBEDDED = 300  # pictures inside the page; more would make it too large for a browser
@@ -48,7 +48,7 @@ def write_report(records: Iterable[Record], run: Record, output: str | Path) -> 
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalized
     )
     environment.filters.update(figure=_figure, duration=_duration)
-    template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
+    template = files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(template).render(
         title=_title(run),
         facts=_facts(run),
