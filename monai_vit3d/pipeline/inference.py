@@ -112,9 +112,8 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> NetworkOutpu
     with torch.no_grad(), precision:
         reduced = _run(prepared, network, bundle, reduction)
     if reduced.dim() == 2:
-        return NetworkOutput(
-            prepared, scores=require_finite_scores(through(post.own_steps, reduced[0])).double().flatten().tolist()
-        )
+        scores = require_finite_scores(through(post.own_steps, reduced[0]))
+        return NetworkOutput(prepared, scores=scores.double().flatten().tolist())
     maps = reduction.split(reduced[0])
     labels = maps.pop("labels")
     return NetworkOutput(
@@ -140,7 +139,7 @@ def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: VoxelwiseP
             logger.info("%s: run again, whole, by the bundle's inferer: %s", prepared.volume.path, error)
             if reduction.entropy is not None:
                 reduction.entropy.restart()
-            if reduction.inverter is not None:  # earlier windows' planes have come to it
+            if reduction.inverter is not None:  # it already holds planes of earlier windows
                 reduction.inverter.restart()
     logits = inferer(volume.to(bundle.device), network)
     if not isinstance(logits, Tensor):

@@ -151,15 +151,13 @@ class _CaseRunner:
         strict: bool,
     ) -> None:
         self.plan, self.predictor, self.record, self.earlier, self.strict = plan, predictor, record, earlier, strict
-        self.bundle, self.options = predictor.bundle, predictor.options
-        bundle = predictor.bundle
+        self.bundle = bundle = predictor.bundle
         self.counts = {"done": 0, "skipped": 0, "failed": 0, "suspicious": 0}
         self.made_with = {
             "weights_sha256": bundle.weights_sha256,
             "config_sha256": bundle.config_sha256,
-            "options": json.loads(
-                json.dumps(asdict(predictor.options))
-            ),  # as it will be read back: a tuple comes as a list
+            # as JSON gives it back, lists for tuples, to compare it with an earlier record
+            "options": json.loads(json.dumps(asdict(predictor.options))),
             "device": bundle.device.type,
             "backend": bundle.backend,
             "bf16": bundle.bf16,
@@ -185,13 +183,13 @@ class _CaseRunner:
         """Hash, read and preprocess a case, unless its outputs are verified."""
         work = _Work(case, self.blank(case))
         if outputs := self.earlier.get(case.name, {}).get("outputs"):
-            work.record["outputs"] = outputs  # of a case that fails before they are touched, they stay known
+            work.record["outputs"] = outputs  # kept in the record of a case that fails before they are touched
         with work.stage("read"):
             if case.name in self.earlier and self._verified(case, case_sha256(case)):
                 work.record = {**self.earlier[case.name], "status": "skipped", "output": work.record["output"]}
                 return work
             check_grid = partial(self._check_grid, work)
-            volumes = read_case(case, self.options, self.plan.include_labels, check_grid)
+            volumes = read_case(case, self.predictor.options, self.plan.include_labels, check_grid)
             hashes = [digest for volume in volumes for digest in volume.sha256]
             work.record |= {"input_sha256": hashes, "made_with": self.made_with}
             work.record["warnings"] += [warning for volume in volumes for warning in volume.warnings]
@@ -207,7 +205,7 @@ class _CaseRunner:
         if work.prepared is None:
             return
         if self.earlier.get(work.case.name, {}).get("outputs"):
-            # they are about to change: what was known of them holds no more
+            # they are about to change, so their record no longer holds
             self.record.files[work.case.name] = self.blank(work.case)
             self.record.write()
         with work.stage("network"):
@@ -230,7 +228,7 @@ class _CaseRunner:
         return work.record
 
     def end(self, record: dict[str, Any], on_case: Callable[[Mapping[str, Any]], None]) -> None:
-        """Keep the record of a case that went through."""
+        """Add the record of a case that has ended."""
         self.counts[record["status"]] += 1
         self.counts["suspicious"] += record["status"] == "done" and bool(record["suspicious"])
         self.record.add(record)
@@ -255,10 +253,10 @@ class _CaseRunner:
         return (self.plan.output / case.path(kind)).absolute()
 
     def _verified(self, case: Case, hashes: list[str]) -> bool:
-        """Whether an earlier run made a case's outputs from this input with these weights and options.
+        """Tell whether an earlier run made a case's outputs from this input with these weights and options.
 
         Raises:
-            ImageError: an output is another than the one that was written: somebody's work, not to be overwritten.
+            ImageError: an output was changed since: somebody's work, not to be overwritten.
         """
         earlier = self.earlier.get(case.name, {})
         outputs = {self.plan.output / path: digest for path, digest in earlier.get("outputs", {}).items()}
@@ -290,18 +288,18 @@ class _CaseRunner:
             if case.series is not None and case.seg:
                 path = (self.plan.output / case.dicom_seg).absolute()
                 names = {summary.label: summary.name for summary in prediction.stats}
-                warnings = add_dicom_seg(labels, case.series, names, path, self.options.volume)
+                warnings = add_dicom_seg(labels, case.series, names, path, self.predictor.options.volume)
                 record["warnings"] += warnings
                 paths += [] if warnings else [path]
         if prediction.scores is not None:
-            written |= self._prediction(prediction.scores)
+            written |= self._scores(prediction.scores)
         paths.append((self.plan.output / case.picture).absolute())
         write_png(draw_overlay(volume.voxels, labels, volume.grid), paths[-1])
         relative = [path.relative_to(self.plan.output.absolute()).as_posix() for path in paths]
         hashes = {name: file_sha256(path) for name, path in zip(relative, paths)}
         return {**written, "picture": relative[-1], "outputs": hashes}
 
-    def _prediction(self, scores: list[float]) -> dict[str, Any]:
+    def _scores(self, scores: list[float]) -> dict[str, Any]:
         from ..metrics import PredictionTable
 
         table = PredictionTable(self.bundle.class_names, self.bundle.task)
