@@ -64,13 +64,13 @@ class TokenClassifier(Pretrained):
         self.taps = resolve_indices(spread_blocks(depth, min(4, depth)) if taps is None else taps, depth)
         if not self.taps:
             raise ValueError("taps=(): one block or more is needed; None takes the ends of the depth's quarters.")
-        self._head_args = dict[str, Any]()
+        self.num_classes, self._head_args = num_classes, dict[str, Any]()
         if isinstance(head, str):
             if num_classes is None:
                 raise ValueError(f"head={head!r} is a name: num_classes is needed to build it.")
             prefix, class_token = backbone.num_prefix_tokens, backbone.has_class_token
             tokens = Tokens(backbone.embed_dim, backbone.num_heads, len(self.taps), prefix, class_token)
-            self._head_args = {"head": head, "num_classes": num_classes, "task": task, "options": options}
+            self._head_args = {"head": head, "task": task, "options": options}
             head = create_head(head, tokens, num_classes, task, **options)
             self.task: str | None = task
         elif options or num_classes is not None:
@@ -172,7 +172,7 @@ class TokenClassifier(Pretrained):
         old = self.head.output
         new = output_layer(self.task, old.weight.shape[1], num_classes)
         self.head.output = new.to(old.weight.device, old.weight.dtype).train(old.training)
-        self._head_args["num_classes"] = num_classes
+        self.num_classes = num_classes
 
     @torch.jit.unused  # type: ignore[untyped-decorator]
     def _described(self) -> dict[str, Any]:

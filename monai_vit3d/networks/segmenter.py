@@ -53,12 +53,12 @@ class TokenSegmenter(Pretrained):
     ) -> None:
         super().__init__()
         patch_size = patch_size_of(backbone)
-        self._decoder_args = dict[str, Any]()
+        self.num_classes, self._decoder_args = num_classes, dict[str, Any]()
         if isinstance(decoder, str):
             if num_classes is None:
                 raise ValueError(f"decoder={decoder!r} is a name: num_classes is needed to build it.")
             given = {key: value for key, value in options.items() if value is not None}
-            self._decoder_args = {"decoder": decoder, "num_classes": num_classes, "options": given}
+            self._decoder_args = {"decoder": decoder, "options": given}
             decoder = create_decoder(decoder, backbone.in_chans, backbone.embed_dim, patch_size, num_classes, **options)
         elif num_classes is not None or any(value is not None for value in options.values()):
             raise ValueError("the decoder is built already: give its options and num_classes to its own constructor.")
@@ -162,8 +162,7 @@ class TokenSegmenter(Pretrained):
         if reset is None:
             raise ValueError(f"{type(self.decoder).__name__} has no method reset_classifier(num_classes).")
         reset(num_classes)
-        if self._decoder_args:
-            self._decoder_args["num_classes"] = num_classes
+        self.num_classes = num_classes
 
     @torch.jit.unused  # type: ignore[untyped-decorator]
     def _described(self) -> dict[str, Any]:

@@ -10,11 +10,11 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from monai.utils import ensure_tuple_rep
 
+from ..bundle.load import Bundle
 from ..data.errors import UsageError
 from ..inferers import AutocastInferer, BackendNetwork, resolve_backend, unwrap_inferer
 from ..inferers.backends import TOLERANCE, cache_folder
 from ..inferers.spacing import inferer_wrappers
-from .bundle import Bundle
 
 
 def accelerated(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> Bundle:

@@ -12,16 +12,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bundle.config import Choice, choice_of
+from ..bundle.load import Bundle, load_bundle
+from ..bundle.metadata import Metadata, read_metadata
+from ..bundle.unpack import open_bundle
 from ..data.errors import UsageError
 from ..data.files import following_no_links, remove_parts
-from .bundle import Bundle, load_bundle
-from .config import Choice, choice_of
-from .metadata import Metadata, read_metadata
 from .options import Options, choose_flip_axes, output_kinds
 from .passed_over_summary import recorded
 from .plan import RESERVED, Plan, plan_cases
 from .record import RunRecord, merge_records, merging, write_json
-from .unpack import open_bundle
 
 if TYPE_CHECKING:
     from .run_cases import Summary

@@ -13,27 +13,25 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor
 
+from ..bundle.load import Bundle
+from ..bundle.postprocessing import decision, through
+from ..bundle.voxelwise import VoxelwisePostprocessing
 from ..data.errors import BundleError, ImageError
 from ..inferers import (
     CannotStitch,
     FlipEnsemble,
     FlipSpread,
-    LabelInverter,
     PredictionEntropy,
     SpacingInferer,
     can_stitch,
-    require_finite_scores,
     stitch_windows,
-    trace_inverse,
     unwrap_inferer,
 )
 from ..layers.rope import mm_positions
-from .bundle import Bundle
+from ..transforms import LabelInverter, require_finite_scores, trace_inverse
 from .memory_limits import out_of_memory
 from .options import Options
-from .postprocessing import decision, through
 from .prepare import Prepared
-from .voxelwise import VoxelwisePostprocessing
 
 logger = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.load import Bundle, load_bundle
+from ..bundle.trained_on import merge_ranges
 from ..data.errors import ImageError, UsageError
 from ..data.files import write_text_atomic
 from ..data.orientation import axis_letters
 from ..data.readers import read_volume, reader_for, without_suffix
 from ..data.volume import Array, Volume
-from .bundle import Bundle, load_bundle
 from .measures import Values, measure_grid, measure_input, measure_labels
 from .stats import label_stats
-from .trained_on import merge_ranges
 
 _NUMBERS = re.compile(r"\[\s+([-+\d.eE,\s]+?)\s+\]")
 

@@ -14,7 +14,7 @@ from ..data.volume import Grid
 from .memory_limits import available_bytes
 
 if TYPE_CHECKING:
-    from .bundle import Bundle
+    from ..bundle.load import Bundle
     from .options import Options
 
 # bytes, fitted to benchmarks/memory.py, which prints estimates beside what was measured
@@ -191,7 +191,7 @@ def _is_separable(bundle: Bundle) -> bool:
     """Whether images are resampled one axis after another, without coordinates of each voxel."""
     from monai.transforms import Spacingd
 
-    from ..data import SeparableSpacingd
+    from ..transforms import SeparableSpacingd
 
     return all(
         isinstance(step, SeparableSpacingd)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ..data.errors import UsageError
 
 if TYPE_CHECKING:
-    from .bundle import Bundle
-    from .metadata import Metadata
+    from ..bundle.load import Bundle
+    from ..bundle.metadata import Metadata
 
 
 @dataclass(frozen=True)

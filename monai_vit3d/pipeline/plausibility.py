@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bundle.metadata import Metadata
+from ..bundle.trained_on import Key, TrainedOn, ValueRange
 from ..data.errors import ImageError
 from ..data.orientation import axis_letters
 from ..data.volume import Array, Grid, Volume
 from .measures import Values, measure_grid, measure_input, measure_labels
-from .metadata import Metadata
 from .stats import LabelSummary
-from .trained_on import Key, TrainedOn, ValueRange
 
 if TYPE_CHECKING:
     from torch import Tensor

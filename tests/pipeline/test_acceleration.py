@@ -11,6 +11,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 
+from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.cli import _parser
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.nifti import read_volume
@@ -24,7 +25,6 @@ from monai_vit3d.inferers import (
 )
 from monai_vit3d.inferers.backends import cache_folder
 from monai_vit3d.pipeline.acceleration import accelerated
-from monai_vit3d.pipeline.bundle import load_bundle
 from tests.pipeline.tiny import predict, products, records, statuses, write_bundle
 
 OPENVINO = f"openvino {version('openvino')}"

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_vit3d import cli
+from monai_vit3d.bundle.metadata import Metadata
+from monai_vit3d.bundle.trained_on import TrainedOn, read_trained_on
 from monai_vit3d.data.errors import ImageError
 from monai_vit3d.data.volume import Grid, Volume
 from monai_vit3d.pipeline.check import check_files
 from monai_vit3d.pipeline.measure_training import measure_training
-from monai_vit3d.pipeline.metadata import Metadata
 from monai_vit3d.pipeline.plausibility import PLAUSIBILITY_ROWS, check_geometry, check_labels, compare, refuse
 from monai_vit3d.pipeline.stats import label_stats
-from monai_vit3d.pipeline.trained_on import TrainedOn, read_trained_on
 from tests.clinical import AFFINE, SHAPE
 from tests.pipeline.tiny import METADATA, predict, records, write_bundle
 

@@ -14,14 +14,14 @@ from monai.data import MetaTensor
 from monai.networks.nets import Classifier
 from monai.transforms import AsDiscreted, Invertd, KeepLargestConnectedComponent
 
+from monai_vit3d.bundle.load import load_bundle
+from monai_vit3d.bundle.postprocessing import Postprocessing
+from monai_vit3d.bundle.voxelwise import VoxelwisePostprocessing, whole_numbers
 from monai_vit3d.cli import main
 from monai_vit3d.data.errors import BundleError, ImageError, UsageError
 from monai_vit3d.data.nifti import read_volume
 from monai_vit3d.inferers import unwrap_inferer
 from monai_vit3d.pipeline import folder, inference, memory, predictor
-from monai_vit3d.pipeline.bundle import load_bundle
-from monai_vit3d.pipeline.postprocessing import Postprocessing
-from monai_vit3d.pipeline.voxelwise import VoxelwisePostprocessing, whole_numbers
 from tests.bundles.helpers import run_here
 from tests.helpers import BUNDLES, phantom
 from tests.pipeline import zoo
