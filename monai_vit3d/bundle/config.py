@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 CONFIG_SUFFIXES = ("yaml", "yml", "json")
 DEFAULT = ("inference",)
 OPTIONAL = ("ckpt_path", "class_names", "task", "flip_axes", "inferer", "postprocessing")  # read if they are there
-_SET_BY_COMMAND = {"bundle_root": "--bundle", "device": "--device", "dataset_dir": "INPUT", "output_dir": "-o"}
+_SET_BY_ARGUMENT = {"bundle_root": "bundle=", "device": "device=", "dataset_dir": "inputs", "output_dir": "output="}
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,6 @@ def choice_of(config: str | Sequence[str] | None, overrides: Mapping[str, Any] |
     return Choice(names, dict(overrides or {}))
 
 
-def parse_override(text: str) -> tuple[str, Any]:
-    """Split ``id=value``; the value is read as YAML, so ``0.5``, ``[96, 96, 96]``, ``true`` are no texts.
-
-    Raises:
-        UsageError: no id, no ``=``, or a value that is not YAML.
-    """
-    import yaml
-
-    name, sign, value = text.partition("=")
-    if not sign or not name.strip():
-        raise UsageError(f"--set {text}: expected ID=VALUE, such as inferer::overlap=0.25.")
-    try:
-        return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"--set {text}: the value is not YAML ({reason}). Put texts in quotes.") from error
-
-
 def config_files(root: Path, names: Sequence[str] = DEFAULT) -> list[Path]:
     """Find the config files of a bundle.
 
@@ -95,7 +77,7 @@ def has_inference(root: Path) -> bool:
 def _config_file(root: Path, name: str) -> Path:
     folder = root / "configs"
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UsageError(f"--config {name}: expected the name of a file in the bundle's configs, such as inference.")
+        raise UsageError(f"config={name}: expected the name of a file in the bundle's configs, such as inference.")
     given = folder / name
     paths = (
         [given] if given.suffix[1:] in CONFIG_SUFFIXES else [folder / f"{name}.{suffix}" for suffix in CONFIG_SUFFIXES]
@@ -106,7 +88,7 @@ def _config_file(root: Path, name: str) -> Path:
     if name == DEFAULT[0]:
         raise BundleError(f"{root}: no configs/inference.yaml or .json here. Give the folder of a MONAI bundle.")
     there = sorted(path.stem for path in folder.glob("*") if path.suffix[1:] in CONFIG_SUFFIXES)
-    raise UsageError(f"--config {name}: no such file in {folder}. Expected one of {', '.join(there) or 'none'}.")
+    raise UsageError(f"config={name}: no such file in {folder}. Expected one of {', '.join(there) or 'none'}.")
 
 
 def read_parser(root: Path, choice: Choice, device: torch.device | str) -> ConfigParser:
@@ -141,20 +123,21 @@ def read_parser(root: Path, choice: Choice, device: torch.device | str) -> Confi
         try:
             parser.set(value, name, recursive=False)
         except Exception as error:
+            reason = f"{type(error).__name__}: {one_line(error)}"
             raise UsageError(
-                f"--set {name}: no such entry in {where.name} ({type(error).__name__}: {one_line(error)}). Expected an "
-                "id of the config, such as inferer::overlap."
+                f"overrides={name}: no such entry in {where.name} ({reason}). Expected an id of the config, such as "
+                "inferer::overlap."
             ) from error
     return parser
 
 
 def _check_override(name: str, config: Mapping[str, Any]) -> None:
     first = name.replace("#", "::").partition("::")[0]
-    if first in _SET_BY_COMMAND:
-        raise UsageError(f"--set {name}: set by the command itself ({_SET_BY_COMMAND[first]}). Leave it out.")
+    if first in _SET_BY_ARGUMENT:
+        raise UsageError(f"overrides={name}: set by {_SET_BY_ARGUMENT[first]}. Leave it out.")
     if first not in config and first not in OPTIONAL:
         close = ", ".join(key for key in config if not key.startswith("_"))
-        raise UsageError(f"--set {name}: no such entry; the config has {close}.")
+        raise UsageError(f"overrides={name}: no such entry; expected one of {close}.")
 
 
 def one_line(error: BaseException) -> str:

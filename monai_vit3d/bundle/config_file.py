@@ -75,8 +75,9 @@ def _alias_violation(events: Iterator[Any]) -> str:
             size += outer
         elif isinstance(event, AliasEvent):
             if event.anchor in {anchor for anchor, _ in opened}:
-                return f"line {event.start_mark.line + 1}: the alias *{event.anchor} stands inside itself"
-            size += sizes.get(event.anchor, 1)
+                line = event.start_mark.line + 1 if event.start_mark else "?"
+                return f"line {line}: the alias *{event.anchor} stands inside itself"
+            size += sizes.get(event.anchor or "", 1)
         elif isinstance(event, ScalarEvent):
             size += 1
             if event.anchor:

@@ -217,4 +217,4 @@ def _usable(device: str) -> torch.device:
         return torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
         reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {device}: {reason} Give cpu, cuda, or the GPU's number as in cuda:1.") from error
+        raise UsageError(f"device={device}: {reason} Give cpu, cuda, or the GPU's number as in cuda:1.") from error

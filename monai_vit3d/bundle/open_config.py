@@ -145,7 +145,7 @@ def _trusted(root: Path, settings_only: bool, safe: bool) -> Iterator[None]:
     """Let a bundle that is code import from its folder, and say so; of others nothing is imported."""
     if not settings_only:
         if TorchrunProcess.from_environment().first:
-            logger.warning("%s is code that runs here; --safe takes settings only", root)
+            logger.warning("%s is code that runs here; safe=True takes settings only", root)
         add_to_sys_path(root)
     with ExitStack() as stack:
         if safe:

@@ -195,7 +195,7 @@ def without_labels(inferer: Any) -> tuple[Any, list[Any]]:
     if inner.maps:
         raise BundleError(
             "the bundle's LabelInferer has entropy or probabilities; labels alone are needed here. Leave them out: "
-            "--uncertainty entropy and --probabilities write them."
+            "uncertainty=entropy and probabilities=True write them."
         )
     found = inner.inferer
     for wrapper in reversed(around):

@@ -54,10 +54,10 @@ class Preprocessing:
             limits += [options["max_voxels"]] if options.get("max_voxels") is not None else []
             if options.get("as_closest_canonical"):
                 steps.insert(_channel_first(steps, step), Orientationd(step.keys, axcodes="RAS", labels=None))
-        steps = _with_keys_joined(steps, keys)
+        joined = tuple(_with_keys_joined(steps, keys))
         if isinstance(composed, Compose):
-            composed.transforms = steps
-        return cls(tuple(steps), keys, min(limits, default=None), lazy)
+            composed.transforms = joined
+        return cls(joined, keys, min(limits, default=None), lazy)
 
     @property
     def image_key(self) -> str:

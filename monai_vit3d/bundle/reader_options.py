@@ -97,7 +97,7 @@ OPTIONS: dict[str, Option] = {
     "swap_ij": Option(bool, "slices come transposed, and the affine does not follow; leave it out"),
     "index_order": Option(lambda value: value == "F", "the array's axes come in reverse order; leave it out"),
     "labels": Option(lambda value: not value, "images are read, not label maps; leave it out"),
-    "volume": Option(_unset, "which volume of a 4D file is the user's choice: --volume N"),
+    "volume": Option(_unset, "which volume of a 4D file is the user's choice: volume=N"),
 }
 
 # what of MONAI's reads images that the pipeline reads itself, by exact class: a subclass may do anything
@@ -155,10 +155,8 @@ def reader_options(step: LoadImaged) -> dict[str, Any]:
     loader = step._loader
     if loader.dtype is None or not _is_number(loader.dtype):
         raise BundleError(f"LoadImaged(dtype={loader.dtype}): not served; images are float32. Leave it out.")
-    if loader.auto_select:
-        reader = next(one for one in loader.readers if type(one) is NibabelReader)
-    else:
-        reader = loader.readers[-1]
+    readers: list[ImageReader] = loader.readers
+    reader = next(r for r in readers if type(r) is NibabelReader) if loader.auto_select else readers[-1]
     if type(reader) in _PASSED_OVER:
         return {}
     if type(reader) not in MONAI_READERS:

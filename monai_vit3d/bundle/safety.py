@@ -17,7 +17,7 @@ from . import allowlist as words
 from .safe_expression import expression_violation, import_violation, is_lone_import
 
 MAX_DEPTH, MAX_ITEMS, SHOWN = 40, 20_000, 5
-_ADVICE = "Read the bundle; if you trust it, run without --safe."
+_ADVICE = "Read the bundle; if you trust it, run without safe=True."
 _BAD_IN_KEYS = ":#@%$"  # with them a key could stand for another item's id
 _RENAMED_BY_MONAI = "optional_packages_version"  # MONAI moves its content to another key
 
@@ -78,7 +78,7 @@ def _refuse(findings: list[SafetyFinding]) -> None:
     named = [(w if w.isprintable() else repr(w), what, why) for w, what, why in findings]
     lines = list(dict.fromkeys(f"  {where or 'the config'}: {_short(what)}: {why}." for where, what, why in named))
     more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    raise BundleError("not allowed in a bundle with --safe:", *lines[:SHOWN], *more, _ADVICE)
+    raise BundleError("not allowed in a bundle with safe=True:", *lines[:SHOWN], *more, _ADVICE)
 
 
 def _short(what: Any) -> str:

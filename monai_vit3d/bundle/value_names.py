@@ -9,7 +9,7 @@ has all of theirs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -117,7 +117,7 @@ def _middle(postprocessing: Postprocessing, output: Tensor) -> Tensor:
 def _values(steps: Iterable[Any], output: Tensor, key: str = PRED) -> Tensor:
     """What the steps make of a small volume of one output, (C, SIDE, SIDE, SIDE)."""
     pred = output.float()[:, None, None, None].expand(-1, SIDE, SIDE, SIDE).contiguous()
-    data: dict[str, Any] = {PRED: MetaTensor(pred)}
+    data: dict[Hashable, Any] = {PRED: MetaTensor(pred)}
     for step in steps:
         if isinstance(step, LabelToContourd):  # the contours of all labels are 1
             data = {**data, **{k: data[k].clamp(0, 1) for k in step.key_iterator(data)}}

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .options import add_device, add_safe
+
 _DESCRIPTION = """Measure field of view, spacing, brightness, volumes, ... of a bundle's training
 files, and how decided its network is about them. `vit3d predict` and `vit3d check`
 compare new files with these ranges, which stand as "trained_on" in metadata.json.
@@ -16,28 +18,7 @@ Example: vit3d measure bundles/hippocampus_segmentation --write \\
            --split bundles/hippocampus_segmentation/configs/split.json"""
 
 
-def _measure(args: argparse.Namespace) -> int:
-    from ..pipeline.measure_training import find_cases, format_json, measure_training, write_trained_on
-
-    cases = find_cases(args.images, args.labels, args.split, args.section)
-    with _counted(len(cases)) as bar:
-        trained_on = measure_training(
-            cases, args.bundle, device=args.device, safe=args.safe, on_case=lambda count: bar.update()
-        )
-    if args.write:
-        print(write_trained_on(trained_on, args.bundle))
-    else:
-        print(format_json({"trained_on": trained_on}))
-    return 0
-
-
-def _counted(total: int) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit="case", dynamic_ncols=True, disable=not sys.stderr.isatty())
-
-
-def add_measure(verbs: Any) -> None:
+def add_verb(verbs: Any) -> None:
     """Add the verb to the command's parser."""
     measure = verbs.add_parser(
         "measure",
@@ -52,6 +33,23 @@ def add_measure(verbs: Any) -> None:
     add("--split", type=Path, metavar="FILE", help="JSON with lists of case names; all images without it")
     add("--section", default="training", help="which list of it (training)")
     add("--write", action="store_true", help="write it into the bundle's configs/metadata.json")
-    add("--device", help="cpu, cuda, cuda:1, ...; a GPU where there is one by default")
-    add("--safe", action="store_true", help="refuse a bundle whose config is more than settings")
-    measure.set_defaults(run=_measure)
+    add_device(measure)
+    add_safe(measure)
+    measure.set_defaults(run=_run, parser=measure)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from ..pipeline.measure_training import find_cases, format_json, measure_training, write_trained_on
+
+    cases = find_cases(args.images, args.labels, args.split, args.section)
+    with tqdm(total=len(cases), unit="case", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+        trained_on = measure_training(
+            cases, args.bundle, device=args.device, safe=args.safe, on_case=lambda count: bar.update()
+        )
+    if args.write:
+        print(write_trained_on(trained_on, args.bundle))
+    else:
+        print(format_json({"trained_on": trained_on}))
+    return 0

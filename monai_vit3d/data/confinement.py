@@ -41,6 +41,6 @@ def check_confined(path: str | Path) -> None:
     folder = _folder.get()
     if folder is not None and not Path(os.path.realpath(path)).is_relative_to(folder):
         raise BundleError(
-            f"{path}: outside the bundle {folder}; with --safe a bundle reads its own files only. Put the file into "
-            "the bundle, or run without --safe if you trust it."
+            f"{path}: outside the bundle {folder}; with safe=True a bundle reads its own files only. Put the file into "
+            "the bundle, or run without safe=True if you trust it."
         )

@@ -130,12 +130,12 @@ def predict_folder(
         WeightsError: weights that are missing, damaged or of another network.
     """
     if jobs < 1:
-        raise UsageError(f"--jobs {jobs}; 1 or more are needed.")
+        raise UsageError(f"jobs={jobs}; expected 1 or more.")
     choice = choice_of(config, overrides)
     from ..data.dicom import VOXEL_UNITS
 
     if units not in VOXEL_UNITS:
-        raise UsageError(f"--units {units}; one of {', '.join(VOXEL_UNITS)} is needed.")
+        raise UsageError(f"units={units}; expected one of {', '.join(VOXEL_UNITS)}.")
     with open_bundle(bundle) as root:
         kinds = output_kinds(read_metadata(root), tta, uncertainty, probabilities)
         chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "seg": seg}

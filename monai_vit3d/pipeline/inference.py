@@ -91,7 +91,7 @@ def infer(prepared: Prepared, bundle: Bundle, options: Options) -> NetworkOutput
         _free()
         raise ImageError(
             f"{prepared.volume.path}: out of memory on {bundle.device} with {tuple(prepared.image.shape)} voxels. Use "
-            "--device cpu, fewer --jobs, a machine with more memory, or a crop of the image."
+            "device=cpu, fewer jobs=, a machine with more memory, or a crop of the image."
         ) from error
     return replace(output, warnings=("out of memory; done again with one window at a time",))
 

@@ -98,7 +98,7 @@ def find_cases(
     if split is not None:
         content = json.loads(Path(split).read_text(encoding="utf-8"))
         if not isinstance(content.get(section), list):
-            raise UsageError(f"{split}: no list {section!r}; it has {', '.join(content)}. Give --section.")
+            raise UsageError(f"{split}: no list {section!r}; it has {', '.join(content)}. Give section=.")
         names = sorted(map(str, content[section]))
     files = [paths.get(name, Path(images) / f"{name}.nii.gz") for name in names]
     cases = [{"image": str(path)} for path in files]

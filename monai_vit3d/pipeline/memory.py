@@ -48,7 +48,7 @@ def check_memory(path: Path, grid: Grid, channels: int, bundle: Bundle, options:
         raise ImageError(
             f"{path}: {grid.shape} voxels of {tuple(round(mm, 3) for mm in grid.spacing_mm)} mm need about "
             f"{needed / 2**30:.1f} GiB for this bundle, {free / 2**30:.1f} GiB are free. Crop the image, use fewer "
-            "--jobs, or a machine with more memory."
+            "jobs=, or a machine with more memory."
         )
 
 

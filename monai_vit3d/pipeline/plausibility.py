@@ -175,7 +175,7 @@ def refuse(path: Path, findings: Sequence[Implausibility], metadata: Metadata) -
     if far:
         raise ImageError(
             f"{path}: {'; '.join(far)}: too far from what {metadata.name} was trained on. Cut out or resample what its "
-            "docs/README.md describes, choose a bundle for such images, or give --anyway."
+            "docs/README.md describes, choose a bundle for such images, or give anyway=True."
         )
 
 

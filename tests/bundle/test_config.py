@@ -7,9 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from monai_vit3d.bundle.config import AS_SHIPPED, choice_of, parse_override
+from monai_vit3d.bundle.config import AS_SHIPPED, choice_of
 from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.cli import main
+from monai_vit3d.cli.options import parse_override
 from monai_vit3d.data.errors import BundleError, UsageError, WeightsError
 from monai_vit3d.pipeline.folder import predict_folder
 from tests.pipeline.reference import LOAD, ORIENT, SPACING, TYPED, sharp_image, write_bundle

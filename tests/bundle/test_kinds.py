@@ -109,7 +109,7 @@ def test_which_run_under_safe(bundle):
         assert load_bundle(bundle, "cpu", safe=True).preprocessing.load_keys == MINIS[bundle.name].keys
         assert describe_bundle(bundle)["--safe"] == "runs"
         return
-    with pytest.raises(BundleError, match="not allowed in a bundle with --safe"):
+    with pytest.raises(BundleError, match="not allowed in a bundle with safe=True"):
         load_bundle(bundle, "cpu", safe=True)
 
 

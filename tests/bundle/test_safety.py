@@ -365,7 +365,7 @@ def test_shipped_bundles_pass(name):
     config = shipped(name)
     check_config(config, ROOTS)
     config["preprocessing"] = {"_target_": "os.system"}
-    with pytest.raises(BundleError, match=r"  preprocessing: 'os.system': .*\nRead the bundle; .* without --safe.$"):
+    with pytest.raises(BundleError, match=r"  preprocessing: 'os.system': .*\nRead the bundle; .* without safe=True.$"):
         check_config(config, ROOTS)
 
 
@@ -468,7 +468,7 @@ def test_five_findings_are_shown_each_once():
     lines = str(caught.value).splitlines()
     assert len(lines) == 8
     assert lines[1].startswith("  network::0: '$open(0)': a call of open; allowed are abs, ")
-    assert lines[6:] == ["  and 3 more", "Read the bundle; if you trust it, run without --safe."]
+    assert lines[6:] == ["  and 3 more", "Read the bundle; if you trust it, run without safe=True."]
 
 
 def test_a_config_without_end_is_refused():

@@ -46,7 +46,7 @@ def test_weights_outside_the_bundle_are_not_opened(bundle, path):
     shutil.copy(bundle / "models" / "model.pt", bundle.parent / "model.pt")
     (bundle / "models" / "link.pt").symlink_to(bundle.parent / "model.pt")
     configured(bundle, more=f"network: $monai_vit3d.weights.load_weights(@network_def, {path})\n")
-    with pytest.raises(BundleError, match=r"outside the bundle .* --safe a bundle reads its own files only"):
+    with pytest.raises(BundleError, match=r"outside the bundle .* safe=True a bundle reads its own files only"):
         load_bundle(bundle, "cpu", safe=True)
 
 
@@ -175,7 +175,7 @@ def test_only_code_is_called_code(bundle, caplog):
     assert str(bundle) not in sys.path
     configured(bundle, more="network: $[print, @network_def][1]\n")
     load_bundle(bundle, "cpu")
-    assert caplog.text.count("is code that runs here; --safe takes settings only") == 1
+    assert caplog.text.count("is code that runs here; safe=True takes settings only") == 1
 
 
 # pipes and the like

@@ -144,6 +144,7 @@ def test_an_answer_that_could_not_be_written_is_no_success(tmp_path):
 SIGNALS = """
 import os, sys, time
 from monai_vit3d import cli
+from monai_vit3d.cli import info
 from monai_vit3d.data.files import replacing
 
 def run(args):
@@ -153,7 +154,7 @@ def run(args):
         time.sleep(SECONDS)
     return 0
 
-cli._info = run
+info._run = run
 sys.argv[1:] = ["info", *sys.argv[1:]]
 cli.run_process()
 """
@@ -170,7 +171,7 @@ def test_a_signal_cleans_up(tmp_path, number, ignored):
         assert (done.returncode, os.listdir(tmp_path)) == (0, ["a.txt"])
     else:
         assert done.returncode == 128 + number, done.stderr
-        assert done.stderr == f"vit3d: ended by signal {number}; --resume goes on with what is left\n"
+        assert done.stderr == f"vit3d: ended by signal {number}; rerun with --resume to do what is left\n"
         assert os.listdir(tmp_path) == []
 
 
