@@ -1,4 +1,4 @@
-"""Reading that stays inside one folder: what a stranger's bundle may open."""
+"""Confine what an untrusted bundle may read to its own folder."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def reading_only_below(folder: str | Path) -> Iterator[None]:
 def check_confined(path: str | Path) -> None:
     """Refuse a path that leads out of the folder of :func:`reading_only_below`, also by ``..`` or through links.
 
-    The functions that a config may call with a path ask this before they open it.
+    Functions that a config may call with a path call this before they open it.
 
     Args:
-        path: what is about to be opened.
+        path: about to be opened.
 
     Raises:
         BundleError: it leads outside.
