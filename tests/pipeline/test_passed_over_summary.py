@@ -8,7 +8,7 @@ import pytest
 from monai_vit3d.cli import main
 from monai_vit3d.data.passed_over import PassedOver
 from monai_vit3d.pipeline.passed_over_summary import describe_passed_over, recorded
-from monai_vit3d.pipeline.report import write_report
+from monai_vit3d.pipeline.report.page import write_report
 from tests.pipeline.tiny import arguments, predict, write_images
 
 
