@@ -30,8 +30,8 @@ _HOMES = {
     "set_spacing": "layers.rope",
 }
 _ROOMS = (
-    "data", "decoders", "handlers", "inferers", "layers", "metrics", "networks", "pipeline", "pretraining",
-    "visualize", "weights",
+    "bundle", "cli", "data", "decoders", "handlers", "inferers", "layers", "metrics", "networks", "pipeline",
+    "pretraining", "visualize", "weights",
 )  # fmt: skip
 __all__ = [*sorted(_HOMES), "__version__"]
 
