@@ -9,7 +9,6 @@ import pytest
 
 from tests.helpers import phantom
 
-
 # a loaded machine is no failure, and more examples seldom find more
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("tests")
