@@ -142,7 +142,8 @@ def _are_trained(backbone: VisionTransformer3D) -> bool:
 def _rope(rope: nn.Module | None) -> dict[str, Any] | None:
     if type(rope) is not RotaryPositions3D:
         return None
-    found = {"unit": rope.unit, "pairs": list(rope.pairs), "temperature": rope.temperature, "half": rope.half}
+    found = {"unit": rope.unit, "pairs": list(rope.pairs), "temperature": rope.temperature}
+    found["rotate_half"] = rope.half
     if rope.reference is not None or rope.offset:
         found |= {"reference": rope.reference and list(rope.reference), "offset": rope.offset}
     return found | ({"unit_mm": rope.unit_mm} if rope.unit == "mm" else {})
@@ -164,7 +165,10 @@ def _has_name(argument: str, layer: nn.Module) -> bool:
 def _plain_options(args: Mapping[str, Any]) -> dict[str, Any]:
     options = {key: args[key] for key in _PLAIN if key in args}
     rope = args.get("rope")
-    return options if rope is None else {**options, "rope": partial(RotaryPositions3D, **rope)}
+    if rope is None:
+        return options
+    rope = {{"rotate_half": "half"}.get(key, key): value for key, value in rope.items()}
+    return {**options, "rope": partial(RotaryPositions3D, **rope)}
 
 
 def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
