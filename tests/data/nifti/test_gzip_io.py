@@ -190,7 +190,7 @@ def test_any_partition_writes_the_same_file(tmp_path_factory, shape, order, give
     labels = np.asarray(np.random.default_rng(0).integers(0, 2, shape), given_, order=order)
     path = tmp_path_factory.mktemp("any") / "x.nii"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "_SLAB", slab)
-        patch.setattr(writer, "_CACHED", cached)
+        patch.setattr(writer, "_SLAB_BYTES", slab)
+        patch.setattr(writer, "_CACHED_LINES", cached)
         write_labels(labels, Grid(shape, np.eye(4)), path)
     assert path.read_bytes()[352:] == labels.astype(np.uint8).tobytes("F")
