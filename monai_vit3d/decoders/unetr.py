@@ -143,17 +143,17 @@ class UNETRDecoder(nn.Module):
             return cast(Any, stack)
         return torch.stack(stack, dim=1)
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each stage in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The last layer."""
         return self.head.conv.conv
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def reset_classifier(self, num_classes: int) -> None:
         """Start with a new last layer.
 

@@ -183,7 +183,8 @@ class PatchEmbed3D(nn.Module):
         self.dynamic_img_pad = dynamic_img_pad
         self._set_grid()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.proj = PatchConv3d(in_chans, embed_dim, self.patch_size, stride=self.patch_size, bias=bias, **factory)
+        patch = self.patch_size
+        self.proj: nn.Conv3d = PatchConv3d(in_chans, embed_dim, patch, stride=patch, bias=bias, **factory)
         self.norm = nn.Identity() if norm_layer is None else norm_layer(embed_dim, **factory)
 
     def _set_grid(self) -> None:
@@ -199,7 +200,7 @@ class PatchEmbed3D(nn.Module):
         h, w, d = self.patch_size
         return (img_size[0] + h - 1) // h, (img_size[1] + w - 1) // w, (img_size[2] + d - 1) // d
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def set_input_size(
         self, img_size: int | Sequence[int] | None = None, patch_size: int | Sequence[int] | None = None
     ) -> None:

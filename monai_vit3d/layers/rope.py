@@ -43,7 +43,7 @@ def rotary_table(
     pairs: tuple[int, int, int],
     rest: int,
     temperature: float,
-    half: bool,
+    rotate_half: bool,
     offset: int = 0,
 ) -> Tensor:
     """Sines and cosines of every patch's angles, as timm's ``apply_rot_embed_cat`` takes them.
@@ -61,7 +61,7 @@ def rotary_table(
         pairs: channel pairs for ``(H, W, D)``.
         rest: further pairs, which are not rotated.
         temperature: base of the wavelengths.
-        half: pair channel i with i + half the width (as DINOv3 has it), not with its neighbour (as EVA-02 has it).
+        rotate_half: pair channel i with i + half the width (as DINOv3 does), not with its neighbour (as EVA-02 does).
         offset: of ``"patch"``: the first patch's number.
 
     Returns:
@@ -97,7 +97,7 @@ def rotary_table(
         parts.append(part.expand(part.shape[0], 2, grid[0], grid[1], grid[2], speed.shape[0]))
     table = torch.cat(parts, -1).flatten(2, 4)
     # not repeat_interleave, of which older exporters to ONNX make another size than the one asked for
-    table = torch.cat([table, table], -1) if half else torch.stack([table, table], -1).flatten(-2)
+    table = torch.cat([table, table], -1) if rotate_half else torch.stack([table, table], -1).flatten(-2)
     return table.transpose(1, 2).flatten(2)[:, None]
 
 
@@ -139,7 +139,7 @@ class RotaryPositions3D(nn.Module):
             is a 2D network's split); pairs that no axis takes, the last ones, are not rotated.
         temperature: base of the wavelengths: the shortest is 2 pi units, the longest nearly ``temperature`` times that.
             100 suits grids of some dozen patches (arXiv:2403.13298).
-        half: pair channel i with i + half the width (as DINOv3 has it), not with its neighbour (as EVA-02 has it).
+        rotate_half: pair channel i with i + half the width (as DINOv3 does), not with its neighbour (as EVA-02 does).
         unit_mm: mm in a unit of position; part of what the weights learned, so never to be changed with the spacing.
             16 makes distances the same as in ``"patch"`` for patches of 16 voxels of 1 mm.
         reference: of ``"patch"``: the grid ``(H, W, D)`` as much as which any other spans, as in EVA-02: patch i of n
@@ -163,7 +163,7 @@ class RotaryPositions3D(nn.Module):
         *,
         pairs: tuple[int, int, int] | None = None,
         temperature: float = 100.0,
-        half: bool = False,
+        rotate_half: bool = False,
         unit_mm: float = 16.0,
         reference: Sequence[float] | None = None,
         offset: int = 0,
@@ -180,7 +180,7 @@ class RotaryPositions3D(nn.Module):
         self.rest = head_dim // 2 - sum(self.pairs)
         if min(self.pairs) < 0 or max(self.pairs) < 1 or self.rest < 0:
             raise ValueError(f"pairs={pairs}: 0 or more per axis, and at most {head_dim // 2} in all, are needed.")
-        self.head_dim, self.unit, self.half = head_dim, unit, bool(half)
+        self.head_dim, self.unit, self.rotate_half = head_dim, unit, bool(rotate_half)
         self.temperature, self.unit_mm, self.offset = float(temperature), float(unit_mm), int(offset)
         if unit != "patch" and (reference is not None or offset):
             raise ValueError(f"reference={reference}, offset={offset}: for unit 'patch' alone, not for {unit!r}.")
@@ -191,7 +191,7 @@ class RotaryPositions3D(nn.Module):
         """What ``print`` shows of it."""
         unit = f"unit_mm={self.unit_mm}" if self.unit == "mm" else f"unit={self.unit!r}"
         unit += f", reference={self.reference}, offset={self.offset}" if self.reference else ""
-        return f"{unit}, pairs={self.pairs}, temperature={self.temperature}, half={self.half}"
+        return f"{unit}, pairs={self.pairs}, temperature={self.temperature}, rotate_half={self.rotate_half}"
 
     def forward(self, x: Tensor, grid: tuple[int, int, int], patch_size: tuple[int, int, int]) -> Tensor:
         """The table for a patch grid.
@@ -220,7 +220,7 @@ class RotaryPositions3D(nn.Module):
         elif self.reference is not None:
             steps = (self.reference[0] / grid[0], self.reference[1] / grid[1], self.reference[2] / grid[2])
         pairs, rest, offset = self.pairs, self.rest, self.offset
-        return rotary_table(x, grid, self.unit, steps, spacing, pairs, rest, self.temperature, self.half, offset)
+        return rotary_table(x, grid, self.unit, steps, spacing, pairs, rest, self.temperature, self.rotate_half, offset)
 
 
 def mm_positions(network: nn.Module) -> list[RotaryPositions3D]:

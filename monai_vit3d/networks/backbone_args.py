@@ -142,7 +142,8 @@ def _are_trained(backbone: VisionTransformer3D) -> bool:
 def _rope(rope: nn.Module | None) -> dict[str, Any] | None:
     if type(rope) is not RotaryPositions3D:
         return None
-    found = {"unit": rope.unit, "pairs": list(rope.pairs), "temperature": rope.temperature, "half": rope.half}
+    found = {"unit": rope.unit, "pairs": list(rope.pairs), "temperature": rope.temperature}
+    found["rotate_half"] = rope.rotate_half
     if rope.reference is not None or rope.offset:
         found |= {"reference": rope.reference and list(rope.reference), "offset": rope.offset}
     return found | ({"unit_mm": rope.unit_mm} if rope.unit == "mm" else {})

@@ -1,24 +1,29 @@
 """TokenClassifier: a token backbone with a head that reads the tokens of several blocks."""
 
-# annotations are left alive here: TorchScript reads that of ``taps``
+# annotations stay objects, not strings: TorchScript reads that of ``out_indices``
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..deprecated import renamed_argument, renamed_attribute
 from .heads import Tokens, create_head
 from .layer_decay import backbone_matcher, backbone_no_weight_decay
 from .model_args import describe_around_backbone
 from .options import require_final_norm, resolve_indices, spread_blocks
 from .pretrained import Pretrained
 from .task_losses import output_layer
+from .vit3d import VisionTransformer3D
 
 
 class TokenClassifier(Pretrained):
     """A token backbone and a head over the tokens of some of its blocks.
+
+    For accelerate's ``cpu_offload`` pass ``preload_module_classes=["TokenClassifier"]``: it brings a module's own weights
+    back when ``forward`` is called, and here ``backbone.forward_intermediates`` is, as in timm's feature wrappers.
 
     Args:
         backbone: a network that keeps the contract of :class:`VisionTransformer3D`; its own head, its pooling and
@@ -28,16 +33,16 @@ class TokenClassifier(Pretrained):
         num_classes: classes (multi-class, ordinal), labels or values; needed with a name.
         task: ``"multi-class"``, ``"multi-label"``, ``"ordinal"`` or ``"regression"``; MedMNIST's names are understood;
             with a name only.
-        taps: block numbers that the head reads, after the final norm; negative ones count from the end. None takes
-            the ends of the depth's four quarters.
+        out_indices: block numbers that the head reads, after the final norm; negative ones count from the end. None
+            takes the ends of the depth's four quarters.
         freeze: ``"backbone"`` trains the head alone, a number n leaves out the embedding and the first n blocks,
             None trains everything. Frozen parts stay in evaluation mode, without dropout; once their parameters
             take gradients again, ``train()`` puts them in training mode as the rest.
         options: keywords of the head; with a name only.
 
     Raises:
-        ValueError: a tap out of range, an unknown head, task or freeze, a name without ``num_classes``, options for a
-            head that is built already.
+        ValueError: a block number out of range, an unknown head, task or freeze, a name without ``num_classes``,
+            options for a head that is built already.
 
     Example:
         >>> backbone = VisionTransformer3D((64, 64, 64), 8, embed_dim=384, num_heads=6)
@@ -46,7 +51,12 @@ class TokenClassifier(Pretrained):
         torch.Size([2, 11])
     """
 
-    taps: list[int]
+    __jit_unused_properties__ = ["taps"]  # noqa: RUF012 - TorchScript reads a list
+    out_indices: list[int]
+    if TYPE_CHECKING:  # TorchScript would read annotations of modules that it cannot compile
+        backbone: VisionTransformer3D  # or any network that keeps its contract
+        head: Any
+    taps = renamed_attribute("taps", "out_indices")
 
     def __init__(
         self,
@@ -54,22 +64,25 @@ class TokenClassifier(Pretrained):
         head: nn.Module | str = "linear",
         num_classes: int | None = None,
         task: str = "multi-class",
-        taps: int | Sequence[int] | None = None,
+        out_indices: int | Sequence[int] | None = None,
         freeze: str | int | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
+        out_indices = renamed_argument("taps", "out_indices", out_indices, options)
         require_final_norm(backbone, "classifier")
         depth = len(backbone.blocks)
-        self.taps = resolve_indices(spread_blocks(depth, min(4, depth)) if taps is None else taps, depth)
-        if not self.taps:
-            raise ValueError("taps=(): one block or more is needed; None takes the ends of the depth's quarters.")
+        if out_indices is None:
+            out_indices = spread_blocks(depth, min(4, depth))
+        self.out_indices = resolve_indices(out_indices, depth)
+        if not self.out_indices:
+            raise ValueError("out_indices=(): one block or more is needed; None takes the ends of the quarters.")
         self._head_args = dict[str, Any]()
         if isinstance(head, str):
             if num_classes is None:
                 raise ValueError(f"head={head!r} is a name: num_classes is needed to build it.")
             prefix, class_token = backbone.num_prefix_tokens, backbone.has_class_token
-            tokens = Tokens(backbone.embed_dim, backbone.num_heads, len(self.taps), prefix, class_token)
+            tokens = Tokens(backbone.embed_dim, backbone.num_heads, len(self.out_indices), prefix, class_token)
             self._head_args = {"head": head, "num_classes": num_classes, "task": task, "options": options}
             head = create_head(head, tokens, num_classes, task, **options)
             self.task: str | None = task
@@ -80,7 +93,7 @@ class TokenClassifier(Pretrained):
         frozen = _frozen_blocks(freeze, depth)
         self.backbone, self.head = backbone, head
         backbone.reset_classifier(0, "")  # a head would be a parameter without a gradient, and so would
-        backbone.prune_intermediate_layers(self.taps)  # the blocks that nobody reads
+        backbone.prune_intermediate_layers(self.out_indices)  # the blocks that nobody reads
         self._freeze(freeze, frozen)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -96,15 +109,15 @@ class TokenClassifier(Pretrained):
             ValueError: wrong rank, channels or size.
         """
         if torch.jit.is_scripting():  # noqa: SIM108 - TorchScript compiles only the branch that it takes
-            levels = self.backbone.token_levels(image, self.taps)
+            levels = self.backbone.token_levels(image, self.out_indices)
         else:
             levels = self._read(image)
         return self.head(levels)
 
-    @torch.jit.unused  # type: ignore[untyped-decorator]
+    @torch.jit.unused
     def _read(self, image: Tensor) -> list[Tensor]:
         """Tapped tokens, through the public contract that every backbone keeps."""
-        return self.backbone.forward_intermediates(image, self.taps, norm=True, intermediates_only=True)
+        return self.backbone.forward_intermediates(image, self.out_indices, norm=True, intermediates_only=True)
 
     def train(self, mode: bool = True) -> "TokenClassifier":
         """Training or evaluation mode; parts that ``freeze`` named stay in evaluation mode while they are frozen."""
@@ -115,7 +128,7 @@ class TokenClassifier(Pretrained):
                     part.eval()
         return self
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def scale_logits(self, factor: float) -> None:
         """Multiply all logits by ``factor``, in the weights of the last layer: temperature scaling with 1 / T.
 
@@ -132,13 +145,13 @@ class TokenClassifier(Pretrained):
             for parameter in layer.parameters():
                 parameter.mul_(factor)
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone."""
         own = {"head.level_embed", "head.pool.latent"} & {name for name, _ in self.named_parameters()}
         return backbone_no_weight_decay(self.backbone) | own
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that sort parameters into stem, blocks and head, for layer-wise learning rates.
 
@@ -147,17 +160,17 @@ class TokenClassifier(Pretrained):
         """
         return backbone_matcher()
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.backbone.set_grad_checkpointing(enable)
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The head's last layer, or a head of one's own as a whole."""
         return getattr(self.head, "output", self.head)
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def reset_classifier(self, num_classes: int) -> None:
         """Give the head another last layer, for the same task; everything else keeps its weights.
 

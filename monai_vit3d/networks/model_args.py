@@ -31,9 +31,9 @@ def model_args(network: nn.Module) -> dict[str, Any]:
         ``norm_options``, ``norm_eps``, those of the patch embedding's norm under ``embed_norm``; ``grid_size``
         (patches along each axis); ``no_embed_class`` False where there are no prefix tokens; ``pos_trained`` False
         where positions are a parameter that takes no gradient, as a table of another project's, though the patch
-        kernel takes one. Of a segmenter or classifier: ``backbone`` with its own arguments, ``taps``, ``decoder`` or
-        ``head`` by name, and their ``options``. ``foreign`` names the arguments whose classes are known neither to
-        torch, timm nor this package, and these classes.
+        kernel takes one. Of a segmenter or classifier: ``backbone`` with its own arguments, ``out_indices``,
+        ``decoder`` or ``head`` by name, and their ``options``. ``foreign`` names the arguments whose classes are
+        known neither to torch, timm nor this package, and these classes.
 
     Raises:
         TypeError: another network.
@@ -91,7 +91,7 @@ def describe_around_backbone(network: nn.Module, part: str, record: Mapping[str,
     return {
         **{part: None, **record},
         "options": options,
-        "taps": list(network.taps),
+        "out_indices": list(network.out_indices),
         "backbone": None if "backbone" in foreign else model_args(backbone),
         "foreign": {key: class_path(layer) for key, layer in foreign.items()},
     }
@@ -112,5 +112,5 @@ def _built_around_backbone(
         backbone = build_network(args["backbone"], **overrides)
     built = next(key for key in _BY_KEY if key in args)
     if isinstance(own[built], nn.Module):  # it has its options
-        return factory(backbone, own[built], taps=own["taps"])
+        return factory(backbone, own[built], out_indices=own["out_indices"])
     return factory(backbone, **own)

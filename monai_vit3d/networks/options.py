@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from timm.layers import Attention, AttentionRope, GatedMlp, GluMlp, Mlp, SwiGLU, get_act_layer, get_norm_layer
 from timm.models.vision_transformer import ATTN_LAYERS, Block
-from torch import nn
+from torch import Tensor, nn
 
-from ..layers import RotaryBlock, RotaryPositions3D, to_3tuple
+from ..layers import EMBED_LAYERS, RotaryBlock, RotaryPositions3D, to_3tuple
 from ..layers.pos_embed import GridShape
 
 Layer = Callable[..., nn.Module] | str | None
+Indices = int | Sequence[int] | None  # block numbers, as forward_intermediates takes them
 GLOBAL_POOLS = ("cls_token", "avg", "max", "avgmax", "map", "")
 WEIGHT_INITS = ("", "jax", "jax_nlhb", "moco", "reset", "skip")
 MLPS = {"mlp": Mlp, "glumlp": GluMlp, "swiglu": SwiGLU, "gatedmlp": GatedMlp}
@@ -35,6 +37,15 @@ def resolve_pool(global_pool: str, class_token: bool) -> str:
             "'map' or '', or class_token=True."
         )
     return pool
+
+
+def resolve_embed(embed_layer: Callable[..., nn.Module] | str) -> Callable[..., nn.Module]:
+    """A patch embedding's constructor from itself or its name, a key of :data:`~monai_vit3d.layers.EMBED_LAYERS`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return _by_table("embed_layer", embed_layer, EMBED_LAYERS["patch"], EMBED_LAYERS)
 
 
 def resolve_norm(norm_layer: Layer) -> Callable[..., nn.Module]:
@@ -109,7 +120,7 @@ def rotary_block(
         )
     base = RotaryBlock if base is Block else base
     args, options = getattr(block_fn, "args", ()), getattr(block_fn, "keywords", {})
-    return partial(base, *args, **{**options, "num_prefix_tokens": prefix, "rotate_half": rope.half})
+    return partial(base, *args, **{**options, "num_prefix_tokens": prefix, "rotate_half": rope.rotate_half})
 
 
 def _by_timm(
@@ -139,7 +150,7 @@ def build(constructor: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:
     return constructor(**{k: v for k, v in kwargs.items() if k in known})
 
 
-def resolve_indices(indices: int | list[int] | tuple[int, ...] | None, depth: int, *, once: bool = True) -> list[int]:
+def resolve_indices(indices: Indices, depth: int, *, once: bool = True) -> list[int]:
     """Block numbers in block order, counted from 0, each once.
 
     Args:
@@ -160,6 +171,57 @@ def resolve_indices(indices: int | list[int] | tuple[int, ...] | None, depth: in
     if once and len(take) < len(wanted):
         raise ValueError(f"indices={tuple(wanted)} name a block twice (of {depth} blocks): name each once.")
     return sorted(take)
+
+
+def last_blocks(indices: int | Sequence[int], depth: int) -> Sequence[int]:
+    """Block numbers, where an int means the last n of ``depth`` blocks, as in timm.
+
+    Raises:
+        ValueError: more blocks than there are, or none.
+    """
+    if not isinstance(indices, int):
+        return indices
+    if not 1 <= indices <= depth:
+        raise ValueError(f"the last {indices} blocks of {depth}: a number from 1 to {depth} is expected.")
+    return range(depth - indices, depth)
+
+
+def check_ids_keep(ids_keep: Tensor, batch: int, count: int) -> None:
+    """Refuse patch numbers that are none.
+
+    Args:
+        ids_keep: ``(B, N)`` long.
+        batch: B.
+        count: patches of the input.
+
+    Raises:
+        ValueError: another shape or type, or a number that no patch has.
+    """
+    if ids_keep.dim() != 2 or ids_keep.shape[0] != batch or ids_keep.shape[1] < 1 or ids_keep.dtype != torch.long:
+        raise ValueError(
+            f"ids_keep of shape {tuple(ids_keep.shape)}, {ids_keep.dtype}; expected torch.long patch numbers of shape "
+            f"({batch}, N), N of 1 or more."
+        )
+    if bool(((ids_keep < 0) | (ids_keep >= count)).any()):
+        raise ValueError(
+            f"ids_keep has numbers from {int(ids_keep.min())} to {int(ids_keep.max())}; the input has {count} patches, "
+            f"0 to {count - 1}."
+        )
+
+
+def resolve_map_format(output_fmt: Any) -> bool:
+    """Return whether a feature format is that of patch grids.
+
+    Args:
+        output_fmt: ``"NLC"``, ``"NCHWD"``, timm's ``"NCHW"`` for it, or timm's ``Format`` of these names.
+
+    Raises:
+        ValueError: another format.
+    """
+    name = getattr(output_fmt, "value", output_fmt)
+    if name not in ("NLC", "NCHWD", "NCHW"):
+        raise ValueError(f"output_fmt={name!r}; expected 'NLC' or 'NCHWD'.")
+    return bool(name != "NLC")
 
 
 def spread_blocks(depth: int, parts: int) -> list[int]:

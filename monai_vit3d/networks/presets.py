@@ -27,7 +27,7 @@ PRESETS = {
 }
 
 
-def create_model(
+def create_preset(
     name: str, img_size: int | Sequence[int] = 96, patch_size: int | Sequence[int] = 16, **options: Any
 ) -> VisionTransformer3D:
     """Build a backbone of a named size.
