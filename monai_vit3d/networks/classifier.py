@@ -22,8 +22,8 @@ from .vit3d import VisionTransformer3D
 class TokenClassifier(Pretrained):
     """A token backbone and a head over the tokens of some of its blocks.
 
-    For accelerate's ``cpu_offload`` pass ``preload_module_classes=["TokenClassifier"]``: it brings back a module's weights
-    when ``forward`` is called, and here ``backbone.forward_intermediates`` is, as in timm's feature wrappers.
+    For accelerate's ``cpu_offload`` pass ``preload_module_classes=["TokenClassifier"]``: it brings back a module's
+    weights when ``forward`` is called, and here ``backbone.forward_intermediates`` is, as in timm's feature wrappers.
 
     Args:
         backbone: a network that keeps the contract of :class:`VisionTransformer3D`; its own head, its pooling and

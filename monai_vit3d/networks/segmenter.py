@@ -24,8 +24,8 @@ class TokenSegmenter(Pretrained):
     The decoder gets the patch grids of the tapped blocks as they are and, last, the final tokens after the
     backbone's own norm, as UNETR does.
 
-    For accelerate's ``cpu_offload`` pass ``preload_module_classes=["TokenSegmenter"]``: it brings back a module's weights
-    when ``forward`` is called, and here ``backbone.forward_intermediates`` is, as in timm's feature wrappers.
+    For accelerate's ``cpu_offload`` pass ``preload_module_classes=["TokenSegmenter"]``: it brings back a module's
+    weights when ``forward`` is called, and here ``backbone.forward_intermediates`` is, as in timm's feature wrappers.
 
     Args:
         backbone: a network that keeps the contract of :class:`VisionTransformer3D`; its head and pooling are removed.
