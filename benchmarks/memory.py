@@ -8,9 +8,9 @@ them with a >. Every point is a process of its own, one thread, warmed up on a t
 
 The bundle is the hippocampus's, brought to 1 mm, with a 1x1x1 convolution to K classes as its network and windows of
 96^3 one at a time, so that no activations of a network are in the numbers. Ours is what `vit3d predict` runs for a
-case: `read_volume`, `prepare`, `infer`, `finish`. Both run the order of the zoo's bundles, such as
-spleen_ct_segmentation: sliding windows, softmax, Invertd, argmax. "first" is ours in the order of our own bundles:
-argmax, then Invertd of the labels. Voxels are noise, so that labels meet everywhere: the worst that inverting can get.
+case: `read_volume`, then `prepare`, `infer` and `finish` of a `Predictor`. Both run the order of the zoo's bundles,
+such as spleen_ct_segmentation: sliding windows, softmax, Invertd, argmax. "first" is ours in the order of our own
+bundles: argmax, then Invertd of the labels. Voxels are noise, so that labels meet everywhere, the worst case.
 The limit is the image in float32 on the network's grid and the labels as uint8 on the file's. "expected" is what
 `vit3d predict` expects before it starts, the read voxels included; neither may be below what was measured.
 """
@@ -90,13 +90,12 @@ def labels_first(path: Path, bundle) -> int:
     """The same in the order of our own bundles."""
     from monai_vit3d.data.nifti import read_volume
     from monai_vit3d.pipeline.memory import needed_bytes
-    from monai_vit3d.pipeline.predict import Options, finish, infer
-    from monai_vit3d.pipeline.prepare import prepare
+    from monai_vit3d.pipeline.predictor import Predictor
 
     volume = read_volume(path)
-    prepared = prepare([volume], bundle)
-    finish(prepared, infer(prepared, bundle, Options()), bundle)
-    return needed_bytes(volume.grid, 1, bundle, Options())
+    predictor = Predictor(bundle)
+    predictor.finish(predictor.infer(predictor.prepare([volume])))
+    return needed_bytes(volume.grid, 1, bundle, predictor.options)
 
 
 def by_monai(path: Path, bundle) -> int:

@@ -21,7 +21,7 @@ from monai_vit3d.pipeline.acceleration import accelerated
 from monai_vit3d.pipeline.bundle import Bundle, load_bundle
 from monai_vit3d.pipeline.folder import publish
 from monai_vit3d.pipeline.plan import plan_cases
-from monai_vit3d.pipeline.predict import Options
+from monai_vit3d.pipeline.predictor import Predictor
 from monai_vit3d.pipeline.record import RunRecord
 from monai_vit3d.pipeline.run_cases import run_cases
 
@@ -81,7 +81,7 @@ def ours(bundle: Bundle, images: list[Path], out: Path) -> list[dict]:
     plan = plan_cases(images, out, existing="overwrite")
     record, records = RunRecord(plan.output, {}), []
     try:
-        run_cases(plan, bundle, record, Options(), tell=records.append)
+        run_cases(plan, Predictor(bundle), record, on_case=records.append)
     finally:
         record.close()
     publish(plan.output)

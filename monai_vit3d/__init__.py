@@ -15,6 +15,7 @@ _HOMES = {
     "DPTDecoder": "decoders.dpt",
     "LightDecoder": "decoders.light",
     "PatchEmbed3D": "layers.patch_embed",
+    "Predictor": "pipeline.predictor",
     "PyramidDecoder": "decoders.pyramid",
     "TokenClassifier": "networks.classifier",
     "TokenSegmenter": "networks.segmenter",

@@ -88,8 +88,8 @@ def _predict(args: argparse.Namespace) -> int:
             safe=args.safe,
             anyway=args.anyway,
             strict=args.strict,
-            begin=progress.begin,
-            tell=progress,
+            on_plan=progress.begin,
+            on_case=progress,
         )
     failed = ranks.all_reduce_sum(summary.failed)
     doubtful = f" ({summary.suspicious} to look at: labels may be wrong)" if summary.suspicious else ""

@@ -1,4 +1,4 @@
-"""What MONAI's engines need and do not have: moving averages, reproducible epochs, atomic checkpoints, scores."""
+"""Handlers for MONAI's engines: moving averages, reproducible epochs, atomic checkpoints, scores, pretraining."""
 
 from typing import Any
 

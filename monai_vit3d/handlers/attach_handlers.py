@@ -1,4 +1,4 @@
-"""Attach handlers that stand elsewhere in a bundle's config."""
+"""Attach handlers that are defined elsewhere in a bundle's config."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ignite.engine import Engine
 
 
 class Handler(Protocol):
-    """What MONAI's engines attach."""
+    """A handler as MONAI's engines attach it."""
 
     def attach(self, engine: Engine) -> None:
         """Attach to an engine."""
@@ -18,8 +18,8 @@ class Handler(Protocol):
 class AttachHandlers:
     """Attach other handlers, in their order.
 
-    MONAI's ``ConfigWorkflow.check_properties`` wants a dictionary for each handler of a config; a handler that has an
-    id of its own, as others refer to it, is named here.
+    MONAI's ``ConfigWorkflow.check_properties`` requires a dictionary for each handler of a config. A handler that has
+    an id of its own, because others refer to it, is listed here by reference.
 
     Args:
         handlers: to attach.

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 class Calibration:
     """A temperature, and the expected calibration error and negative log-likelihood before and after it.
 
-    Regression has no probabilities to calibrate: temperature 1, the others None, no cases looked at.
+    Regression has no probabilities to calibrate: temperature 1, the others None, no cases read.
     """
 
     temperature: float = 1.0
@@ -52,18 +52,18 @@ def calibrate(
 ) -> Calibration:
     """Fit a temperature to the best weights of a run and fold it into their last layer (arXiv:1706.04599).
 
-    The classes that the network answers with stay the same. Run it in one process.
+    The predicted classes stay the same. Run it in one process.
 
     Args:
-        network: what the weights are for; it has ``scale_logits(factor)``. It ends calibrated, in evaluation mode.
+        network: of these weights, with a method ``scale_logits(factor)``. It ends calibrated, in evaluation mode.
         dataloader: the validation cases; batches with ``"image"`` and ``"label"``, the target vectors.
-        loss: of logits and target vectors, the one to minimise.
+        loss: of logits and target vectors, to minimise.
         device: where to run.
         source: the weights to calibrate, a state dict.
         target: where the calibrated state dict goes; may be ``source``.
         task: ``"multi-class"``, ``"multi-label"``, ``"ordinal"``, ``"regression"``, or MedMNIST's name for one.
         report: a JSON file for the numbers; None writes none.
-        inferer: what runs the network; None runs it on the whole image.
+        inferer: runs the network; None runs it on the whole image.
 
     Raises:
         WeightsError: ``source`` cannot be read or is of another network.
@@ -90,7 +90,7 @@ def calibrate(
 def _run(
     network: nn.Module, dataloader: Iterable[dict[str, Any]], device: torch.device | str, inferer: Inferer
 ) -> tuple[Tensor, Tensor]:
-    """Logits and targets of all cases, on the CPU, in float64."""
+    """Compute the logits of all cases, and collect their targets; on the CPU, in float64."""
     logits, targets = [torch.empty(0)], [torch.empty(0)]  # torch.cat skips these
     for batch in dataloader:
         logits.append(_plain(inferer(batch["image"].to(device), network)))

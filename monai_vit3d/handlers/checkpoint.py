@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and a run that continues from them exactly."""
+"""Save checkpoints atomically, and continue a run from them exactly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def save_atomic(obj: Any, path: str | Path) -> None:
-    """``torch.save`` to a file of the same folder, flushed to disk, then moved over ``path`` in one step.
+    """Run ``torch.save`` to a file of the same folder, flush it to disk, then move it over ``path`` in one step.
 
     Args:
         obj: what to save.
@@ -37,18 +37,18 @@ class AtomicCheckpoint:
     """Save a run's whole state after every epoch, and the best weights by the validation metric.
 
     ``last.pt`` in ``folder`` holds the state of everything in ``objects`` and the run's position, ``previous.pt`` that
-    of the epoch before; ``best_path`` holds one state dict only. Names in them are those without wrappers. Weights
-    that are not finite are never written.
+    of the epoch before; ``best_path`` holds one state dict only. Its keys are those of the network without wrappers.
+    Weights that are not finite are never written.
 
     With ``resume``, a run that finds ``last.pt`` continues after the epoch it holds; together with
     :class:`EpochSeed` it continues exactly. With another number of epochs it continues, too: its learning rate is
-    then the one that the longer or shorter run has at this place. Only the first start of a trainer continues from a
-    file; and where the network was given other weights after this handler was made, as a federated client is by its
-    server, these are trained.
+    then the one that the longer or shorter run has at this epoch. Only the first start of a trainer continues from a
+    file. If the network was given other weights after this handler was built, as a federated client is by its server,
+    training goes on from these weights.
 
     Args:
         folder: where ``last.pt`` goes.
-        objects: what a resumed run needs back, by name: network, optimizer, scheduler, moving average.
+        objects: the objects to restore in a resumed run, by name: network, optimizer, scheduler, moving average.
         best: the network whose state dict is saved when the metric improves.
         best_path: the file for it.
         validator: the engine that has the metric, run inside the trainer's epoch; None saves no best weights.
@@ -83,10 +83,10 @@ class AtomicCheckpoint:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def lock(self) -> None:
-        """Keep other trainings from writing the same files, and remove what a killed one left half written.
+        """Keep other trainings from writing the same files, and remove half-written files of a killed one.
 
         Raises:
-            UsageError: another training is at work there.
+            UsageError: another training is running there.
         """
         written = [self.last, *([] if self.best_path is None else [Path(self.best_path)])]
         for path in written:
@@ -94,19 +94,19 @@ class AtomicCheckpoint:
         remove_parts([*written, self.previous])
 
     def unlock(self) -> None:
-        """Let other trainings at the files."""
+        """Allow other trainings to write the files."""
         for path in (self.last, self.best_path):
             if path is not None:
                 unlock_training(path)
 
     def restore(self, engine: Engine) -> None:
-        """Continue from ``last.pt`` if it is there, or from ``previous.pt`` if that alone is.
+        """Continue from ``last.pt`` if it exists, or from ``previous.pt`` if only that exists.
 
         Raises:
-            WeightsError: the file is damaged, or another run's: other networks, other steps in an epoch, or more
-                epochs than this run is to have.
+            WeightsError: the file is damaged, or of another run: other networks, other steps in an epoch, or more
+                epochs than this run will have.
         """
-        if engine.state.iteration > 0:  # a trainer that is run again, as a federated client's, knows where it is
+        if engine.state.iteration > 0:  # a trainer that is run again, as a federated client's, has its position
             return
         path = next((file for file in (self.last, self.previous) if file.is_file()), None)
         if not self.resume or path is None:
@@ -131,12 +131,12 @@ class AtomicCheckpoint:
                 raise ValueError(
                     f"it has {state['epoch']} epochs done, this run is to end after {engine.state.max_epochs}"
                 )
-            moved = self._schedules() if epochs != engine.state.max_epochs else {}
-            for name, schedule in moved.items():
+            recomputed = self._schedules() if epochs != engine.state.max_epochs else {}
+            for name, schedule in recomputed.items():
                 _step_to(schedule, state[name]["last_epoch"])
-            for name in self.objects.keys() - moved.keys():
+            for name in self.objects.keys() - recomputed.keys():
                 _load_into(self.objects[name], state[name])
-            for schedule in moved.values():
+            for schedule in recomputed.values():
                 for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr()):
                     group["lr"] = rate
             engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
@@ -160,7 +160,7 @@ class AtomicCheckpoint:
         return {name: obj for name, obj in self.objects.items() if isinstance(obj, nn.Module)}
 
     def _schedules(self) -> dict[str, LRScheduler]:
-        """The schedules that depend on steps alone."""
+        """Select the schedules that depend on steps alone."""
         return {
             name: obj
             for name, obj in self.objects.items()
@@ -190,12 +190,12 @@ class AtomicCheckpoint:
         if improved and self.best is not None and self.best_path is not None:
             save_atomic(_state_of(self.best), self.best_path)
             logger.info("epoch %d: best metric so far %.4f, saved %s", engine.state.epoch, metric, self.best_path)
-        if self.last.is_file():  # what is interrupted between the two resumes from previous.pt
+        if self.last.is_file():  # a run that is interrupted between these two lines resumes from previous.pt
             self.last.replace(self.previous)
         save_atomic({**state, **position}, self.last)
 
     def _new_metric(self, epoch: int) -> float | None:
-        """The key metric, if the validator ran for this epoch."""
+        """Return the key metric if the validator ran for this epoch."""
         if self.validator is None or self.validator.state.epoch != epoch:
             return None
         metrics = self.validator.state.metrics
@@ -214,7 +214,7 @@ def _load_into(obj: Any, state: dict[str, Any]) -> None:
 
 
 def _step_to(schedule: LRScheduler, step: int) -> None:
-    """Bring a schedule that has just been made to a step, as a run that has come so far would have."""
+    """Advance a new schedule to a step, as a run of so many steps would have."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the optimizer's steps were another process's
         while schedule.last_epoch < step:

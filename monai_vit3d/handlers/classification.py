@@ -1,4 +1,4 @@
-"""Scores and predictions of a classifier, for MONAI's evaluators."""
+"""Score a classifier and write its predictions, in MONAI's evaluators."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 
 class ClassificationMetric(IgniteMetricHandler):
-    """:class:`ClassificationScore` as the ``key_val_metric`` or an ``additional_metrics`` of a MONAI evaluator.
+    """Attach :class:`ClassificationScore` as ``key_val_metric`` or ``additional_metrics`` of a MONAI evaluator.
 
     Args:
         score: ``"auc"``, ``"accuracy"``, ``"ece"``, ``"nll"``; for regression ``"mae"``, ``"r2"``.
         task: ``"multi-class"``, ``"multi-label"``, ``"ordinal"``, ``"regression"``, or MedMNIST's name for one.
-        output_transform: from the engine's output to probabilities and target vectors; None takes ``pred`` and
+        output_transform: from the engine's output to probabilities and target vectors; None uses ``pred`` and
             ``label``.
 
     Raises:
@@ -39,20 +39,20 @@ class ClassificationMetric(IgniteMetricHandler):
         self, score: str, task: str = "multi-class", output_transform: Callable[[Any], Any] | None = None
     ) -> None:
         transform = from_engine(["pred", "label"]) if output_transform is None else output_transform
-        # details would be every case's row, which MetricsSaver cannot write
+        # the details would be the rows of all cases, which MetricsSaver cannot write
         super().__init__(ClassificationScore(score, task), output_transform=transform, save_details=False)
 
 
 class PredictionsCSV:
-    """Write every case's probabilities and answer to a CSV when the evaluator has seen them all.
+    """Write every case's probabilities and prediction to a CSV file at the end of an evaluator's epoch.
 
     The columns are ``filename``, ``probability_NAME`` of each class and ``prediction``: the name of the most probable
     class; multi-label: the names of all above 0.5, joined by ``|``. Regression has ``prediction`` alone or, of several
     values, ``prediction_NAME``. Rows are in the order of processing; those of several processes take turns, which is
-    the data set's order again where a sampler dealt the cases out.
+    the data set's order again if a DistributedSampler dealt the cases out.
 
     Args:
-        path: the file, whole or not there.
+        path: the file, written whole or not at all.
         class_names: of the classes, labels or values, in the network's order.
         task: ``"multi-class"``, ``"multi-label"``, ``"ordinal"``, ``"regression"``, or MedMNIST's name for one.
         with_label: whether to add the same columns for the true label.
@@ -79,7 +79,7 @@ class PredictionsCSV:
         """Attach to an evaluator."""
         engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        # not COMPLETED: that also comes when a run was terminated half-way
+        # not COMPLETED, which also fires when a run was terminated half-way
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
 
     def reset(self, engine: Engine) -> None:
@@ -87,7 +87,7 @@ class PredictionsCSV:
         self.rows = []
 
     def __call__(self, engine: Engine) -> None:
-        """Take in the cases of the iteration that ended.
+        """Add the cases of the iteration that ended.
 
         Raises:
             ScoreError: a case without a name, with NaN or infinite probabilities, or not one for each class.
@@ -101,20 +101,20 @@ class PredictionsCSV:
 
     def write(self, engine: Engine) -> None:
         """Gather the rows of all processes; the first process writes them."""
-        parts = idist.all_gather(self.rows)
+        rows_by_rank = idist.all_gather(self.rows)
         if idist.get_rank() != 0:
             return
-        turns = itertools.zip_longest(*parts)
+        turns = itertools.zip_longest(*rows_by_rank)
         rows = [row for turn in turns for row in turn if row is not None]
         write_csv([self.header(), *rows], self.path)
-        logger.info("%d predictions in %s", sum(map(len, parts)), self.path)
+        logger.info("%d predictions in %s", len(rows), self.path)
 
     def header(self) -> list[str]:
-        """Names of the columns."""
+        """List the names of the columns."""
         return ["filename", *self.table.header("prediction", *(["label"] if self.with_label else []))]
 
     def _cells(self, name: str, item: dict[str, Any]) -> list[str]:
-        """What stands behind the file name."""
+        """Format the cells after the file name."""
         try:
             cells = self.table.cells(item["pred"])
         except ScoreError as error:
@@ -123,10 +123,10 @@ class PredictionsCSV:
 
     def _label(self, name: str, item: dict[str, Any]) -> list[str]:
         label = item.get("label")
-        wanted = len(self.table.class_names) - (self.table.task == "ordinal")
-        if not isinstance(label, Tensor) or label.numel() != wanted:
+        length = len(self.table.class_names) - (self.table.task == "ordinal")
+        if not isinstance(label, Tensor) or label.numel() != length:
             shape = f"a label of shape {tuple(label.shape)}" if isinstance(label, Tensor) else "no label"
-            raise ScoreError(f"{name}: {shape}; a target vector of {wanted} is needed, or with_label=False.")
+            raise ScoreError(f"{name}: {shape}; a target vector of {length} is needed, or with_label=False.")
         return self.table.answer(decode(label.detach().flatten().cpu(), self.table.task))
 
     def _filename(self, item: dict[str, Any], batch: dict[str, Any]) -> str:

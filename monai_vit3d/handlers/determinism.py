@@ -1,4 +1,4 @@
-"""Epochs that are the same whether a run was interrupted or not."""
+"""Make epochs the same whether a run was interrupted or not."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class EpochSeed:
     Args:
         seed: the run's seed.
         dataset: the training set; the random transforms in it are seeded.
-        sampler: told the epoch's number where it asks for it, as a ``DistributedSampler`` does; None if there is none.
-        rank: of this process; it keeps the augmentation of several processes apart.
+        sampler: its ``set_epoch`` is called if it has one, as a ``DistributedSampler`` does; None if there is none.
+        rank: of this process, so that several processes augment differently.
     """
 
     def __init__(self, seed: int, dataset: Any, sampler: Any = None, rank: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Exponential moving average of a network's weights, by torch's own AveragedModel."""
+"""Keep an exponential moving average of a network's weights, by torch's AveragedModel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .finite import parameter_versions
 
 
 def moving_average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
-    """A copy of ``network`` that :class:`EMAHandler` keeps at the moving average of its weights.
+    """Copy ``network``; :class:`EMAHandler` keeps the copy at the moving average of its weights.
 
     Args:
         network: the network in training, wrapped or not.
@@ -21,18 +21,18 @@ def moving_average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
         ValueError: a decay outside [0, 1).
     """
     if not 0 <= decay < 1:
-        raise ValueError(f"decay={decay}; a number from 0 up to, but not, 1 is needed.")
+        raise ValueError(f"decay={decay}; expected a number from 0 to below 1.")
     return AveragedModel(unwrap_network(network), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
 
 
 class EMAHandler:
     """Update a moving average after every iteration of a trainer.
 
-    Where the network is given other weights between two runs of the trainer, as a federated client's is by its server,
-    the average starts anew from those.
+    If the network is given other weights between two runs of the trainer, as a federated client is by its server, the
+    average starts anew from those.
 
     Args:
-        average: what :func:`moving_average` returned.
+        average: from :func:`moving_average`.
         network: the network in training, wrapped or not.
     """
 
@@ -47,11 +47,11 @@ class EMAHandler:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def start(self, engine: Engine) -> None:
-        """Forget the weights of before, if the network has others now."""
+        """Restart the average if the network was given other weights."""
         if parameter_versions([self.network]) != self._versions:
             self.average.n_averaged.zero_()  # the next update copies
 
     def __call__(self, engine: Engine) -> None:
-        """Take in the weights of the iteration that ended."""
+        """Add the weights of the iteration that ended."""
         self.average.update_parameters(self.network)
         self._versions = parameter_versions([self.network])

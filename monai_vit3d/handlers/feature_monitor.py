@@ -26,24 +26,24 @@ FIGURES = ("rankme", "feature_std", "relative_std", "cosine_to_mean", "target_va
 
 
 class FeatureMonitor:
-    """Figures of an encoder's features after each epoch: see :func:`~monai_vit3d.pretraining.collapse_report`.
+    """Measure an encoder's features after each epoch, by :func:`~monai_vit3d.pretraining.collapse_report`.
 
     A volume's feature is the mean of its normed patch tokens. Target variance is that of I-JEPA's targets, the same
-    tokens normed once more without weights, at up to 32 positions, evenly spread over the grid. The figures are in
-    the trainer's metrics, in the log and, with the epoch, in ``history``.
+    tokens normed once more without weights, at up to 32 positions, evenly spread over the grid. The figures go to
+    the trainer's metrics, to the log and, with the epoch, to ``history``.
 
     Put it before StatsHandler and TensorBoardStatsHandler, which log the metrics, and before
     :class:`~monai_vit3d.handlers.AtomicCheckpoint`, which saves the history and the alarm if it is among its objects;
     the last checkpoint of a collapsed run is then that of the epoch before.
 
-    Torch's random state, the encoder and its modes stay as they are. Of several processes each computes all figures,
+    Torch's random state, the encoder and its modes stay as they are. Each of several processes computes all figures,
     and so stops at the same epoch as the others: give each the same, whole loader.
 
     Args:
         encoder: the plain network: ``IJEPA.encoder``, ``MAE.backbone``.
         loader: dictionaries with volumes ``(B, C, H, W, D)``, two volumes or more and always the same ones.
-        alarm: stops the training; None never does.
-        interval: epochs from one look to the next.
+        alarm: stops the training when the features collapse; None never stops it.
+        interval: epochs from one measurement to the next.
         key: of the volumes in a batch.
 
     Raises:
@@ -61,7 +61,7 @@ class FeatureMonitor:
         if interval < 1:
             raise UsageError(f"interval={interval}; 1 epoch or more is needed.")
         dataset = getattr(loader, "dataset", None)
-        if hasattr(dataset, "__len__"):  # better now than after an epoch
+        if hasattr(dataset, "__len__"):  # fail now, not after an epoch
             _require_two(len(dataset))
         self.encoder, self.loader, self.alarm, self.interval, self.key = encoder, loader, alarm, interval, key
         self.history: list[dict[str, float]] = []
@@ -72,12 +72,12 @@ class FeatureMonitor:
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
 
     def forget(self, engine: Engine) -> None:
-        """Take the figures out of the metrics: an epoch that is not looked at has none to log."""
+        """Take the figures out of the metrics: an epoch without a measurement has none to log."""
         for name in FIGURES:
             engine.state.metrics.pop(name, None)
 
     def __call__(self, engine: Engine) -> None:
-        """Look at the encoder as the epoch left it.
+        """Measure the encoder at the end of an epoch.
 
         Raises:
             TrainingCollapsed: the alarm's patience is at its end.
@@ -87,10 +87,10 @@ class FeatureMonitor:
         epoch, report = engine.state.epoch, self.report()
         figures = report.as_dict()
         self.history.append({"epoch": epoch, **figures})
-        shown = {name: figures[name] for name in FIGURES}
-        engine.state.metrics.update(shown)
-        listed = ", ".join(f"{name} {value:.6g}" for name, value in shown.items())
-        logger.info("epoch %d: features of %d volumes: %s", epoch, report.samples, listed)
+        logged = {name: figures[name] for name in FIGURES}
+        engine.state.metrics.update(logged)
+        text = ", ".join(f"{name} {value:.6g}" for name, value in logged.items())
+        logger.info("epoch %d: features of %d volumes: %s", epoch, report.samples, text)
         if self.alarm is None:
             return
         try:
@@ -99,14 +99,14 @@ class FeatureMonitor:
             raise TrainingCollapsed(f"epoch {epoch}: {error}") from error
 
     def report(self) -> CollapseReport:
-        """The figures of the encoder as it is now.
+        """Measure the encoder as it is now.
 
         Raises:
             UsageError: fewer than two volumes, volumes of several sizes, or none in the batches.
             ScoreError: NaN or infinite features.
         """
         pooled, targets, counts = [], [], set()
-        # a data loader draws a seed: a training that is watched must go on as one that is not
+        # a data loader draws a seed, which must not change the training
         with eval_mode(self.encoder), torch.random.fork_rng(devices=[]), torch.no_grad():
             for batch in self.loader:
                 tokens = self._tokens(batch)
@@ -122,12 +122,12 @@ class FeatureMonitor:
         return collapse_report(torch.cat(pooled), torch.cat(targets))
 
     def state_dict(self) -> dict[str, Any]:
-        """History and alarm, plain numbers."""
+        """Return history and alarm as plain numbers."""
         alarm = None if self.alarm is None else self.alarm.state_dict()
         return {"history": [dict(row) for row in self.history], "alarm": alarm}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state_dict()``; an alarm that was not there before begins anew.
+        """Continue from ``state_dict()``; an alarm without a saved state starts anew.
 
         Raises:
             KeyError: a part is missing.
@@ -137,25 +137,25 @@ class FeatureMonitor:
             self.alarm.load_state_dict(state["alarm"])
 
     def _tokens(self, batch: Any) -> Tensor:
-        """Normed patch tokens ``(B, N, E)``."""
+        """Compute normed patch tokens ``(B, N, E)``."""
         weight = next(self.encoder.parameters())
         image = image_of(batch, self.key).to(weight.device, weight.dtype)
-        # a plain tensor tells no spacing: then the encoder has been told by hand, or says that it was not
+        # a plain tensor has no spacing: set_spacing must have been called, or the encoder raises an error
         with with_spacing(self.encoder, image) if isinstance(image, MetaTensor) else nullcontext():
             return self.encoder.forward_features(image)[:, self.encoder.num_prefix_tokens :].float()
 
 
 def _targets(tokens: Tensor) -> Tensor:
-    """``(B, T, E)``: what I-JEPA predicts, at some of the N positions."""
+    """Compute I-JEPA's targets ``(B, T, E)`` at some of the N positions."""
     count = tokens.shape[1]
-    kept = min(count, MAX_POSITIONS)
-    places = torch.arange(kept, device=tokens.device) * (count - 1) // max(1, kept - 1)
-    return F.layer_norm(tokens[:, places], tokens.shape[2:])
+    chosen = min(count, MAX_POSITIONS)
+    positions = torch.arange(chosen, device=tokens.device) * (count - 1) // max(1, chosen - 1)
+    return F.layer_norm(tokens[:, positions], tokens.shape[2:])
 
 
 def _require_two(count: int) -> None:
     if count < 2:
         raise UsageError(
-            f"FeatureMonitor: loader of {count} volume(s); two or more are needed to tell whether their features "
+            f"FeatureMonitor: loader of {count} volume(s); two or more are needed to measure whether their features "
             "differ. Give it more volumes."
         )

@@ -1,4 +1,4 @@
-"""Stop a training at the first loss or weight that is NaN or infinite, and name the batch that it came with."""
+"""Stop a training at the first loss or weight that is NaN or infinite, and name the cases of its batch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ NOT_FINITE_ADVICE = (
 class FiniteCheck:
     """Raise an error at the first iteration whose loss or weights are not finite.
 
-    The loss is looked at before the optimizer's step, so that it never reaches the weights; the weights after it, for
-    a finite loss may have gradients that are not. Of several processes each looks at its own loss, and all notice the
-    weights.
+    The loss is checked before the optimizer's step, so that it never reaches the weights; the weights after it, as a
+    finite loss may have gradients that are not. Each of several processes checks its own loss and all weights.
 
     Args:
         network: the network in training, wrapped or not.
-        name_key: of the names in a batch; without them the file names of a batch's MetaTensors are given.
+        name_key: key of the names in a batch; without them the message has the file names of its MetaTensors.
 
     Raises:
         TrainingDiverged: in the iteration; the message has the files of the batch.
@@ -46,7 +45,7 @@ class FiniteCheck:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.check_weights)
 
     def check_loss(self, engine: Engine) -> None:
-        """Look at the loss of the batch."""
+        """Check the loss of the batch."""
         loss = float(engine.state.output["loss"].detach())
         if not math.isfinite(loss):
             raise TrainingDiverged(
@@ -54,7 +53,7 @@ class FiniteCheck:
             )
 
     def check_weights(self, engine: Engine) -> None:
-        """Look at the weights after the step."""
+        """Check the weights after the step."""
         require_finite_weights(self.network, engine, f"; the last batch: {self._names(engine)}")
 
     def _names(self, engine: Engine) -> str:
@@ -68,13 +67,13 @@ def require_finite_weights(network: nn.Module, engine: Engine, batch: str = "") 
     Args:
         network: the network.
         engine: the trainer, for the message.
-        batch: words on the batch, for the message.
+        batch: describes the batch, for the message.
 
     Raises:
         TrainingDiverged: the message names the first such weight.
     """
     weights = {name: value.detach() for name, value in network.named_parameters() if value.is_floating_point()}
-    # one number for all: a NaN or an infinity anywhere makes it one
+    # one sum for all weights: a NaN or an infinity anywhere makes it NaN or infinite
     if (
         weights
         and not torch.stack([norm.float() for norm in torch._foreach_norm([*weights.values()])]).sum().isfinite()
@@ -87,26 +86,26 @@ def require_finite_weights(network: nn.Module, engine: Engine, batch: str = "") 
 
 
 def parameter_versions(networks: Iterable[nn.Module]) -> list[int]:
-    """Numbers that change when someone writes into a network's parameters."""
+    """List numbers that change whenever a network's parameters are written to."""
     return [parameter._version for network in networks for parameter in network.parameters()]
 
 
 def case_names(batch: Any, name_key: str = "name") -> list[str]:
-    """The names of a batch's cases, before or after MONAI has taken it apart.
+    """List the names of a batch's cases, before or after MONAI has decollated it.
 
     Args:
         batch: a dictionary of collated values, or a list with a dictionary for each case.
-        name_key: of the names; where there are none the first MetaTensor's files are taken.
+        name_key: of the names; without them the first MetaTensor's files are listed.
     """
     if isinstance(batch, list):
         return [name for item in batch for name in case_names(item, name_key)]
     if not isinstance(batch, Mapping):
         return []
     files = [value.meta.get(ImageMetaKey.FILENAME_OR_OBJ) for value in batch.values() if isinstance(value, MetaTensor)]
-    names: str | list[Any] = next((found for found in [batch.get(name_key), *files] if found), [])
+    names: str | list[Any] = next((listed for listed in [batch.get(name_key), *files] if listed), [])
     return [str(name) for name in ([names] if isinstance(names, str) else names)]
 
 
 def position(engine: Engine) -> str:
-    """Epoch and iteration, for messages."""
+    """Format epoch and iteration, for messages."""
     return f"epoch {engine.state.epoch}, iteration {engine.state.iteration}"

@@ -1,4 +1,4 @@
-"""Mixup (Zhang et al. 2018, arXiv:1710.09412) of a batch's volumes and targets, by MONAI's MixUp."""
+"""Mix a batch's volumes and targets: mixup (Zhang et al. 2018, arXiv:1710.09412), by MONAI's MixUp."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class PrepareBatchMixUp(PrepareBatch):
-    """What a trainer's ``prepare_batch`` may be: image and target, mixed with those of other cases of the batch.
+    """Mix image and target with those of other cases of the batch; for a trainer's ``prepare_batch``.
 
     Args:
-        alpha: of the Beta(alpha, alpha) that the weights come from; 0 leaves the batch as it is.
+        alpha: of the distribution Beta(alpha, alpha) of the weights; 0 leaves the batch as it is.
 
     Raises:
         ValueError: a negative alpha.
@@ -33,14 +33,14 @@ class PrepareBatchMixUp(PrepareBatch):
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Images ``(B, C, H, W, D)`` and targets ``(B, K)`` on the device, mixed."""
+        """Return images ``(B, C, H, W, D)`` and targets ``(B, K)`` on the device, mixed."""
         if self.alpha == 0:
             return default_prepare_batch(batchdata, device, non_blocking, **kwargs)
-        batch = default_prepare_batch(batchdata, "cpu")  # MONAI's MixUp keeps its weights there
+        batch = default_prepare_batch(batchdata, "cpu")  # MONAI's MixUp has its weights on the CPU
         image, target = (convert_to_tensor(x, track_meta=False) for x in batch)  # and fails on MetaTensors
         mixup = MixUp(len(image), self.alpha)
-        # torch's stream is seeded anew each epoch: a resumed run mixes as an uninterrupted one
+        # EpochSeed seeds torch each epoch: a resumed run mixes as an uninterrupted one
         mixup.set_random_state(seed=int(torch.randint(2**31, ())))
-        # MONAI's MixUp wants three axes behind the batch's
+        # MONAI's MixUp needs three axes after the batch's
         image, target = mixup(image, target[:, :, None, None])
         return default_prepare_batch((image, target[:, :, 0, 0]), device, non_blocking, **kwargs)

@@ -1,4 +1,4 @@
-"""Self-supervised pretraining in MONAI's trainer: masks for each batch, and schedules for each optimizer step."""
+"""Pretrain in MONAI's trainer: draw masks for each batch, and set schedules at each optimizer step."""
 
 from __future__ import annotations
 
@@ -26,36 +26,35 @@ Schedule = Callable[[int, int], float]
 
 
 def image_of(batch: Any, key: str) -> Tensor:
-    """The volumes ``(B, C, H, W, D)`` of a data loader's batch; a MetaTensor, whose affines are known, stays one.
+    """Take the volumes ``(B, C, H, W, D)`` out of a data loader's batch; a MetaTensor keeps its affines.
 
     Raises:
-        UsageError: no dictionary, no such key in it, or no batch of volumes behind it.
+        UsageError: the batch is not a dictionary with this key, or its value is not a batch of volumes.
     """
     if not isinstance(batch, Mapping) or key not in batch:
-        came = (
-            f"the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"type {type(batch).__name__}"
-        )
-        raise UsageError(f"batch with {came}; a dictionary with {key!r} is needed. Set key to the volumes' name.")
+        is_mapping = isinstance(batch, Mapping)
+        received = f"the keys {', '.join(map(str, batch))}" if is_mapping else f"type {type(batch).__name__}"
+        raise UsageError(f"batch with {received}; a dictionary with {key!r} is needed. Set key to the volumes' name.")
     image = batch[key] if isinstance(batch[key], MetaTensor) else convert_to_tensor(batch[key], track_meta=False)
     if not isinstance(image, Tensor) or image.dim() != 5:
-        came = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise UsageError(
-            f"batch[{key!r}]: {came}; volumes (B, C, H, W, D) are needed. Add a channel axis or batch them."
+            f"batch[{key!r}]: {shape}; volumes (B, C, H, W, D) are needed. Add a channel axis or batch them."
         )
     return image
 
 
 class PrepareBatchMasked(PrepareBatch):
-    """What a trainer's ``prepare_batch`` may be: volumes, and masks of their tokens for ``network(image, masks)``.
+    """Draw masks of the volumes' tokens for ``network(image, masks)``; for a trainer's ``prepare_batch``.
 
     Give the same object to ``prepare_batch`` and to ``train_handlers``: masks depend on the seed and the trainer's
-    iteration alone, so a resumed run draws those that an uninterrupted one does. They are drawn for the batches of
+    iteration alone, so a resumed run draws the same masks as an uninterrupted one. They are drawn for the batches of
     all processes together, of which this process takes every ``world``-th row: counts are the same everywhere, and
     with torch's DistributedSampler, which deals samples out in this way, each sample gets the mask that it would get
     in one process with the whole batch.
 
     Args:
-        masks: ``masks(batch, grid, generator=generator)`` draws them, such as
+        masks: called as ``masks(batch, grid, generator=generator)``, such as
             :func:`~monai_vit3d.pretraining.sample_jepa_masks` or
             :func:`~monai_vit3d.pretraining.sample_random_masks` with their other arguments set.
         patch_size: the network's, in voxels.
@@ -97,10 +96,10 @@ class PrepareBatchMasked(PrepareBatch):
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, None, tuple[Masks], dict[str, Any]]:
-        """Volumes ``(B, C, H, W, D)`` on the device, no target, and the masks, on the CPU.
+        """Return volumes ``(B, C, H, W, D)`` on the device, no target, and the masks, on the CPU.
 
         Raises:
-            UsageError: not attached; or no volumes of whole patches in the batch.
+            UsageError: not attached; or the batch has no volumes of whole patches.
         """
         if self.engine is None:
             raise UsageError(
@@ -112,7 +111,7 @@ class PrepareBatchMasked(PrepareBatch):
         return image.to(device=device, non_blocking=non_blocking, **kwargs), None, (masks,), {}
 
     def draw(self, iteration: int, batch: int, grid: Sequence[int]) -> Masks:
-        """This process's masks.
+        """Draw this process's masks.
 
         Args:
             iteration: the trainer's, counted from 1 over the whole run.
@@ -142,24 +141,24 @@ class StepSchedule:
     Each is ``schedule(step, total)``, such as :func:`~monai_vit3d.pretraining.learning_rate_at` with its other
     arguments set. Steps are the optimizer's, from 0, over the whole run: ``ceil(epoch_length / accumulation_steps)``
     an epoch, the last of which may be of fewer batches. They are computed from the trainer's iteration, so there is
-    no state to save and a resumed run goes on exactly. The values of the step are in the trainer's metrics
+    no state to save and a resumed run continues exactly. The values of the step are in the trainer's metrics
     (``learning_rate``, ``weight_decay``, ``momentum``), where StatsHandler and TensorBoardStatsHandler find them.
 
     Args:
-        optimizer: the trainer's. A parameter group's ``lr_scale``, where it has one, multiplies its learning rate.
+        optimizer: the trainer's. If a parameter group has ``lr_scale``, it multiplies the group's learning rate.
         learning_rate: schedule of the learning rate.
         weight_decay: schedule of the weight decay, for the groups whose weight decay is not 0 now; None leaves all
             as they are.
         model: has ``update_target(momentum)``, as :class:`~monai_vit3d.pretraining.IJEPA` has, wrapped or not. None
-            where there is no target encoder.
+            if there is no target encoder.
         momentum: schedule of the momentum with which ``model`` is updated after each optimizer step.
         accumulation_steps: the trainer's.
-        epochs: over which the schedules go, where they are more than the trainer is run for at a time, as in the
-            rounds of a federated training; None takes the trainer's.
+        epochs: of the schedules, if the trainer is run for fewer at a time, as in the rounds of a federated training;
+            None uses the trainer's.
 
     Raises:
-        UsageError: a model without momentum or the other way round, a model without ``update_target``, or no
-            batches a step.
+        UsageError: a model without momentum or momentum without a model, a model without ``update_target``, or
+            ``accumulation_steps`` below 1.
     """
 
     def __init__(
@@ -175,9 +174,9 @@ class StepSchedule:
         self.epochs = epochs
         self.model = unwrap_network(model)
         if (model is None) != (momentum is None) or (model is not None and not hasattr(self.model, "update_target")):
-            what = None if model is None else type(self.model).__name__
+            name = None if model is None else type(self.model).__name__
             raise UsageError(
-                f"model={what}, momentum={momentum}; a model with update_target, such as IJEPA, and a schedule of its "
+                f"model={name}, momentum={momentum}; a model with update_target, such as IJEPA, and a schedule of its "
                 "momentum are needed, or neither."
             )
         if accumulation_steps < 1:
@@ -185,7 +184,7 @@ class StepSchedule:
         schedules = {"learning_rate": learning_rate, "weight_decay": weight_decay, "momentum": momentum}
         self.schedules = {name: schedule for name, schedule in schedules.items() if schedule is not None}
         self.optimizer, self.accumulation_steps = optimizer, accumulation_steps
-        # now: a schedule may reach 0, and a resumed run's groups hold what was scheduled
+        # decided now: a schedule may reach 0, and the groups of a resumed run hold scheduled values
         self.decayed = {i for i, group in enumerate(optimizer.param_groups) if group.get("weight_decay", 0) != 0}
 
     def attach(self, engine: Engine) -> None:
@@ -198,18 +197,18 @@ class StepSchedule:
         """Refuse a trainer whose optimizer steps cannot be counted.
 
         Raises:
-            UsageError: its length is not known, or it accumulates another number of batches.
+            UsageError: its length is unknown, or it accumulates another number of batches.
         """
         if engine.state.epoch_length is None or engine.state.max_epochs is None:
             raise UsageError(
                 f"trainer of max_epochs={engine.state.max_epochs}, epoch_length={engine.state.epoch_length}; schedules "
                 "need both. Give the trainer epoch_length where its loader has no length."
             )
-        found = getattr(engine, "accumulation_steps", 1)
-        if found != self.accumulation_steps:
+        of_trainer = getattr(engine, "accumulation_steps", 1)
+        if of_trainer != self.accumulation_steps:
             raise UsageError(
-                f"StepSchedule: accumulation_steps={self.accumulation_steps}, the trainer has {found}; the same number "
-                "is needed. Set both from one entry."
+                f"StepSchedule: accumulation_steps={self.accumulation_steps}, the trainer has {of_trainer}; the same "
+                "number is needed. Set both from one entry."
             )
 
     def before_step(self, engine: Engine) -> None:
@@ -228,10 +227,10 @@ class StepSchedule:
             self.model.update_target(engine.state.metrics["momentum"])
 
     def _position(self, engine: Engine) -> tuple[int, int, bool]:
-        """Optimizer steps done before this iteration's, those of the whole run, and whether this iteration steps."""
+        """Count optimizer steps before this iteration's and in the whole run, and say whether this iteration steps."""
         length, every = engine.state.epoch_length, self.accumulation_steps
         epoch, batch = divmod(engine.state.iteration - 1, length)
-        a_epoch = ceil(length / every)
-        steps = (batch + 1) % every == 0 or batch + 1 == length
-        epochs = self.epochs or engine.state.max_epochs
-        return min(epoch * a_epoch + batch // every, epochs * a_epoch - 1), epochs * a_epoch, steps
+        steps_per_epoch = ceil(length / every)
+        is_step = (batch + 1) % every == 0 or batch + 1 == length
+        total = (self.epochs or engine.state.max_epochs) * steps_per_epoch
+        return min(epoch * steps_per_epoch + batch // every, total - 1), total, is_step

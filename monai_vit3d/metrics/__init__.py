@@ -1,4 +1,4 @@
-"""Scores of classifiers, as MedMNIST defines them and as MONAI's engines gather them; calibration."""
+"""Score classifiers as MedMNIST does, gather the scores in MONAI's engines, and calibrate probabilities."""
 
 from .calibration import fit_temperature
 from .classification import accuracy, auc, decode, expected_calibration_error, negative_log_likelihood

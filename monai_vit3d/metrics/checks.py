@@ -1,4 +1,4 @@
-"""Scores and labels as float64 arrays, or an error that says what is wrong with them."""
+"""Check scores and labels, and turn them into float64 arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FloatArray = NDArray[np.float64]
 
 
 def check_scores(scores: Any, labels: Any, task: str) -> tuple[FloatArray, FloatArray]:
-    """Scores of classes or labels, and what they are compared with.
+    """Check scores of classes or labels, and the labels that they are compared with.
 
     Args:
         scores: ``(N, K)``, any finite numbers.
@@ -26,7 +26,7 @@ def check_scores(scores: Any, labels: Any, task: str) -> tuple[FloatArray, Float
         Scores ``(N, K)``; class numbers ``(N,)`` or, multi-label, ``(N, K)``.
 
     Raises:
-        ScoreError: nothing to score, shapes that do not fit, a NaN or infinite score, a label that is no class.
+        ScoreError: nothing to score, shapes that do not fit, a NaN or infinite score, a label without a class.
         ValueError: an unknown task, or regression.
     """
     multi_label = _classes_task(task) == "multi-label"
@@ -34,10 +34,10 @@ def check_scores(scores: Any, labels: Any, task: str) -> tuple[FloatArray, Float
     least = 1 if multi_label else 2
     if scores.ndim != 2 or scores.shape[1] < least:
         raise ScoreError(f"scores of shape {scores.shape}; (cases, classes) with {least} or more classes is needed.")
-    wanted = scores.shape if multi_label else scores.shape[:1]
-    if len(labels) != len(scores) or labels.size != np.prod(wanted):
-        raise ScoreError(f"labels of shape {labels.shape} for scores of shape {scores.shape}; {wanted} is needed.")
-    labels = labels.reshape(wanted)
+    shape = scores.shape if multi_label else scores.shape[:1]
+    if len(labels) != len(scores) or labels.size != np.prod(shape):
+        raise ScoreError(f"labels of shape {labels.shape} for scores of shape {scores.shape}; {shape} is needed.")
+    labels = labels.reshape(shape)
     require_finite(scores, "scores")
     _require_classes(labels, 2 if multi_label else scores.shape[1])
     return scores, labels
@@ -46,16 +46,16 @@ def check_scores(scores: Any, labels: Any, task: str) -> tuple[FloatArray, Float
 def check_probabilities(
     probabilities: Any, labels: Any, task: str, sums: bool = False
 ) -> tuple[FloatArray, FloatArray]:
-    """As :func:`check_scores`, for measures that need probabilities.
+    """Check like :func:`check_scores`, for measures that need probabilities.
 
     Args:
         probabilities: ``(N, K)``, 0 to 1.
         labels: see :func:`check_scores`.
         task: see :func:`check_scores`.
-        sums: whether those of a case must sum to one where only one class is right; rounding to 16 bits may show.
+        sums: whether those of a case must sum to 1 if only one class is right, within the rounding of 16 bits.
 
     Raises:
-        ScoreError: as there, and for what is no probability.
+        ScoreError: as there, and for scores that are not probabilities.
     """
     scores, labels = check_scores(probabilities, labels, task)
     outside = (scores < -1e-4) | (scores > 1 + 1e-4)
@@ -77,10 +77,10 @@ def check_probabilities(
 
 
 def as_array(values: Any) -> FloatArray:
-    """A tensor on any device or an array-like, as float64.
+    """Convert a tensor on any device or an array-like to a float64 array.
 
     Raises:
-        ScoreError: nothing in it.
+        ScoreError: it is empty.
     """
     array = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, np.float64)
     if array.size == 0:
@@ -88,8 +88,12 @@ def as_array(values: Any) -> FloatArray:
     return np.atleast_1d(array)
 
 
-def require_finite(values: FloatArray, what: str) -> None:
+def require_finite(values: FloatArray, name: str) -> None:
     """Refuse NaN and infinity.
+
+    Args:
+        values: one row for each case.
+        name: of the values, for the message.
 
     Raises:
         ScoreError: how many, and the first case that has one.
@@ -97,7 +101,7 @@ def require_finite(values: FloatArray, what: str) -> None:
     bad = ~np.isfinite(values)
     if bad.any():
         raise ScoreError(
-            f"{what}: {bad.sum()} of {bad.size} are NaN or infinite, the first in case {_first(bad)}. Look at that "
+            f"{name}: {bad.sum()} of {bad.size} are NaN or infinite, the first in case {_first(bad)}. Look at that "
             "case's image, and at whether the training diverged."
         )
 

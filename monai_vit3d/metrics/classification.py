@@ -1,4 +1,4 @@
-"""How well classes are told apart and how honest their probabilities are: AUC, accuracy, ECE, NLL.
+"""Score classifiers: AUC and accuracy as MedMNIST defines them, expected calibration error, negative log-likelihood.
 
 Everything is computed in float64. ``task`` is ``"multi-class"``, ``"multi-label"`` or ``"ordinal"``, or MedMNIST's
 name for one.
@@ -16,9 +16,9 @@ from .checks import FloatArray, check_probabilities, check_scores
 
 
 def auc(probabilities: Any, labels: Any, task: str) -> float:
-    """Area under the ROC curve, as MedMNIST's Evaluator computes it (Yang et al. 2023, 10.1038/s41597-022-01721-8).
+    """Compute the area under the ROC curve as MedMNIST's Evaluator (Yang et al. 2023, 10.1038/s41597-022-01721-8).
 
-    The mean over classes of one against the rest, or over labels; of two classes, the area of the last one.
+    It is the mean over classes, each against the rest, or over labels; of two classes, the area of the last one.
 
     Args:
         probabilities: ``(N, K)``, or other scores in the order of probabilities.
@@ -42,10 +42,10 @@ def auc(probabilities: Any, labels: Any, task: str) -> float:
 
 
 def accuracy(probabilities: Any, labels: Any, task: str) -> float:
-    """Share of right answers, as MedMNIST's Evaluator computes it.
+    """Compute the share of correct predictions as MedMNIST's Evaluator.
 
-    The answer is the class of the highest probability; of two classes, the last one if it is above 0.5. Multi-label:
-    the mean over labels, a label being given above 0.5.
+    The prediction is the class of the highest probability; of two classes, the last one if it is above 0.5.
+    Multi-label: the mean over labels, which are predicted above 0.5.
 
     Args:
         probabilities: ``(N, K)``.
@@ -58,12 +58,12 @@ def accuracy(probabilities: Any, labels: Any, task: str) -> float:
     scores, labels = check_probabilities(probabilities, labels, task)
     if labels.ndim == 1 and scores.shape[1] > 2:
         return float(np.mean(scores.argmax(1) == labels))
-    answers = (scores if labels.ndim == 2 else scores[:, 1]) > 0.5
-    return float(np.mean(answers == labels))
+    predictions = (scores if labels.ndim == 2 else scores[:, 1]) > 0.5
+    return float(np.mean(predictions == labels))
 
 
 def expected_calibration_error(probabilities: Any, labels: Any, task: str, bins: int = 15) -> float:
-    """Mean distance of confidence and accuracy over bins of confidence (Guo et al. 2017, arXiv:1706.04599, eq. 3).
+    """Average the gap between confidence and accuracy over bins of confidence (Guo et al. 2017, 1706.04599, eq. 3).
 
     The confidence is the highest probability; bins have equal width and hold their upper ends. Multi-label: the
     mean over labels, each with the two classes "absent" and "present".
@@ -88,7 +88,7 @@ def expected_calibration_error(probabilities: Any, labels: Any, task: str, bins:
 
 
 def negative_log_likelihood(probabilities: Any, labels: Any, task: str) -> float:
-    """Mean of -log(probability of what is true), over cases and, multi-label, over labels; the cross-entropy.
+    """Average -log(probability of the true class) over cases and, multi-label, over labels: the cross-entropy.
 
     Probabilities are kept a float64 epsilon away from 0 and 1, as scikit-learn's ``log_loss`` does.
 
@@ -110,7 +110,7 @@ def negative_log_likelihood(probabilities: Any, labels: Any, task: str) -> float
 
 
 def decode(targets: Any, task: str) -> Any:
-    """Target vectors of the task's loss, back to labels.
+    """Convert target vectors of the task's loss back to labels.
 
     Args:
         targets: tensor ``(..., K)`` one-hot, or ``(..., K - 1)`` of an ordinal task's levels "above class k"; multi-hot
@@ -139,16 +139,16 @@ def _top_label_error(scores: FloatArray, labels: FloatArray, bins: int) -> float
 
 
 def _require_all_classes(scores: FloatArray, labels: FloatArray) -> None:
-    """Refuse labels for which an area does not exist.
+    """Refuse labels for which the AUC is undefined.
 
     Raises:
         ScoreError: which classes or labels.
     """
     if labels.ndim == 2:
         absent = [f"label {k} is {labels[0, k]:g}" for k in np.flatnonzero(labels.min(0) == labels.max(0))]
-        what = f"{', '.join(absent)} in all {len(labels)} cases"
+        problem = f"{', '.join(absent)} in all {len(labels)} cases"
     else:
         absent = [str(k) for k in range(scores.shape[1]) if not (labels == k).any()]
-        what = f"none of {len(labels)} cases is of class {', '.join(absent)}"
+        problem = f"none of {len(labels)} cases is of class {', '.join(absent)}"
     if absent:
-        raise ScoreError(f"{what}: the AUC is undefined. Score cases of every class, or use the accuracy.")
+        raise ScoreError(f"{problem}: the AUC is undefined. Score cases of every class, or use the accuracy.")

@@ -1,4 +1,4 @@
-"""A classifier's predictions in the form that MedMNIST's own Evaluator takes."""
+"""Write a classifier's predictions in the format of MedMNIST's own Evaluator."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def write_medmnist_scores(
 
     Args:
         predictions: of ``vit3d predict`` or of :class:`~monai_vit3d.handlers.PredictionsCSV`.
-        folder: where the file goes; its name is the one that MedMNIST wants.
+        folder: where the file goes; MedMNIST prescribes its name.
         dataset: MedMNIST's name for it, such as ``"nodulemnist3d"``.
         split: ``"train"``, ``"val"`` or ``"test"``.
         size: edge length of the images, in voxels.
-        run: what this run is called.
+        run: name of this run.
 
     Returns:
         The file.

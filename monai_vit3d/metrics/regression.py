@@ -1,4 +1,4 @@
-"""How far predicted values are from the true ones, in float64."""
+"""Score predicted values in float64: mean absolute error and R²."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .checks import FloatArray, as_array, require_finite
 
 
 def mean_absolute_error(predictions: Any, labels: Any) -> float:
-    """Mean of |prediction - label|, over cases and values, in the labels' unit.
+    """Average |prediction - label| over cases and values, in the labels' unit.
 
     Args:
         predictions: ``(N,)`` or ``(N, L)``.
@@ -25,7 +25,7 @@ def mean_absolute_error(predictions: Any, labels: Any) -> float:
 
 
 def r2(predictions: Any, labels: Any) -> float:
-    """Coefficient of determination R², the mean over values; 1 is perfect, 0 is as good as the labels' mean.
+    """Compute the coefficient of determination R², averaged over values; 1 is perfect, 0 as good as the labels' mean.
 
     Args:
         predictions: ``(N,)`` or ``(N, L)``.
@@ -47,7 +47,7 @@ def r2(predictions: Any, labels: Any) -> float:
 
 
 def _check_values(predictions: Any, labels: Any) -> tuple[FloatArray, FloatArray]:
-    """Both as ``(N, L)``."""
+    """Check both, and reshape them to ``(N, L)``."""
     predictions, labels = as_array(predictions), as_array(labels)
     if len(predictions) != len(labels) or predictions.size != labels.size:
         raise ScoreError(f"predictions of shape {predictions.shape}, labels of {labels.shape}: equal ones are needed.")

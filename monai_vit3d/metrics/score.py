@@ -1,4 +1,4 @@
-"""One score over a whole section, as a MONAI metric."""
+"""Compute one score over a whole section of a data set, as a MONAI metric."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .regression import mean_absolute_error, r2
 
 
 class Score(NamedTuple):
-    """A score: what computes it from predictions, labels and the task, and the tasks it is for."""
+    """A score: its function of predictions, labels and the task, and the tasks that have it."""
 
     function: Callable[[Any, Any, str], float]
     tasks: tuple[str, ...]
@@ -35,10 +35,10 @@ SCORES = {
 
 
 class ClassificationScore(CumulativeIterationMetric):
-    """A score of all cases together, gathered over batches and processes.
+    """Compute a score of all cases together, gathered over batches and processes.
 
-    A sampler that repeats cases to give every process as many, as torch's DistributedSampler does, counts these
-    twice; MONAI's with ``even_divisible=False`` does not.
+    A sampler that repeats cases to give every process the same number, as torch's DistributedSampler does, counts
+    these twice; MONAI's with ``even_divisible=False`` does not.
 
     Args:
         score: a key of ``SCORES``: ``"auc"``, ``"accuracy"``, ``"ece"``, ``"nll"``; for regression ``"mae"``, ``"r2"``.
@@ -59,25 +59,25 @@ class ClassificationScore(CumulativeIterationMetric):
         self.score, self.task = score, resolve_task(task)
         fitting = [name for name, row in SCORES.items() if self.task in row.tasks]
         if score not in fitting:
-            known = ", ".join(map(repr, fitting))
-            raise ValueError(f"score={score!r} for task={self.task!r}; one of {known} is needed.")
+            names = ", ".join(map(repr, fitting))
+            raise ValueError(f"score={score!r} for task={self.task!r}; one of {names} is needed.")
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> list[Tensor]:
         """Keep the rows: predictions ``(B, K)`` and target vectors ``(B, K)``, ordinal ``(B, K - 1)``."""
-        found = None if y is None else tuple(y.shape)
-        wanted = (len(y_pred), y_pred.shape[-1] - (self.task == "ordinal"))
-        if y is None or y_pred.ndim != 2 or found != wanted:
+        shape = None if y is None else tuple(y.shape)
+        expected = (len(y_pred), y_pred.shape[-1] - (self.task == "ordinal"))
+        if y is None or y_pred.ndim != 2 or shape != expected:
             raise ScoreError(
-                f"predictions {tuple(y_pred.shape)} with targets {found}; task {self.task!r} needs (cases, classes) "
-                f"and {wanted}, see networks.encode_target."
+                f"predictions {tuple(y_pred.shape)} with targets {shape}; task {self.task!r} needs (cases, classes) "
+                f"and {expected}, see networks.encode_target."
             )
         return [convert_to_tensor(x, dtype=torch.float32, track_meta=False) for x in (y_pred, y)]
 
     def aggregate(self) -> Tensor:
-        """The score of all cases so far, of all processes; float64, no dimensions.
+        """Compute the score of all cases so far, of all processes; float64, no dimensions.
 
         Raises:
-            ScoreError: no cases, or ones from which the score cannot be computed.
+            ScoreError: no cases, or cases from which the score cannot be computed.
         """
         rows = self.get_buffer()
         if rows is None:

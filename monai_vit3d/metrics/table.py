@@ -1,4 +1,4 @@
-"""A classifier's answers as rows of a table."""
+"""Format a classifier's predictions as rows of a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..data.task_names import resolve_task
 
 
 class PredictionTable:
-    """Columns and cells: ``probability_NAME`` of each class and ``prediction``.
+    """Format ``probability_NAME`` of each class and ``prediction``.
 
     The prediction is the name of the most probable class; multi-label: the names of all above 0.5, joined by ``|``.
     Regression has ``prediction`` alone or, of several values, ``prediction_NAME``.
@@ -33,14 +33,14 @@ class PredictionTable:
             raise ValueError(f"class_names={class_names}; '|' joins the labels of a case, none may hold it.")
 
     def header(self, *answers: str) -> list[str]:
-        """Names of the columns; of the answers, ``prediction`` unless others are given."""
+        """List the names of the columns; ``answers`` are the columns after the probabilities, or ``prediction``."""
         names, answers = self.class_names, answers or ("prediction",)
         if self.task != "regression":
             return [f"probability_{name}" for name in names] + list(answers)
         return [f"{answer}_{name}" for answer in answers for name in names] if len(names) > 1 else list(answers)
 
     def cells(self, pred: Tensor) -> list[str]:
-        """A case's probabilities and prediction.
+        """Format a case's probabilities and prediction.
 
         Args:
             pred: a number for each class.
@@ -58,7 +58,7 @@ class PredictionTable:
         return numbers + self.answer(best)
 
     def answer(self, value: Tensor) -> list[str]:
-        """A class number, labels or values, as they are written."""
+        """Format a class number, labels or values."""
         if self.task == "regression":
             return [f"{v:.6g}" for v in value.tolist()]
         if self.task == "multi-label":

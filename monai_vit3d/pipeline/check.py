@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def check_files(
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     volume: int | None = None,
     max_voxels: int = 2**30,
     include_labels: bool = False,
@@ -40,7 +40,7 @@ def check_files(
     """Read every file to its end, as ``vit3d predict`` would.
 
     Args:
-        inputs: NIfTI files, folders or lists.
+        inputs: one or several NIfTI files, folders or lists.
         volume: which volume of 4D files, from 0; None refuses them.
         max_voxels: the largest volume that is taken.
         include_labels: whether label files and the outputs of earlier runs are images, too.

@@ -17,20 +17,20 @@ from ..data.files import following_no_links, remove_parts
 from .bundle import Bundle, load_bundle
 from .config import Choice, choice_of
 from .metadata import Metadata, read_metadata
+from .options import Options, choose_flip_axes, output_kinds
 from .passed_over_summary import recorded
 from .plan import RESERVED, Plan, plan_cases
 from .record import RunRecord, merge_records, merging, write_json
 from .unpack import open_bundle
 
 if TYPE_CHECKING:
-    from .predict import Options
     from .run_cases import Summary
 
 logger = logging.getLogger(__name__)
 
 
 def plan_folder(
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     output: str | Path,
     bundle: str | Path,
     *,
@@ -51,13 +51,13 @@ def plan_folder(
     """
     with open_bundle(bundle) as root:
         metadata = read_metadata(root)
-    kinds = _outputs(metadata, tta, uncertainty, probabilities)
+    kinds = output_kinds(metadata, tta, uncertainty, probabilities)
     chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "seg": seg}
     return plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, **chosen)
 
 
 def predict_folder(
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     output: str | Path,
     bundle: str | Path,
     *,
@@ -81,8 +81,8 @@ def predict_folder(
     safe: bool = False,
     anyway: bool = False,
     strict: bool = False,
-    begin: Callable[[Plan], None] = lambda plan: None,
-    tell: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+    on_case: Callable[[Mapping[str, Any]], None] = lambda record: None,
 ) -> Summary:
     """Run a MONAI bundle over files, folders, a BIDS data set or a list, and write labels on each file's own grid.
 
@@ -90,7 +90,7 @@ def predict_folder(
     classifier, ``predictions.csv`` instead) and ``report.html``. A file that fails leaves the others alone.
 
     Args:
-        inputs: NIfTI files, folders of them or of DICOM series, BIDS data sets, CSV or JSON lists.
+        inputs: one or several NIfTI files, folders of them or of DICOM series, BIDS data sets, CSV or JSON lists.
         output: OUT.
         bundle: the bundle's folder or zip. Its config is code: give ``safe`` unless you trust it.
         tta: whether to average over the flips of the axes that the bundle's ``flip_axes`` names, or these axes of
@@ -118,8 +118,8 @@ def predict_folder(
         anyway: whether to run images, too, that are far from what the bundle was trained on; they fail otherwise.
         strict: whether a case fails, with nothing of it written, that is unlike the bundle's training or whose labels
             cannot be true; a warning otherwise, in run.json as ``suspicious``, with ``kind`` and ``text``.
-        begin: is given the plan before any work.
-        tell: is given the record of each case as soon as it has ended.
+        on_plan: is given the plan before any work.
+        on_case: is given the record of each case as soon as it has ended.
 
     Returns:
         How many were done, skipped, failed, and suspicious of those done.
@@ -137,25 +137,28 @@ def predict_folder(
     if units not in VOXEL_UNITS:
         raise UsageError(f"--units {units}; one of {', '.join(VOXEL_UNITS)} is needed.")
     with open_bundle(bundle) as root:
-        kinds = _outputs(read_metadata(root), tta, uncertainty, probabilities)
+        kinds = output_kinds(read_metadata(root), tta, uncertainty, probabilities)
         chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "seg": seg}
         plan = plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, **chosen)
-        loaded = _loaded(root, device, safe, backend, bf16, choice)
+        loaded = load_bundle(root, device, safe, choice)  # the first to import PyTorch and MONAI, which it does fast
+        from .acceleration import accelerated
         from .channels import order_channels
-        from .predict import Options
-        from .run_cases import Doubts, run_cases
+        from .predictor import Predictor
+        from .run_cases import run_cases
 
+        loaded = accelerated(loaded, backend, bf16)
         plan, notes = order_channels(plan, loaded)
         for line in notes:
             logger.info("%s", line)
-        begin(plan)
-        options = Options(_flip_axes(tta, loaded), uncertainty, probabilities, volume, max_voxels, units, seg)
-        doubts = Doubts(anyway, strict)
-        about = _about(loaded, Path(bundle), options, plan, choice, notes) | asdict(doubts)
+        on_plan(plan)
+        flip_axes = choose_flip_axes(tta, loaded)
+        options = Options(flip_axes, uncertainty, probabilities, volume, max_voxels, units, seg)
+        about = _about(loaded, Path(bundle), options, plan, choice, notes) | {"anyway": anyway, "strict": strict}
         record = RunRecord(plan.output, about, shard)
+        predictor = Predictor(loaded, options=options, anyway=anyway)
         with following_no_links(plan.output):
             try:
-                summary = run_cases(plan, loaded, record, options, jobs, existing == "resume", tell, doubts)
+                summary = run_cases(plan, predictor, record, jobs, existing == "resume", strict, on_case)
             finally:
                 record.close()
                 if record.begun:
@@ -177,43 +180,6 @@ def publish(output: Path) -> None:
         else:
             write_stats(records, output / "stats.csv")
         write_report(records, about, output)
-
-
-def _loaded(root: Path, device: str | None, safe: bool, backend: str, bf16: bool, choice: Choice) -> Bundle:
-    bundle = load_bundle(
-        root, device, safe, choice
-    )  # the first to import PyTorch and MONAI: it knows how to do that fast
-    from .acceleration import accelerated
-
-    return accelerated(bundle, backend, bf16)
-
-
-def _outputs(metadata: Metadata, tta: bool | Sequence[int], uncertainty: str | None, probabilities: bool) -> list[str]:
-    """The kinds of output that the arguments ask for."""
-    if uncertainty not in (None, "entropy", "variance"):
-        raise UsageError(f"--uncertainty {uncertainty}; entropy or variance is needed.")
-    if uncertainty == "variance" and not tta:
-        raise UsageError("--uncertainty variance: over the flips of --tta. Give --tta, too, or --uncertainty entropy.")
-    if metadata.classifies and (uncertainty or probabilities):
-        raise UsageError(
-            f"{metadata.name}: classifies whole volumes, so there are no maps to write; predictions.csv holds the "
-            "probabilities. Leave out --uncertainty and --probabilities."
-        )
-    return ["seg", *([uncertainty] if uncertainty else []), *(["prob"] if probabilities else [])]
-
-
-def _flip_axes(tta: bool | Sequence[int], bundle: Bundle) -> tuple[int, ...]:
-    if tta is False or tta == ():
-        return ()
-    axes = bundle.flip_axes if tta is True else tuple(tta)
-    if not axes:
-        raise UsageError(
-            f"--tta: {bundle.metadata.name} names no flip_axes in its inference config, along which its network was "
-            "trained with flips; others spoil its labels. Give --tta-axes, such as 0,1,2, if you know them."
-        )
-    if not set(axes) <= {0, 1, 2} or len(set(axes)) < len(axes):
-        raise UsageError(f"--tta-axes {','.join(map(str, axes))}; some of 0, 1 and 2 are needed, each once.")
-    return axes
 
 
 def _about(

@@ -38,7 +38,11 @@ class Inputs:
 
 
 def find_images(
-    inputs: Sequence[str | Path], output: str | Path, *, include_labels: bool = False, suffixes: Sequence[str] = ()
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    include_labels: bool = False,
+    suffixes: Sequence[str] = (),
 ) -> Inputs:
     """Find the cases of all inputs, in the order given; those of a folder sorted; the same images once.
 
@@ -48,8 +52,8 @@ def find_images(
     that are given one by one, or in a list, are cases whatever they are called.
 
     Args:
-        inputs: images of the formats of ``READERS``, folders, BIDS data sets, folders with DICOM files, and ``.csv`` or
-            ``.json`` lists.
+        inputs: one or several images of the formats of ``READERS``, folders, BIDS data sets, folders with DICOM files,
+            and ``.csv`` or ``.json`` lists.
         output: the folder that will be written to; it is passed over where it lies inside an input.
         include_labels: whether labels and the outputs of earlier runs count as images.
         suffixes: last words of the names of images to take from folders, such as ``T1w``; none takes all.
@@ -58,7 +62,7 @@ def find_images(
         UsageError: an input is missing, empty, unreadable or of another kind, or a list is malformed. Files that a list
             names need not exist: they are for the run to report.
     """
-    given = [Path(path) for path in inputs]
+    given = [Path(inputs)] if isinstance(inputs, str | os.PathLike) else [Path(path) for path in inputs]
     if not given:
         raise UsageError(f"no input; {_TAKEN} is needed.")
     missing = [printable(path) for path in given if not os.path.exists(path)]

@@ -145,7 +145,8 @@ def _read_labels(path: str | Path, image: Volume) -> Array:
 
 
 def _measure_network(volumes: Sequence[Volume], bundle: Bundle) -> Values:
-    from .predict import Options, infer
+    from .inference import infer
+    from .options import Options
     from .prepare import prepare
 
     prepared = prepare(volumes, bundle)

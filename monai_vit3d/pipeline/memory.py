@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from monai.transforms import Spacingd
 
     from .bundle import Bundle
-    from .predict import Options
+    from .options import Options
 
 # fitted to benchmarks/memory.py, which prints them beside what was measured
 BYTES_PER_VOXEL = 20  # of an image, or of labels: float32, and copies that transforms make
@@ -153,13 +153,6 @@ def _stitching(grid: Grid, bundle: Bundle, classes: int, options: Options | None
     roi = fall_back_tuple(window.roi_size, shape)
     band = (classes + 1) * roi[0] * max(roi[1], shape[1]) * max(roi[2], shape[2])
     return 4 * (band + WINDOWS * window.sw_batch_size * classes * math.prod(roi))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error says; PyTorch's own allocator for CPUs raises a RuntimeError."""
-    import torch
-
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def check_memory(path: Path, grid: Grid, channels: int, bundle: Bundle, options: Options | None = None) -> None:

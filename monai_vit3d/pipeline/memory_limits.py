@@ -74,6 +74,13 @@ def slurm_bytes(environment: Mapping[str, str]) -> int | None:
     return min((limit * _MIB for limit in limits if limit), default=None)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is a lack of memory; PyTorch's own allocator for CPUs raises a RuntimeError."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def _mounts(root: Path) -> Iterator[tuple[Path, str, PurePosixPath]]:
     """Where hierarchies that count memory are mounted, their kind, and which group the mount shows as its root."""
     with contextlib.suppress(OSError):

@@ -89,7 +89,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def plan_cases(
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
     shard: tuple[int, int] = (1, 1),

@@ -12,32 +12,29 @@ from ..data.errors import ImageError
 from ..data.files import file_sha256
 from ..data.readers import read_grid, read_volume
 from ..data.volume import Grid, Volume
-from .bundle import Bundle
 from .case import Case
 from .label_values import check_label_values
-from .memory import check_memory
-from .predict import Options
+from .options import Options
 
 
 def read_case(
     case: Case,
-    bundle: Bundle,
     options: Options,
     include_labels: bool = False,
-    on_grid: Callable[[Path, Grid], None] = lambda path, grid: None,
+    check_grid: Callable[[Path, Grid, int], None] = lambda path, grid, channels: None,
 ) -> list[Volume]:
-    """A case's images through the strict door, one for each channel, with the SHA-256 of what was read.
+    """Read a case's images strictly, one for each channel, with the SHA-256 of what was read.
 
     Args:
         case: what to read.
-        bundle: what is run on it.
-        options: what is computed.
+        options: which volume, at most how large, in which units.
         include_labels: whether an image of few whole values is taken.
-        on_grid: is given the first image's path and grid, of a NIfTI file before its voxels are read.
+        check_grid: may refuse the case by the first image's path and grid and the number of images, before voxels of
+            a file are read.
 
     Raises:
-        ImageError: one that cannot be used, that is labels by its values unless ``include_labels``, that changed while
-            it was read, or that would not fit into memory.
+        ImageError: an image that cannot be used, that is labels by its values unless ``include_labels``, or that
+            changed while it was read.
     """
     if case.dicom:
         # a folder that could not be made out while planning says here why
@@ -46,8 +43,7 @@ def read_case(
         volume = read_series(series, options.max_voxels, options.volume, options.units)
         if _states(series.files) != before:
             raise ImageError(f"{case.images[0]}: its files changed while they were read. Run it again when they rest.")
-        on_grid(case.images[0], volume.grid)
-        check_memory(case.images[0], volume.grid, 1, bundle, options)
+        check_grid(case.images[0], volume.grid, 1)
         return [replace(volume, sha256=tuple(hashes))]
     if options.units != "stored":
         raise ImageError(
@@ -55,14 +51,13 @@ def read_case(
             "weight. Give the DICOM folder, or leave out --units."
         )
     grid = read_grid(case.images[0], options.volume, options.max_voxels)
-    on_grid(case.images[0], grid)
-    check_memory(case.images[0], grid, len(case.images), bundle, options)
+    check_grid(case.images[0], grid, len(case.images))
     volumes = [read_volume(path, options.volume, options.max_voxels, hashed=True) for path in case.images]
     return volumes if include_labels else [check_label_values(volume) for volume in volumes]
 
 
 def case_sha256(case: Case) -> list[str]:
-    """SHA-256 of each file that makes the case; none if one cannot be read, of which reading the case says why."""
+    """Hash each file that makes the case; none if one cannot be read, of which reading the case says why."""
     files = case.images if not case.dicom else case.series.files if case.series else ()
     try:
         return [file_sha256(path) for path in files]

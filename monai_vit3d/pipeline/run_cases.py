@@ -20,19 +20,18 @@ import torch
 from ..data.errors import ImageError, Vit3dError
 from ..data.files import file_sha256, remove_parts
 from ..data.nifti import write_labels, write_map
-from ..data.volume import Grid, Volume
-from .bundle import Bundle
+from ..data.volume import Grid
 from .case import Case
 from .dicom_seg import add_dicom_seg
-from .memory import out_of_memory
+from .inference import NetworkOutput
+from .memory_limits import out_of_memory
 from .overlay import draw_overlay, write_png
 from .plan import Plan
-from .plausibility import Implausibility, check_geometry, check_input, check_labels, refuse
-from .predict import Answer, Options, Output, finish, infer
-from .prepare import Prepared, prepare
+from .plausibility import Implausibility
+from .predictor import Prediction, Predictor
+from .prepare import Prepared
 from .reading import case_sha256, read_case
 from .record import RunRecord, load_records
-from .stats import LabelSummary, label_stats
 
 logger = logging.getLogger(__name__)
 
@@ -54,19 +53,6 @@ class Summary:
     suspicious: int = 0
 
 
-@dataclass(frozen=True)
-class Doubts:
-    """What becomes of cases that are unlike a bundle's training, or whose labels cannot be true.
-
-    Args:
-        anyway: whether those far from the training are run, too; they fail otherwise.
-        strict: whether a case fails that would be warned of; nothing of it is written then.
-    """
-
-    anyway: bool = False
-    strict: bool = False
-
-
 @dataclass(eq=False)
 class _Work:
     """A case on its way through the stages."""
@@ -74,7 +60,7 @@ class _Work:
     case: Case
     record: dict[str, Any]
     prepared: Prepared | None = None
-    output: Output | None = None
+    output: NetworkOutput | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -92,13 +78,12 @@ class _Work:
 
 def run_cases(
     plan: Plan,
-    bundle: Bundle,
+    predictor: Predictor,
     record: RunRecord,
-    options: Options,
     jobs: int = 1,
     resume: bool = False,
-    tell: Callable[[Mapping[str, Any]], None] = lambda record: None,
-    doubts: Doubts = Doubts(),
+    strict: bool = False,
+    on_case: Callable[[Mapping[str, Any]], None] = lambda record: None,
 ) -> Summary:
     """Predict every case of a plan, write its outputs, and keep the run's record.
 
@@ -107,17 +92,17 @@ def run_cases(
 
     Args:
         plan: which cases, and where their outputs go.
-        bundle: what to run.
+        predictor: what to run on each.
         record: of this run.
-        options: what to compute.
         jobs: threads that read ahead, and threads that write behind.
         resume: whether to skip cases whose outputs are verified: input, weights, options and outputs have the SHA-256
             that an earlier run wrote down.
-        tell: is given the record of each case as soon as it has ended.
-        doubts: what becomes of cases that do not fit the bundle.
+        strict: whether a case fails, with nothing of it written, that is unlike the bundle's training or whose labels
+            cannot be true; a warning otherwise.
+        on_case: is given the record of each case as soon as it has ended.
     """
     earlier = load_records(plan.output)
-    cohort = _CaseRunner(plan, bundle, record, options, earlier if resume else {}, doubts)
+    cohort = _CaseRunner(plan, predictor, record, earlier if resume else {}, strict)
     record.begin({case.name: cohort.believed.get(case.name, cohort.blank(case)) for case in plan.cases}, earlier)
     remove_parts(plan.files())
     # one thread inside an operation: a second team of OpenMP's would let the network's own threads sleep in between
@@ -131,9 +116,9 @@ def run_cases(
                 cohort.run(work)
                 writing.append(writers.submit(cohort.write, work))
                 while writing and (len(writing) > jobs or writing[0].done()):
-                    cohort.end(writing.popleft().result(), tell)
+                    cohort.end(writing.popleft().result(), on_case)
             while writing:
-                cohort.end(writing.popleft().result(), tell)
+                cohort.end(writing.popleft().result(), on_case)
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
             record.write()
@@ -160,19 +145,21 @@ class _CaseRunner:
     def __init__(
         self,
         plan: Plan,
-        bundle: Bundle,
+        predictor: Predictor,
         record: RunRecord,
-        options: Options,
         believed: dict[str, dict[str, Any]],
-        doubts: Doubts,
+        strict: bool,
     ) -> None:
-        self.plan, self.bundle, self.record, self.options, self.believed = plan, bundle, record, options, believed
-        self.doubts = doubts
+        self.plan, self.predictor, self.record, self.believed, self.strict = plan, predictor, record, believed, strict
+        self.bundle, self.options = predictor.bundle, predictor.options
+        bundle = predictor.bundle
         self.counts = {"done": 0, "skipped": 0, "failed": 0, "suspicious": 0}
         self.made_with = {
             "weights_sha256": bundle.weights_sha256,
             "config_sha256": bundle.config_sha256,
-            "options": json.loads(json.dumps(asdict(options))),  # as it will be read back: a tuple comes as a list
+            "options": json.loads(
+                json.dumps(asdict(predictor.options))
+            ),  # as it will be read back: a tuple comes as a list
             "device": bundle.device.type,
             "backend": bundle.backend,
             "bf16": bundle.bf16,
@@ -203,15 +190,15 @@ class _CaseRunner:
             if case.name in self.believed and self._verified(case, case_sha256(case)):
                 work.record = {**self.believed[case.name], "status": "skipped", "output": work.record["output"]}
                 return work
-            on_grid = partial(self._compare_grid, work)
-            volumes = read_case(case, self.bundle, self.options, self.plan.include_labels, on_grid)
+            check_grid = partial(self._check_grid, work)
+            volumes = read_case(case, self.options, self.plan.include_labels, check_grid)
             hashes = [digest for volume in volumes for digest in volume.sha256]
             work.record |= {"input_sha256": hashes, "made_with": self.made_with}
             work.record["warnings"] += [warning for volume in volumes for warning in volume.warnings]
         if work.record["status"] == "pending":
             with work.stage("preprocess"):
-                prepared = prepare(volumes, self.bundle)
-                self._doubt(work, check_input(prepared.image, self.bundle.metadata), case.images[0])
+                prepared = self.predictor.prepare(volumes)
+                self._add_findings(work, self.predictor.check_input(prepared), case.images[0])
                 work.prepared = prepared
         return work
 
@@ -224,54 +211,42 @@ class _CaseRunner:
             self.record.files[work.case.name] = self.blank(work.case)
             self.record.write()
         with work.stage("network"):
-            work.output = infer(work.prepared, self.bundle, self.options)
+            work.output, work.prepared = self.predictor.infer(work.prepared), None
 
     def write(self, work: _Work) -> dict[str, Any]:
         """Write a case's outputs; its record says what became of it."""
-        if work.prepared is not None and work.output is not None:
+        if work.output is not None:
             with work.stage("write"):
-                answer = finish(work.prepared, work.output, self.bundle)
-                work.record["warnings"] += answer.warnings
-                stats = self._judged(work, work.prepared.volume, answer, work.output.entropy)
+                prediction = self.predictor.finish(work.output)
+                work.record["warnings"] += prediction.warnings
+                self._add_findings(work, prediction.findings, work.case.images[0])
                 work.record.pop("outputs", None)
-                work.record |= self._write(work.case, work.record, work.prepared.volume, answer, stats)
+                work.record |= self._write(work.case, work.record, prediction)
                 work.record["status"] = "done"
-            work.prepared = work.output = None
+            work.output = None
         output = work.record["output"]
         if work.record["status"] == "failed" and output and Path(output).is_file():
             work.record["warnings"].append("an output of an earlier run is still there; this run made none")
         return work.record
 
-    def end(self, record: dict[str, Any], tell: Callable[[Mapping[str, Any]], None]) -> None:
+    def end(self, record: dict[str, Any], on_case: Callable[[Mapping[str, Any]], None]) -> None:
         """Keep the record of a case that went through."""
         self.counts[record["status"]] += 1
         self.counts["suspicious"] += record["status"] == "done" and bool(record["suspicious"])
         self.record.add(record)
-        tell(record)
+        on_case(record)
 
-    def _compare_grid(self, work: _Work, path: Path, grid: Grid) -> None:
-        findings = check_geometry(grid, self.bundle.metadata)
-        if not self.doubts.anyway:
-            refuse(path, findings, self.bundle.metadata)
-        self._doubt(work, findings, path)
+    def _check_grid(self, work: _Work, path: Path, grid: Grid, channels: int) -> None:
+        self._add_findings(work, self.predictor.check(path, grid, channels), path)
 
-    def _judged(self, work: _Work, volume: Volume, answer: Answer, entropy: float | None) -> list[LabelSummary]:
-        """Statistics of a case's labels, after a look at whether they can be true."""
-        if answer.labels is None:
-            return []
-        stats = label_stats(answer.labels, volume.voxels, volume.grid, answer.names)
-        findings = check_labels(answer.labels, volume, stats, entropy, self.bundle.metadata)
-        self._doubt(work, findings, work.case.images[0])
-        return stats
-
-    def _doubt(self, work: _Work, findings: list[Implausibility], path: Path) -> None:
+    def _add_findings(self, work: _Work, findings: list[Implausibility], path: Path) -> None:
         """Put findings into a case's record.
 
         Raises:
             ImageError: there are some, and they are to be failures.
         """
         work.record["suspicious"] += [{"kind": finding.kind, "text": finding.text} for finding in findings]
-        if findings and self.doubts.strict:
+        if findings and self.strict:
             texts = "; ".join(finding.text for finding in findings)
             raise ImageError(f"{path}: {texts}. Not written, because of --strict: look at the image, or leave it out.")
         work.record["warnings"] += [finding.text for finding in findings]
@@ -295,44 +270,43 @@ class _CaseRunner:
                 )
         same = earlier.get("made_with") == self.made_with and earlier.get("input_sha256") == hashes
         finished = earlier.get("status") in ("done", "skipped")
-        accepted = not (self.doubts.strict and earlier.get("suspicious"))
+        accepted = not (self.strict and earlier.get("suspicious"))
         return bool(same and finished and accepted and all(path.is_file() for path in outputs))
 
-    def _write(
-        self, case: Case, record: dict[str, Any], volume: Volume, answer: Answer, stats: list[LabelSummary]
-    ) -> dict[str, Any]:
-        """Write what there is to write; returns what the record says of it, warnings are added to the record."""
-        found: dict[str, Any] = {}
+    def _write(self, case: Case, record: dict[str, Any], prediction: Prediction) -> dict[str, Any]:
+        """Write the outputs of a case; returns what its record says of them, warnings are added to the record."""
+        written: dict[str, Any] = {}
         paths = []
-        for kind, values in answer.maps.items():
+        volume = prediction.volume
+        for kind, values in prediction.maps.items():
             paths.append(self._place(case, kind))
             write_map(values, volume.grid, paths[-1])
         labels = np.zeros(volume.grid.shape, np.uint8)
-        if answer.labels is not None:
-            labels = answer.labels
-            found["stats"] = [one.row() for one in stats]
+        if prediction.labels is not None:
+            labels = prediction.labels
+            written["stats"] = [summary.row() for summary in prediction.stats]
             paths.append(self._place(case, "seg"))
             write_labels(labels, volume.grid, paths[-1])
             if case.series is not None and case.seg:
                 path = (self.plan.output / case.dicom_seg).absolute()
-                named = {row["label"]: row["name"] for row in found["stats"]}
-                warnings = add_dicom_seg(labels, case.series, named, path, self.options.volume)
+                names = {summary.label: summary.name for summary in prediction.stats}
+                warnings = add_dicom_seg(labels, case.series, names, path, self.options.volume)
                 record["warnings"] += warnings
                 paths += [] if warnings else [path]
-        if answer.numbers is not None:
-            found |= self._prediction(answer.numbers)
+        if prediction.scores is not None:
+            written |= self._prediction(prediction.scores)
         paths.append((self.plan.output / case.picture).absolute())
         write_png(draw_overlay(volume.voxels, labels, volume.grid), paths[-1])
         relative = [path.relative_to(self.plan.output.absolute()).as_posix() for path in paths]
         hashes = {name: file_sha256(path) for name, path in zip(relative, paths)}
-        return {**found, "picture": relative[-1], "outputs": hashes}
+        return {**written, "picture": relative[-1], "outputs": hashes}
 
-    def _prediction(self, numbers: list[float]) -> dict[str, Any]:
+    def _prediction(self, scores: list[float]) -> dict[str, Any]:
         from ..metrics import PredictionTable
 
         table = PredictionTable(self.bundle.class_names, self.bundle.task)
-        cells = table.cells(torch.tensor(numbers))
-        return {"prediction": dict(zip(self.bundle.class_names, numbers)), "cells": dict(zip(table.header(), cells))}
+        cells = table.cells(torch.tensor(scores))
+        return {"prediction": dict(zip(self.bundle.class_names, scores)), "cells": dict(zip(table.header(), cells))}
 
 
 def _message(error: Exception, case: Case) -> str:

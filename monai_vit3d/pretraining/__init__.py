@@ -1,4 +1,4 @@
-"""Self-supervised pretraining on volumes: which tokens a task hides, and the tasks."""
+"""Self-supervised pretraining on volumes: I-JEPA and MAE, their masks and schedules, probes of frozen features."""
 
 from typing import Any
 

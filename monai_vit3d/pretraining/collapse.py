@@ -1,4 +1,4 @@
-"""Whether a self-supervised network still tells volumes apart: figures of its features, and an alarm on them.
+"""Detect the collapse of self-supervised features: measure how far they differ, and stop a training in time.
 
 A network that predicts its own features can make the task easy by giving all volumes the same ones (complete
 collapse) or ones that differ along few directions (dimensional collapse). The loss falls all the same.
@@ -26,20 +26,20 @@ COLLAPSE_ADVICE = (
 
 
 def rankme(features: Tensor) -> float:
-    """RankMe, a smooth rank (Garrido et al. 2023, arXiv:2210.02885).
+    """Compute RankMe, a smooth rank (Garrido et al. 2023, arXiv:2210.02885).
 
-    With the singular values s of the features as they come, not centred::
+    With the singular values s of the features, which are not centred::
 
         p_k = s_k / sum(s) + 1e-7,   RankMe = exp(-sum_k p_k log p_k),   k = 1 .. min(N, E)
 
-    held between 1 and ``min(N, E)``, which the 1e-7 would let it pass by up to some thousandths. It grows with N until
-    there are several times as many samples as directions: compare figures of equal N only.
+    clipped to 1 .. ``min(N, E)``, which the 1e-7 would exceed by up to some thousandths. It grows with N until there
+    are several times as many samples as directions: compare figures of equal N only.
 
     Args:
         features: ``(N, E)``, one row a sample.
 
     Returns:
-        1 where all features point in one direction, or are zero; k where k directions are equally strong.
+        1 if all features point in one direction, or are zero; k if k directions are equally strong.
 
     Raises:
         UsageError: another shape.
@@ -55,9 +55,9 @@ def rankme(features: Tensor) -> float:
 
 
 def feature_std(features: Tensor) -> float:
-    """Mean over dimensions of the standard deviation of L2-normalised features (Chen & He 2021, arXiv:2011.10566, 4.1).
+    """Average the standard deviation of L2-normalised features over dimensions (Chen & He 2021, arXiv:2011.10566, 4.1).
 
-    0 where all point in one direction; at most ``1 / sqrt(E)``, which isotropic features have.
+    It is 0 if all point in one direction, and at most ``1 / sqrt(E)``, for isotropic features.
 
     Args:
         features: ``(N, E)``.
@@ -70,7 +70,7 @@ def feature_std(features: Tensor) -> float:
 
 
 def cosine_to_mean(features: Tensor) -> float:
-    """Mean cosine of the angle between a feature and the mean feature: 1 where all point in one direction.
+    """Average the cosine of the angle between a feature and the mean feature: 1 if all point in one direction.
 
     Args:
         features: ``(N, E)``.
@@ -84,11 +84,11 @@ def cosine_to_mean(features: Tensor) -> float:
 
 
 def target_variance(targets: Tensor) -> float:
-    """Variance over samples, the mean over all else.
+    """Compute the variance over samples, averaged over all other axes.
 
     Args:
-        targets: ``(N, E)``; or ``(B, T, E)``, the same T tokens of each of B volumes: targets that tell no more than
-            a token's place then have variance 0, too. Layer-normed ones have at most about 1.
+        targets: ``(N, E)``; or ``(B, T, E)``, the same T tokens of each of B volumes: targets that depend on nothing
+            but a token's position then have variance 0, too. Layer-normed ones have at most about 1.
 
     Raises:
         UsageError: another shape.
@@ -110,29 +110,29 @@ class CollapseReport:
 
     @property
     def relative_std(self) -> float:
-        """``feature_std`` as a share of that of isotropic features, ``1 / sqrt(E)``."""
+        """Ratio of ``feature_std`` to that of isotropic features, ``1 / sqrt(E)``."""
         return self.feature_std * math.sqrt(self.dimensions)
 
     def as_dict(self) -> dict[str, float]:
-        """The figures by name, for a log."""
+        """Return the figures by name, for a log."""
         figures = {**asdict(self), "relative_std": self.relative_std}
         return {name: float(value) for name, value in figures.items() if value is not None}
 
 
 def collapse_report(features: Tensor, targets: Tensor | None = None) -> CollapseReport:
-    """All figures, computed in float64 on the CPU.
+    """Compute all figures, in float64 on the CPU.
 
     Args:
         features: ``(N, E)`` of two samples or more: pooled ones of the same volumes every epoch.
         targets: as for :func:`target_variance`.
 
     Raises:
-        UsageError: another shape, or one sample, of which nothing can be told.
+        UsageError: another shape, or a single sample.
         ScoreError: NaN or infinite values.
     """
     features = _checked(features)
     if len(features) < 2:
-        raise UsageError("features of 1 sample; two or more are needed to tell whether they differ. Give more volumes.")
+        raise UsageError("features of 1 sample; two or more are needed to measure how they differ. Give more volumes.")
     variance = None if targets is None else target_variance(targets)
     samples, dimensions = features.shape
     figures = rankme(features), feature_std(features), cosine_to_mean(features)
@@ -142,21 +142,21 @@ def collapse_report(features: Tensor, targets: Tensor | None = None) -> Collapse
 class CollapseAlarm:
     """Stop a training whose features have collapsed for several epochs in a row.
 
-    An epoch is bad if one of the figures is beyond its limit. Each bad one is logged as a warning. Of several
-    processes, give each the same reports, so that all of them stop.
+    An epoch is bad if one of the figures is beyond its limit. Each bad one is logged as a warning. Give several
+    processes the same reports, so that all of them stop.
 
-    The limits are far from healthy figures. Those of networks fresh from their initialisation, which see nearly the
-    same in similar volumes, are nearest: on phantoms and with sin-cos positions, RankMe is from 3.4, the cosine up to
-    0.998, the std share from 0.06. Where the volumes' part of the tokens is a thousandth of that, these are 1.005,
+    The limits are far from healthy figures. Networks fresh from their initialisation, whose features are similar for
+    similar volumes, come nearest: on phantoms and with sin-cos positions, RankMe is 3.4 or more, the cosine up to
+    0.998, the std share 0.06 or more. If the tokens depend a thousand times less on the volumes, these are 1.005,
     1 - 2e-8 and 1e-4.
 
     Args:
         patience: bad epochs in a row at which the training stops.
-        rank_floor: least RankMe.
-        rank_share: least RankMe, as a share of the best so far.
-        std_share: least ``feature_std``, as a share of isotropic features' ``1 / sqrt(E)``.
+        rank_floor: lowest RankMe that is not bad.
+        rank_share: lowest RankMe, as a share of the best so far.
+        std_share: lowest ``feature_std``, as a share of isotropic features' ``1 / sqrt(E)``.
         cosine_limit: highest ``cosine_to_mean``.
-        variance_share: least ``target_variance``, as a share of the best so far; only if the reports have it.
+        variance_share: lowest ``target_variance``, as a share of the best so far; only if the reports have it.
 
     Raises:
         UsageError: an argument out of its range.
@@ -199,15 +199,15 @@ class CollapseAlarm:
         self.bad_epochs = self.bad_epochs + 1 if faults else 0
         if not faults:
             return
-        found = f"report {self.epoch}, features ({report.samples}, {report.dimensions}): {'; '.join(faults)}"
+        summary = f"report {self.epoch}, features ({report.samples}, {report.dimensions}): {'; '.join(faults)}"
         if self.bad_epochs >= self.patience:
             raise TrainingCollapsed(
-                f"The features have collapsed: {self.bad_epochs} bad reports in a row. {found}. {COLLAPSE_ADVICE}"
+                f"The features have collapsed: {self.bad_epochs} bad reports in a row. {summary}. {COLLAPSE_ADVICE}"
             )
-        logger.warning("features may be collapsing (%d of %d): %s", self.bad_epochs, self.patience, found)
+        logger.warning("features may be collapsing (%d of %d): %s", self.bad_epochs, self.patience, summary)
 
     def _violations(self, report: CollapseReport) -> list[str]:
-        """Which figures are beyond their limits, with what is normal."""
+        """Describe the figures that are beyond their limits, and the limits."""
         rank, variance, cosine = report.rankme, report.target_variance, report.cosine_to_mean
         most, isotropic = min(report.samples, report.dimensions), report.dimensions**-0.5
         least = max(self.rank_floor, self.rank_share * self.best_rank)
@@ -225,7 +225,7 @@ class CollapseAlarm:
         return faults
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to raise the alarm at the same epoch; plain numbers."""
+        """Return the state with which a resumed run raises the alarm at the same epoch; plain numbers."""
         names = ("epoch", "bad_epochs", "best_rank", "best_variance")
         return {name: getattr(self, name) for name in names}
 
@@ -240,21 +240,21 @@ class CollapseAlarm:
 
 
 def _directions(features: Tensor) -> Tensor:
-    """L2-normalised along the last axis; zeros stay zeros."""
+    """L2-normalise along the last axis; zeros stay zeros."""
     return features / features.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(features.dtype).tiny)
 
 
-def _checked(values: Tensor, what: str = "features", ranks: tuple[int, ...] = (2,)) -> Tensor:
-    """In float64 on the CPU: float32 would end the singular values at 1e-7 of the largest."""
+def _checked(values: Tensor, name: str = "features", ranks: tuple[int, ...] = (2,)) -> Tensor:
+    """Check values, and return them on the CPU in float64: float32 loses singular values below 1e-7 of the largest."""
     if values.ndim not in ranks or values.numel() == 0:
         raise UsageError(
-            f"{what} of shape {tuple(values.shape)}; (samples, dimensions) is needed. Pool each volume's tokens."
+            f"{name} of shape {tuple(values.shape)}; (samples, dimensions) is needed. Pool each volume's tokens."
         )
     values = values.detach().to("cpu", torch.float64)
     bad = ~torch.isfinite(values)
     if bad.any():
         raise ScoreError(
-            f"{what}: {int(bad.sum())} of {bad.numel()} are NaN or infinite, first in sample {bad.nonzero()[0, 0]}. "
+            f"{name}: {int(bad.sum())} of {bad.numel()} are NaN or infinite, first in sample {bad.nonzero()[0, 0]}. "
             "Look at that sample's image, and at whether the training diverged."
         )
     return values

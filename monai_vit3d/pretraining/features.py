@@ -1,4 +1,4 @@
-"""Frozen features: every volume's tokens, pooled, with a description of what they are."""
+"""Extract frozen features: pool every volume's tokens, and describe how."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Features:
-    """N volumes' features ``values`` ``(N, F)`` float32 and ``labels`` ``(N,)`` or ``(N, L)``, and what they are."""
+    """Features ``values`` ``(N, F)`` float32 and ``labels`` ``(N,)`` or ``(N, L)`` of N volumes, and a description."""
 
     values: Array
     labels: Array
@@ -46,9 +46,9 @@ def extract_features(
     encoder: str = "encoder",
     keys: tuple[str, str] = ("image", "label"),
 ) -> Features:
-    """Pooled tokens of every volume, in evaluation mode and without gradients.
+    """Pool the tokens of every volume, in evaluation mode and without gradients.
 
-    The backbone is left as it was: each module's mode, its parameters, torch's global random state.
+    The modules' modes, the parameters and torch's global random state stay as they are.
 
     Args:
         backbone: a network that keeps the contract of :class:`~monai_vit3d.networks.VisionTransformer3D`.
@@ -58,8 +58,8 @@ def extract_features(
             by ``+``, such as ``"class+mean"``, stand side by side.
         taps: blocks whose tokens to read, after the final norm, side by side; negative numbers count from the end.
             None is the last one.
-        device: where to compute; None is where the backbone is. Elsewhere a copy of it computes.
-        encoder: what to call the network in the description: of I-JEPA, say, "target encoder".
+        device: where to compute; None is the backbone's device. For another one the backbone is copied.
+        encoder: name of the network in the description, such as "target encoder" for I-JEPA.
         keys: of image and label in dictionaries.
 
     Returns:
@@ -82,26 +82,26 @@ def extract_features(
             labels.append(label)
     if not rows:
         raise UsageError("no batches came; one or more are needed. Was the iterator used before?")
-    values, truths = np.concatenate(rows), np.concatenate(labels)
+    values, all_labels = np.concatenate(rows), np.concatenate(labels)
     require_finite(values, "features")
-    truths = truths[:, 0] if truths.shape[1:] == (1,) else truths
-    return Features(values, truths, _describe(backbone, encoder, names, blocks))
+    all_labels = all_labels[:, 0] if all_labels.shape[1:] == (1,) else all_labels
+    return Features(values, all_labels, _describe(backbone, encoder, names, blocks))
 
 
 @contextmanager
 def _frozen(backbone: nn.Module, device: torch.device | str | None) -> Iterator[nn.Module]:
-    """The backbone on a device in evaluation mode, without gradients; afterwards all is as before."""
-    place = next(backbone.parameters()).device
-    elsewhere = device is not None and torch.empty(0, device=device).device != place
-    net = copy.deepcopy(backbone).to(device) if elsewhere else backbone
-    # a data loader draws a seed: a training that is probed on its way must go on as one that is not.
-    # no_grad, for what a network keeps from inference_mode could not be trained with
+    """Give the backbone on a device in evaluation mode, without gradients; afterwards all is as before."""
+    own_device = next(backbone.parameters()).device
+    is_elsewhere = device is not None and torch.empty(0, device=device).device != own_device
+    net = copy.deepcopy(backbone).to(device) if is_elsewhere else backbone
+    # a data loader draws a seed, which must not change a training that is probed on its way;
+    # no_grad, as tensors that a network keeps from inference_mode cannot be trained with
     with eval_mode(net), torch.random.fork_rng(devices=[]), torch.no_grad():
         yield net
 
 
 def _pooled(net: nn.Module, image: Tensor, names: Sequence[str], blocks: tuple[int, ...]) -> Array:
-    """``(B, F)`` float32 of one batch."""
+    """Compute the features ``(B, F)`` float32 of one batch."""
     weight = next(net.parameters())
     pairs = net.forward_intermediates(
         image.to(weight.device, weight.dtype), blocks, True, "NLC", True, return_prefix_tokens=True, stop_early=True
@@ -114,15 +114,15 @@ def _poolings(pooling: str, backbone: nn.Module) -> list[str]:
     names = pooling.split("+")
     unknown = [name for name in names if name not in POOLINGS]
     if unknown or len(set(names)) < len(names):
-        known = ", ".join(map(repr, POOLINGS))
-        raise UsageError(f"pooling={pooling!r}: {known} are needed, each once at most, joined by '+'.")
+        choices = ", ".join(map(repr, POOLINGS))
+        raise UsageError(f"pooling={pooling!r}: {choices} are needed, each once at most, joined by '+'.")
     if "class" in names and not backbone.has_class_token:
         raise UsageError(f"pooling={pooling!r}: the encoder has no class token. Choose 'mean', 'std', 'max' or a sum.")
     return names
 
 
 def _image_and_label(batch: Any, keys: tuple[str, str]) -> tuple[Tensor, Array]:
-    """Image ``(B, C, H, W, D)`` and label ``(B, ...)`` of a batch, as plain tensor and array."""
+    """Take image ``(B, C, H, W, D)`` and label ``(B, ...)`` out of a batch, as plain tensor and array."""
     if isinstance(batch, Mapping):
         missing = [key for key in keys if key not in batch]
         if missing:

@@ -1,4 +1,4 @@
-"""I-JEPA in 3D: predict the tokens of hidden blocks from those that are seen (Assran et al. 2023, arXiv:2301.08243)."""
+"""I-JEPA in 3D: predict the tokens of target blocks from those of the context (Assran et al. 2023, 2301.08243)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class IJEPAOutput(NamedTuple):
 
 
 class IJEPAPredictor(nn.Module):
-    """A narrow vision transformer from context tokens and places to the tokens at these places.
+    """A narrow vision transformer that predicts the tokens at given positions from context tokens.
 
     Args:
         embed_dim: width E of the encoders' tokens.
@@ -39,7 +39,7 @@ class IJEPAPredictor(nn.Module):
         num_heads: attention heads; they divide ``width``.
 
     Raises:
-        UsageError: numbers of which no predictor can be built.
+        UsageError: a width, depth or number of heads that does not fit.
     """
 
     def __init__(self, embed_dim: int, grid: tuple[int, int, int], width: int, depth: int, num_heads: int) -> None:
@@ -62,11 +62,11 @@ class IJEPAPredictor(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, context: Tensor, masks: JEPAMasks, grid: tuple[int, int, int]) -> Tensor:
-        """Predict each target block by itself; the blocks of a volume are rows of one batch.
+        """Predict each target block on its own; the blocks of a volume are rows of one batch.
 
         Args:
             context: tokens ``(B, Nc, E)`` at ``masks.context``.
-            masks: places of context and targets.
+            masks: token numbers of context and targets.
             grid: patches along ``(H, W, D)`` of these volumes.
 
         Returns:
@@ -74,9 +74,9 @@ class IJEPAPredictor(nn.Module):
         """
         blocks, count = masks.targets.shape[1:]
         pos = fit_pos_embed(self.pos_embed, self.grid, grid, 0, learned=False, resample=False)[0]
-        seen = self.embed(context) + pos[masks.context]
-        asked = self.mask_token + pos[masks.targets.flatten(0, 1)]
-        x = torch.cat([seen.repeat_interleave(blocks, dim=0), asked], dim=1)
+        context_tokens = self.embed(context) + pos[masks.context]
+        mask_tokens = self.mask_token + pos[masks.targets.flatten(0, 1)]
+        x = torch.cat([context_tokens.repeat_interleave(blocks, dim=0), mask_tokens], dim=1)
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
         return self.project(self.norm(x[:, -count:])).unflatten(0, (-1, blocks))
@@ -88,11 +88,11 @@ class IJEPA(nn.Module):
     The context encoder gets the context's voxels and tokens only: the other voxels are 0, the other tokens are left
     out before its first block. The target encoder, a moving average of it, reads the whole volume in eval mode and
     without gradient; its normed tokens, each normed once more without weights, are the targets. The loss is smooth L1
-    on these, as in data2vec (Baevski et al. 2022, arXiv:2202.03555), where the paper has the squared distance: a few
-    tokens far off do not outweigh the rest.
+    on these, as in data2vec (Baevski et al. 2022, arXiv:2202.03555), while the paper has the squared distance: a few
+    outlying tokens do not outweigh the rest.
 
-    Class and register tokens take part in the encoders; the predictor sees patch tokens only. Nothing asks a class
-    token to sum up the volume: pool pretrained features by their mean.
+    Class and register tokens take part in the encoders; the predictor sees patch tokens only. No loss trains a class
+    token to summarise the volume: pool pretrained features by their mean.
 
     A step is ``loss = model(x, masks).loss``, ``backward``, the optimizer's step, and then
     ``model.update_target(momentum_at(step, total))``.
@@ -124,7 +124,7 @@ class IJEPA(nn.Module):
         super().__init__()
         require_final_norm(backbone, "JEPA")
         if not isinstance(backbone.patch_drop, nn.Identity):
-            raise UsageError("backbone: patch_drop_rate > 0 drops patches at random; masks say which are seen. Use 0.")
+            raise UsageError("backbone: patch_drop_rate > 0 drops patches at random, but masks choose them. Use 0.")
         width = backbone.embed_dim // 2 if predictor_dim is None else predictor_dim
         heads = backbone.num_heads if predictor_heads is None else predictor_heads
         self.predictor = IJEPAPredictor(backbone.embed_dim, backbone.grid_size, width, predictor_depth, heads)
@@ -139,13 +139,13 @@ class IJEPA(nn.Module):
     def encoder(self) -> VisionTransformer3D:
         """The network to export and to probe: the target encoder, frozen and in eval mode.
 
-        It is what the paper evaluates: the average of many steps, and the one of the two that works on whole
-        volumes, as all later uses do. To fine-tune, load its ``state_dict`` into a network of your own.
+        The paper evaluates it, too: it is the average of many steps, and has always read whole volumes, as all later
+        uses do. To fine-tune, load its ``state_dict`` into a network of your own.
         """
         return self.target_encoder
 
     def train(self, mode: bool = True) -> IJEPA:
-        """Set the mode of context encoder and predictor; targets know no dropout and no drop path."""
+        """Set the mode of context encoder and predictor; the target encoder stays in eval mode."""
         super().train(mode)
         self.target_encoder.eval()
         return self
@@ -156,11 +156,11 @@ class IJEPA(nn.Module):
         self.predictor.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay should leave alone, besides biases and norms."""
+        """Name the parameters without weight decay, besides biases and norms."""
         return {f"context_encoder.{name}" for name in self.context_encoder.no_weight_decay()} | {"predictor.mask_token"}
 
     def forward(self, x: Tensor, masks: JEPAMasks) -> IJEPAOutput:
-        """Loss of a batch; with DistributedDataParallel, call this through the wrapper.
+        """Compute the loss of a batch; with DistributedDataParallel, call this through the wrapper.
 
         Args:
             x: ``(B, C, H, W, D)``.
@@ -168,29 +168,29 @@ class IJEPA(nn.Module):
                 does not wait for a GPU.
 
         Returns:
-            The loss, a mean over all target tokens and channels in float32 at least, and the tokens compared.
+            The loss, a mean over all target tokens and channels in float32 or wider, and the tokens compared.
 
         Raises:
-            ValueError: ``x`` of wrong rank, channels or size; masks of another shape or type or with numbers that no
-                patch has (for targets: UsageError, which is one).
+            ValueError: ``x`` of wrong rank, channels or size; masks of another shape or type or with numbers beyond
+                the last patch (for targets a UsageError, which is a ValueError).
         """
         targets = self._targets(x, masks.targets)
         prefix = self.context_encoder.num_prefix_tokens
         context = self.context_encoder.forward_masked(x, masks.context)[:, prefix:]
         grid = self.context_encoder.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3], x.shape[4]))
-        here = JEPAMasks(masks.context.to(x.device), masks.targets.to(x.device))
-        predictions = self.predictor(context, here, grid)
+        device_masks = JEPAMasks(masks.context.to(x.device), masks.targets.to(x.device))
+        predictions = self.predictor(context, device_masks, grid)
         loss = F.smooth_l1_loss(_at_least_float32(predictions), targets)
         return IJEPAOutput(loss, predictions, targets)
 
     @torch.no_grad()
-    def _targets(self, x: Tensor, places: Tensor) -> Tensor:
-        """What the predictor should say at ``places`` ``(B, M, Nt)``."""
+    def _targets(self, x: Tensor, token_ids: Tensor) -> Tensor:
+        """Compute the targets at ``token_ids`` ``(B, M, Nt)``."""
         tokens = self.target_encoder.forward_features(x)[:, self.target_encoder.num_prefix_tokens :]
-        _check_targets(places, tokens.shape[0], tokens.shape[1])
+        _check_targets(token_ids, tokens.shape[0], tokens.shape[1])
         tokens = F.layer_norm(_at_least_float32(tokens), (tokens.shape[2],))
-        index = places.to(tokens.device).flatten(1)[..., None].expand(-1, -1, tokens.shape[2])
-        return tokens.gather(1, index).unflatten(1, places.shape[1:])
+        index = token_ids.to(tokens.device).flatten(1)[..., None].expand(-1, -1, tokens.shape[2])
+        return tokens.gather(1, index).unflatten(1, token_ids.shape[1:])
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
@@ -200,8 +200,8 @@ class IJEPA(nn.Module):
             momentum: share of the old target in the new one, 0 to 1; see :func:`momentum_at`. Buffers are copied.
 
         Raises:
-            UsageError: a momentum out of its range, or parameters of 16 bits, which the average's small steps would
-                not move.
+            UsageError: a momentum out of its range, or parameters of 16 bits, which are too coarse for the average's
+                small steps.
         """
         if not 0 <= momentum <= 1:
             raise UsageError(f"momentum={momentum}; a share from 0 to 1 is needed.")
@@ -213,16 +213,16 @@ class IJEPA(nn.Module):
             target.copy_(context)
 
 
-def _check_targets(places: Tensor, batch: int, count: int) -> None:
-    if places.dim() != 3 or places.shape[0] != batch or not places.numel() or places.dtype != torch.long:
+def _check_targets(token_ids: Tensor, batch: int, count: int) -> None:
+    if token_ids.dim() != 3 or token_ids.shape[0] != batch or not token_ids.numel() or token_ids.dtype != torch.long:
         raise UsageError(
-            f"masks.targets of shape {tuple(places.shape)}, {places.dtype}; patch numbers of shape ({batch}, M, Nt), "
-            "torch.long, are needed. Draw them by sample_jepa_masks for this batch."
+            f"masks.targets of shape {tuple(token_ids.shape)}, {token_ids.dtype}; patch numbers of shape "
+            f"({batch}, M, Nt), torch.long, are needed. Draw them by sample_jepa_masks for this batch."
         )
-    if bool(((places < 0) | (places >= count)).any()):
+    if bool(((token_ids < 0) | (token_ids >= count)).any()):
         raise UsageError(
-            f"masks.targets has numbers from {int(places.min())} to {int(places.max())}; the volumes have {count} "
-            f"patches, 0 to {count - 1}. Draw the masks for the grid of these volumes."
+            f"masks.targets has numbers from {int(token_ids.min())} to {int(token_ids.max())}; the volumes have "
+            f"{count} patches, 0 to {count - 1}. Draw the masks for the grid of these volumes."
         )
 
 

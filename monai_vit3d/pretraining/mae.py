@@ -1,4 +1,4 @@
-"""MAE: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", arXiv:2111.06377, for volumes."""
+"""MAE for volumes: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", arXiv:2111.06377."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MAEOutput(NamedTuple):
 
 
 class MAEDecoder(nn.Module):
-    """Encoded visible tokens in, the values of masked patches out (section 3, "MAE decoder").
+    """Predict the values of masked patches from encoded visible tokens (section 3, "MAE decoder").
 
     Args:
         embed_dim: width of the encoder's tokens.
@@ -55,7 +55,7 @@ class MAEDecoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor, masks: MAEMasks, grid: GridShape) -> Tensor:
-        """Predict.
+        """Predict the masked patches.
 
         Args:
             tokens: ``(B, P + Nv, E)``: prefix tokens, then the visible ones in the order of ``masks.visible``.
@@ -65,9 +65,9 @@ class MAEDecoder(nn.Module):
         Returns:
             ``(B, Nm, C * h * w * d)`` in the order of ``masks.masked``.
         """
-        prefix, seen = self.embed(tokens).tensor_split([tokens.shape[1] - masks.visible.shape[1]], dim=1)
-        everywhere = self.mask_token.to(seen.dtype).expand(len(seen), prod(grid), -1)
-        x = everywhere.scatter(1, _index(masks.visible, seen), seen)
+        prefix, visible = self.embed(tokens).tensor_split([tokens.shape[1] - masks.visible.shape[1]], dim=1)
+        mask_tokens = self.mask_token.to(visible.dtype).expand(len(visible), prod(grid), -1)
+        x = mask_tokens.scatter(1, _index(masks.visible, visible), visible)
         x = x + fit_pos_embed(self.positions, self.grid, grid, 0, learned=False, resample=True)
         x = torch.cat([prefix, x], dim=1)
         for block in self.blocks:
@@ -76,15 +76,15 @@ class MAEDecoder(nn.Module):
 
 
 class MAE(nn.Module):
-    """Masked autoencoder: the backbone encodes the visible tokens, a light decoder tells the voxels of the others.
+    """Masked autoencoder: the backbone encodes the visible tokens, a light decoder predicts the voxels of the others.
 
     The loss is the mean squared error on masked patches only. By default each patch of the target is normalised by
     its own mean and standard deviation (section 4.1), over all its values, all channels. The standard deviation is
     the population's, as the paper words it ("of all pixels in a patch"), with 1e-6 added to the variance; the paper's
-    code takes the sample's, by ``sqrt(n / (n - 1))`` more, which a patch of one value does not have.
+    code uses the sample's, larger by ``sqrt(n / (n - 1))``, which is undefined for a patch of one value.
 
-    Train it, then take ``mae.backbone``. The backbone keeps the weights it comes with; ``weight_init="jax"`` starts
-    it as the paper does (appendix A.1). Its own head and pooling are removed.
+    Train it, then use ``mae.backbone``. The backbone keeps its weights; ``weight_init="jax"`` initialises it as in the
+    paper (appendix A.1). Its own head and pooling are removed.
 
     Args:
         backbone: a network that keeps the contract of :class:`monai_vit3d.networks.VisionTransformer3D`.
@@ -128,7 +128,7 @@ class MAE(nn.Module):
         )
 
     def forward(self, x: Tensor, masks: MAEMasks) -> MAEOutput:
-        """Loss of a batch, in float32 at least.
+        """Compute the loss of a batch, in float32 or wider.
 
         Args:
             x: ``(B, C, H, W, D)``.
@@ -136,7 +136,7 @@ class MAE(nn.Module):
 
         Raises:
             UsageError: masks of another batch or grid, or a size that the patch does not divide.
-            ValueError: a volume that the backbone does not take.
+            ValueError: a volume that the backbone refuses.
         """
         target = _take(self._patches(x, masks), masks.masked)
         target = target.float() if target.dtype in (torch.float16, torch.bfloat16) else target
@@ -148,10 +148,10 @@ class MAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, masks: MAEMasks) -> Tensor:
-        """The volume with its masked patches as predicted, in the input's units; visible patches are the input's.
+        """Reconstruct the volume: masked patches as predicted, in the input's units, visible ones from the input.
 
-        Where targets are normalised, a prediction has no level and contrast of its own: it is given the mean and
-        standard deviation of the true patch, which the network has not seen. Judge the structure within patches.
+        If targets are normalised, a prediction has no level and contrast: it gets the mean and standard deviation of
+        the true patch, which the network has not seen. Judge the structure within patches.
 
         Args:
             x: ``(B, C, H, W, D)``.
@@ -173,7 +173,7 @@ class MAE(nn.Module):
 
     @torch.no_grad()
     def reconstruction_slices(self, x: Tensor, masks: MAEMasks, channel: int = 0, axis: int = 2) -> np.ndarray:
-        """Pictures of the middle slice: ``imshow(np.hstack(slices[0]))`` shows the first sample's three side by side.
+        """Draw the middle slice: ``imshow(np.hstack(slices[0]))`` shows the first sample's three pictures side by side.
 
         Args:
             x: ``(B, C, H, W, D)``.
@@ -203,7 +203,7 @@ class MAE(nn.Module):
         self.decoder.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay should leave alone."""
+        """Name the parameters without weight decay."""
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()} | {"decoder.mask_token"}
 
     def _grid(self, x: Tensor) -> GridShape:
@@ -225,16 +225,16 @@ class MAE(nn.Module):
 
 
 def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation ``(B, N, 1)`` of each patch."""
+    """Compute mean and standard deviation ``(B, N, 1)`` of each patch."""
     variance, mean = torch.var_mean(patches, dim=-1, correction=0, keepdim=True)
     return mean, (variance + 1e-6).sqrt()
 
 
 def _index(tokens: Tensor, like: Tensor) -> Tensor:
-    """Token numbers ``(B, n)`` as an index into ``(B, N, C)``."""
+    """Expand token numbers ``(B, n)`` to an index into ``(B, N, C)``."""
     return tokens.to(like.device)[..., None].expand(-1, -1, like.shape[-1])
 
 
 def _take(values: Tensor, tokens: Tensor) -> Tensor:
-    """``(B, N, C)`` at token numbers ``(B, n)``."""
+    """Take the values ``(B, N, C)`` at token numbers ``(B, n)``."""
     return values.gather(1, _index(tokens, values))

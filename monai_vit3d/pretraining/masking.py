@@ -1,9 +1,9 @@
-"""Which tokens a self-supervised task hides: the blocks of I-JEPA, the random tokens and blocks of MAE, in 3D.
+"""Draw masks for self-supervised tasks in 3D: the blocks of I-JEPA, the random tokens and blocks of MAE.
 
-A token's number is its place in the patch grid ``(H', W', D')`` read with D fastest, as the networks flatten it.
+A token's number is its index in the patch grid ``(H', W', D')`` read with D fastest, as the networks flatten it.
 All draws come from the caller's generator: the same generator state gives the same masks, and with a generator of
-the CPU they are the same on every device. Counts and block sides are one for a batch, so that gathers are
-rectangular; places differ by sample.
+the CPU they are the same on every device. Counts and block sides are the same for all samples of a batch, so that
+gathers are rectangular; positions differ by sample.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ def sample_jepa_masks(
     foreground: Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> JEPAMasks:
-    """Multi-block masks of I-JEPA (Assran et al. 2023, arXiv:2301.08243, section 3) on a 3D grid.
+    """Draw the multi-block masks of I-JEPA (Assran et al. 2023, arXiv:2301.08243, section 3) on a 3D grid.
 
-    The context is a large block less all target blocks, at random reduced to the count that the whole batch has.
-    It never falls below ``min_context``: a target goes only to places that leave so much of the context, of
-    which there is always one, on top of the target before it.
+    The context is a large block without all target blocks, reduced at random to the count that all samples of the batch
+    have. It never falls below ``min_context``: a target goes only to positions that leave so much of the context. There
+    is always one, on top of the target before it.
 
     Two defaults are not the paper's. Its targets, 0.15 to 0.2 of an image, have sides of 0.39 to 0.45 of the image's;
     the same shares of a volume are sides of 0.53 to 0.58, and hide the middle of the grid nearly always. With 0.08 to
-    0.12 the context sees the middle as in 2D, in about 1 of 10 samples. A floor of 0.4 lies between what four targets
-    leave of an image (0.53 on average) and the count that a batch of 128 such images has in common (0.29).
+    0.12 the context contains the middle as in 2D, in about 1 of 10 samples. A floor of 0.4 lies between the share of an
+    image that four targets leave (0.53 on average) and the count that a batch of 128 such images has in common (0.29).
 
     Args:
         batch: number of samples B.
         grid: patches along ``(H, W, D)``.
-        generator: where all draws come from.
+        generator: of all random draws.
         targets: blocks M to predict; they may overlap each other.
         target_scale: a target's volume, as a share of the grid's.
         aspect: how far a target may be from a cube: two sides differ by a factor of up to ``sqrt(high / low)``, the
@@ -73,9 +73,9 @@ def sample_jepa_masks(
         min_context: least share of the grid's tokens in the context.
         patch_mm: a patch's sides in mm, so that targets are cubes in the body however thick the slices; None for
             cubes in tokens.
-        foreground: ``(B, H', W', D')``, each patch's share of foreground: a target's place is drawn in proportion
-            to the foreground in it; uniformly where there is none.
-        device: where the masks are wanted; None for the generator's.
+        foreground: ``(B, H', W', D')``, each patch's share of foreground: a target's position is drawn in proportion
+            to the foreground in it; uniformly if there is none.
+        device: of the masks; None for the generator's.
 
     Returns:
         Masks with ``Nc >= min_context * H' * W' * D'``.
@@ -99,10 +99,10 @@ def sample_jepa_masks(
     weights = _weights(foreground, batch, size, device)
     free = torch.zeros(batch, prod(size), dtype=torch.bool, device=device)
     free.scatter_(1, _draw_blocks(_windows(torch.ones_like(weights), outer), outer, size, generator), True)
-    wished, blocks = _windows(weights, sides), []
+    position_weights, blocks = _windows(weights, sides), []
     for _ in range(targets):
-        left = free.sum(1)[:, None, None, None] - _windows(free.view(batch, *size), sides)
-        blocks.append(_draw_blocks(wished * (left >= floor), sides, size, generator))
+        remaining = free.sum(1)[:, None, None, None] - _windows(free.view(batch, *size), sides)
+        blocks.append(_draw_blocks(position_weights * (remaining >= floor), sides, size, generator))
         free.scatter_(1, blocks[-1], False)
     return JEPAMasks(_pick(free, int(free.sum(1).min()), generator), torch.stack(blocks, 1))
 
@@ -115,14 +115,14 @@ def sample_random_masks(
     generator: torch.Generator,
     device: torch.device | str | None = None,
 ) -> MAEMasks:
-    """Random masks of MAE (He et al. 2022, arXiv:2111.06377, section 3): each sample's tokens without replacement.
+    """Draw the random masks of MAE (He et al. 2022, arXiv:2111.06377, section 3), without replacement.
 
     Args:
         batch: number of samples B.
         grid: patches along ``(H, W, D)``.
         ratio: share of the tokens to mask, rounded to the nearest count.
-        generator: where all draws come from.
-        device: where the masks are wanted; None for the generator's.
+        generator: of all random draws.
+        device: of the masks; None for the generator's.
 
     Raises:
         UsageError: an argument out of its range, or a ratio that masks no token or all.
@@ -144,21 +144,21 @@ def sample_block_masks(
     patch_mm: Sequence[float] | None = None,
     device: torch.device | str | None = None,
 ) -> MAEMasks:
-    """Block-wise masks for MAE: blocks as in BEiT (Bao et al. 2022, arXiv:2106.08254, algorithm 1), in 3D.
+    """Draw block-wise masks for MAE, with blocks as in BEiT (Bao et al. 2022, arXiv:2106.08254, algorithm 1), in 3D.
 
-    Blocks are added, each about a token that is still visible, until the ratio is reached; of a sample's last block
-    only the middle is masked, so that the count is exact. Blocks may stand out over the grid's ends: those that may
-    not would hide the middle of a volume nearly always.
+    Blocks are added, each around a token that is still visible, until the ratio is reached; only the middle of a
+    sample's last block is masked, so that the count is exact. Blocks may extend beyond the grid: otherwise they would
+    hide the middle of a volume nearly always.
 
     Args:
         batch: number of samples B.
         grid: patches along ``(H, W, D)``.
         ratio: share of the tokens to mask, rounded to the nearest count.
-        generator: where all draws come from.
+        generator: of all random draws.
         scale: a block's volume, as a share of the grid's; from BEiT's 16 of 196 patches.
         aspect: how far a block may be from a cube, as in :func:`sample_jepa_masks`.
         patch_mm: a patch's sides in mm, for cubes in the body; None for cubes in tokens.
-        device: where the masks are wanted; None for the generator's.
+        device: of the masks; None for the generator's.
 
     Raises:
         UsageError: an argument out of its range, or a ratio that masks no token or all.
@@ -171,9 +171,10 @@ def sample_block_masks(
     step = 0
     while int(order.isfinite().flatten(1).sum(1).min()) < count:
         sides = _draw_sides(size, patch_mm, scale, aspect, generator)
-        middle = _draw_places(order.isinf(), generator) + _uniform((batch, 3), generator, device) - 0.5
-        far = _distance(middle, sides, size)
-        order = torch.minimum(order, torch.where(far <= 1, step + 0.999 * far, float("inf")))  # the first block's stays
+        middle = _draw_positions(order.isinf(), generator) + _uniform((batch, 3), generator, device) - 0.5
+        distance = _distance(middle, sides, size)
+        # a token of several blocks belongs to the first
+        order = torch.minimum(order, torch.where(distance <= 1, step + 0.999 * distance, float("inf")))
         step += 1
     return _split(order.flatten(1), count)
 
@@ -197,13 +198,13 @@ def _check_ranges(aspect: ScaleRange, **scales: ScaleRange) -> None:
 
 
 def _weights(foreground: Tensor | None, batch: int, grid: Sides, device: torch.device) -> Tensor:
-    """``(B, H', W', D')`` whole numbers, whose sums are the same on every device."""
+    """Weigh the patches ``(B, H', W', D')`` by whole numbers, whose sums are the same on every device."""
     if foreground is None:
         return torch.ones((batch, *grid), dtype=torch.long, device=device)
     if foreground.shape != (batch, *grid) or not bool(((foreground >= 0) & (foreground <= 1)).all()):
-        came = tuple(foreground.shape)
-        raise UsageError(f"foreground of shape {came}; shares from 0 to 1 of shape {(batch, *grid)} are needed.")
-    # + 1: a sample without foreground has places too
+        shape = tuple(foreground.shape)
+        raise UsageError(f"foreground of shape {shape}; shares from 0 to 1 of shape {(batch, *grid)} are needed.")
+    # + 1: in a sample without foreground all positions have the same weight
     return (foreground.to(device, torch.float32) * 65535).round().long() + 1
 
 
@@ -221,30 +222,30 @@ def _uniform(shape: Sequence[int], generator: torch.Generator, device: torch.dev
 def _draw_sides(
     grid: Sides, patch_mm: Sequence[float] | None, scale: ScaleRange, aspect: ScaleRange, generator: torch.Generator
 ) -> Sides:
-    """Sides, in patches, of a block whose volume and form are drawn; at least 1 and at most the grid's."""
+    """Draw a block's volume and shape, and compute its sides in patches, from 1 to the grid's."""
     patch = [1.0, 1.0, 1.0] if patch_mm is None else [float(mm) for mm in patch_mm]
     share, *form = torch.rand(4, generator=generator, device=generator.device).tolist()
     stretch = [exp((u - 0.5) * log(aspect[1] / aspect[0]) / 2) for u in form]
     volume = (scale[0] + share * (scale[1] - scale[0])) * prod(grid)
     ideal = [0.0, 0.0, 0.0]  # in patches
-    # the tightest axis first: where the grid cuts the block, the other axes take what is left of its volume
+    # the tightest axis first: if the grid limits a side, the other two make up for it
     axes = sorted(range(3), key=lambda a: grid[a] * patch[a] / stretch[a])
     for done, axis in enumerate(axes):
         unit = prod(stretch[a] / patch[a] for a in axes[done:])
         ideal[axis] = min(grid[axis], (volume / unit) ** (1 / (3 - done)) * stretch[axis] / patch[axis])
         volume /= ideal[axis]
     # the fewest patches first: the finer axes make up for its rounding; among equals any axis may be first
-    sides, owed = [1, 1, 1], 1.0
+    sides, rounding = [1, 1, 1], 1.0
     for done, axis in enumerate(sorted(range(3), key=lambda a: (round(ideal[a], 6), form[a]))):
-        sides[axis] = min(grid[axis], max(1, round(ideal[axis] * owed ** (1 / (3 - done)))))
-        owed *= ideal[axis] / sides[axis]
+        sides[axis] = min(grid[axis], max(1, round(ideal[axis] * rounding ** (1 / (3 - done)))))
+        rounding *= ideal[axis] / sides[axis]
     return sides[0], sides[1], sides[2]
 
 
 def _shrunk(sides: Sides, grid: Sides, room: int) -> Sides:
-    """A target's sides, so short that it has at most ``room`` tokens and no token is in each of its places."""
+    """Shorten a target's sides so that it has at most ``room`` tokens and no token is in it at all positions."""
     new = list(sides)
-    # longer than half the grid along every axis, it would hold the grid's middle wherever it lies
+    # longer than half the grid along every axis, it would contain the grid's middle at any position
     if all(2 * s > n for s, n in zip(new, grid)):
         axis = min((a for a in range(3) if grid[a] > 1), key=lambda a: new[a] / (grid[a] // 2))
         new[axis] = grid[axis] // 2
@@ -254,47 +255,47 @@ def _shrunk(sides: Sides, grid: Sides, room: int) -> Sides:
 
 
 def _windows(values: Tensor, sides: Sides) -> Tensor:
-    """Sum of ``(B, H', W', D')`` over the block at each of its places; exact for bool."""
+    """Sum ``(B, H', W', D')`` over the block at each of its positions; exact for bool."""
     for axis, side in enumerate(sides, start=1):
         values = values.unfold(axis, side, 1).sum(-1)
     return values
 
 
-def _draw_places(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """``(B, 3)`` places in ``(B, h, w, d)``, drawn by weight; never one of weight 0 while there are others."""
-    # a race of exponential clocks: no running sums, whose rounding could let in a place of weight 0
+def _draw_positions(weights: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw positions ``(B, 3)`` in ``(B, h, w, d)`` by weight; never one of weight 0 while there are others."""
+    # a race of exponential clocks: no running sums, whose rounding could admit a position of weight 0
     draws = torch.rand(weights.shape, generator=generator, device=generator.device)
     clocks = -torch.log1p(-draws).to(weights.device) / weights
-    place = torch.where(weights > 0, clocks, float("inf")).flatten(1).argmin(1)
+    index = torch.where(weights > 0, clocks, float("inf")).flatten(1).argmin(1)
     w, d = weights.shape[2:]
-    return torch.stack([place // (w * d), place // d % w, place % d], 1)
+    return torch.stack([index // (w * d), index // d % w, index % d], 1)
 
 
 def _draw_blocks(weights: Tensor, sides: Sides, grid: Sides, generator: torch.Generator) -> Tensor:
-    """Tokens ``(B, Nt)`` of a block per sample, its first corner drawn by weight ``(B, h, w, d)``."""
+    """Draw a block per sample, its first corner by weight ``(B, h, w, d)``: tokens ``(B, Nt)``."""
     steps = torch.tensor([grid[1] * grid[2], grid[2], 1], device=weights.device)
     inside = torch.cartesian_prod(*(torch.arange(side, device=weights.device) for side in sides))
-    return (_draw_places(weights, generator) * steps).sum(1, keepdim=True) + (inside * steps).sum(1)
+    return (_draw_positions(weights, generator) * steps).sum(1, keepdim=True) + (inside * steps).sum(1)
 
 
 def _distance(middle: Tensor, sides: Sides, grid: Sides) -> Tensor:
-    """``(B, H', W', D')``: how far tokens are from a block's ``middle`` ``(B, 3)``; 1 at its faces."""
+    """Compute the distance ``(B, H', W', D')`` of tokens from a block's ``middle`` ``(B, 3)``; 1 at its faces."""
     h, w, d = (
         (torch.arange(n, device=middle.device) - middle[:, axis, None]).abs() / (side / 2)
         for axis, (n, side) in enumerate(zip(grid, sides))
     )
     h, w, d = h[:, :, None, None], w[:, None, :, None], d[:, None, None, :]
-    # the sum: a layer that is masked in part is masked from its middle, too
+    # the sum: a layer that is masked in part is masked from its middle outwards
     return torch.maximum(torch.maximum(h, w), d) + 1e-4 * (h + w + d - 3)
 
 
 def _pick(among: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``(B, count)``: as many of each row's True places, at random, ascending."""
+    """Pick ``count`` of each row's True indices at random: ``(B, count)``, ascending."""
     keys = _uniform(among.shape, generator, among.device).masked_fill(~among, 2)
     return keys.argsort(dim=1, stable=True)[:, :count].sort(dim=1).values
 
 
 def _split(order: Tensor, count: int) -> MAEMasks:
-    """The ``count`` tokens that come first are masked, the others visible."""
+    """Mask the ``count`` tokens of lowest ``order``; the others are visible."""
     tokens = order.argsort(dim=1, stable=True)
     return MAEMasks(tokens[:, count:].sort(dim=1).values, tokens[:, :count].sort(dim=1).values)

@@ -1,4 +1,4 @@
-"""Volumes as rows of patches, and back: what a pixel-predicting task compares."""
+"""Cut volumes into rows of patches, and put them together again."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def patchify(x: Tensor, patch: GridShape) -> Tensor:
         patch: the patch ``(h, w, d)``, in voxels.
 
     Returns:
-        ``(B, N, C * h * w * d)``: patches with D fastest, as the networks order tokens; a patch's values as a
-        convolution's kernel holds them.
+        ``(B, N, C * h * w * d)``: patches with D fastest, as the networks order tokens; a patch's values in the order
+        of a convolution's kernel.
 
     Raises:
-        UsageError: no batch of volumes, or a size that the patch does not divide.
+        UsageError: not a batch of volumes, or a size that the patch does not divide.
     """
     if x.dim() != 5 or any(n % p for n, p in zip(x.shape[2:], patch)):
         raise UsageError(

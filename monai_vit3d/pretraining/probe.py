@@ -1,7 +1,7 @@
-"""What frozen features know, read by a logistic, a nearest-neighbour or a ridge probe.
+"""Probe frozen features by logistic regression, nearest neighbours or ridge regression.
 
 Each probe is scikit-learn's, behind a StandardScaler; both are fitted on the training part. Its one setting is chosen
-by the validation part; the test part is scored once. Nothing is drawn at random.
+on the validation part; the test part is scored once. Nothing is drawn at random.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ VALUE_SCORES: Scores = {"r2": r2, "mae": mean_absolute_error}
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """What a probe reached.
+    """Scores of a probe.
 
     ``scores`` are the test part's, by name. ``chosen`` is the value of ``setting`` that was best on the validation
-    part, ``validation`` the score there of every value tried; ``cases`` counts training, validation and test.
+    part, ``validation`` has the score there of every value that was tried; ``cases`` counts training, validation and
+    test.
     """
 
     probe: str
@@ -52,7 +53,7 @@ class ProbeScore:
     cases: tuple[int, int, int]
 
     def as_dict(self) -> dict[str, float]:
-        """The test scores, the choice and its validation score by name, for a log."""
+        """Return the test scores, the chosen value and its validation score by name, for a log."""
         best = {self.setting: float(self.chosen), "validation": self.validation[self.chosen]}
         return {f"{self.probe}_{name}": value for name, value in {**self.scores, **best}.items()}
 
@@ -60,7 +61,7 @@ class ProbeScore:
 def logistic_probe(
     train: Features, validation: Features, test: Features, grid: Sequence[float] = LOGISTIC_C
 ) -> ProbeScore:
-    """Logistic regression with L2 penalty 1 / C; C is chosen by the validation part's AUC, the least of equals.
+    """Fit logistic regression with L2 penalty 1 / C; C is chosen by the validation AUC, the lowest of equals.
 
     Args:
         train: features with class numbers ``(N,)``.
@@ -69,7 +70,8 @@ def logistic_probe(
         grid: values of C to try.
 
     Raises:
-        UsageError: parts that do not fit together, no class numbers, an empty grid, or no scikit-learn.
+        UsageError: parts that do not fit together, labels that are not class numbers, an empty grid, or no
+            scikit-learn.
         DatasetError: a part has no case of a class.
     """
     _require_sklearn()
@@ -83,20 +85,21 @@ def logistic_probe(
 
 
 def knn_probe(train: Features, validation: Features, test: Features, grid: Sequence[int] = NEIGHBOURS) -> ProbeScore:
-    """K nearest neighbours by cosine; k is chosen by the validation part's AUC, the least of equals.
+    """Classify by the k nearest neighbours by cosine; k is chosen by the validation AUC, the lowest of equals.
 
     Votes weigh ``exp(cosine / 0.07)`` (Wu et al. 2018, arXiv:1805.01978, section 3.4). Features are centred by the
     training part's mean (CL2N of Wang et al. 2019, arXiv:1911.04623): volumes of one organ share a large mean feature,
-    beside which all cosines are near 1.
+    with which all cosines are near 1.
 
     Args:
         train: features with class numbers ``(N,)``.
         validation: for choosing k only.
         test: for the scores ``"auc"`` (macro, one against the rest) and ``"accuracy"`` only.
-        grid: values of k to try; those above the number of training cases are passed over.
+        grid: values of k to try; those above the number of training cases are skipped.
 
     Raises:
-        UsageError: parts that do not fit together, no class numbers, an empty grid, or no scikit-learn.
+        UsageError: parts that do not fit together, labels that are not class numbers, an empty grid, or no
+            scikit-learn.
         DatasetError: a part has no case of a class.
     """
     _require_sklearn()
@@ -114,7 +117,7 @@ def knn_probe(train: Features, validation: Features, test: Features, grid: Seque
 def ridge_probe(
     train: Features, validation: Features, test: Features, grid: Sequence[float] = RIDGE_ALPHA
 ) -> ProbeScore:
-    """Linear regression with L2 penalty alpha; alpha is chosen by the validation part's R², the greatest of equals.
+    """Fit linear regression with L2 penalty alpha; alpha is chosen by the validation R², the highest of equals.
 
     Args:
         train: features with values ``(N,)`` or ``(N, L)``.
@@ -140,22 +143,22 @@ def ridge_probe(
 def _probe(
     name: str, setting: str, build: Callable[[Any], Any], grid: Sequence[Any], parts: Parts, scores: Scores, method: str
 ) -> ProbeScore:
-    """Fit a probe for each value of the grid, and score the one that is best on the validation part."""
+    """Fit a probe for each value of the grid, and score the best on the validation part."""
     if not grid:
         raise UsageError(f"grid holds no {setting} that fits {len(parts[0].values)} training cases; one is needed.")
     train, validation, test = ((part.values.astype(np.float64), part.labels) for part in parts)
     score = next(iter(scores.values()))
     models = {value: build(value).fit(*train) for value in grid}
-    found = {value: score(getattr(model, method)(validation[0]), validation[1]) for value, model in models.items()}
-    chosen = max(found, key=lambda value: found[value])  # the first of equals, in the grid's order
+    by_value = {value: score(getattr(model, method)(validation[0]), validation[1]) for value, model in models.items()}
+    chosen = max(by_value, key=lambda value: by_value[value])  # the first of equals, in the grid's order
     predictions = getattr(models[chosen], method)(test[0])
-    reached = {key: function(predictions, test[1]) for key, function in scores.items()}
-    cases = tuple(len(part.values) for part in parts)
-    return ProbeScore(name, parts[0].description, setting, chosen, found, reached, cases)
+    test_scores = {key: function(predictions, test[1]) for key, function in scores.items()}
+    cases = (len(parts[0].values), len(parts[1].values), len(parts[2].values))
+    return ProbeScore(name, parts[0].description, setting, chosen, by_value, test_scores, cases)
 
 
 def _scaled(estimator: Any, with_std: bool = True) -> Any:
-    """The estimator behind a scaler of its features."""
+    """Put an estimator behind a scaler of its features."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -163,12 +166,12 @@ def _scaled(estimator: Any, with_std: bool = True) -> Any:
 
 
 def _votes(distances: Array) -> Array:
-    """Weights of neighbours from ``(N, k)`` cosine distances; only their ratios matter."""
+    """Compute the weights of neighbours from ``(N, k)`` cosine distances; only their ratios matter."""
     return np.exp((distances.min(1, keepdims=True) - distances) / TEMPERATURE)
 
 
 def _require_same(parts: Parts) -> None:
-    """Refuse parts of other encoders or poolings, and labels that are not as many as the features."""
+    """Refuse parts of different encoders or poolings, and parts with more or fewer labels than features."""
     for name, part in zip(PROBE_SECTIONS, parts):
         if part.values.ndim != 2 or len(part.values) != len(part.labels) or not len(part.values):
             raise UsageError(
@@ -178,12 +181,12 @@ def _require_same(parts: Parts) -> None:
         require_finite(np.asarray(part.labels, np.float64), f"labels of section {name!r}")
     kinds = [(part.values.shape[1], part.description) for part in parts]
     if len(set(kinds)) > 1:
-        listed = "; ".join(f"{name}: {width} of {what}" for name, (width, what) in zip(PROBE_SECTIONS, kinds))
+        listed = "; ".join(f"{name}: {width} of {text}" for name, (width, text) in zip(PROBE_SECTIONS, kinds))
         raise UsageError(f"features differ in kind ({listed}). Extract all sections with one encoder and pooling.")
 
 
 def _require_classes(*parts: Features) -> None:
-    """Refuse labels that are no class numbers, and sections that lack a class."""
+    """Refuse labels that are not class numbers, and sections that lack a class."""
     _require_same(parts)
     for name, part in zip(PROBE_SECTIONS, parts):
         if part.labels.ndim != 1:

@@ -1,4 +1,4 @@
-"""Schedules of pretraining: learning rate, weight decay and momentum as functions of the optimizer's step."""
+"""Compute learning rate, weight decay and momentum of pretraining from the optimizer's step."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ..data.errors import UsageError
 def learning_rate_at(
     step: int, total: int, *, warmup: int = 0, peak: float = 1e-3, start: float = 1e-4, end: float = 1e-6
 ) -> float:
-    """Learning rate: linear from ``start`` to ``peak``, then half a cosine to ``end`` (Loshchilov and Hutter 2017).
+    """Compute the learning rate: linear from ``start`` to ``peak``, then half a cosine to ``end`` (SGDR, 1608.03983).
 
     The defaults are I-JEPA's (arXiv:2301.08243, appendix A), there for batches of 2048 images.
 
     Args:
         step: optimizer steps done; from ``total`` on the rate is ``end``.
         total: steps of the whole training.
-        warmup: steps of the linear part, of which I-JEPA has 15 epochs' worth.
+        warmup: steps of the linear part; I-JEPA has 15 epochs of it.
         peak: highest rate.
-        start: rate of the first step, where there is a warm-up.
+        start: rate of the first step, if there is a warm-up.
         end: rate after the last step.
 
     Raises:
@@ -34,7 +34,7 @@ def learning_rate_at(
 
 
 def weight_decay_at(step: int, total: int, *, start: float = 0.04, end: float = 0.4) -> float:
-    """Weight decay: half a cosine from ``start`` to ``end`` (DINO, arXiv:2104.14294, section 3.2).
+    """Compute the weight decay: half a cosine from ``start`` to ``end`` (DINO, arXiv:2104.14294, section 3.2).
 
     I-JEPA has the same ends and a straight line between them.
 
@@ -52,7 +52,7 @@ def weight_decay_at(step: int, total: int, *, start: float = 0.04, end: float = 
 
 
 def momentum_at(step: int, total: int, start: float = 0.996, end: float = 1.0) -> float:
-    """Momentum of the target encoder: a line from ``start`` to ``end`` (I-JEPA, arXiv:2301.08243, appendix A).
+    """Compute the target encoder's momentum: linear from ``start`` to ``end`` (I-JEPA, arXiv:2301.08243, appendix A).
 
     Args:
         step: optimizer steps done; from ``total`` on the momentum is ``end``.

@@ -1,4 +1,4 @@
-"""Maps of what a network looked at, on the volume's own voxels."""
+"""Explain networks: attention and saliency maps on the volume's own voxels."""
 
 from .attention import AttentionMaps, attention_maps
 from .inferer import ExplainInferer

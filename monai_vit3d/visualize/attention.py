@@ -1,4 +1,4 @@
-"""Attention maps: which patches a network's tokens and queries attend to."""
+"""Map the attention of a network's tokens and queries to patches."""
 
 from __future__ import annotations
 
@@ -33,16 +33,15 @@ class AttentionMaps(NamedTuple):
 
 
 def attention_maps(model: nn.Module, volume: Tensor) -> AttentionMaps:
-    """Attention on the volume's own voxels, heads averaged.
+    """Map attention on the volume's own voxels, averaged over heads.
 
-    ``rollout`` multiplies ``(A + I) / 2`` of all blocks (Abnar and Zuidema 2020, arXiv:2005.00928, section 3): how far
-    the token that comes out draws on each patch that went in. ``last_block`` is the last block's A alone. Both are
-    those of the class token or, without one, the mean of the patch tokens; prefix tokens are left out and the rest
-    sums to 1. ``head`` averages the learned queries of an attentive head (or of ``global_pool="map"``) and adds up the
-    taps.
+    ``rollout`` multiplies ``(A + I) / 2`` of all blocks (Abnar and Zuidema 2020, arXiv:2005.00928, section 3): how much
+    each input patch contributes to the output token. ``last_block`` is the last block's A alone. Both are those of the
+    class token or, without one, the mean of the patch tokens; prefix tokens are left out and the rest sums to 1.
+    ``head`` averages the learned queries of an attentive head (or of ``global_pool="map"``) and adds up the taps.
 
     The weights of one block at a time are held for all heads, ``B * heads * T**2`` numbers for T tokens, and their
-    mean over the heads for every block. The model is left as it was.
+    mean over the heads for every block. The model stays as it is.
 
     Args:
         model: a :class:`TokenClassifier` or a :class:`VisionTransformer3D`, with or without a head.
@@ -74,7 +73,7 @@ def attention_maps(model: nn.Module, volume: Tensor) -> AttentionMaps:
 
 
 def _start(weights: Tensor, backbone: nn.Module) -> Tensor:
-    """Whose attention is asked for, as a distribution over tokens ``(B, T)``: the class token's or all patches'."""
+    """Start from the class token or from all patches: a distribution over tokens ``(B, T)``."""
     row, prefix = torch.zeros_like(weights[:, 0]), backbone.num_prefix_tokens
     if backbone.has_class_token:
         row[:, 0] = 1
@@ -84,17 +83,17 @@ def _start(weights: Tensor, backbone: nn.Module) -> Tensor:
 
 
 def _share(row: Tensor) -> Tensor:
-    """Each row divided by its sum; one that is 0 throughout stays so."""
+    """Divide each row by its sum; a row of zeros stays so."""
     return row / row.sum(1, keepdim=True).clamp_min(torch.finfo(row.dtype).tiny)
 
 
 def _follow(row: Tensor, weights: Tensor) -> Tensor:
-    """A distribution over tokens ``(B, T)``, one attention ``(B, T, T)`` earlier."""
+    """Trace a distribution over tokens ``(B, T)`` back through one attention ``(B, T, T)``."""
     return (row[:, :, None] * weights).sum(1)  # no matmul: autocast would round the shares
 
 
 def _roll_out(row: Tensor, weights: list[Tensor]) -> Tensor:
-    """A row of the product of all ``(A + I) / 2``, from the last block to the first: no T x T product is needed."""
+    """Multiply a row by all ``(A + I) / 2``, from the last block to the first, without T x T products."""
     for matrix in reversed(weights):
         row = (row + _follow(row, matrix)) / 2
     return row
@@ -115,7 +114,7 @@ def _watched(backbone: nn.Module, pool: nn.Module | None) -> Iterator[tuple[list
 
     with ExitStack() as stack:
         for attention in attentions:
-            # a fused kernel never makes the weights; without it they pass through the (idle) dropout
+            # a fused kernel does not compute the weights; without it they pass through the (idle) dropout
             stack.callback(setattr, attention, "fused_attn", attention.fused_attn)
             attention.fused_attn = False
             stack.callback(attention.attn_drop.register_forward_hook(keep).remove)
@@ -125,10 +124,10 @@ def _watched(backbone: nn.Module, pool: nn.Module | None) -> Iterator[tuple[list
 
 
 def _plain_attention(block: nn.Module) -> nn.Module:
-    """The attention of a block.
+    """Return the attention of a block.
 
     Raises:
-        ValueError: one whose weights are no shares.
+        ValueError: its weights are not shares that sum to 1.
     """
     attention = getattr(block, "attn", block)
     if type(attention).forward not in (Attention.forward, AttentionRope.forward):
@@ -146,9 +145,9 @@ def _attentive_pool(model: nn.Module) -> nn.Module | None:
 
 
 def _pool_weights(pool: AttentionPoolLatent, x: Tensor) -> Tensor:
-    """Attention of the latent queries to tokens ``(B, M, E)``, heads and queries averaged: ``(B, M)``.
+    """Compute the attention of the latent queries to tokens ``(B, M, E)``, heads and queries averaged: ``(B, M)``.
 
-    timm's forward pass keeps its weights to itself: queries and keys are made again.
+    timm's forward pass does not expose its weights: queries and keys are computed again.
     """
     q = pool.q(pool.latent).unflatten(2, (pool.num_heads, -1)).transpose(1, 2)
     k = pool.kv(x).chunk(2, 2)[0].unflatten(2, (pool.num_heads, -1)).transpose(1, 2)

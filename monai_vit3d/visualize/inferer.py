@@ -1,4 +1,4 @@
-"""An inferer that hands out maps of what the network looked at, instead of what it said."""
+"""An inferer that returns explanation maps instead of the network's output."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EXPLAIN_METHODS: dict[str, Callable[..., Tensor]] = {
 
 
 class ExplainInferer(Inferer):
-    """Explain a classifier inside MONAI's engines and bundles: NIfTI in, map out with Invertd and SaveImaged.
+    """Explain a classifier in MONAI's engines and bundles: from NIfTI to a map on its grid, by Invertd and SaveImaged.
 
     Args:
         method: ``"rollout"``, ``"last_block"`` or ``"head"`` (fields of :class:`AttentionMaps`), ``"grad_cam"`` or
@@ -46,7 +46,7 @@ class ExplainInferer(Inferer):
         options: keywords of :func:`grad_cam` or :func:`occlusion_map`.
 
     Raises:
-        ValueError: an unknown method, or an option that it does not have.
+        ValueError: an unknown method, or an option that the method does not have.
 
     Example:
         >>> ExplainInferer("grad_cam", class_idx=1)(torch.zeros(1, 1, 64, 64, 64), network).shape

@@ -1,4 +1,4 @@
-"""Saliency maps: which parts of a volume speak for a class. Thin layers over ``monai.visualize``."""
+"""Map which parts of a volume support a class: thin layers over ``monai.visualize``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ OCCLUSIONS = ("mean_img", "gaussian")  # MONAI's "mean_patch" multiplies by the 
 
 
 def scale_up(maps: Tensor) -> Tensor:
-    """Each map of ``(B, 1, H, W, D)`` linearly to 0 (least) .. 1 (most); MONAI's ``default_normalizer`` reverses it."""
+    """Scale each map of ``(B, 1, H, W, D)`` to 0 (least) .. 1 (most); MONAI's ``default_normalizer`` reverses it."""
     low, high = maps.amin((1, 2, 3, 4), keepdim=True), maps.amax((1, 2, 3, 4), keepdim=True)
     return (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
 class TokenGradCAM(GradCAM):
-    """MONAI's GradCAM for a layer that puts out tokens: Selvaraju et al. 2017, arXiv:1610.02391.
+    """MONAI's GradCAM for a layer whose output is tokens: Selvaraju et al. 2017, arXiv:1610.02391.
 
     The patch tokens are the pixels, the embedding's width the channels; prefix tokens are left out. Only the graph
     after the layer is differentiated: parameters may be frozen, their ``.grad`` stays, and no hooks remain.
@@ -35,7 +35,7 @@ class TokenGradCAM(GradCAM):
     Args:
         nn_module: a :class:`TokenClassifier`, or a :class:`VisionTransformer3D` with a head.
         target_layers: the layer's name in ``named_modules()``; its output is ``(B, P + N, E)``.
-        postprocessing: what becomes of the maps on voxels.
+        postprocessing: applied to the maps on voxels.
 
     Raises:
         TypeError: another model.
@@ -61,12 +61,12 @@ class TokenGradCAM(GradCAM):
     def compute_map(  # type: ignore[override]
         self, x: Tensor, class_idx: int | None = None, retain_graph: bool = False, layer_idx: int = -1, **kwargs: Any
     ) -> Tensor:
-        """Weighted sum of the layer's channels on the patch grid.
+        """Compute the weighted sum of the layer's channels on the patch grid.
 
         Args:
             x: ``(B, C, H, W, D)``.
             class_idx: number of the output; None takes each volume's largest.
-            retain_graph: not used, nothing of the graph is left.
+            retain_graph: not used, as the graph is freed.
             layer_idx: number of the layer, if there are several.
             kwargs: passed on to the network.
 
@@ -74,7 +74,7 @@ class TokenGradCAM(GradCAM):
             ``(B, 1, H', W', D')``, not negative, neither upsampled nor scaled.
 
         Raises:
-            ValueError: no such class, or a layer that puts out no tokens.
+            ValueError: no such class, or a layer whose output is not tokens.
         """
         tokens, gradient = self._differentiate(x, class_idx, self.nn_module.target_layers[layer_idx], kwargs)
         prefix = self.backbone.num_prefix_tokens
@@ -84,18 +84,19 @@ class TokenGradCAM(GradCAM):
     def _differentiate(
         self, x: Tensor, class_idx: int | None, name: str, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """A layer's output, and the gradient of the class score in it."""
-        model, kept = self.nn_module.model, []
+        """Compute a layer's output, and the gradient of the class score with respect to it."""
+        model = self.nn_module.model
+        outputs: list[Tensor] = []
 
-        def cut(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            kept.append(output.detach().requires_grad_())
-            return kept[-1]
+        def detach(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            outputs.append(output.detach().requires_grad_())
+            return outputs[-1]
 
-        handle = self.nn_module.get_layer(name).register_forward_hook(cut)
+        handle = self.nn_module.get_layer(name).register_forward_hook(detach)
         try:
             with eval_mode(model), torch.inference_mode(False), torch.enable_grad():
                 logits = model(x.clone() if x.is_inference() else x, **kwargs)
-                tokens = self._checked(kept, name, x)  # now: gradient checkpointing runs the layer once more below
+                tokens = self._checked(outputs, name, x)  # now: gradient checkpointing runs the layer once more below
                 score = logits.gather(1, _classes(logits, class_idx)[:, None]).sum()
                 return tokens.detach(), torch.autograd.grad(score, tokens)[0]
         finally:
@@ -103,10 +104,10 @@ class TokenGradCAM(GradCAM):
 
     def _checked(self, outputs: list[Tensor], name: str, x: Tensor) -> Tensor:
         grid = self.backbone.patch_embed.dynamic_feat_size(tuple(x.shape[2:]))
-        need = [len(x), self.backbone.num_prefix_tokens + grid[0] * grid[1] * grid[2]]
-        if not outputs or outputs[-1].ndim != 3 or list(outputs[-1].shape[:2]) != need:
-            came = f"puts out {list(outputs[-1].shape)}" if outputs else "does not run"
-            raise ValueError(f"layer={name!r} {came}; tokens {[*need, 'E']} are needed: try a block's 'norm1'.")
+        shape = [len(x), self.backbone.num_prefix_tokens + grid[0] * grid[1] * grid[2]]
+        if not outputs or outputs[-1].ndim != 3 or list(outputs[-1].shape[:2]) != shape:
+            problem = f"puts out {list(outputs[-1].shape)}" if outputs else "does not run"
+            raise ValueError(f"layer={name!r} {problem}; tokens {[*shape, 'E']} are needed: try a block's 'norm1'.")
         return outputs[-1]
 
 
@@ -117,19 +118,19 @@ def grad_cam(
     layer: str | None = None,
     postprocessing: Callable[[Tensor], Tensor] = scale_up,
 ) -> Tensor:
-    """Grad-CAM on the volume's own voxels, by :class:`TokenGradCAM`.
+    """Compute Grad-CAM on the volume's own voxels, by :class:`TokenGradCAM`.
 
     Args:
         model: a :class:`TokenClassifier`, or a :class:`VisionTransformer3D` with a head.
         volume: ``(B, C, H, W, D)``, or one ``(C, H, W, D)``.
         class_idx: number of the output to explain; None takes each volume's largest.
-        layer: the layer's name in ``named_modules()``; None takes the first norm of the last block, from where the
-            patches still reach every pooling (behind the last block none reaches a class token).
-        postprocessing: what becomes of the maps on voxels; the default scales each volume's to 0 (least) .. 1 (most).
+        layer: the layer's name in ``named_modules()``; None uses the first norm of the last block, after which the
+            patches still reach every pooling (after the last block none reaches a class token).
+        postprocessing: applied to the maps on voxels; the default scales each volume's to 0 (least) .. 1 (most).
 
     Returns:
-        ``(B, 1, H, W, D)`` float32 with the leading axes of ``volume``, and its metadata if it is a MetaTensor. Where
-        no patch speaks for the class the map is 0.
+        ``(B, 1, H, W, D)`` float32 with the leading axes of ``volume``, and its metadata if it is a MetaTensor. If no
+        patch supports the class the map is 0.
 
     Raises:
         TypeError: another model.
@@ -152,15 +153,15 @@ def occlusion_map(
     task: str = "multi-class",
     n_batch: int = 16,
 ) -> Tensor:
-    """How far the class's probability drops when a box is covered, by MONAI's OcclusionSensitivity.
+    """Map how far the class's probability drops when a box is covered, by MONAI's OcclusionSensitivity.
 
-    The method of Zeiler and Fergus 2014, arXiv:1311.2901, section 2. It runs the network once a box.
+    The method is that of Zeiler and Fergus 2014, arXiv:1311.2901, section 2. The network runs once for each box.
 
     Args:
         model: a :class:`TokenClassifier`, or a :class:`VisionTransformer3D` with a head.
         volume: ``(B, C, H, W, D)``, or one ``(C, H, W, D)``.
         class_idx: number of the class, label or value to explain; None takes each volume's largest.
-        mask_size: the box ``(h, w, d)`` in voxels; None takes one patch.
+        mask_size: the box ``(h, w, d)`` in voxels; None is one patch.
         overlap: share of a box that the next one overlaps, 0 to below 1; voxels get the mean of the boxes over them.
         mode: what covers: the volume's mean (``"mean_img"``), a number, or ``"gaussian"`` for a soft hole of 0.
         task: what the outputs mean, as in :func:`probabilities`.
@@ -168,7 +169,7 @@ def occlusion_map(
 
     Returns:
         ``(B, 1, H, W, D)`` float32 with the leading axes of ``volume``, and its metadata if it is a MetaTensor:
-        probability as it is minus probability when covered, -1 .. 1; positive where the volume speaks for the class.
+        probability as it is minus probability when covered, -1 .. 1; positive where the volume supports the class.
         (MONAI's own map is the latter probability.) For a regression the difference of the values.
 
     Raises:
@@ -199,7 +200,7 @@ def occlusion_map(
 
 
 def _with_head(model: nn.Module) -> nn.Module:
-    """The backbone of a network that classifies.
+    """Return the backbone of a network that classifies.
 
     Raises:
         TypeError: another model.
@@ -215,7 +216,7 @@ def _with_head(model: nn.Module) -> nn.Module:
 
 
 def _classes(scores: Tensor, class_idx: int | None) -> Tensor:
-    """The class to explain of each row of ``(B, K)``: ``(B,)``.
+    """Choose the class to explain for each row of ``(B, K)``: ``(B,)``.
 
     Raises:
         ValueError: no such class.

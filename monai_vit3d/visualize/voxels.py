@@ -1,4 +1,4 @@
-"""From a network and a volume to tokens, and from values of tokens back to the volume's voxels."""
+"""Get tokens from a network and a volume, and put values of tokens on the volume's voxels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..networks import TokenClassifier, VisionTransformer3D
 
 
 def backbone_of(model: nn.Module) -> nn.Module:
-    """The part of ``model`` that makes tokens; its blocks end where the output reads them last.
+    """Return the part of ``model`` that makes tokens; its last block is the last that the output depends on.
 
     Raises:
         TypeError: neither a TokenClassifier nor a VisionTransformer3D.
@@ -29,7 +29,7 @@ def backbone_of(model: nn.Module) -> nn.Module:
 
 
 def as_batch(volume: Tensor) -> Tensor:
-    """``(B, C, H, W, D)`` or one ``(C, H, W, D)`` as a plain batch.
+    """Return ``(B, C, H, W, D)`` or one ``(C, H, W, D)`` as a plain batch.
 
     Raises:
         ValueError: another rank.
@@ -41,13 +41,13 @@ def as_batch(volume: Tensor) -> Tensor:
 
 
 def on_grid(values: Tensor, backbone: nn.Module, batch: Tensor) -> Tensor:
-    """Values of patch tokens ``(B, N)`` on the patch grid of ``batch``: ``(B, 1, H', W', D')``."""
+    """Put values of patch tokens ``(B, N)`` on the patch grid of ``batch``: ``(B, 1, H', W', D')``."""
     grid = backbone.patch_embed.dynamic_feat_size(tuple(batch.shape[2:]))
     return values.reshape(len(values), 1, *grid)
 
 
 def to_voxels(grid: Tensor, patch_size: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Patch grids on voxels, trilinearly: patches that the backbone padded reach beyond the volume and are cut.
+    """Interpolate patch grids to voxels trilinearly; patches that reach into the backbone's padding are cut.
 
     Args:
         grid: ``(B, 1, H', W', D')``.
@@ -63,6 +63,6 @@ def to_voxels(grid: Tensor, patch_size: Sequence[int], size: Sequence[int]) -> T
 
 
 def like(maps: Tensor, volume: Tensor) -> Tensor:
-    """Maps ``(B, 1, H, W, D)`` with the leading axes of ``volume``, and its metadata if it is a MetaTensor."""
+    """Give maps ``(B, 1, H, W, D)`` the leading axes of ``volume``, and its metadata if it is a MetaTensor."""
     maps = (maps if volume.ndim == 5 else maps[0]).to(torch.float32).contiguous()
     return MetaTensor(maps).copy_meta_from(volume) if isinstance(volume, MetaTensor) else maps

@@ -18,7 +18,7 @@ from monai_vit3d.cli import main
 from monai_vit3d.data.errors import BundleError, ImageError, UsageError
 from monai_vit3d.data.nifti import read_volume
 from monai_vit3d.inferers import unwrap_inferer
-from monai_vit3d.pipeline import folder, memory, predict, run_cases
+from monai_vit3d.pipeline import folder, inference, memory, predictor
 from monai_vit3d.pipeline.bundle import load_bundle
 from monai_vit3d.pipeline.postprocessing import Postprocessing
 from monai_vit3d.pipeline.voxelwise import VoxelwisePostprocessing, whole_numbers
@@ -198,8 +198,8 @@ def test_variance_is_that_over_the_flips(images, tmp_path, roi):
 @pytest.mark.parametrize("flags", [[], ["--tta-axes", "0,1,2", "--uncertainty", "variance", "--probabilities"]])
 def test_stitched_or_not_is_the_same_to_the_last_bit(bundle, images, tmp_path, monkeypatch, flags):
     stitched = run(bundle, images, tmp_path / "a", *flags)
-    monkeypatch.setattr(predict, "can_stitch", lambda inferer: False)
-    monkeypatch.setattr(predict, "stitch_windows", None)
+    monkeypatch.setattr(inference, "can_stitch", lambda inferer: False)
+    monkeypatch.setattr(inference, "stitch_windows", None)
     whole = run(bundle, images, tmp_path / "b", *flags)
     for name, record in stitched.items():
         assert len(record["outputs"]) == (4 if flags else 2)
@@ -232,7 +232,7 @@ def test_what_cannot_be_stitched_is_run_again_and_said(bundle, images, tmp_path,
     with caplog.at_level("INFO"):
         record = run(bundle, images[0], tmp_path / "b", "--backend", "torch")["spleen_0"]
     assert record["outputs"] == stitched["outputs"]
-    said = [r.getMessage() for r in caplog.records if r.name == predict.__name__ and "run again" in r.getMessage()]
+    said = [r.getMessage() for r in caplog.records if r.name == inference.__name__ and "run again" in r.getMessage()]
     assert [str(images[0]) in message and "a tuple for 4 windows" in message for message in said] == [True]
     assert f" after {4 * first} of " in said[0]
 
@@ -241,7 +241,7 @@ def test_other_refusals_of_stitching_are_no_reason_to_run_again(bundle, images, 
     def refuse(*args, **options):
         raise UsageError("overlap=2: too much.")
 
-    monkeypatch.setattr(predict, "stitch_windows", refuse)
+    monkeypatch.setattr(inference, "stitch_windows", refuse)
     record = run(bundle, images[0], tmp_path, code=1)["spleen_0"]
     assert "overlap=2: too much." in record["error"]
 
@@ -281,7 +281,7 @@ def test_mixed_precision(bundle, images, tmp_path, monkeypatch, stitched):
 
     monkeypatch.setattr(folder, "load_bundle", load)
     if not stitched:
-        monkeypatch.setattr(predict, "can_stitch", lambda inferer: False)
+        monkeypatch.setattr(inference, "can_stitch", lambda inferer: False)
     record = run(bundle, images[0], tmp_path, "--probabilities", "--backend", "torch")["spleen_0"]
     reference = Reference(bundle, images[0])
     with torch.autocast("cpu"):
@@ -672,7 +672,7 @@ def test_short_of_memory_beside_the_network(bundle, images, tmp_path, monkeypatc
     def fail(*given):
         raise OUT_OF_MEMORY[2]
 
-    monkeypatch.setattr(run_cases, stage, fail)
+    monkeypatch.setattr(predictor.Predictor, stage, fail)
     record = run(bundle, images[0], tmp_path / "out", code=1)["spleen_0"]
     assert record["error"].startswith(f"{images[0]}: out of memory. Use fewer --jobs")
 

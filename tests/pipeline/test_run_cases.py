@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from monai_vit3d.pipeline.bundle import load_bundle
 from monai_vit3d.pipeline.plan import plan_cases
-from monai_vit3d.pipeline.predict import Options
+from monai_vit3d.pipeline.predictor import Predictor
 from monai_vit3d.pipeline.record import RunRecord
 from monai_vit3d.pipeline.run_cases import run_cases
 from tests.clinical import CODES, nifti, packed, patched
@@ -357,7 +357,7 @@ def test_labels_come_back_on_any_grid(tmp_path, loaded, grid):
     (folder / "a.nii.gz").write_bytes(packed(patched(raw, (CODES, "h", 0)) if grid["shear"] else raw))
     plan = plan_cases([folder / "a.nii.gz"], folder / "out")
     record = RunRecord(plan.output, {})
-    summary = run_cases(plan, loaded, record, Options())
+    summary = run_cases(plan, Predictor(loaded), record)
     record.close()
     assert summary.done == 1, record.files
     given, written = nib.load(folder / "a.nii.gz"), nib.load(folder / "out" / "a_seg.nii.gz")

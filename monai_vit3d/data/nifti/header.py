@@ -73,10 +73,10 @@ def parse_header(head: bytes, path: str | Path, volume: int | None = None, pair:
         ImageError: anything that is not one 3D image of real numbers.
     """
     nifti, version = _raw_fields(head, path, pair)
-    shape, trailing, volumes = _shape(nifti, path)
+    shape, trailing, volumes = image_shape(nifti, path)
     index = check_volume_index(volume, volumes, shape, path)
     dtype = _dtype(nifti, path)
-    _check_pixdim(nifti, path)
+    check_pixdim(nifti, path)
     offset, warnings = _offset(nifti, head, path, pair)
     try:
         slope, inter = nifti.get_slope_inter()  # None for "as stored"
@@ -146,8 +146,12 @@ def _check_magic(head: bytes, size: int, path: str | Path, pair: bool) -> None:
         raise refusal(path, "its line ends were changed in transfer, so its voxels are damaged", "Copy it as binary.")
 
 
-def _shape(nifti: Nifti1Header, path: str | Path) -> tuple[tuple[int, int, int], int, int]:
-    """Three sides, how many axes of 1 follow, how many volumes."""
+def image_shape(nifti: Nifti1Header, path: str | Path) -> tuple[tuple[int, int, int], int, int]:
+    """Read the three sides, how many axes of 1 follow, and how many volumes there are.
+
+    Raises:
+        ImageError: no sides of a 3D image, or of several.
+    """
     dim = [int(n) for n in nifti["dim"]]
     if not 1 <= dim[0] <= 7:
         raise refusal(path, f"dim[0] is {dim[0]}, the number of axes; 1 to 7 is possible", RESAVE)
@@ -189,7 +193,12 @@ def _dtype(nifti: Nifti1Header, path: str | Path) -> np.dtype[Any]:
     return np.dtype(_CODES[code]).newbyteorder(nifti.endianness)
 
 
-def _check_pixdim(nifti: Nifti1Header, path: str | Path) -> None:
+def check_pixdim(nifti: Nifti1Header, path: str | Path) -> None:
+    """Refuse voxel sizes that are not finite and above 0.
+
+    Raises:
+        ImageError: they are not.
+    """
     sizes = nifti["pixdim"][1:4].astype(float)
     if not (np.isfinite(sizes) & (sizes > 0)).all():
         found = f"voxel sizes (pixdim) {sizes.tolist()}; numbers above 0 are needed"

@@ -40,7 +40,7 @@ def write_labels(labels: Array, grid: Grid, path: str | Path) -> None:
     """
     labels = np.asarray(labels)
     _check(labels, grid, Path(path))
-    _write(labels, _label_type(labels, path), grid, Path(path))
+    _write(labels, label_dtype(labels, path), grid, Path(path))
 
 
 def write_map(values: Array, grid: Grid, path: str | Path) -> None:
@@ -77,8 +77,12 @@ def _check(values: Array, grid: Grid, path: Path) -> None:
         )
 
 
-def _label_type(labels: Array, path: str | Path) -> np.dtype:
-    """The first type that holds all values."""
+def label_dtype(labels: Array, path: str | Path) -> np.dtype:
+    """Find the smallest integer type that holds all values.
+
+    Raises:
+        ImageError: fractions, NaN, Inf, or integers beyond 64 bits.
+    """
     low, high = labels.min(), labels.max()  # NaN comes through both
     if not (np.isfinite(low) and np.isfinite(high)):
         raise _fractions(path)
@@ -95,7 +99,7 @@ def _fractions(path: str | Path) -> ImageError:
 
 
 def _write(values: Array, dtype: np.dtype, grid: Grid, path: Path) -> None:
-    header = _header((*grid.shape, values.shape[0]) if values.ndim == 4 else (*grid.shape, *(1,) * grid.trailing), grid)
+    header = labels_header(values, grid)
     header.set_data_dtype(dtype)
     planes = max(1, _SLAB // (grid.shape[0] * grid.shape[1] * dtype.itemsize))
     with _stream(path) as file:
@@ -125,8 +129,14 @@ def _stream(path: Path) -> Iterator[IO[bytes]]:
             yield packed
 
 
-def _header(shape: tuple[int, ...], grid: Grid) -> nib.Nifti1Header:
-    """A new header with the grid's geometry; little-endian, so that the bytes are the same on every machine."""
+def labels_header(values: Array, grid: Grid) -> nib.Nifti1Header:
+    """Make a header with the grid's geometry; little-endian, so that the bytes are the same on every machine.
+
+    Args:
+        values: (H, W, D), or (C, H, W, D), whose C becomes the fourth axis.
+        grid: of the image that they were made from.
+    """
+    shape = (*grid.shape, len(values)) if values.ndim == 4 else (*grid.shape, *(1,) * grid.trailing)
     large = grid.version == 2 or max(shape) > _LONGEST
     header = (nib.Nifti2Header if large else nib.Nifti1Header)(endianness="<")
     header.set_data_shape(shape)

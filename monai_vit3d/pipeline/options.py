@@ -1,0 +1,75 @@
+"""What a run computes and writes for every case, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..data.errors import UsageError
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .metadata import Metadata
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is read and computed for every case.
+
+    Args:
+        flip_axes: axes of the network's input; its outputs for all their flips are averaged.
+        uncertainty: ``"entropy"`` of the probabilities, ``"variance"`` over the flips, or None.
+        probabilities: whether to keep them, a map a class.
+        volume: which volume of 4D files, from 0; None refuses them.
+        max_voxels: the largest volume that is taken.
+        units: ``"stored"``, or ``"suv"``: a DICOM PET's standardised uptake values by body weight.
+        seg: whether the labels of DICOM series are written as a DICOM SEG, too.
+    """
+
+    flip_axes: tuple[int, ...] = ()
+    uncertainty: str | None = None
+    probabilities: bool = False
+    volume: int | None = None
+    max_voxels: int = 2**30
+    units: str = "stored"
+    seg: bool = True
+
+
+def output_kinds(
+    metadata: Metadata, tta: bool | Sequence[int], uncertainty: str | None, probabilities: bool
+) -> list[str]:
+    """List the kinds of output of each case; see ``case.KINDS``.
+
+    Raises:
+        UsageError: arguments that contradict each other or the bundle.
+    """
+    if uncertainty not in (None, "entropy", "variance"):
+        raise UsageError(f"--uncertainty {uncertainty}; entropy or variance is needed.")
+    if uncertainty == "variance" and not tta:
+        raise UsageError("--uncertainty variance: over the flips of --tta. Give --tta, too, or --uncertainty entropy.")
+    if metadata.classifies and (uncertainty or probabilities):
+        raise UsageError(
+            f"{metadata.name}: classifies whole volumes, so there are no maps to write; predictions.csv holds the "
+            "probabilities. Leave out --uncertainty and --probabilities."
+        )
+    return ["seg", *([uncertainty] if uncertainty else []), *(["prob"] if probabilities else [])]
+
+
+def choose_flip_axes(tta: bool | Sequence[int], bundle: Bundle) -> tuple[int, ...]:
+    """Choose the axes to flip: those given, or those that the bundle names.
+
+    Raises:
+        UsageError: other axes than 0, 1 and 2, or a bundle that names none.
+    """
+    if tta is False or tta == ():
+        return ()
+    axes = bundle.flip_axes if tta is True else tuple(tta)
+    if not axes:
+        raise UsageError(
+            f"--tta: {bundle.metadata.name} names no flip_axes in its inference config, along which its network was "
+            "trained with flips; others spoil its labels. Give --tta-axes, such as 0,1,2, if you know them."
+        )
+    if not set(axes) <= {0, 1, 2} or len(set(axes)) < len(axes):
+        raise UsageError(f"--tta-axes {','.join(map(str, axes))}; some of 0, 1 and 2 are needed, each once.")
+    return axes
