@@ -1,4 +1,4 @@
-"""UNETR's: Hatamizadeh et al. 2022, "UNETR: Transformers for 3D Medical Image Segmentation", arXiv:2103.10504."""
+"""UNETR decoder: Hatamizadeh et al. 2022, "UNETR: Transformers for 3D Medical Image Segmentation", arXiv:2103.10504."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class UNETRDecoder(nn.Module):
         strides = require_strides(self.patch_size)
         if not 1 <= image_levels <= len(strides):
             stages = f"patch_size={self.patch_size} makes {len(strides)} stages"
-            raise ValueError(f"image_levels={image_levels}; {stages}: 1 to {len(strides)} are needed.")
+            raise ValueError(f"image_levels={image_levels}; {stages}: expected 1 to {len(strides)}.")
         self.scale = tuple(math.prod(s[axis] for s in strides) for axis in range(3))
         widths = [*stage_widths(strides, feature_size), feature_size]  # coarsest stage first
         blocks = {"spatial_dims": 3, "kernel_size": 3, "norm_name": norm_name, "res_block": res_block}
@@ -150,12 +150,12 @@ class UNETRDecoder(nn.Module):
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The last layer."""
+        """Return the last layer."""
         return self.head.conv.conv
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int) -> None:
-        """Start with a new last layer.
+        """Replace the last layer by a newly initialised one.
 
         Args:
             num_classes: channels of the dense map.
@@ -171,7 +171,7 @@ class UNETRDecoder(nn.Module):
 
 
 def _tap_branch(embed_dim: int, width: int, strides: list[GridShape], blocks: dict) -> nn.Module:
-    """From a patch grid up to the level behind ``strides``: one MONAI block for each run of equal factors."""
+    """Build the layers from a patch grid to the level after ``strides``: one MONAI block a run of equal factors."""
     runs = [(stride, len(list(same))) for stride, same in groupby(strides)]
     parts = [
         UnetrPrUpBlock(

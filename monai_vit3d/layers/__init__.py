@@ -1,4 +1,4 @@
-"""nn.Modules and functions that know no task: patch embedding, position embedding."""
+"""Layers and functions that know no task: patch embedding, absolute and rotary positions."""
 
 from .conv_stem import ConvStem3D
 from .patch_conv import PatchConv3d, embed_patches

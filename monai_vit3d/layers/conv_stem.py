@@ -14,7 +14,7 @@ from .pos_embed import GridShape
 
 
 def halvings(patch_size: GridShape) -> list[GridShape]:
-    """Strides, finest first, whose product is the patch: each axis is halved until its patch is used up.
+    """Return strides, finest first, whose product is the patch; each axis has a stride of 2 for each halving.
 
     Raises:
         ValueError: a patch size that is no power of two.

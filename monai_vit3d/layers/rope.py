@@ -14,7 +14,7 @@ POSITION_UNITS = ("patch", "mm", "box")
 
 
 def split_pairs(head_dim: int) -> tuple[int, int, int]:
-    """How many of a head's channel pairs turn with each axis: thirds, H and then W take the pairs left over.
+    """Split a head's channel pairs over the axes: thirds, and H, then W take the pairs left over.
 
     Args:
         head_dim: channels of a head, even and at least 6.
@@ -46,7 +46,7 @@ def rotary_table(
     rotate_half: bool,
     offset: int = 0,
 ) -> Tensor:
-    """Sines and cosines of every patch's angles, as timm's ``apply_rot_embed_cat`` takes them.
+    """Return sines and cosines of every patch's angles, as timm's ``apply_rot_embed_cat`` takes them.
 
     Pair k of an axis turns by the patch's position times ``temperature ** (-k / n)``, n being the most pairs that an
     axis has: all axes share one ladder of frequencies, so that a distance means the same along each; an axis with
@@ -106,7 +106,7 @@ torch.fx.wrap("rotary_table")
 
 
 def keep_rows(table: Tensor, keep: Tensor) -> Tensor:
-    """The rows of :func:`rotary_table` for some patches.
+    """Return the rows of :func:`rotary_table` for some patches.
 
     Args:
         table: ``(S, 1, N, C)``, S being 1 or B.
@@ -120,7 +120,7 @@ def keep_rows(table: Tensor, keep: Tensor) -> Tensor:
 
 
 class RotaryPositions3D(nn.Module):
-    """The angles by which attention turns queries and keys, so that their product knows how far apart they are.
+    """Angles by which attention rotates queries and keys, so that their product depends on their distance.
 
     Axial, as Heo et al. 2024 (arXiv:2403.13298, section 3.1) and EVA-02 have it in 2D: each pair of a head's channels
     turns with one axis. Patches know of each other their distance only, wherever the grid lies. Prefix tokens are not
@@ -171,15 +171,15 @@ class RotaryPositions3D(nn.Module):
     ) -> None:
         super().__init__()
         if unit not in POSITION_UNITS:
-            raise ValueError(f"rope unit {unit!r}; one of {', '.join(map(repr, POSITION_UNITS))} is needed.")
+            raise ValueError(f"rope unit {unit!r}; expected one of {', '.join(map(repr, POSITION_UNITS))}.")
         if not (temperature > 1 and unit_mm > 0):
-            raise ValueError(f"temperature={temperature}, unit_mm={unit_mm}: more than 1 and more than 0 are needed.")
+            raise ValueError(f"temperature={temperature}, unit_mm={unit_mm}; expected more than 1 and more than 0.")
         if head_dim % 2 or pairs is None:
             pairs = split_pairs(head_dim)
         self.pairs = (int(pairs[0]), int(pairs[1]), int(pairs[2]))
         self.rest = head_dim // 2 - sum(self.pairs)
         if min(self.pairs) < 0 or max(self.pairs) < 1 or self.rest < 0:
-            raise ValueError(f"pairs={pairs}: 0 or more per axis, and at most {head_dim // 2} in all, are needed.")
+            raise ValueError(f"pairs={pairs}; expected 0 or more per axis, and at most {head_dim // 2} in all.")
         self.head_dim, self.unit, self.rotate_half = head_dim, unit, bool(rotate_half)
         self.temperature, self.unit_mm, self.offset = float(temperature), float(unit_mm), int(offset)
         if unit != "patch" and (reference is not None or offset):
@@ -188,13 +188,13 @@ class RotaryPositions3D(nn.Module):
         self.spacing_mm = None if spacing_mm is None else _spacing_rows(spacing_mm)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows of it."""
+        """Describe the options for ``print``."""
         unit = f"unit_mm={self.unit_mm}" if self.unit == "mm" else f"unit={self.unit!r}"
         unit += f", reference={self.reference}, offset={self.offset}" if self.reference else ""
         return f"{unit}, pairs={self.pairs}, temperature={self.temperature}, rotate_half={self.rotate_half}"
 
     def forward(self, x: Tensor, grid: tuple[int, int, int], patch_size: tuple[int, int, int]) -> Tensor:
-        """The table for a patch grid.
+        """Return the table for a patch grid.
 
         Args:
             x: ``(B, C, H, W, D)``.
@@ -224,12 +224,12 @@ class RotaryPositions3D(nn.Module):
 
 
 def mm_positions(network: nn.Module) -> list[RotaryPositions3D]:
-    """Those rotary positions in a network that need the voxel spacing."""
+    """Return the rotary positions in a network that depend on the voxel spacing."""
     return [m for m in network.modules() if isinstance(m, RotaryPositions3D) and m.unit == "mm"]
 
 
 def set_spacing(network: nn.Module, spacing_mm: Sequence[Any] | Tensor) -> None:
-    """Tell a network's rotary positions the voxel spacing of the images that come next.
+    """Set the voxel spacing of the next images for a network's rotary positions in mm.
 
     It holds until the next call; :class:`~monai_vit3d.inferers.SpacingInferer` does it by the images' affines. An
     attribute and no argument of ``forward``, because sliding windows, taps, heads, pretraining and tracers hand a
@@ -237,7 +237,7 @@ def set_spacing(network: nn.Module, spacing_mm: Sequence[Any] | Tensor) -> None:
 
     Args:
         network: anything that holds a :class:`~monai_vit3d.networks.VisionTransformer3D` with ``rope="mm"``, or more
-            than one (a student and its teacher): each is told.
+            than one (a student and its teacher): it is set in each.
         spacing_mm: ``(3,)`` in ``(H, W, D)`` for all images, or ``(B, 3)``, a row for each sample of the next batches.
 
     Raises:
@@ -251,7 +251,7 @@ def set_spacing(network: nn.Module, spacing_mm: Sequence[Any] | Tensor) -> None:
 
 
 def _spacing_rows(spacing_mm: Sequence[Any] | Tensor) -> Tensor:
-    """``(S, 3)`` float64 on the CPU: half precision would round 0.7 mm, and a cast of the network must not touch it."""
+    """Return ``(S, 3)`` float64 on the CPU, which half precision and a cast of the network leave alone."""
     try:
         rows = torch.stack([torch.as_tensor(v, dtype=torch.float64, device="cpu").detach() for v in spacing_mm])
     except (TypeError, ValueError, RuntimeError):
@@ -259,5 +259,5 @@ def _spacing_rows(spacing_mm: Sequence[Any] | Tensor) -> Tensor:
     if rows.dim() not in (1, 2) or rows.numel() == 0 or rows.shape[-1] != 3 or not bool((rows > 0).all()):
         raise ValueError(f"spacing_mm={spacing_mm}: three positive numbers in (H, W, D), or such a row a sample.")
     if not bool(rows.isfinite().all()):
-        raise ValueError(f"spacing_mm={spacing_mm}: finite numbers are needed.")
+        raise ValueError(f"spacing_mm={spacing_mm}; expected finite numbers.")
     return rows.reshape(-1, 3)

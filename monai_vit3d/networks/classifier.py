@@ -30,7 +30,7 @@ class TokenClassifier(Pretrained):
             the blocks after the last tap are removed.
         head: ``"linear"``, ``"attentive"`` or ``"mlp"`` (see :mod:`monai_vit3d.networks.heads`), built to fit; or a
             head that is built already, called with the list of tapped tokens.
-        num_classes: classes (multi-class, ordinal), labels or values; needed with a name.
+        num_classes: classes (multi-class, ordinal), labels or values; required with a name.
         task: ``"multi-class"``, ``"multi-label"``, ``"ordinal"`` or ``"regression"``; MedMNIST's names are understood;
             with a name only.
         out_indices: block numbers that the head reads, after the final norm; negative ones count from the end. None
@@ -76,11 +76,11 @@ class TokenClassifier(Pretrained):
             out_indices = spread_blocks(depth, min(4, depth))
         self.out_indices = resolve_indices(out_indices, depth)
         if not self.out_indices:
-            raise ValueError("out_indices=(): one block or more is needed; None takes the ends of the quarters.")
+            raise ValueError("out_indices=(); expected one block or more, or None for the ends of the quarters.")
         self._head_args = dict[str, Any]()
         if isinstance(head, str):
             if num_classes is None:
-                raise ValueError(f"head={head!r} is a name: num_classes is needed to build it.")
+                raise ValueError(f"head={head!r} is a name; expected num_classes with it.")
             prefix, class_token = backbone.num_prefix_tokens, backbone.has_class_token
             tokens = Tokens(backbone.embed_dim, backbone.num_heads, len(self.out_indices), prefix, class_token)
             self._head_args = {"head": head, "num_classes": num_classes, "task": task, "options": options}
@@ -97,7 +97,7 @@ class TokenClassifier(Pretrained):
         self._freeze(freeze, frozen)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Classify.
+        """Compute logits.
 
         Args:
             image: ``(B, C, H, W, D)``.
@@ -116,11 +116,11 @@ class TokenClassifier(Pretrained):
 
     @torch.jit.unused
     def _read(self, image: Tensor) -> list[Tensor]:
-        """Tapped tokens, through the public contract that every backbone keeps."""
+        """Return the tapped tokens, by the public contract that every backbone keeps."""
         return self.backbone.forward_intermediates(image, self.out_indices, norm=True, intermediates_only=True)
 
     def train(self, mode: bool = True) -> "TokenClassifier":
-        """Training or evaluation mode; parts that ``freeze`` named stay in evaluation mode while they are frozen."""
+        """Set training or evaluation mode; parts that ``freeze`` named stay in evaluation mode while frozen."""
         super().train(mode)
         for parts, parameters in self._frozen:
             if not any(parameter.requires_grad for parameter in parameters):
@@ -140,20 +140,20 @@ class TokenClassifier(Pretrained):
         """
         layer = getattr(self.head, "output", None)
         if not 0 < factor < math.inf or getattr(layer, "weight", None) is None:
-            raise ValueError(f"factor={factor}: a positive number and a head with a last layer 'output' are needed.")
+            raise ValueError(f"factor={factor}; expected a positive number, and a head with a last layer 'output'.")
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter.mul_(factor)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay should leave alone."""
+        """Return the names of the parameters that weight decay should leave alone."""
         own = {"head.level_embed", "head.pool.latent"} & {name for name, _ in self.named_parameters()}
         return backbone_no_weight_decay(self.backbone) | own
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that sort parameters into stem, blocks and head, for layer-wise learning rates.
+        """Return patterns that sort parameters into stem, blocks and head, for layer-wise learning rates.
 
         Args:
             coarse: makes no difference, as in timm's Vision Transformer: a block is a group.
@@ -167,7 +167,7 @@ class TokenClassifier(Pretrained):
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The head's last layer, or a head of one's own as a whole."""
+        """Return the head's last layer, or the whole of a head built elsewhere."""
         return getattr(self.head, "output", self.head)
 
     @torch.jit.ignore
@@ -212,7 +212,7 @@ class TokenClassifier(Pretrained):
 
 
 def _frozen_blocks(freeze: str | int | None, depth: int) -> int:
-    """How many first blocks are frozen.
+    """Return how many of the first blocks are frozen.
 
     Raises:
         ValueError: neither "backbone" nor a number of blocks nor None.
@@ -222,5 +222,5 @@ def _frozen_blocks(freeze: str | int | None, depth: int) -> int:
     if freeze == "backbone":
         return depth
     if isinstance(freeze, bool) or not isinstance(freeze, int) or not 0 <= freeze <= depth:
-        raise ValueError(f"freeze={freeze!r}; 'backbone', a number of blocks from 0 to {depth}, or None is needed.")
+        raise ValueError(f"freeze={freeze!r}; expected 'backbone', a number of blocks from 0 to {depth}, or None.")
     return freeze

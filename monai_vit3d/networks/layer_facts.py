@@ -1,4 +1,4 @@
-"""What layers are, read off them: their kinds, their plain attributes, the options that they were built with."""
+"""Properties of layers, read off them: kinds, plain attributes, and the options that they were built with."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _NOT_FACTS = (
 
 
 def is_layer(module: nn.Module | None) -> bool:
-    """Whether there is a layer that computes something."""
+    """Return whether there is a layer that computes something."""
     return module is not None and not isinstance(module, nn.Identity)
 
 
 def parts_of(block: nn.Module) -> dict[str, Any]:
-    """A block's layers, by the last part of their names."""
+    """Return a block's layers by the last part of their names."""
     return {name.rsplit(".", 1)[-1]: module for name, module in block.named_modules()}
 
 
 def block_facts(block: nn.Module) -> dict[str, Any]:
-    """What a block was built with, as far as its layers have timm's names: options of VisionTransformer3D.
+    """Return the options of VisionTransformer3D that a block was built with, as far as its layers have timm's names.
 
     Args:
         block: ours, or one of timm's.
@@ -56,7 +56,7 @@ def block_facts(block: nn.Module) -> dict[str, Any]:
 
 
 def layer_details(argument: str, layer: nn.Module | None) -> dict[str, Any]:
-    """With what else a layer was built than its kind says; nothing where that goes without saying.
+    """Return the options of a layer that differ from the defaults of its kind.
 
     Args:
         argument: ``"block_fn"``, ``"mlp_layer"`` or ``"act_layer"``.
@@ -70,7 +70,7 @@ def layer_details(argument: str, layer: nn.Module | None) -> dict[str, Any]:
 
 
 def constructor(argument: str, layer: nn.Module) -> Callable[..., nn.Module]:
-    """What builds such a layer again.
+    """Return a constructor of such a layer.
 
     Args:
         argument: ``"block_fn"``, ``"mlp_layer"`` or ``"act_layer"``.
@@ -81,14 +81,14 @@ def constructor(argument: str, layer: nn.Module) -> Callable[..., nn.Module]:
 
 
 def norm_details(norm: nn.Module) -> dict[str, Any]:
-    """What of its own a norm lacks: all parameters, or the bias."""
+    """Return which parameters a norm lacks: all, or the bias."""
     if not getattr(norm, "elementwise_affine", True):
         return {"elementwise_affine": False}
     return {"bias": False} if isinstance(norm, nn.LayerNorm) and norm.bias is None else {}
 
 
 def layer_facts(module: nn.Module | None) -> tuple[str, dict[str, Any]] | None:
-    """A module's class and plain attributes, but for what goes without saying; None for what only regularises.
+    """Return a module's class and plain attributes but for defaults; None for what only regularises.
 
     Args:
         module: a layer, or None for none.
@@ -106,7 +106,7 @@ def layer_facts(module: nn.Module | None) -> tuple[str, dict[str, Any]] | None:
 
 
 def unlike_layers(one: nn.Module, other: nn.Module) -> list[str]:
-    """The names of the modules and tensors in which two networks differ, but for values, drop rates and types.
+    """Return the names of modules and tensors in which two networks differ, other than in values, drop rates and types.
 
     Args:
         one: a network.

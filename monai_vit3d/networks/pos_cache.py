@@ -1,4 +1,4 @@
-"""Positions fitted to the last patch grid: a cohort or a sliding window asks for one grid many times."""
+"""A cache of positions fitted to a patch grid: sliding windows and cohorts use one grid many times."""
 
 from __future__ import annotations
 

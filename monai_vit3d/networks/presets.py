@@ -42,5 +42,5 @@ def create_preset(
         ValueError: an unknown name.
     """
     if name not in PRESETS:
-        raise ValueError(f"preset {name!r} is unknown; one of {', '.join(PRESETS)} is needed.")
+        raise ValueError(f"preset {name!r} is unknown; expected one of {', '.join(PRESETS)}.")
     return VisionTransformer3D(img_size, patch_size, **{**asdict(PRESETS[name]), **options})

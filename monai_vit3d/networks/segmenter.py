@@ -30,7 +30,7 @@ class TokenSegmenter(Pretrained):
     Args:
         backbone: a network that keeps the contract of :class:`VisionTransformer3D`; its head and pooling are removed.
         decoder: a dense decoder, or the name of one (see :mod:`monai_vit3d.decoders`), built to fit.
-        num_classes: channels of the dense map; needed with a name.
+        num_classes: channels of the dense map; required with a name.
         out_indices: block numbers that the decoder reads besides the final tokens; negative ones count from the end.
             None spreads them evenly over the depth (quarters for a patch of 16: blocks 2, 5, 8 of 12).
         options: keywords of the decoder; with a name only. One that is None counts as not given.
@@ -67,7 +67,7 @@ class TokenSegmenter(Pretrained):
         self._decoder_args = dict[str, Any]()
         if isinstance(decoder, str):
             if num_classes is None:
-                raise ValueError(f"decoder={decoder!r} is a name: num_classes is needed to build it.")
+                raise ValueError(f"decoder={decoder!r} is a name; expected num_classes with it.")
             given = {key: value for key, value in options.items() if value is not None}
             self._decoder_args = {"decoder": decoder, "num_classes": num_classes, "options": given}
             decoder = create_decoder(decoder, backbone.in_chans, backbone.embed_dim, patch_size, num_classes, **options)
@@ -94,7 +94,7 @@ class TokenSegmenter(Pretrained):
         backbone.reset_classifier(0, "")  # a head would be a parameter without a gradient
 
     def forward(self, image: Tensor) -> Tensor:
-        """Segment.
+        """Compute logits of each voxel.
 
         Args:
             image: ``(B, C, H, W, D)``.
@@ -120,7 +120,7 @@ class TokenSegmenter(Pretrained):
 
     @torch.jit.unused
     def _read(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Final grid and tapped grids, through the public contract that every backbone keeps."""
+        """Return the final grid and the tapped grids, by the public contract that every backbone keeps."""
         now = patch_size_of(self.backbone)
         if now != self.patch_size:
             raise ValueError(
@@ -134,12 +134,12 @@ class TokenSegmenter(Pretrained):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay should leave alone."""
+        """Return the names of the parameters that weight decay should leave alone."""
         return backbone_no_weight_decay(self.backbone)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that sort parameters into stem, blocks and decoder, for layer-wise learning rates.
+        """Return patterns that sort parameters into stem, blocks and decoder, for layer-wise learning rates.
 
         Args:
             coarse: makes no difference, as in timm's Vision Transformer: a block is a group.
@@ -156,7 +156,7 @@ class TokenSegmenter(Pretrained):
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The decoder's last layer."""
+        """Return the decoder's last layer."""
         return self.decoder.get_classifier()
 
     @torch.jit.ignore

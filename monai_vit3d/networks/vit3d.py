@@ -410,13 +410,13 @@ class VisionTransformer3D(Pretrained):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay should leave alone."""
+        """Return the names of the parameters that weight decay should leave alone."""
         names = ("pos_embed", "cls_token", "reg_token")
         return {n for n in names if isinstance(getattr(self, n), nn.Parameter)}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that sort parameters into stem, blocks and head, for layer-wise learning rates.
+        """Return patterns that sort parameters into stem, blocks and head, for layer-wise learning rates.
 
         Args:
             coarse: makes no difference, as in timm's Vision Transformer: a block is a group.
@@ -430,7 +430,7 @@ class VisionTransformer3D(Pretrained):
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The classifier head."""
+        """Return the classifier head."""
         return self.head
 
     @torch.jit.ignore
@@ -538,7 +538,7 @@ class VisionTransformer3D(Pretrained):
         return self.pos_drop(x)
 
     def _fitted_positions(self, grid: tuple[int, int, int]) -> Tensor | None:
-        """The positions for a patch grid: as they are, resampled, or the corner of them."""
+        """Return the positions for a patch grid: as they are, resampled, or their corner."""
         pos: Tensor | None = self.pos_embed
         if pos is None:
             return None
@@ -624,7 +624,7 @@ class VisionTransformer3D(Pretrained):
         return tokens.reshape(tokens.shape[0], tokens.shape[1], grid[0], grid[1], grid[2]).contiguous()
 
     def token_maps(self, x: Tensor, indices: list[int]) -> tuple[Tensor, list[Tensor]]:
-        """Patch grids of some blocks and of the final, normed tokens; the core that TorchScript can compile.
+        """Compute patch grids of some blocks and of the final, normed tokens; TorchScript can compile it.
 
         Args:
             x: ``(B, C, H, W, D)``.
@@ -639,7 +639,7 @@ class VisionTransformer3D(Pretrained):
         return self._as_map(self.norm(x), grid), [self._as_map(y, grid) for y in taken]
 
     def token_levels(self, x: Tensor, indices: list[int]) -> list[Tensor]:
-        """Normed outputs of some blocks, prefix tokens first; the core that TorchScript can compile.
+        """Compute normed outputs of some blocks, prefix tokens first; TorchScript can compile it.
 
         Args:
             x: ``(B, C, H, W, D)``.
@@ -667,7 +667,7 @@ class VisionTransformer3D(Pretrained):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Any:
-        """Final tokens and the outputs of chosen blocks, in block order.
+        """Compute final tokens and the outputs of chosen blocks, in block order.
 
         Args:
             x: ``(B, C, H, W, D)``.
@@ -726,7 +726,7 @@ class VisionTransformer3D(Pretrained):
         norm: bool = False,
         attn_mask: Tensor | None = None,
     ) -> list[Any]:
-        """DINO's interface, as timm has it: patch tokens of the last ``n`` blocks, or of the blocks listed.
+        """Compute patch tokens of the last ``n`` blocks, or of the blocks listed: DINO's interface, as timm has it.
 
         Args:
             x: ``(B, C, H, W, D)``.
@@ -776,7 +776,7 @@ class VisionTransformer3D(Pretrained):
 
     @torch.jit.ignore
     def forward_masked(self, x: Tensor, ids_keep: Tensor) -> Tensor:
-        """Token features of some patches, computed as if the others were not there.
+        """Compute token features of some patches as if the others were not there.
 
         The other patches' voxels are set to 0, for embeddings that mix neighbours (ConvStem3D), and their tokens are
         left out before the first block, which saves their time and memory. So the result cannot depend on them.
@@ -807,7 +807,7 @@ class VisionTransformer3D(Pretrained):
         return self.forward_masked(x, keep)
 
     def _without_hidden(self, x: Tensor, ids_keep: Tensor) -> Tensor:
-        """``x`` with 0 wherever ``ids_keep`` does not name the patch."""
+        """Return ``x`` with 0 wherever ``ids_keep`` does not name the patch."""
         grid = covering_grid(x, self.patch_size)
         check_ids_keep(ids_keep, x.shape[0], grid[0] * grid[1] * grid[2])
         visible = torch.zeros(x.shape[0], grid[0] * grid[1] * grid[2], dtype=torch.bool, device=x.device)

@@ -367,7 +367,7 @@ def test_built_head_is_called_with_the_levels():
     levels = vit.get_intermediate_layers(volume(), (1, 3), norm=True, return_prefix_tokens=True)
     net = TokenClassifier(vit, Mean(), out_indices=(1, 3))
     close(net(volume()), torch.cat([t for level in levels for t in level], 1).mean(1))
-    with pytest.raises(ValueError, match=r"^factor=2: .*a head with a last layer 'output' are needed"):
+    with pytest.raises(ValueError, match=r"^factor=2; expected .*a head with a last layer 'output'"):
         net.scale_logits(2)
     assert "head" not in " ".join(net.no_weight_decay())
 
@@ -493,7 +493,7 @@ def test_torchs_optimizer_and_schedule_use_the_rates(head):
 
 @pytest.mark.parametrize("layer_decay", [0, -0.5, 1.01, math.nan])
 def test_layer_decay_out_of_range(layer_decay):
-    with pytest.raises(ValueError, match=rf"^layer_decay={layer_decay}; a number above 0 and up to 1 is needed"):
+    with pytest.raises(ValueError, match=rf"^layer_decay={layer_decay}; expected a number above 0 and up to 1"):
         layer_decay_groups(classifier(), 0.01, layer_decay=layer_decay)
 
 
@@ -521,15 +521,15 @@ def test_groups_are_stem_blocks_and_head(head, coarse):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("linear",), {}, r"^head='linear' is a name: num_classes is needed to build it\.$"),
-        (("dense", 3), {}, "^head='dense' is unknown; one of 'linear', 'attentive', 'mlp' is needed"),
+        (("linear",), {}, r"^head='linear' is a name; expected num_classes with it\.$"),
+        (("dense", 3), {}, "^head='dense' is unknown; expected one of 'linear', 'attentive', 'mlp'"),
         (("linear", 1), {}, "^num_classes=1: task 'multi-class' needs 2 or more"),
         (("linear", 3, "segmentation"), {}, "^task='segmentation'; one of"),
         ((Mean(), 3), {}, "^the head is built already: give its options and num_classes to its own constructor"),
         ((Mean(),), {"pool": "avg"}, "^the head is built already"),
-        (("linear", 3), {"pool": "max"}, "^pool='max'; one of"),
-        (("attentive", 3), {"num_heads": 5}, "num_heads=5: positive numbers are needed"),
-        (("linear", 3), {"out_indices": ()}, r"^out_indices=\(\): one block or more is needed; None takes"),
+        (("linear", 3), {"pool": "max"}, "^pool='max'; expected one of"),
+        (("attentive", 3), {"num_heads": 5}, "num_heads=5"),
+        (("linear", 3), {"out_indices": ()}, r"^out_indices=\(\); expected one block or more, or None for"),
         (("linear", 3), {"out_indices": (1, 4)}, "^block index 4 is out of range: the network has 4 blocks"),
         (("linear", 3), {"out_indices": (-5,)}, "^block index -5 is out of range"),
         (("linear", 3), {"out_indices": (3, -1)}, r"^indices=\(3, -1\) name a block twice"),

@@ -449,7 +449,7 @@ def test_reset_classifier_equals_building(options):
 def test_reset_classifier_refuses_and_changes_nothing(pool):
     net = noisy(class_token=False, global_pool="avg", num_classes=3)
     want = net(volume())
-    with pytest.raises(ValueError, match=f"'{pool}'.*(needs a class token|needed)"):
+    with pytest.raises(ValueError, match=f"'{pool}'.*(needs a class token|expected one of)"):
         net.reset_classifier(5, pool)
     assert (net.global_pool, net.num_classes) == ("avg", 3)
     close(net(volume()), want)
@@ -674,7 +674,7 @@ def test_embeddings_by_name(name, kind):
 
 
 def test_unknown_embedding():
-    with pytest.raises(ValueError, match=r"embed_layer='stem'; one of 'patch', 'conv_stem'"):
+    with pytest.raises(ValueError, match=r"embed_layer='stem'; expected one of 'patch', 'conv_stem'"):
         VisionTransformer3D(8, 4, embed_dim=12, depth=1, num_heads=2, embed_layer="stem")
 
 

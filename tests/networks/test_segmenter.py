@@ -94,7 +94,7 @@ def test_taps_in_block_order():
         (("unetr", 2), {"out_indices": (0, 1, 2)}, "reads 2 blocks"),
         (("unetr", 2), {"out_indices": (1, 4)}, "4 is out of range: the network has 4 blocks"),
         (("unetr", 2), {"out_indices": (1, -3)}, "twice"),
-        (("unetr",), {}, "num_classes is needed"),
+        (("unetr",), {}, "expected num_classes"),
         (("nothing", 2), {}, "'nothing' is unknown"),
         ((UNETRDecoder(1, 24, (8, 8, 4), 2),), {"feature_size": 4}, "built already"),
         ((UNETRDecoder(1, 24, (8, 8, 4), 2), 2), {}, "built already"),
