@@ -73,7 +73,7 @@ class LightDecoder(nn.Module):
             nn.Sequential(nn.ConvTranspose3d(a, b, kernel_size=s, stride=s), ChannelNorm(b), nn.GELU())
             for a, b, s in zip(before, widths, strides)
         )
-        self.last = nn.ConvTranspose3d(before[-1], image_channels or num_classes, strides[-1], strides[-1])
+        self.last: nn.Module = nn.ConvTranspose3d(before[-1], image_channels or num_classes, strides[-1], strides[-1])
         _start_alike(self)
         self.grad_checkpointing = False
         self.image_branch = self.head = None

@@ -55,7 +55,7 @@ class PyramidDecoder(nn.Module):
             _level(embed_dim, widths[:i], strides[:i], 2 * feature_size) for i in range(len(strides))
         )
         self.grad_checkpointing = False
-        self.head = nn.Conv3d(2 * feature_size, num_classes, kernel_size=1)
+        self.head: nn.Module = nn.Conv3d(2 * feature_size, num_classes, kernel_size=1)
 
     @staticmethod
     def num_maps(patch_size: int | Sequence[int]) -> int:

@@ -73,7 +73,7 @@ class UNETRDecoder(nn.Module):
             raise ValueError(f"image_levels={image_levels}; {stages}: expected 1 to {len(strides)}.")
         self.scale = tuple(math.prod(s[axis] for s in strides) for axis in range(3))
         widths = [*stage_widths(strides, feature_size), feature_size]  # coarsest stage first
-        blocks = {"spatial_dims": 3, "kernel_size": 3, "norm_name": norm_name, "res_block": res_block}
+        blocks: dict[str, Any] = {"spatial_dims": 3, "kernel_size": 3, "norm_name": norm_name, "res_block": res_block}
         self.image_branch = UnetrBasicBlock(in_channels=in_chans, out_channels=feature_size, stride=1, **blocks)
         self.image_downs = nn.ModuleList(
             UnetrBasicBlock(in_channels=widths[-i], out_channels=widths[-i - 1], stride=strides[-i], **blocks)

@@ -157,7 +157,7 @@ def _embed_norm(norm: nn.Module | None) -> dict[str, Any] | None:
     return {"norm_layer": type(norm).__name__, "norm_eps": eps, "norm_options": norm_details(norm)}
 
 
-def _has_name(argument: str, layer: nn.Module) -> bool:
+def _has_name(argument: str, layer: nn.Module | None) -> bool:
     cls = type(layer)
     return cls.__name__ in LAYERS[argument] and cls.__module__.partition(".")[0] in _HOMES
 

@@ -4,7 +4,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,8 @@ class TokenClassifier(Pretrained):
         super().__init__()
         out_indices = renamed_argument("taps", "out_indices", out_indices, options)
         require_final_norm(backbone, "classifier")
-        depth = len(backbone.blocks)
+        vit = cast(VisionTransformer3D, backbone)
+        depth = len(vit.blocks)
         if out_indices is None:
             out_indices = spread_blocks(depth, min(4, depth))
         self.out_indices = resolve_indices(out_indices, depth)
@@ -81,8 +82,8 @@ class TokenClassifier(Pretrained):
         if isinstance(head, str):
             if num_classes is None:
                 raise ValueError(f"head={head!r} is a name; expected num_classes with it.")
-            prefix, class_token = backbone.num_prefix_tokens, backbone.has_class_token
-            tokens = Tokens(backbone.embed_dim, backbone.num_heads, len(self.out_indices), prefix, class_token)
+            prefix, class_token = vit.num_prefix_tokens, vit.has_class_token
+            tokens = Tokens(vit.embed_dim, vit.num_heads, len(self.out_indices), prefix, class_token)
             self._head_args = {"head": head, "num_classes": num_classes, "task": task, "options": options}
             head = create_head(head, tokens, num_classes, task, **options)
             self.task: str | None = task
@@ -91,9 +92,9 @@ class TokenClassifier(Pretrained):
         else:
             self.task = None
         frozen = _frozen_blocks(freeze, depth)
-        self.backbone, self.head = backbone, head
-        backbone.reset_classifier(0, "")  # a head would be a parameter without a gradient, and so would
-        backbone.prune_intermediate_layers(self.out_indices)  # the blocks that nobody reads
+        self.backbone, self.head = vit, head
+        vit.reset_classifier(0, "")  # a head would be a parameter without a gradient, and so would
+        vit.prune_intermediate_layers(self.out_indices)  # the blocks that nobody reads
         self._freeze(freeze, frozen)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -138,7 +139,7 @@ class TokenClassifier(Pretrained):
         Raises:
             ValueError: not positive, or a head without a last layer ``output``.
         """
-        layer = getattr(self.head, "output", None)
+        layer: Any = getattr(self.head, "output", None)
         if not 0 < factor < math.inf or getattr(layer, "weight", None) is None:
             raise ValueError(f"factor={factor}; expected a positive number, and a head with a last layer 'output'.")
         with torch.no_grad():
@@ -187,7 +188,7 @@ class TokenClassifier(Pretrained):
         self.head.output = new.to(old.weight.device, old.weight.dtype).train(old.training)
         self._head_args["num_classes"] = num_classes
 
-    @torch.jit.unused  # type: ignore[untyped-decorator]
+    @torch.jit.unused
     def _described(self) -> dict[str, Any]:
         return describe_around_backbone(self, "head", self._head_args)
 

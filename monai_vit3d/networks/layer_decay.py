@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from timm.optim import param_groups_layer_decay
 from torch import nn
@@ -53,6 +53,6 @@ def layer_decay_groups(
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay}; expected a number above 0 and up to 1.")
     groups = param_groups_layer_decay(
-        network, weight_decay, no_weight_decay_list=network.no_weight_decay(), layer_decay=layer_decay
+        network, weight_decay, no_weight_decay_list=cast(Any, network).no_weight_decay(), layer_decay=layer_decay
     )
     return [{k: g[k] for k in ("params", "weight_decay")} | {"lr": learning_rate * g["lr_scale"]} for g in groups]

@@ -44,7 +44,7 @@ def block_facts(block: nn.Module) -> dict[str, Any]:
     attn, mlp = parts.get("attn"), parts.get("mlp")
     qkv = parts.get("qkv") or parts.get("q_proj") or parts.get("in_proj")
     out = parts.get("proj") or parts.get("out_proj") or parts.get("attn_out_proj")
-    starts = [m.init_values for m in block.modules() if getattr(m, "init_values", None) is not None]
+    starts = [start for m in block.modules() if (start := getattr(m, "init_values", None)) is not None]
     return {
         **({} if qkv is None else {"qkv_bias": any(m is not None for m in (qkv.bias, getattr(attn, "q_bias", None)))}),
         **({} if out is None else {"proj_bias": getattr(out, "bias", None) is not None}),
@@ -80,7 +80,7 @@ def constructor(argument: str, layer: nn.Module) -> Callable[..., nn.Module]:
     return partial(type(layer), **how) if how else type(layer)
 
 
-def norm_details(norm: nn.Module) -> dict[str, Any]:
+def norm_details(norm: nn.Module | None) -> dict[str, Any]:
     """Return which parameters a norm lacks: all, or the bias."""
     if not getattr(norm, "elementwise_affine", True):
         return {"elementwise_affine": False}

@@ -104,7 +104,8 @@ def apply_lora(
     _inject(network, settings, list(names))
     for parameter in parameters:
         parameter.requires_grad_(True)
-    network.lora = settings
+    marked: Any = network
+    marked.lora = settings
     return network
 
 
@@ -202,8 +203,8 @@ def adapter_layers(network: nn.Module, targets: Sequence[str], trained: Sequence
     if not targets or not set(targets) <= set(known):
         but = f" besides {', '.join(trained)}" if trained else ""
         raise UsageError(
-            f"targets={tuple(targets)}; expected one or more of the linear layers in the blocks of {type(network).__name__}; "
-            f"it has {', '.join(map(repr, known)) or 'none'}{but}."
+            f"targets={tuple(targets)}; expected one or more of the linear layers in the blocks of "
+            f"{type(network).__name__}; it has {', '.join(map(repr, known)) or 'none'}{but}."
         )
     return {name: layer for name, layer in found.items() if name.rpartition(".")[2] in targets}
 
@@ -266,6 +267,9 @@ def _inject(network: nn.Module, settings: LoraSettings, names: list[str]) -> Non
         ) from error
     exactly = "|".join(map(re.escape, names))  # a list would be matched by the ends of names
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=exactly
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft multiplies by it
+        lora_dropout=settings.dropout,
+        target_modules=exactly,
     )
     inject_adapter_in_model(config, network, adapter_name=ADAPTER)

@@ -229,7 +229,7 @@ def spread_blocks(depth: int, parts: int) -> list[int]:
     return [(i + 1) * depth // parts - 1 for i in range(parts)]
 
 
-def patch_size_of(backbone: nn.Module) -> GridShape:
+def patch_size_of(backbone: Any) -> GridShape:
     """Return the voxels per token along each axis, of any backbone that keeps the contract."""
     patch = getattr(backbone, "patch_size", None) or backbone.patch_embed.patch_size
     return to_3tuple(patch, "patch_size")

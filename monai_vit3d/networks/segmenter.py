@@ -63,17 +63,17 @@ class TokenSegmenter(Pretrained):
     ) -> None:
         super().__init__()
         out_indices = renamed_argument("taps", "out_indices", out_indices, options)
-        patch_size = patch_size_of(backbone)
+        patch_size, vit = patch_size_of(backbone), cast(VisionTransformer3D, backbone)
         self._decoder_args = dict[str, Any]()
         if isinstance(decoder, str):
             if num_classes is None:
                 raise ValueError(f"decoder={decoder!r} is a name; expected num_classes with it.")
             given = {key: value for key, value in options.items() if value is not None}
             self._decoder_args = {"decoder": decoder, "num_classes": num_classes, "options": given}
-            decoder = create_decoder(decoder, backbone.in_chans, backbone.embed_dim, patch_size, num_classes, **options)
+            decoder = create_decoder(decoder, vit.in_chans, vit.embed_dim, patch_size, num_classes, **options)
         elif num_classes is not None or any(value is not None for value in options.values()):
             raise ValueError("the decoder is built already: give its options and num_classes to its own constructor.")
-        depth, needed = len(backbone.blocks), decoder.num_maps(patch_size) - 1
+        depth, needed = len(vit.blocks), cast(Any, decoder).num_maps(patch_size) - 1
         if out_indices is None:
             if depth <= needed:
                 raise ValueError(
@@ -88,10 +88,10 @@ class TokenSegmenter(Pretrained):
                 f"{needed} blocks besides the final tokens; give as many."
             )
         require_final_norm(backbone, "segmenter")
-        self.backbone, self.decoder = backbone, decoder
+        self.backbone, self.decoder = vit, decoder
         self.patch_size = patch_size
         self.pad = bool(getattr(backbone, "dynamic_img_pad", False))
-        backbone.reset_classifier(0, "")  # a head would be a parameter without a gradient
+        vit.reset_classifier(0, "")  # a head would be a parameter without a gradient
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute logits of each voxel.
@@ -176,6 +176,6 @@ class TokenSegmenter(Pretrained):
         if self._decoder_args:
             self._decoder_args["num_classes"] = num_classes
 
-    @torch.jit.unused  # type: ignore[untyped-decorator]
+    @torch.jit.unused
     def _described(self) -> dict[str, Any]:
         return describe_around_backbone(self, "decoder", self._decoder_args)
