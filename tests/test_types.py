@@ -21,14 +21,14 @@ sizes: tuple[int, int, int] = net.grid_size
 segmenter = TokenSegmenter(net, "unetr", num_classes=3, out_indices=[2, 5, 8])
 layers: dict[str, type] = dict(monai_vit3d.layers.EMBED_LAYERS)
 """
-MISTAKES = {  # line by line: what is misspelt or of a wrong type
-    "VisionTransformer3D(img_sze=96, patch_size=16)": "img_sze",
-    "monai_vit3d.VisionTransformer3D(96, 16, depth='twelve')": "depth",
-    "TokenSegmenter(net, num_clases=2)": "decoder",
-    "monai_vit3d.VisionTransformer4D": "VisionTransformer4D",
-    "create_model(224)": "name",
-    "net.grid_sise": "grid_sise",
-}
+MISTAKES = [
+    "VisionTransformer3D(img_sze=96, patch_size=16)",
+    "monai_vit3d.VisionTransformer3D(96, 16, depth='twelve')",
+    "TokenSegmenter(net, num_clases=2)",  # without decoder; further keywords are the decoder's
+    "monai_vit3d.VisionTransformer4D",
+    "create_model(224)",
+    "net.num_heads.upper()",
+]
 
 
 def test_checkers_see_every_public_name():
