@@ -182,7 +182,7 @@ def last_blocks(indices: int | Sequence[int], depth: int) -> Sequence[int]:
     if not isinstance(indices, int):
         return indices
     if not 1 <= indices <= depth:
-        raise ValueError(f"the last {indices} blocks of {depth}: a number from 1 to {depth} is expected.")
+        raise ValueError(f"the last {indices} blocks; the network has {depth}: expected 1 to {depth}.")
     return range(depth - indices, depth)
 
 
