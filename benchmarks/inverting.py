@@ -24,7 +24,7 @@ from monai.data import MetaTensor
 from monai.transforms import AsDiscreted, Compose, Invertd, Spacingd
 from torch.nn.functional import interpolate
 
-from monai_vit3d.inferers import LabelInverter, trace_inverse
+from monai_vit3d.transforms import LabelInverter, trace_inverse
 
 SPACING_MM, CLASSES = (0.8, 0.8, 2.5), 14
 WHOLE, EIGHTH = (512, 512, 100), (256, 256, 50)

@@ -19,7 +19,7 @@ BACKBONE |= {"class_token": False, "global_pool": ""}
 UNETR = {"in_channels": 1, "out_channels": CLASSES, "img_size": WINDOW, "hidden_size": 384, "mlp_dim": 1536}
 UNETR |= {"num_heads": 6, "qkv_bias": True}
 # ours and MONAI's name for the same thing
-PEERS = {"monai_vit3d.data.SeparableSpacingd": "Spacingd", "monai_vit3d.data.NiftiReader": "NibabelReader"}
+PEERS = {"monai_vit3d.transforms.SeparableSpacingd": "Spacingd", "monai_vit3d.data.NiftiReader": "NibabelReader"}
 
 
 def segmenter() -> TokenSegmenter:
@@ -62,7 +62,7 @@ def _config(monai: bool) -> dict[str, Any]:
             ("LoadImaged", "image", {"reader": {"_target_": "monai_vit3d.data.NiftiReader"}}),
             ("EnsureChannelFirstd", "image", {}),
             ("Orientationd", "image", {"axcodes": "RAS", "labels": None}),
-            ("monai_vit3d.data.SeparableSpacingd", "image", {"pixdim": SPACING_MM, "mode": "bilinear"}),
+            ("monai_vit3d.transforms.SeparableSpacingd", "image", {"pixdim": SPACING_MM, "mode": "bilinear"}),
             ("ScaleIntensityRanged", "image", {"a_min": -57, "a_max": 164, "b_min": 0.0, "b_max": 1.0, "clip": True}),
         ),
         "inferer": {"_target_": "SlidingWindowInferer", "roi_size": WINDOW, "sw_batch_size": 1, "overlap": 0.25},

@@ -25,7 +25,8 @@ from in_turn import command_line, head, show, timed, with_each_allocator
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged, NormalizeIntensityd, Orientationd, ScaleIntensityRanged, Spacingd
 
-from monai_vit3d.data import NiftiReader, SeparableSpacingd
+from monai_vit3d.data import NiftiReader
+from monai_vit3d.transforms import SeparableSpacingd
 
 try:
     from isal import isal_zlib as inflating

@@ -19,7 +19,8 @@ import torch
 from in_turn import added_bytes, command_line, head, show, timed, with_each_allocator
 from monai.inferers import SlidingWindowInferer
 
-from monai_vit3d.inferers import argmax_classes, stitch_windows
+from monai_vit3d.inferers import stitch_windows
+from monai_vit3d.transforms import argmax_classes
 
 WINDOW = (96, 96, 96)
 POINTS = {14: (240, 192, 160), 117: (240, 144, 96)}  # classes: volume

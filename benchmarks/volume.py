@@ -54,11 +54,11 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 ONE_WINDOW = """
 import sys, torch
 from pathlib import Path
-from monai_vit3d.inferers import unwrapped
+from monai_vit3d.inferers import unwrap_inferer
 from monai_vit3d.pipeline.bundle import load_bundle
 bundle = load_bundle(Path(sys.argv[1]), "cpu")
 with torch.no_grad():
-    bundle.network(torch.zeros(1, 1, *unwrapped(bundle.inferer).roi_size))
+    bundle.network(torch.zeros(1, 1, *unwrap_inferer(bundle.inferer).roi_size))
 """
 
 

@@ -31,7 +31,7 @@ _HOMES = {
 }
 _ROOMS = (
     "data", "decoders", "handlers", "inferers", "layers", "metrics", "networks", "pipeline", "pretraining",
-    "visualize", "weights",
+    "transforms", "visualize", "weights",
 )  # fmt: skip
 __all__ = [*sorted(_HOMES), "__version__"]
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
     from . import networks as networks
     from . import pipeline as pipeline
     from . import pretraining as pretraining
+    from . import transforms as transforms
     from . import visualize as visualize
     from . import weights as weights
     from .decoders.dpt import DPTDecoder as DPTDecoder
@@ -58,6 +59,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
     from .networks.lora import merge_lora as merge_lora
     from .networks.segmenter import TokenSegmenter as TokenSegmenter
     from .networks.vit3d import VisionTransformer3D as VisionTransformer3D
+    from .pipeline.predictor import Predictor as Predictor
     from .visualize.attention import attention_maps as attention_maps
     from .weights.create import create_model as create_model
     from .weights.files import load_weights as load_weights

@@ -6,19 +6,27 @@ import importlib
 import warnings
 from typing import Any
 
+# a name in the same package, or a dotted one in another
 RENAMED = {
+    "monai_vit3d.data": {
+        "SeparableResample": "monai_vit3d.transforms.SeparableResample",
+        "SeparableSpacing": "monai_vit3d.transforms.SeparableSpacing",
+        "SeparableSpacingd": "monai_vit3d.transforms.SeparableSpacingd",
+    },
     "monai_vit3d.handlers": {
         "Attached": "AttachHandlers",
         "MaskedBatch": "PrepareBatchMasked",
         "MixUpBatch": "PrepareBatchMixUp",
     },
     "monai_vit3d.inferers": {
-        "WayBack": "InverseMapping",
-        "finite": "require_finite_scores",
-        "likeliest": "argmax_classes",
+        "LabelInverter": "monai_vit3d.transforms.LabelInverter",
+        "WayBack": "monai_vit3d.transforms.InverseMapping",
+        "argmax": "monai_vit3d.transforms.argmax",
+        "finite": "monai_vit3d.transforms.require_finite_scores",
+        "likeliest": "monai_vit3d.transforms.argmax_classes",
         "told_spacing": "with_spacing",
         "unwrapped": "unwrap_inferer",
-        "way_back": "trace_inverse",
+        "way_back": "monai_vit3d.transforms.trace_inverse",
     },
     "monai_vit3d.networks": {"create_model": "create_preset"},
     "monai_vit3d.pretraining": {"describe": "collapse_report"},
@@ -38,12 +46,14 @@ def find_renamed(package: str, name: str) -> Any:
     new = RENAMED.get(package, {}).get(name)
     if new is None:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    new_package, _, attribute = new.rpartition(".")
+    new_package = new_package or package
     warnings.warn(
-        f"{package}.{name} is now {package}.{new}; the old name goes in the next release.",
+        f"{package}.{name} is now {new_package}.{attribute}; the old name goes in the next release.",
         DeprecationWarning,
         stacklevel=3,
     )
-    return getattr(importlib.import_module(package), new)
+    return getattr(importlib.import_module(new_package), attribute)
 
 
 def renamed_argument(old: str, new: str, value: Any, options: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..deprecated import find_renamed
 from .decathlon import decathlon_classes, decathlon_split
 from .errors import (
     BundleError,
@@ -24,11 +25,10 @@ _READERS = ("read_grid", "read_volume")
 _VOLUME = ("Grid", "Volume")
 _LABELS = ("CheckLabelsd",)
 _MEDMNIST3D = ("MedMNIST3DDataset", "class_names", "medmnist3d_info")
-_SPACING = ("SeparableResample", "SeparableSpacing", "SeparableSpacingd")
 _TABLES = ("check_classes", "class_balanced_weights", "labelled_volumes", "steps_in")
 __all__ = ["BundleError", "DatasetError", "ImageError", "ScoreError", "TrainingCollapsed", "UsageError", "Vit3dError"]
 __all__ += ["TrainingDiverged", "WeightsError", "decathlon_classes", "decathlon_split", "resolve_task"]
-__all__ += [*_NIFTI, *_READERS, *_VOLUME, *_LABELS, *_MEDMNIST3D, *_SPACING, *_TABLES]
+__all__ += [*_NIFTI, *_READERS, *_VOLUME, *_LABELS, *_MEDMNIST3D, *_TABLES]
 
 
 def __getattr__(name: str) -> Any:
@@ -53,12 +53,8 @@ def __getattr__(name: str) -> Any:
         from . import medmnist3d
 
         return getattr(medmnist3d, name)
-    if name in _SPACING:
-        from . import spacing
-
-        return getattr(spacing, name)
     if name in _TABLES:
         from . import csv_labels
 
         return getattr(csv_labels, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return find_renamed(__name__, name)

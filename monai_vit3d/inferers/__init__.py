@@ -3,14 +3,11 @@
 from typing import Any
 
 from ..deprecated import find_renamed
-from .argmax_classes import argmax_classes, require_finite_scores
 from .autocast import AutocastInferer
 from .backends import BackendNetwork
 from .engines import BACKENDS, ENGINES, resolve_backend
 from .entropy import PredictionEntropy
-from .inverse_mapping import InverseMapping, trace_inverse
 from .label_inferer import LabelInferer
-from .label_inversion import LabelInverter, argmax
 from .slices import SliceNetwork, sliding_over_slices
 from .spacing import SpacingInferer, spacing_of, unwrap_inferer, with_spacing
 from .stitch import CannotStitch, can_stitch, stitch_windows
@@ -26,15 +23,10 @@ __all__ = [
     "FlipSpread",
     "PredictionEntropy",
     "LabelInferer",
-    "LabelInverter",
     "SliceNetwork",
     "SpacingInferer",
-    "InverseMapping",
-    "argmax",
     "can_stitch",
     "ensemble_variance",
-    "require_finite_scores",
-    "argmax_classes",
     "predictive_entropy",
     "resolve_backend",
     "sliding_over_slices",
@@ -42,7 +34,6 @@ __all__ = [
     "stitch_windows",
     "with_spacing",
     "unwrap_inferer",
-    "trace_inverse",
 ]
 
 

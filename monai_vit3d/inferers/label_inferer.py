@@ -10,7 +10,7 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
-from .argmax_classes import argmax_classes, require_finite_scores
+from ..transforms import argmax_classes, require_finite_scores
 from .stitch import CannotStitch, can_stitch, stitch_windows
 from .tta import known_activation, predictive_entropy
 

@@ -78,13 +78,13 @@ class TokenClassifier(Pretrained):
         self.out_indices = resolve_indices(out_indices, depth)
         if not self.out_indices:
             raise ValueError("out_indices=(); expected one block or more, or None for the ends of the quarters.")
-        self._head_args = dict[str, Any]()
+        self.num_classes, self._head_args = num_classes, dict[str, Any]()
         if isinstance(head, str):
             if num_classes is None:
                 raise ValueError(f"head={head!r} is a name; expected num_classes with it.")
             prefix, class_token = vit.num_prefix_tokens, vit.has_class_token
             tokens = Tokens(vit.embed_dim, vit.num_heads, len(self.out_indices), prefix, class_token)
-            self._head_args = {"head": head, "num_classes": num_classes, "task": task, "options": options}
+            self._head_args = {"head": head, "task": task, "options": options}
             head = create_head(head, tokens, num_classes, task, **options)
             self.task: str | None = task
         elif options or num_classes is not None:
@@ -186,7 +186,7 @@ class TokenClassifier(Pretrained):
         old = self.head.output
         new = output_layer(self.task, old.weight.shape[1], num_classes)
         self.head.output = new.to(old.weight.device, old.weight.dtype).train(old.training)
-        self._head_args["num_classes"] = num_classes
+        self.num_classes = num_classes
 
     @torch.jit.unused
     def _described(self) -> dict[str, Any]:

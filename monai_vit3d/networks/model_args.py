@@ -57,7 +57,7 @@ def build_network(args: Mapping[str, Any], factory: Callable[..., nn.Module] | N
     Raises:
         WeightsError: a class without a name here that was not passed, or arguments that build no network.
     """
-    kind = next((name for key, name in _BY_KEY.items() if key in args), "VisionTransformer3D")
+    kind = class_of(args)
     factory = factory or CLASSES[kind]
     try:
         if kind == "VisionTransformer3D":
@@ -70,6 +70,24 @@ def build_network(args: Mapping[str, Any], factory: Callable[..., nn.Module] | N
             f"no network can be built of these arguments ({type(error).__name__}: {error}). Those of a {kind}, as "
             "networks.model_args() returns them, are expected."
         ) from error
+
+
+def class_of(args: Mapping[str, Any]) -> str:
+    """Return the name of this package's class that arguments are of."""
+    return next((name for key, name in _BY_KEY.items() if key in args), "VisionTransformer3D")
+
+
+def args_in_state(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the arguments that a network's own ``state_dict()`` recorded; empty where there are none.
+
+    Args:
+        state: a state dict; a plain dict has lost the record.
+        prefix: of the names of a part, as ``"backbone."``, whose arguments are returned.
+    """
+    metadata = getattr(state, "_metadata", None)
+    entry = metadata.get(prefix.removesuffix(".")) if isinstance(metadata, Mapping) else None
+    args = entry.get(RECORD) if isinstance(entry, Mapping) else None
+    return dict(args) if isinstance(args, Mapping) else {}
 
 
 def describe_around_backbone(network: nn.Module, part: str, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,6 +109,7 @@ def describe_around_backbone(network: nn.Module, part: str, record: Mapping[str,
     return {
         **{part: None, **record},
         "options": options,
+        "num_classes": network.num_classes,
         "out_indices": list(network.out_indices),
         "backbone": None if "backbone" in foreign else model_args(backbone),
         "foreign": {key: class_path(layer) for key, layer in foreign.items()},

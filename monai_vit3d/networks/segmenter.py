@@ -64,12 +64,12 @@ class TokenSegmenter(Pretrained):
         super().__init__()
         out_indices = renamed_argument("taps", "out_indices", out_indices, options)
         patch_size, vit = patch_size_of(backbone), cast(VisionTransformer3D, backbone)
-        self._decoder_args = dict[str, Any]()
+        self.num_classes, self._decoder_args = num_classes, dict[str, Any]()
         if isinstance(decoder, str):
             if num_classes is None:
                 raise ValueError(f"decoder={decoder!r} is a name; expected num_classes with it.")
             given = {key: value for key, value in options.items() if value is not None}
-            self._decoder_args = {"decoder": decoder, "num_classes": num_classes, "options": given}
+            self._decoder_args = {"decoder": decoder, "options": given}
             decoder = create_decoder(decoder, vit.in_chans, vit.embed_dim, patch_size, num_classes, **options)
         elif num_classes is not None or any(value is not None for value in options.values()):
             raise ValueError("the decoder is built already: give its options and num_classes to its own constructor.")
@@ -173,8 +173,7 @@ class TokenSegmenter(Pretrained):
         if reset is None:
             raise ValueError(f"{type(self.decoder).__name__} has no method reset_classifier(num_classes).")
         reset(num_classes)
-        if self._decoder_args:
-            self._decoder_args["num_classes"] = num_classes
+        self.num_classes = num_classes
 
     @torch.jit.unused
     def _described(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -43,7 +44,13 @@ def plain_state_dict(network: nn.Module) -> dict[str, Tensor]:
     """
     network = unwrap_network(network)
     state, prefixes = network.state_dict(), _prefixes(network)
-    return {_plain_name(key, prefixes): value for key, value in state.items()} if prefixes else state
+    if not prefixes:
+        return state
+    plain = OrderedDict((_plain_name(key, prefixes), value) for key, value in state.items())
+    plain._metadata = {  # type: ignore[attr-defined]  # torch's own, with a network's arguments
+        _plain_name(f"{key}.", prefixes).removesuffix("."): entry for key, entry in state._metadata.items()
+    }
+    return plain
 
 
 def load_plain_state_dict(network: nn.Module, state: Mapping[str, Tensor]) -> None:

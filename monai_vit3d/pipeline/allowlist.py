@@ -60,7 +60,7 @@ SPECIAL_KEYS = _split("_target_ _disabled_ _requires_ _desc_ _mode_")
 FILE_FUNCTIONS = (
     "monai.transforms.", "monai.networks.nets.", "monai.networks.blocks.", "monai.networks.layers.",
     "monai.inferers.", "monai.data.", "torch.nn.", "monai_vit3d.layers.", "monai_vit3d.decoders.",
-    "monai_vit3d.networks.", "monai_vit3d.inferers.", "monai_vit3d.data.",
+    "monai_vit3d.networks.", "monai_vit3d.transforms.", "monai_vit3d.inferers.", "monai_vit3d.data.",
 )  # fmt: skip
 TARGET_FUNCTIONS = _split(
     "monai_vit3d.networks.create_preset monai_vit3d.networks.presets.create_preset monai_vit3d.networks.create_model "
@@ -94,7 +94,7 @@ _ROOMS: tuple[tuple[str, str, frozenset[str] | None], ...] = (
     ("monai_vit3d.decoders.", "torch.nn.Module", None),
     ("monai_vit3d.networks.", "torch.nn.Module", None),
     ("monai_vit3d.inferers.", "monai.inferers.Inferer", None),
-    ("monai_vit3d.data.spacing.", "monai.transforms.Transform", None),
+    ("monai_vit3d.transforms.spacing.", "monai.transforms.Transform", None),
     ("monai_vit3d.data.", "monai.data.ImageReader", READER_CLASSES),
 )
 _HANDED_ON = ("torch.nn.modules.", "monai_vit3d.layers.")

@@ -18,16 +18,14 @@ from ..inferers import (
     CannotStitch,
     FlipEnsemble,
     FlipSpread,
-    LabelInverter,
     PredictionEntropy,
     SpacingInferer,
     can_stitch,
-    require_finite_scores,
     stitch_windows,
-    trace_inverse,
     unwrap_inferer,
 )
 from ..layers.rope import mm_positions
+from ..transforms import LabelInverter, require_finite_scores, trace_inverse
 from .bundle import Bundle
 from .memory_limits import out_of_memory
 from .options import Options

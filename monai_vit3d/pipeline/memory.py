@@ -112,7 +112,7 @@ def _separable(bundle: Bundle) -> bool:
     """Whether images are resampled one axis after another, without coordinates of each voxel."""
     from monai.transforms import Spacingd
 
-    from ..data import SeparableSpacingd
+    from ..transforms import SeparableSpacingd
 
     steps = [step for step in bundle.preprocessing.steps if isinstance(step, Spacingd)]
     return all(

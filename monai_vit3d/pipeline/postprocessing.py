@@ -29,8 +29,9 @@ from monai.transforms import (
 from torch import Tensor
 
 from ..data.errors import BundleError
-from ..inferers import LabelInferer, argmax, unwrap_inferer
+from ..inferers import LabelInferer, unwrap_inferer
 from ..inferers.spacing import inferer_wrappers
+from ..transforms import argmax
 
 PRED = "pred"  # the network's output in MONAI's evaluators
 # they drop labels or spread them, and leave the values as they are
@@ -40,7 +41,7 @@ _MOVING = (
     "monai.transforms.spatial.",
     "monai.transforms.croppad.",
     "monai.transforms.utility.dictionary.ToTensord",
-    "monai_vit3d.data.spacing.",
+    "monai_vit3d.transforms.spacing.",
 )
 
 

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from ..data.errors import BundleError
 from ..inferers import (
-    LabelInverter,
     PredictionEntropy,
-    argmax,
     ensemble_variance,
     predictive_entropy,
-    require_finite_scores,
 )
+from ..transforms import LabelInverter, argmax, require_finite_scores
 from .postprocessing import Postprocessing, decision, through
 
 SCORES_PER_SLAB = 2**22  # of the network's numbers that are turned into labels at a time

@@ -10,7 +10,7 @@ from .files import load_weights
 from .info import convert_weights, describe_weights
 from .report import LoadReport
 from .sources import Source, backbone_from, identify, read_source
-from .whole_network import load_network
+from .whole_network import load_network, network_from
 
 __all__ = [
     "LoadReport",
@@ -31,6 +31,7 @@ __all__ = [
     "load_network",
     "load_timm2d",
     "load_weights",
+    "network_from",
     "read_source",
     "save_adapter",
     "save_backbone",

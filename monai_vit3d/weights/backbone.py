@@ -15,12 +15,12 @@ from ..layers import ConvStem3D, PatchEmbed3D, resample_patch_kernel
 from ..layers.pos_embed import GridShape, resample_pos_embed, sincos_pos_embed
 from ..networks import VisionTransformer3D
 from ..networks.lora import merged_lora
-from ..networks.model_args import RECORD, model_args
+from ..networks.model_args import RECORD, args_in_state, model_args
 from ..networks.wrappers import unwrap_network
 from .files import as_state_dict, key_names, read_with_metadata, refuse_differences, without_wrappers, write_safetensors
 from .inflate import adapt_channels
 from .meta_init import fill
-from .pretrained import args_in
+from .pretrained import args_in, checked_args
 
 NetworkOrState = TypeVar("NetworkOrState")
 logger = logging.getLogger(__name__)
@@ -91,10 +91,11 @@ def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
     """
     backbone = _backbone_of(network)
     read, metadata = read_with_metadata(path)
-    came = args_in(metadata, path)
+    state = as_state_dict(read, path)
+    came = checked_args(args_in_state(state, PREFIX) or args_in_state(state), path) or args_in(metadata, path)
     needed = model_args(backbone) if isinstance(backbone, VisionTransformer3D) else {}
     _refuse_architecture(came, needed, path)
-    part, adapted = _fit_kernel(_backbone_in(as_state_dict(read, path), path), backbone)
+    part, adapted = _fit_kernel(_backbone_in(state, path), backbone)
     state, resampled = _fit_positions(part, came, backbone, needed, path)
     wanted = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
     refuse_differences(wanted, state, path, type(backbone).__name__, _advice(wanted, state))

@@ -8,18 +8,20 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
+from torch import nn
 
 from ..data.errors import UsageError, WeightsError
 from ..data.files import replacing
 from ..networks import VisionTransformer3D
 from ..networks.layer_facts import unlike_layers
 from ..networks.lora import merged_lora
-from ..networks.model_args import RECORD, build_network, model_args
+from ..networks.model_args import CLASSES, RECORD, build_network, class_of, model_args
 from .files import as_state_dict, read_with_metadata, write_safetensors
-from .pretrained import CONFIG, WEIGHTS, build_own, files_in, recorded_args
+from .pretrained import CONFIG, WEIGHTS, build_own, build_whole, files_in, recorded_args
 
-N = TypeVar("N", bound=VisionTransformer3D)
+N = TypeVar("N", bound=nn.Module)
 CARD = "README.md"
 _MARK = (
     "<!-- written by monai_vit3d {}: written anew by the next save_pretrained, unless somebody changes this page -->"
@@ -28,7 +30,7 @@ _HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
 def save_network(
-    network: VisionTransformer3D,
+    network: nn.Module,
     folder: str | Path,
     *,
     card: Mapping[str, Any] | None = None,
@@ -77,11 +79,12 @@ def save_network(
         raise
 
 
-def _refuse_unnamed(network: VisionTransformer3D, said: dict[str, Any]) -> None:
-    """Refuse a network that its architecture does not describe."""
+def _refuse_unnamed(network: nn.Module, said: dict[str, Any]) -> None:
+    """Refuse a network that its recorded arguments do not build."""
     advice = "Write it with save_backbone, and load that with load_backbone into a network that you build yourself."
     try:
-        again = build_network(said, type(network), device="meta")
+        with torch.device("meta"):
+            again = build_network(said, type(network))
     except WeightsError as error:
         raise UsageError(f"config.json could not say what this network is: {error}. {advice}") from error
     unlike = unlike_layers(network, again)
@@ -109,10 +112,10 @@ def _mark(text: str) -> str:
 def load_pretrained(
     source: str | Path,
     *,
-    factory: type[N] = VisionTransformer3D,
-    **options: Any,  # type: ignore[assignment]
+    factory: type[N] = VisionTransformer3D,  # type: ignore[assignment]
+    **options: Any,
 ) -> N:
-    """The network in a folder of :func:`save_network`, in a file of ``save_backbone``, or in a repository of the hub.
+    """Load the network in a folder of :func:`save_network`, a repository of the hub, or a file with its arguments.
 
     Args:
         source: the folder, a file of ``save_backbone``, or ``"owner/name"``.
@@ -129,8 +132,13 @@ def load_pretrained(
     config, weights = _find(source, {key: options.pop(key) for key in _HUB if key in options})
     read, metadata = read_with_metadata(weights)
     state = as_state_dict(read, weights)
-    said = recorded_args(metadata, config, weights)
-    return build_own(said, state, str(weights), factory, owned=True, **options).network  # type: ignore[return-value]
+    said = recorded_args(state, metadata, config, weights)
+    kind = class_of(said)
+    if not issubclass(factory, CLASSES[kind]):
+        raise UsageError(f"{source}: a {kind}, not a {factory.__name__}. Load it with {kind}.from_pretrained.")
+    if kind != VisionTransformer3D.__name__:
+        return build_whole(said, state, str(weights), factory, **options)  # type: ignore[return-value]
+    return build_own(said, state, str(weights), factory, owned=True, **options).network  # type: ignore[arg-type,return-value]
 
 
 def _find(source: str | Path, hub: dict[str, Any]) -> tuple[Path, Path]:
@@ -150,7 +158,7 @@ def _find(source: str | Path, hub: dict[str, Any]) -> tuple[Path, Path]:
     return paths[0], paths[1]
 
 
-def model_card(network: VisionTransformer3D, license: str | None = None, tags: Collection[str] = ()) -> ModelCard:
+def model_card(network: nn.Module, license: str | None = None, tags: Collection[str] = ()) -> ModelCard:
     """A page for people and the hub's search, from the same source as config.json.
 
     Args:
@@ -160,17 +168,20 @@ def model_card(network: VisionTransformer3D, license: str | None = None, tags: C
     """
     said = model_args(network)
     known = network._hub_mixin_info.model_card_data.to_dict()
+    encoder = said.get("backbone") or said
     known["tags"] = sorted({*known.get("tags", ()), *tags})
-    task = "image-classification" if said["num_classes"] > 0 else "image-feature-extraction"
+    task = "image-segmentation" if "decoder" in said else "image-classification"
+    task = task if said["num_classes"] > 0 else "image-feature-extraction"
     data = ModelCardData(**{"pipeline_tag": task, **known, **({} if license is None else {"license": license})})
     count = sum(parameter.numel() for parameter in network.parameters())
     rows = "\n".join(f"| `{key}` | `{json.dumps(value)}` |" for key, value in sorted(said.items()))
-    size = ", ".join(str(n) for n in (said["in_chans"], *said["img_size"]))
+    kind = class_of(said)
+    size = ", ".join(str(n) for n in (encoder["in_chans"], *encoder["img_size"]))
     page = (
         f"---\n{data.to_yaml()}\n---\n\n# {said['class']}\n\n"
         f"A 3D Vision Transformer of `monai_vit3d` with {count:,} parameters.\n\n"
-        "```python\nimport torch\nfrom monai_vit3d import VisionTransformer3D\n\n"
-        'network = VisionTransformer3D.from_pretrained("FOLDER or OWNER/NAME")\n'
+        f"```python\nimport torch\nfrom monai_vit3d import {kind}\n\n"
+        f'network = {kind}.from_pretrained("FOLDER or OWNER/NAME")\n'
         f"output = network(torch.zeros(1, {size}, dtype=next(network.parameters()).dtype))\n```\n\n"
         "Nothing is known here of the data that the weights were trained on, nor of what they are fit for.\n\n"
         f"## Architecture\n\n| option | value |\n|---|---|\n{rows}\n"

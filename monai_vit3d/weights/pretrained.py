@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..data.errors import UsageError, WeightsError
 from ..networks import VisionTransformer3D
-from ..networks.model_args import RECORD, build_network, model_args
+from ..networks.model_args import RECORD, args_in_state, build_network, model_args
 from ..networks.options import resolve_pool
 from .files import is_ours, refuse_differences
 from .inflate import adapt_channels
@@ -28,6 +29,7 @@ _SIZES, _HEAD, _PLACE = ("img_size", "patch_size"), ("num_classes", "global_pool
 # what may be told anew when weights are loaded, besides those
 _FREE = ("class", "foreign", "in_chans", "dynamic_img_size", "dynamic_img_pad", "pool_include_prefix", "pos_trained")
 _POOL = "attn_pool."
+_DICTS = ("backbone", "options", "foreign", "block_options")  # in recorded arguments
 _FETCH = "Fetch the files again, or save the network anew with save_pretrained."
 
 
@@ -56,11 +58,25 @@ def args_in(metadata: Mapping[str, str], path: str | Path) -> dict[str, Any]:
     """
     try:
         args = json.loads(metadata.get(RECORD, "{}"))
-        grid = args.get("grid_size", [1, 1, 1])
-        sound = len(grid) == 3 and all(isinstance(n, int) and n > 0 for n in grid)
-    except (ValueError, RecursionError, AttributeError, TypeError):
-        sound = False
-    if not sound:
+    except (ValueError, RecursionError):
+        args = None
+    return checked_args(args, path)
+
+
+def checked_args(args: Any, path: str | Path) -> dict[str, Any]:
+    """Return recorded arguments if their shape is that of :func:`model_args`; a file may hold anything.
+
+    Args:
+        args: what a file holds.
+        path: the file, for messages.
+
+    Raises:
+        WeightsError: no dictionary, or sizes that are none.
+    """
+    sound = isinstance(args, dict) and all(isinstance(args.get(key) or {}, dict) for key in _DICTS)
+    parts = [args, args.get("backbone") or {}] if sound else []
+    grids = [part.get("grid_size", [1, 1, 1]) for part in parts]
+    if not sound or not all(isinstance(grid, list) and [type(n) for n in grid] == [int] * 3 for grid in grids):
         raise WeightsError(
             f"{path}: its header's {RECORD!r} cannot be read; a JSON object with a grid_size of three numbers is "
             "expected. Fetch the file again, or save it anew with save_backbone or save_pretrained."
@@ -68,10 +84,13 @@ def args_in(metadata: Mapping[str, str], path: str | Path) -> dict[str, Any]:
     return dict(args)
 
 
-def recorded_args(metadata: Mapping[str, str], config: Path, weights: Path) -> dict[str, Any]:
-    """Return the network's arguments that a file's header and config.json agree on.
+def recorded_args(
+    state: Mapping[str, Tensor], metadata: Mapping[str, str], config: Path, weights: Path
+) -> dict[str, Any]:
+    """Return the network's arguments in a file: those that its header and config.json agree on, or the state dict's.
 
     Args:
+        state: the tensors; what ``torch.save`` wrote has the arguments in the state dict's own metadata.
         metadata: of the header.
         config: the path of config.json, or that of the weights, whose header alone has them.
         weights: the path of the weights.
@@ -79,10 +98,13 @@ def recorded_args(metadata: Mapping[str, str], config: Path, weights: Path) -> d
     Raises:
         WeightsError: no header of ours, or one with other arguments than config.json.
     """
+    args = args_in_state(state)
+    if args:
+        return checked_args(args, weights)
     if RECORD not in metadata or not is_ours(metadata):
         raise WeightsError(
-            f"{weights}: its header has no {RECORD} and sha256 of its own: not what save_pretrained writes. For "
-            "tensors alone build the network and use load_weights."
+            f"{weights}: it has no {RECORD} and sha256 of its own: not what save_pretrained or a training of this "
+            "version writes. For tensors alone build the network and use load_weights."
         )
     args = args_in(metadata, weights)
     said = args if config == weights else _read_config(config)
@@ -102,6 +124,59 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(args, dict):
         raise WeightsError(f"{path}: a JSON {type(args).__name__}; an object is expected. {_FETCH}")
     return args
+
+
+def build_whole(
+    args: Mapping[str, Any],
+    state: dict[str, Tensor],
+    name: str,
+    factory: Callable[..., nn.Module] | None = None,
+    *,
+    num_classes: int | None = None,
+    img_size: int | Sequence[int] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> nn.Module:
+    """Build a segmenter or classifier of its recorded arguments, and give it its tensors, which keep their types.
+
+    Args:
+        args: what :func:`recorded_args` returned.
+        state: the tensors, which become the network's own.
+        name: the file, for messages.
+        factory: the class to build; None takes this package's.
+        num_classes: of a new last layer; None keeps the file's.
+        img_size: of the backbone, whose positions are resampled; None keeps the file's.
+        device: where to.
+        dtype: of all parameters; None keeps the file's.
+
+    Returns:
+        The network, in evaluation mode.
+
+    Raises:
+        WeightsError: tensors of another network, or arguments that build none.
+        UsageError: a ``dtype`` or ``num_classes`` that is none.
+    """
+    options = {"num_classes": num_classes, "dtype": dtype}
+    check_options(options, {}, build_whole, name)
+    _refuse_counts(args.get("backbone") or {}, state, name)
+    try:
+        network = build_network(args, factory)
+    except WeightsError as error:
+        raise WeightsError(f"{name}: {error}") from error
+    refuse_differences(network.state_dict(), state, name, "its arguments say", _FETCH)
+    network.load_state_dict(state, assign=True)
+    if num_classes is not None and num_classes != network.num_classes:
+        network.reset_classifier(num_classes)  # type: ignore[operator]
+    if img_size is not None:
+        network.backbone.set_input_size(img_size)  # type: ignore[operator,union-attr]
+    return network.to(device=device, dtype=options["dtype"]).eval()
+
+
+def _refuse_counts(args: Mapping[str, Any], state: Mapping[str, Tensor], name: str) -> None:
+    """Refuse more layers than there are tensors before any is built."""
+    counts = [args.get("depth"), dict(args.get("block_options") or {}).get("num_parallel")]
+    if any(isinstance(count, (int, float)) and count > len(state) for count in counts):
+        raise WeightsError(f"{name}: {counts[0]} blocks, but the weights are {len(state)} tensors. {_FETCH}")
 
 
 def build_own(
@@ -159,9 +234,7 @@ def _blank(
     name: str,
 ) -> VisionTransformer3D:
     """The network without values, its options those of the architecture but for what may be told anew."""
-    counts = [said.get("depth"), dict(said.get("block_options") or {}).get("num_parallel")]
-    if any(isinstance(count, (int, float)) and count > len(state) for count in counts):
-        raise WeightsError(f"{name}: {counts[0]} blocks, but the weights are {len(state)} tensors. {_FETCH}")
+    _refuse_counts(said, state, name)
     try:
         network = blank_network(partial(build_network, said, factory), **options)
     except WeightsError as error:

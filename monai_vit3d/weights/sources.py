@@ -24,7 +24,7 @@ from .convert.timm2d import load_timm2d
 from .convert.unwrap import unwrap
 from .files import as_state_dict, is_ours, read_with_metadata
 from .meta_init import blank_network
-from .pretrained import build_own, files_in, recorded_args
+from .pretrained import build_own, checked_args, files_in, recorded_args
 from .report import Inflated
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def read_source(path: str | Path, *, take: str = "teacher", family: str | None =
     read, metadata = read_with_metadata(weights)
     if folder or (family in (None, OURS) and RECORD in metadata):
         state = as_state_dict(read, weights)
-        said = recorded_args(metadata, config, weights)
+        said = recorded_args(state, metadata, config, weights)
         return Source(OURS, (), state, said, (), (), str(path), True)
     return replace(identify(read, str(path), take=take, family=family), verified=is_ours(metadata))
 
@@ -111,6 +111,9 @@ def identify(state: Any, name: str = "state_dict", *, take: str = "teacher", fam
     if family is not None and family not in loadable:
         raise UsageError(f"family={family!r}; expected one of {', '.join(map(repr, loadable))}.")
     found = unwrap(state, family_of, name, take)
+    if family is None and found.args:
+        args = checked_args(found.args, name)
+        return Source(OURS, found.wrapping, found.state, args, (), found.beside, name)
     row = FAMILIES[family or family_of(found.state)]
     if row.refusal:
         raise WeightsError(f"{name}: {row.refusal}")

@@ -1,18 +1,74 @@
-"""From a trained network to one that answers with other classes: all weights but those of the last layer."""
+"""Whole trained networks: built from the file of their weights, or loaded into one with other classes."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from monai.utils import ensure_tuple
 from torch import Tensor, nn
 
 from ..data.errors import WeightsError
+from ..networks import VisionTransformer3D
+from ..networks.model_args import class_of
 from ..networks.wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
 from .backbone import PREFIX, load_backbone
-from .files import as_state_dict, read_checkpoint, refuse_differences
+from .files import as_state_dict, read_checkpoint, read_with_metadata, refuse_differences
+from .pretrained import build_own, build_whole, files_in, recorded_args
 
 logger = logging.getLogger(__name__)
+_ENTRIES = ("model", "network")  # of a checkpoint that holds more, as last.pt
+
+
+def network_from(path: str | Path, **expected: Any) -> nn.Module:
+    """Build the network that a file of weights describes, and load the weights.
+
+    Every state dict of a :class:`VisionTransformer3D`, :class:`TokenSegmenter` or :class:`TokenClassifier` records the
+    arguments that build the network, and so does every file that a training of this package writes.
+
+    Args:
+        path: a file of a training (``model.pt``, ``last.pt``, ``encoder.safetensors``), the state dict of one of these
+            networks by ``torch.save``, or a folder of ``save_pretrained``.
+        expected: arguments that the network must have, as ``num_classes=3`` or ``backbone={"depth": 8}``; those that
+            are None are not compared.
+
+    Returns:
+        The network, in evaluation mode.
+
+    Raises:
+        WeightsError: the file is missing or damaged, records no arguments, or other ones than ``expected``.
+
+    Example:
+        >>> net = network_from("runs/train/model.pt", num_classes=3)
+    """
+    config, weights = files_in(Path(path)) if Path(path).is_dir() else (Path(path), Path(path))
+    content, metadata = read_with_metadata(weights)
+    content = next((content[key] for key in _ENTRIES if isinstance(content, Mapping) and key in content), content)
+    state = as_state_dict(content, weights)
+    args = recorded_args(state, metadata, config, weights)
+    unlike = _unlike(args, expected)
+    if unlike:
+        raise WeightsError(
+            f"{path}: weights of another architecture: {'; '.join(unlike)}. Leave these arguments out, or name weights "
+            "that have them."
+        )
+    if class_of(args) == VisionTransformer3D.__name__:
+        return build_own(args, state, str(path), owned=True).network
+    return build_whole(args, state, str(path))
+
+
+def _unlike(args: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """The arguments that are not those that were expected, in words."""
+    own, unlike = {**args, **(args.get("options") or {})}, []
+    for key, value in expected.items():
+        came = own.get(key)
+        if isinstance(value, Mapping) and isinstance(came, Mapping):
+            unlike += _unlike(came, value)
+        elif value is not None and came != value and came != [value] * 3 and came != list(ensure_tuple(value)):
+            unlike.append(f"{key}={came!r} came, {value!r} is expected")
+    return unlike
 
 
 def load_network(network: nn.Module, path: str | Path) -> nn.Module:

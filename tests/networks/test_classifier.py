@@ -347,7 +347,9 @@ def test_scaled_logits(head, task, factor):
 def test_factor_that_is_not_positive(factor):
     net, x = classifier(), volume()
     before = net(x)
-    with pytest.raises(ValueError, match=rf"^factor={factor}; expected a positive number, and a head with a last layer 'output'"):
+    with pytest.raises(
+        ValueError, match=rf"^factor={factor}; expected a positive number, and a head with a last layer 'output'"
+    ):
         net.scale_logits(factor)
     assert torch.equal(net(x), before)
 
@@ -533,7 +535,11 @@ def test_groups_are_stem_blocks_and_head(head, coarse):
         (("linear", 3), {"out_indices": (1, 4)}, "^block index 4 is out of range: the network has 4 blocks"),
         (("linear", 3), {"out_indices": (-5,)}, "^block index -5 is out of range"),
         (("linear", 3), {"out_indices": (3, -1)}, r"^indices=\(3, -1\) name a block twice"),
-        (("linear", 3), {"freeze": "head"}, "^freeze='head'; expected 'backbone', a number of blocks from 0 to 4, or None"),
+        (
+            ("linear", 3),
+            {"freeze": "head"},
+            "^freeze='head'; expected 'backbone', a number of blocks from 0 to 4",
+        ),
         (("linear", 3), {"freeze": -1}, "^freeze=-1; expected 'backbone'"),
         (("linear", 3), {"freeze": 5}, "^freeze=5; expected 'backbone'"),
         (("linear", 3), {"freeze": True}, "^freeze=True; expected 'backbone'"),

@@ -314,7 +314,7 @@ def test_tensors_that_are_not_what_the_config_says(saved):
     state = net.state_dict()
     metadata = {"model_args": (folder / "config.json").read_text()}
     save_file(state, folder / "model.safetensors", metadata)
-    refused(folder, "its header has no model_args and sha256")
+    refused(folder, "it has no model_args and sha256")
     for change, match in (
         ({"norm.weight": torch.ones(13)}, r"norm.weight is \(13,\), \(12,\) is needed"),
         ({"extra": torch.ones(1)}, "extra is not known"),
@@ -413,7 +413,9 @@ def test_a_file_of_save_backbone_is_enough(tmp_path):
     net = vit(1, act_layer="silu", num_classes=0)
     save_backbone(net, tmp_path / "encoder.safetensors")
     assert_same(net, VisionTransformer3D.from_pretrained(tmp_path / "encoder.safetensors"))
-    torch.save(net.state_dict(), tmp_path / "encoder.pt")
+    torch.save(net.state_dict(), tmp_path / "encoder.pt")  # it records the network's arguments
+    assert_same(net, VisionTransformer3D.from_pretrained(tmp_path / "encoder.pt"))
+    torch.save(dict(net.state_dict()), tmp_path / "encoder.pt")
     with pytest.raises(WeightsError, match="no model_args and sha256"):
         VisionTransformer3D.from_pretrained(tmp_path / "encoder.pt")
 

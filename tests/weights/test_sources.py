@@ -61,7 +61,7 @@ def same(net, other):
 def test_any_nesting_is_taken_off_and_said(steps, monai):
     # a prefix cannot lie outside an entry: the tensors' keys are those of the innermost dict
     steps = [step for step in steps if not step.endswith(".")] + [step for step in steps if step.endswith(".")]
-    state = checkpoint = (monai_vit() if monai else vit()).state_dict()
+    state = checkpoint = dict((monai_vit() if monai else vit()).state_dict())
     for step in reversed(steps):
         checkpoint = under(checkpoint, step)
         if not step.endswith("."):
@@ -81,7 +81,7 @@ def test_any_nesting_is_taken_off_and_said(steps, monai):
     (("state_dict", "state_dict_ema"), "state_dict_ema"), (("context_encoder.vit.", "target_encoder.vit."), "target"),
 ])  # fmt: skip
 def test_of_a_teacher_and_a_student_the_teacher_is_taken_and_said(names, averaged):
-    states = {name: vit(seed).state_dict() for seed, name in enumerate(names)}
+    states = {name: dict(vit(seed).state_dict()) for seed, name in enumerate(names)}
     checkpoint = {key: value for name, state in states.items() for key, value in under(state, name).items()}
     teacher = next(name for name in names if name.startswith(averaged))
     student = next(name for name in names if name != teacher)
@@ -96,27 +96,27 @@ def test_of_a_teacher_and_a_student_the_teacher_is_taken_and_said(names, average
 
 
 def test_several_networks_are_refused_by_name():
-    checkpoint = {"model": vit().state_dict(), "network": vit(1).state_dict()}
+    checkpoint = {"model": dict(vit().state_dict()), "network": dict(vit(1).state_dict())}
     for take in ("teacher", "student"):
         with pytest.raises(WeightsError, match=rf"^w\.pt: take='{take}' fits 2 of .* under 'model', 'network'; one is"):
             identify(checkpoint, "w.pt", take=take)
     assert torch.equal(identify(checkpoint, take="network").state["cls_token"], checkpoint["network"]["cls_token"])
     with pytest.raises(WeightsError, match="take='student' fits 0 of the networks that it holds, under 'teacher'"):
-        identify({"teacher": vit().state_dict()}, take="student")
+        identify({"teacher": dict(vit().state_dict())}, take="student")
     with pytest.raises(WeightsError, match="take='net' fits 0"):
-        identify(vit().state_dict(), take="net")
+        identify(dict(vit().state_dict()), take="net")
 
 
 @pytest.mark.parametrize("word", ["ema_model", "net_ema", "backbone_momentum", "momentum_encoder", "teacher_backbone"])
 def test_an_average_is_known_by_its_word(word):
-    one, other = vit().state_dict(), vit(1).state_dict()
+    one, other = dict(vit().state_dict()), dict(vit(1).state_dict())
     checkpoint = {**under(one, "backbone."), **under(other, f"{word}.")}
     assert torch.equal(identify(checkpoint).state["cls_token"], other["cls_token"])
     assert torch.equal(identify(checkpoint, take="student").state["cls_token"], one["cls_token"])
 
 
 def test_an_average_beside_the_tensors():
-    one, other = vit().state_dict(), vit(1).state_dict()
+    one, other = dict(vit().state_dict()), dict(vit(1).state_dict())
     source = identify({**one, "model_ema": other})
     assert torch.equal(source.state["cls_token"], other["cls_token"])
     assert {*source.left_out} == {*one}
@@ -125,7 +125,7 @@ def test_an_average_beside_the_tensors():
 
 @pytest.mark.parametrize("stranger", ["key_encoder.", "key_encoder"])
 def test_another_network_under_a_strange_word_is_refused(stranger):
-    one, other = vit().state_dict(), vit(1).state_dict()
+    one, other = dict(vit().state_dict()), dict(vit(1).state_dict())
     checkpoint = (
         {"net": one, stranger: other} if "." not in stranger else {**under(one, "net."), **under(other, stranger)}
     )
@@ -280,7 +280,7 @@ def test_what_no_tensor_shows_must_be_passed():
     ):
         sources.backbone_from(identify(narrow.state_dict(), "w.pt"))
     with pytest.raises(WeightsError, match=r"no tensor shows num_heads; .*nidl's or a bare state dict of this package"):
-        sources.backbone_from(vit().state_dict(), img_size=8)
+        sources.backbone_from(dict(vit().state_dict()), img_size=8)
 
 
 @torch.no_grad()
@@ -320,11 +320,13 @@ def test_a_grid_that_is_assumed_is_said(caplog):
 
 
 def test_of_a_bare_state_dict_what_is_taken_for_granted_is_said(caplog):
-    report = backbone_from(vit(rope="patch", act_layer="relu").state_dict(), img_size=8).report
+    report = backbone_from(dict(vit(rope="patch", act_layer="relu").state_dict()), img_size=8).report
     words = ("LayerNorm of eps 1e-5", "GELU", "no rotary positions")
     assert {*words} <= {*report.assumed}
     assert all(word in caplog.text and word in str(report) for word in words)
-    told = backbone_from(vit().state_dict(), img_size=8, act_layer="relu", norm_layer="layernorm", rope="patch").report
+    told = backbone_from(
+        dict(vit().state_dict()), img_size=8, act_layer="relu", norm_layer="layernorm", rope="patch"
+    ).report
     assert not {*words} & {*told.assumed}
 
 
@@ -444,4 +446,4 @@ def test_primus_and_vjepa_are_refused_by_name():
 
 def test_a_bare_state_dict_with_a_stem_of_ours_needs_load_backbone():
     with pytest.raises(WeightsError, match="load_backbone"):
-        identify(vit(embed_layer=ConvStem3D).state_dict())
+        identify(dict(vit(embed_layer=ConvStem3D).state_dict()))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...data.errors import WeightsError
+from ...networks.model_args import args_in_state
 
 # an average of the network over the training: the teacher of DINO and iBOT, the target of JEPA, timm's and others' EMA
 AVERAGED = (
@@ -30,11 +31,12 @@ Family = Callable[[Mapping[str, Tensor]], str]
 
 
 class Unwrapped(NamedTuple):
-    """A state dict, the wrappings removed from it, outermost first, and the names of everything beside it."""
+    """A state dict, the wrappings removed from it, outermost first, the names of everything beside it, its record."""
 
     state: dict[str, Tensor]
     wrapping: tuple[str, ...]
     beside: tuple[str, ...]
+    args: dict[str, Any]
 
 
 class Network(NamedTuple):
@@ -98,7 +100,11 @@ def unwrap(checkpoint: Any, family: Family, name: str, take: str = "teacher") ->
             f"{'.'.join([*stranger.words, ''])!r}; one is needed. Pass take={stranger.unknown!r}, or take= a word of "
             "the other; or name a file with one alone."
         )
-    return Unwrapped(chosen.tensors(), chosen.wrapping, tuple(_beside(checkpoint, chosen)))
+    innermost = checkpoint
+    for entry in chosen.entries:
+        innermost = innermost[entry]
+    args = args_in_state(innermost, chosen.prefix)
+    return Unwrapped(chosen.tensors(), chosen.wrapping, tuple(_beside(checkpoint, chosen)), args)
 
 
 def holds_known(checkpoint: Any, family: Family) -> bool:

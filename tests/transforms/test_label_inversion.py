@@ -20,9 +20,8 @@ from monai.transforms import (
 )
 from torch.nn.functional import interpolate
 
-from monai_vit3d.data import SeparableSpacingd
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.inferers import LabelInverter, argmax_classes, axis_aligned, trace_inverse
+from monai_vit3d.transforms import LabelInverter, SeparableSpacingd, argmax_classes, axis_aligned, trace_inverse
 
 SHAPE = (22, 24, 15)
 TURN = nib.eulerangles.euler2mat(*np.deg2rad([25, -10, 40])) @ np.diag([2.0, 2.0, 2.5])
@@ -107,7 +106,7 @@ def test_labels_are_those_of_monai(chain, affine, smooth):
 
 @pytest.mark.parametrize("share", [-1, 2])
 def test_all_of_a_plane_or_its_borders_alone(monkeypatch, share):
-    monkeypatch.setattr(axis_aligned, "DENSE", share)
+    monkeypatch.setattr(axis_aligned, "MAX_SPARSE_SHARE", share)
     for affine in ("flipped", "thick"):
         transform, image, values = prepared(CHAINS["pads"], AFFINES[affine])
         check(ours(trace_inverse(image, transform, SHAPE), values), by_monai(transform, image, values))

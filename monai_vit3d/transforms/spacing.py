@@ -1,4 +1,4 @@
-"""MONAI's Spacing, one axis after another where no axis of the grid is turned: the same values, many times faster."""
+"""MONAI's Spacing, one axis after another where the grid is not rotated: the same values, many times faster."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from .axis_resampling import AxisInterp, GridMapping
 
-MAX_FLOAT32_DIFFERENCE = 1e38  # the difference of two larger values leaves float32
+MAX_FLOAT32_DIFFERENCE = 1e38  # the difference of two larger values overflows float32
 
 
 class SeparableResample(SpatialResample):
-    """MONAI's ``SpatialResample``, one axis after another in float32 where the grids differ by no rotation or shear.
+    """Resample like MONAI's ``SpatialResample``, but axis by axis in float32 if there is no rotation or shear.
 
-    The coordinates are MONAI's own. Values differ by rounding, less than 1e-6 of the largest; nearest ones not at all.
-    MONAI's way is taken for anything else: other modes than bilinear and nearest, coordinates outside the image with
-    another padding than border, images that are not 3D, not on the CPU, lazy, or part of a gradient, and for linear
-    interpolation of values that are not finite or above 1e38.
+    The coordinates are MONAI's own. Linear values differ by rounding, less than 1e-6 of the largest; nearest ones are
+    the same. MONAI itself resamples anything else: other modes than bilinear and nearest, coordinates outside the
+    image with another padding than border, images that are not 3D, not on the CPU, lazy, or part of a gradient, and
+    values that are not finite or above 1e38 if they are interpolated linearly.
 
     Arguments are those of ``monai.transforms.SpatialResample``.
     """
@@ -39,7 +39,7 @@ class SeparableResample(SpatialResample):
         dtype: Any = None,
         lazy: bool | None = None,
     ) -> Tensor:
-        """Resample; arguments as MONAI's.
+        """Resample to a grid; arguments are MONAI's.
 
         Args:
             img: (C, H, W, D).
@@ -49,27 +49,27 @@ class SeparableResample(SpatialResample):
             padding_mode: what lies outside.
             align_corners: as of ``grid_sample``.
             dtype: in which coordinates are computed.
-            lazy: whether to note it only.
+            lazy: whether to record the step only.
 
         Returns:
             (C, H', W', D') float32.
         """
-        given = (
+        options = (
             _text(self.mode if mode is None else mode),
             _text(self.padding_mode if padding_mode is None else padding_mode),
             self.align_corners if align_corners is None else align_corners,
             get_equivalent_dtype(dtype or self.dtype or img.dtype, torch.Tensor),
         )
         lazy = self.lazy if lazy is None else lazy
-        move = None if lazy else GridMapping.between(img, dst_affine, spatial_size)
-        lines = move and _is_served(img, given[0]) and move.lines(*given)
-        if not move or not lines:
-            return super().__call__(img, dst_affine, spatial_size, *given, lazy=lazy)
-        traced = self._traced(img, move, *given)
-        return MetaTensor(_resample(img.as_tensor(), lines)).copy_meta_from(traced)
+        mapping = None if lazy else GridMapping.between(img, dst_affine, spatial_size)
+        interps = mapping and _can_interpolate(img, options[0]) and mapping.axis_interps(*options)
+        if not mapping or not interps:
+            return super().__call__(img, dst_affine, spatial_size, *options, lazy=lazy)
+        traced = self._with_trace(img, mapping, *options)
+        return MetaTensor(_resample(img.as_tensor(), interps)).copy_meta_from(traced)
 
     def inverse(self, data: Tensor) -> Tensor:
-        """Back to the grid that the last call came from.
+        """Resample back to the grid that the last call came from.
 
         Args:
             data: (C, H', W', D'), with the trace of that call.
@@ -89,14 +89,16 @@ class SeparableResample(SpatialResample):
                 get_torch_dtype_from_string(info["dtype"]),
             )
 
-    def _traced(self, img: MetaTensor, move: GridMapping, mode: Any, padding: Any, corners: bool, dtype: Any) -> Any:
-        """What MONAI's own resampling notes of itself."""
-        extra = {"dtype": str(dtype)[6:], "mode": mode, "padding_mode": padding, "align_corners": corners}
+    def _with_trace(
+        self, img: MetaTensor, mapping: GridMapping, mode: Any, padding_mode: Any, align_corners: bool, dtype: Any
+    ) -> Any:
+        """The image's metadata with the trace that MONAI's own resampling leaves."""
+        extra = {"dtype": str(dtype)[6:], "mode": mode, "padding_mode": padding_mode, "align_corners": align_corners}
         return self.track_transform_meta(
             img,
-            sp_size=torch.tensor(move.after),
-            affine=move.xform,
-            extra_info={**extra, "src_affine": move.source},
+            sp_size=torch.tensor(mapping.target_shape),
+            affine=mapping.xform,
+            extra_info={**extra, "src_affine": mapping.source_affine},
             orig_size=img.peek_pending_shape(),
             transform_info=self.get_transform_info(),
             lazy=False,
@@ -104,7 +106,7 @@ class SeparableResample(SpatialResample):
 
 
 class SeparableSpacing(Spacing):
-    """``monai.transforms.Spacing`` by :class:`SeparableResample`; same arguments, same result."""
+    """Resample like ``monai.transforms.Spacing``, by :class:`SeparableResample`; same arguments, same result."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -112,14 +114,14 @@ class SeparableSpacing(Spacing):
 
 
 class SeparableSpacingd(Spacingd):
-    """``monai.transforms.Spacingd`` by :class:`SeparableResample`; same arguments, same result.
+    """Resample like ``monai.transforms.Spacingd``, by :class:`SeparableResample`; same arguments, same result.
 
     Example:
         >>> from monai.transforms import Compose, LoadImaged
         >>> spacing = SeparableSpacingd("image", pixdim=(1.5, 1.5, 2.0), mode="bilinear")
         >>> steps = Compose([LoadImaged("image", ensure_channel_first=True), spacing])
 
-        or ``"_target_": "monai_vit3d.data.SeparableSpacingd"``
+        or ``"_target_": "monai_vit3d.transforms.SeparableSpacingd"``
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -127,27 +129,28 @@ class SeparableSpacingd(Spacingd):
         self.spacing_transform.sp_resample = _separable(self.spacing_transform.sp_resample)
 
 
-def _resample(image: Tensor, lines: list[AxisInterp]) -> Tensor:
-    """(C, H, W, D) to (C, H', W', D') float32, plane after plane: a plane stays in a core's cache."""
-    if any(line.weight is not None for line in lines):
+def _resample(image: Tensor, interps: list[AxisInterp]) -> Tensor:
+    """Resample (C, H, W, D) to (C, H', W', D') float32, plane by plane: a plane stays in a core's cache."""
+    if any(interp.weight is not None for interp in interps):
         image = image.float()
-    out = torch.empty(len(image), *(len(line.lower) for line in lines))
+    out = torch.empty(len(image), *(len(interp.lower) for interp in interps))
     # planes as they lie in memory, however the axes were permuted before
     order = sorted(range(3), key=lambda axis: -image.stride(axis + 1))
     source, target = (t.permute(0, *(axis + 1 for axis in order)) for t in (image, out))
-    first, second, third = (lines[axis] for axis in order)
-    for planes, results in zip(source, target):
-        for result, (lower, upper, weight) in zip(results, first):
-            plane = torch.lerp(planes[lower], planes[upper], weight) if weight else planes[lower]
-            result.copy_(third.along(second.along(plane, 0), 1))
+    first, second, third = (interps[axis] for axis in order)
+    for source_planes, target_planes in zip(source, target):
+        for target_plane, (lower, upper, weight) in zip(target_planes, first):
+            low = source_planes[lower]
+            plane = torch.lerp(low, source_planes[upper], weight) if weight else low
+            target_plane.copy_(third.resample(second.resample(plane, 0), 1))
     return out
 
 
-def _is_served(image: MetaTensor, mode: Any) -> bool:
-    """Whether differences of values are finite, where they are taken; NaN fails, too."""
+def _can_interpolate(image: MetaTensor, mode: Any) -> bool:
+    """Whether differences of values, where they are taken, are finite; NaN fails, too."""
     if mode != "bilinear" or not image.is_floating_point():
         return True
-    # axes as they lie in memory: others take 100 times as long
+    # axes as they lie in memory: any other order takes 100 times as long
     low, high = image.as_tensor().permute(sorted(range(4), key=lambda axis: -image.stride(axis))).aminmax()
     return bool(low >= -MAX_FLOAT32_DIFFERENCE) and bool(high <= MAX_FLOAT32_DIFFERENCE)
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor, set_track_meta
 from monai.transforms import Compose, Invertd, Orientation, Orientationd, Spacing, Spacingd
 
-from monai_vit3d.data import BundleError, SeparableSpacing, SeparableSpacingd, spacing
+from monai_vit3d.data import BundleError
 from monai_vit3d.pipeline.safety import check_config
+from monai_vit3d.transforms import SeparableSpacing, SeparableSpacingd, spacing
 
 SPACINGS_MM = st.sampled_from([0.5, 0.7, 0.9375, 1.0, 1.2, 1.5, 2.0, 2.5, 3.3, 5.0])
 _MAKER = ("class", "id")
@@ -307,11 +308,15 @@ def test_a_singular_affine_has_monais_error(kind):
         kind("image", **LINEAR)({"image": image})
 
 
-@pytest.mark.parametrize("name", ["SeparableSpacingd", "spacing.SeparableSpacing", "SeparableResample"])
+@pytest.mark.parametrize(
+    "name", ["transforms.SeparableSpacingd", "transforms.spacing.SeparableSpacing", "data.SeparableResample"]
+)
 def test_safe_mode_lets_it_pass(name):
-    check_config({"preprocessing": {"_target_": f"monai_vit3d.data.{name}", "pixdim": 1.0}}, ["preprocessing"])
+    check_config({"preprocessing": {"_target_": f"monai_vit3d.{name}", "pixdim": 1.0}}, ["preprocessing"])
 
 
 def test_safe_mode_lets_nothing_else_pass():
-    with pytest.raises(BundleError, match=r"monai_vit3d.data.axis_resampling.AxisInterp"):
-        check_config({"preprocessing": {"_target_": "monai_vit3d.data.axis_resampling.AxisInterp"}}, ["preprocessing"])
+    with pytest.raises(BundleError, match=r"monai_vit3d.transforms.axis_resampling.AxisInterp"):
+        check_config(
+            {"preprocessing": {"_target_": "monai_vit3d.transforms.axis_resampling.AxisInterp"}}, ["preprocessing"]
+        )
