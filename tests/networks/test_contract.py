@@ -122,7 +122,7 @@ def test_get_intermediate_layers(norm):
     close(net.get_intermediate_layers(volume(), 2, reshape=True, norm=norm), maps)
     pairs = net.get_intermediate_layers(volume(), 2, return_prefix_tokens=True, norm=norm)
     close([torch.cat(pair[::-1], dim=1) for pair in pairs], whole)
-    with pytest.raises(ValueError, match=r"last 4 blocks .* has 3"):
+    with pytest.raises(ValueError, match=r"last 4 blocks.* has 3"):
         net.get_intermediate_layers(volume(), 4)
 
 
