@@ -52,8 +52,8 @@ def bundle_with(classes: int, turned: bool):
     import torch
     from monai.inferers import SlidingWindowInferer
 
-    from monai_vit3d.pipeline.bundle import load_bundle
-    from monai_vit3d.pipeline.postprocessing import Postprocessing
+    from monai_vit3d.bundle.load import load_bundle
+    from monai_vit3d.bundle.postprocessing import Postprocessing
 
     torch.manual_seed(0)
     bundle = load_bundle(BUNDLE, "cpu")
@@ -81,7 +81,7 @@ def zoo_order(bundle) -> list:
 
 def ours(path: Path, bundle) -> int:
     """One file; returns the bytes that are expected for it."""
-    from monai_vit3d.pipeline.postprocessing import Postprocessing
+    from monai_vit3d.bundle.postprocessing import Postprocessing
 
     return labels_first(path, replace(bundle, postprocessing=Postprocessing.of(zoo_order(bundle))))
 

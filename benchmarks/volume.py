@@ -38,9 +38,9 @@ import torch
 from in_turn import ALLOCATORS, timed
 from volume_runs import ENGINES, PEER, Case, cases, ours
 
+from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.inferers import resolve_backend
 from monai_vit3d.pipeline.acceleration import accelerated
-from monai_vit3d.pipeline.bundle import load_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = next(iter(ENGINES))
@@ -55,7 +55,7 @@ ONE_WINDOW = """
 import sys, torch
 from pathlib import Path
 from monai_vit3d.inferers import unwrap_inferer
-from monai_vit3d.pipeline.bundle import load_bundle
+from monai_vit3d.bundle.load import load_bundle
 bundle = load_bundle(Path(sys.argv[1]), "cpu")
 with torch.no_grad():
     bundle.network(torch.zeros(1, 1, *unwrap_inferer(bundle.inferer).roi_size))

@@ -16,9 +16,9 @@ from made_up_bundle import SHIPPED, with_monai_parts, write_unetr_bundle
 from monai.bundle import ConfigParser
 from nilearn.datasets import load_mni152_template
 
+from monai_vit3d.bundle.load import Bundle, load_bundle
 from monai_vit3d.data import cut_box
 from monai_vit3d.pipeline.acceleration import accelerated
-from monai_vit3d.pipeline.bundle import Bundle, load_bundle
 from monai_vit3d.pipeline.folder import publish
 from monai_vit3d.pipeline.plan import plan_cases
 from monai_vit3d.pipeline.predictor import Predictor

@@ -23,13 +23,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from monai_vit3d.bundle.config import AS_SHIPPED, read_parser
+from monai_vit3d.bundle.info import describe_bundle
+from monai_vit3d.bundle.kinds import kind_of
+from monai_vit3d.bundle.load import load_bundle
+from monai_vit3d.bundle.metadata import read_metadata
 from monai_vit3d.data.errors import Vit3dError
-from monai_vit3d.pipeline.bundle import load_bundle
-from monai_vit3d.pipeline.config import AS_SHIPPED, read_parser
 from monai_vit3d.pipeline.folder import predict_folder
-from monai_vit3d.pipeline.info import describe_bundle
-from monai_vit3d.pipeline.kinds import kind_of
-from monai_vit3d.pipeline.metadata import read_metadata
 
 COLUMNS = ("bundle", "kind", "served", "--safe", "labels of monai.bundle run")
 RUN_IDS = ("run", "evaluating", "inference", "inferring")  # older bundles name what they run otherwise

@@ -30,12 +30,14 @@ _HOMES = {
     "set_spacing": "layers.rope",
 }
 _ROOMS = (
-    "data", "decoders", "handlers", "inferers", "layers", "metrics", "networks", "pipeline", "pretraining",
-    "transforms", "visualize", "weights",
+    "bundle", "cli", "data", "decoders", "handlers", "inferers", "layers", "metrics", "networks", "pipeline",
+    "pretraining", "transforms", "visualize", "weights",
 )  # fmt: skip
 __all__ = [*sorted(_HOMES), "__version__"]
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
+    from . import bundle as bundle
+    from . import cli as cli
     from . import data as data
     from . import decoders as decoders
     from . import handlers as handlers

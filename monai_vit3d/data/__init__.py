@@ -1,4 +1,4 @@
-"""Files and data sets: finding, checking, reading and writing them."""
+"""Find, check, read and write files and data sets."""
 
 from __future__ import annotations
 

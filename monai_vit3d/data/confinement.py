@@ -1,4 +1,4 @@
-"""Reading that stays inside one folder: what a stranger's bundle may open."""
+"""Confine what an untrusted bundle may read to its own folder."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def reading_only_below(folder: str | Path) -> Iterator[None]:
 def check_confined(path: str | Path) -> None:
     """Refuse a path that leads out of the folder of :func:`reading_only_below`, also by ``..`` or through links.
 
-    The functions that a config may call with a path ask this before they open it.
+    Functions that a config may call with a path call this before they open it.
 
     Args:
-        path: what is about to be opened.
+        path: about to be opened.
 
     Raises:
         BundleError: it leads outside.
@@ -41,6 +41,6 @@ def check_confined(path: str | Path) -> None:
     folder = _folder.get()
     if folder is not None and not Path(os.path.realpath(path)).is_relative_to(folder):
         raise BundleError(
-            f"{path}: outside the bundle {folder}; with --safe a bundle reads its own files only. Put the file into "
-            "the bundle, or run without --safe if you trust it."
+            f"{path}: outside the bundle {folder}; with safe=True a bundle reads its own files only. Put the file into "
+            "the bundle, or run without safe=True if you trust it."
         )

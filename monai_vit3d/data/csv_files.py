@@ -1,4 +1,4 @@
-"""CSV files that a spreadsheet of any country opens as text and numbers, never as formulas."""
+"""Read CSV files, and write them so that a spreadsheet of any country opens no cell as a formula."""
 
 from __future__ import annotations
 
@@ -8,29 +8,52 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from .errors import Vit3dError
 from .files import write_text_atomic
 from .printable import printable
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
-# the signs that OWASP lists, also full-width, where a cell begins; in a country that separates cells by semicolons or
-# tabs, a new one begins after each of these, and a quote may end one
+# the signs that OWASP lists, also full-width, at the beginning of a cell; in countries that separate cells by
+# semicolons or tabs, a new cell begins after each of these, and a quote may end one
 _FORMULA = re.compile('(^|[;,|\t"])(\\s*)([=+\\-@\uff1d\uff0b\uff0d\uff20])')
 
 
+def parse_csv(text: str, name: str, error: type[Vit3dError]) -> list[tuple[int, list[str]]]:
+    """Parse a table, strictly.
+
+    Args:
+        text: with commas.
+        name: of the file, for messages.
+        error: to raise.
+
+    Returns:
+        line number and stripped cells of each line that is not blank.
+
+    Raises:
+        Vit3dError: of the class ``error``, for text that is not CSV.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as fault:
+        raise error(f"{name}, line {reader.line_num}: not CSV ({fault}). Close its quotes.") from fault
+    return [(line, cells) for line, cells in lines if any(cells)]
+
+
 def csv_cell(text: str) -> str:
-    """Write a text as a cell that no spreadsheet takes for a formula, nor for several cells.
+    """Guard a text so that no spreadsheet reads it as a formula or as several cells.
 
     An apostrophe goes before each sign that begins a formula, at the beginning and after each separator
     (https://owasp.org/www-community/attacks/CSV_Injection); invisible and control characters become escapes.
 
     Args:
-        text: the content; what was guarded already stays as it is.
+        text: the content; a guarded text stays as it is.
     """
     return _FORMULA.sub(r"\1'\2\3", printable(text))
 
 
 def write_csv(rows: Iterable[Sequence[str]], path: str | Path) -> None:
-    """Write rows as UTF-8 with commas, all of the file or nothing; what is no number goes through :func:`csv_cell`.
+    """Write rows as UTF-8 with commas, atomically; all cells but numbers go through :func:`csv_cell`.
 
     Args:
         rows: the header first.

@@ -1,9 +1,7 @@
-"""One's own labelled volumes from a CSV file, and what a training needs to know of labels."""
+"""Read the paths and labels of your own volumes from a CSV file, and prepare labels for a training."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .csv_files import parse_csv
 from .errors import DatasetError
 from .task_names import resolve_task
 
@@ -27,10 +26,10 @@ def labelled_volumes(
     class_names: Sequence[str] | None = None,
     image_dir: str | Path | None = None,
 ) -> list[dict[str, Any]]:
-    """NIfTI files and their labels, from a CSV file with the columns ``path`` and ``label``, in its order.
+    """List NIfTI files and their labels from a CSV file with the columns ``path`` and ``label``, in its order.
 
     Args:
-        csv_file: UTF-8, with commas. Blank lines and columns that are not needed are passed over.
+        csv_file: UTF-8, with commas. Blank lines and other columns are ignored.
         task: what the labels are. ``"multi-class"`` and ``"ordinal"``: a class name, or else a class number.
             ``"multi-label"``: instead of ``label``, a column of 0 and 1 for each class name. ``"regression"``: a value.
         class_names: in the order of their numbers; a multi-label task needs them.
@@ -55,7 +54,7 @@ def labelled_volumes(
 
 
 def class_balanced_weights(labels: Sequence[Any]) -> Tensor:
-    """Sampling weights under which each class is drawn equally often: 1 / size of the sample's class.
+    """Compute sampling weights under which each class is drawn equally often: 1 / size of the sample's class.
 
     For torch's ``WeightedRandomSampler`` or MONAI's ``DistributedWeightedRandomSampler``.
 
@@ -79,13 +78,13 @@ def class_balanced_weights(labels: Sequence[Any]) -> Tensor:
 
 
 def steps_in(loader: Any) -> int:
-    """Number of batches that a training's data loader makes of an epoch.
+    """Count the batches of an epoch of a training's data loader.
 
     Args:
         loader: torch's or MONAI's ``DataLoader``.
 
     Raises:
-        DatasetError: none: there are fewer cases, for this process, than a batch has, and the rest is dropped.
+        DatasetError: there are none, as this process has fewer cases than a batch, and a smaller batch is dropped.
     """
     if len(loader):
         return len(loader)
@@ -98,7 +97,7 @@ def steps_in(loader: Any) -> int:
 
 
 def check_classes(labels: Sequence[Any], num_classes: int, section: str, names: Sequence[str] | None = None) -> None:
-    """Make sure that the AUC of every class can be had of a section: it has samples of the class, and of another.
+    """Make sure that the AUC of every class is defined: the section has samples of the class and of others.
 
     Args:
         labels: N class numbers, or N vectors ``(num_classes,)`` of 0 and 1; each label needs both values then.
@@ -107,17 +106,17 @@ def check_classes(labels: Sequence[Any], num_classes: int, section: str, names: 
         names: class names in the order of their numbers.
 
     Raises:
-        DatasetError: a class is missing, there is only one, or a label is none of the classes'.
+        DatasetError: a class is missing, there is only one, or a label is not one of the classes.
     """
-    known = list(names) if names else [f"class {i}" for i in range(num_classes)]
+    class_names = list(names) if names else [f"class {i}" for i in range(num_classes)]
     array = np.array([np.asarray(label) for label in labels])
     by_class = array.ndim == 1
     fault = _label_violation(array, num_classes if by_class else 2)
-    if len(known) != num_classes or array.shape[1:] not in ((), (num_classes,)):
-        fault = f"{len(known)} names and labels {array.shape} for {num_classes} classes"
+    if len(class_names) != num_classes or array.shape[1:] not in ((), (num_classes,)):
+        fault = f"{len(class_names)} names and labels {array.shape} for {num_classes} classes"
     if fault:
         raise DatasetError(f"section {section!r}: {fault}.")
-    missing = _missing_classes(array, known) if by_class else _missing_values(array, known)
+    missing = _missing_classes(array, class_names) if by_class else _missing_values(array, class_names)
     if missing:
         raise DatasetError(
             f"section {section!r} with {len(array)} samples has {missing}. AUC needs at least one sample of each class "
@@ -148,7 +147,7 @@ def _where(table: Path, line: int) -> str:
 
 
 def _rows(table: Path, needed: list[str]) -> Rows:
-    """Line numbers and the needed columns' cells, none of them empty."""
+    """Read line numbers and the cells of the required columns, none of them empty."""
     lines = _lines(table)
     if len(lines) < 2:
         raise DatasetError(f"{table}: no rows. A line with {','.join(needed)} and one for each volume are needed.")
@@ -171,7 +170,7 @@ def _rows(table: Path, needed: list[str]) -> Rows:
 
 
 def _lines(table: Path) -> list[tuple[int, list[str]]]:
-    """Line numbers and stripped cells of all lines that are not blank."""
+    """Read line numbers and stripped cells of all lines that are not blank."""
     if not table.is_file():
         raise DatasetError(f"{table}: no such file. Give a CSV file with a path and a label in each row.")
     raw = table.read_bytes()
@@ -180,16 +179,11 @@ def _lines(table: Path) -> list[tuple[int, list[str]]]:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DatasetError(f"{_where(table, line)}: not UTF-8 ({error}). Save it as 'CSV UTF-8'.") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except csv.Error as error:
-        raise DatasetError(f"{_where(table, reader.line_num)}: not CSV ({error}). Close its quotes.") from error
-    return [(line, cells) for line, cells in lines if any(cells)]
+    return parse_csv(text, str(table), DatasetError)
 
 
 def _image_paths(rows: Rows, table: Path, folder: Path) -> list[str]:
-    """Absolute paths of the files, which are all there, each once."""
+    """Make the paths of the files absolute, and check that each exists and is listed once."""
     lines: dict[str, int] = {}
     paths = [os.path.abspath(folder / row["path"]) for _, row in rows]
     for (line, row), path in zip(rows, paths):

@@ -1,4 +1,4 @@
-"""Medical Segmentation Decathlon tasks (Antonelli et al. 2022, Nature Communications 13:4128), by a fixed split."""
+"""Read Medical Segmentation Decathlon tasks (Antonelli et al. 2022, Nature Communications 13:4128) by a fixed split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 
 def decathlon_split(dataset_dir: str | Path, split_file: str | Path, section: str) -> list[dict[str, Any]]:
-    """Image and label files of one section of a split, in the split's order.
+    """List image and label files of one section of a split, in the split's order.
 
     A section of the split file lists cases by their names, ``"hippocampus_001"``, for files of that name in
     ``imagesTr`` and ``labelsTr``; or, as a task's own ``dataset.json`` does, by ``{"image": path, "label": path}`` with
@@ -29,8 +29,8 @@ def decathlon_split(dataset_dir: str | Path, split_file: str | Path, section: st
         ``[{"image": path, "label": path, "name": path of the image}, ...]``.
 
     Raises:
-        DatasetError: the folder, the section or some cases are missing, with how to fetch them; or the split file is
-            no such JSON, or lists a case without labels or twice.
+        DatasetError: the folder, the section or some cases are missing (the message says how to fetch them); or the
+            split file is not JSON of this form, or lists a case without labels or twice.
     """
     root = Path(dataset_dir)
     fetch = (
@@ -56,7 +56,7 @@ def decathlon_split(dataset_dir: str | Path, split_file: str | Path, section: st
 
 
 def decathlon_classes(dataset_json: str | Path) -> int:
-    """Number of classes of a task, background included, by the ``labels`` of its ``dataset.json``.
+    """Count the classes of a task, background included, by the ``labels`` of its ``dataset.json``.
 
     Args:
         dataset_json: the file; ``"labels"`` is ``{"0": "background", ...}``, or nnU-Net's ``{"background": 0, ...}``.
@@ -100,7 +100,7 @@ def _files(root: Path, case: Any, where: str) -> dict[str, Any]:
 
 
 def _file(folder: Path, case: str) -> str:
-    """The file of a case, compressed or not; its name may come with the suffix."""
+    """Find the file of a case, compressed or not; ``case`` may have the suffix."""
     if case.endswith(NIFTI_SUFFIXES):
         return str(folder / Path(case).name)
     return next(

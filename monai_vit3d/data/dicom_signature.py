@@ -1,4 +1,4 @@
-"""Recognising DICOM files by their first bytes, whatever their names; imports nothing that takes time."""
+"""Recognise DICOM files by their first bytes, whatever their names; the module is quick to import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files that earlier runs of `vit3d predict` wrote, by the run.json that each run leaves in its OUT."""
+"""List the files that earlier runs of `vit3d predict` wrote, by the run.json that each run leaves in its OUT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _RECORD = re.compile(r"run\.json|\.run-\d+-of-\d+\.json")
 
 
 def written_files(folder: str, names: Iterable[str]) -> set[str]:
-    """Absolute paths of all outputs that the records of runs in a folder name; empty if it is no run's OUT.
+    """List the absolute paths of all outputs that the records of runs in a folder name; empty if there are none.
 
     Args:
         folder: its real path.
@@ -24,7 +24,7 @@ def written_files(folder: str, names: Iterable[str]) -> set[str]:
 
 
 def _records(path: Path) -> list[object]:
-    """``files`` of a run's record; none of another program's run.json, whatever is in it."""
+    """Read ``files`` of a run's record; empty for another program's run.json, whatever its content."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The errors of this package that speak of files; every message says what came, what is needed, what to do."""
+"""The errors of this package; every message says what came, what is expected and what to do."""
 
 from .printable import excerpt
 
@@ -8,7 +8,7 @@ class Vit3dError(Exception):
 
 
 class DatasetError(Vit3dError, FileNotFoundError):
-    """A data set or some of its cases are not where they should be."""
+    """A data set or some of its cases are missing or cannot be used."""
 
 
 class WeightsError(Vit3dError, ValueError):
@@ -41,12 +41,12 @@ class BundleError(Vit3dError, ValueError):
 
 
 class UsageError(Vit3dError, ValueError):
-    """What was asked for cannot be done as asked: arguments, names that clash."""
+    """Arguments do not fit each other or the data, or names clash."""
 
 
 class TrainingCollapsed(Vit3dError, RuntimeError):
-    """What a network learns has collapsed: its features no longer tell cases apart."""
+    """The features of a network in training have collapsed: they no longer differ between cases."""
 
 
 class TrainingDiverged(Vit3dError, RuntimeError):
-    """A training's loss or weights are no longer finite: nothing that it would save could be used."""
+    """A training's loss or weights are no longer finite, so that its checkpoints would be useless."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and that nobody else's links or pipes stand in for."""
+"""Write files atomically and read regular files only; links and pipes planted by others are not followed."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _without_links: list[Path] = []  # folders that a run writes to
 def replacing(path: str | Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
     """Open a new file of the same folder to write to; at the end it is flushed to disk and moved over ``path``.
 
-    The file has a random hidden name and is created, never opened: a link or file that lies there already, planted
-    under a name that could be guessed, is not written to.
+    The file has a random hidden name and must not exist before: a link or file that someone planted under a name that
+    could be guessed is never written to.
 
     Args:
-        path: the final name; its folder is made if it is not there. A link there is replaced, not followed.
+        path: the final name; its folder is created if needed. A link there is replaced, not followed.
         mode: ``"wb"`` or ``"w"``.
         options: other keywords of ``open``.
 
@@ -45,10 +45,10 @@ def replacing(path: str | Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
     path = Path(path)
     folder = _open_folder(path.parent)
     name = f".{_cut(path.name)}.{secrets.token_hex(8)}.part"
-    here: dict[str, Any] = {"dir_fd": folder}
+    in_folder: dict[str, Any] = {"dir_fd": folder}
     part, final = (name, path.name) if folder is not None else (str(path.with_name(name)), str(path))
     try:
-        with open(os.open(part, _NEW, 0o666, **here), mode, **options) as file:
+        with open(os.open(part, _NEW, 0o666, **in_folder), mode, **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -60,7 +60,7 @@ def replacing(path: str | Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
         if isinstance(error, OSError) and error.filename in (None, part):
             error.filename, error.filename2 = str(path), None  # a full disk's error does not say which file
         with suppress(OSError):
-            os.unlink(part, **here)
+            os.unlink(part, **in_folder)
         raise
     finally:
         if folder is not None:
@@ -69,7 +69,7 @@ def replacing(path: str | Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
 
 @contextmanager
 def following_no_links(folder: str | Path) -> Iterator[None]:
-    """Let :func:`replacing` refuse links to folders below ``folder``, in all threads; ``folder`` may be one itself."""
+    """Make :func:`replacing` refuse links to folders below ``folder``, in all threads; ``folder`` itself may be one."""
     top = Path(os.path.abspath(folder))
     _without_links.append(top)
     try:
@@ -79,18 +79,18 @@ def following_no_links(folder: str | Path) -> Iterator[None]:
 
 
 def _open_folder(folder: Path) -> int | None:
-    """Descriptor of a folder, which is made if it is not there; None where the system has none of folders."""
+    """Open a folder, created if needed; None if the system has no descriptors of folders."""
     if os.open not in os.supports_dir_fd:
         folder.mkdir(parents=True, exist_ok=True)
         return None
-    place = Path(os.path.abspath(folder))
-    top = next((one for one in _without_links if place.is_relative_to(one)), None)
+    absolute = Path(os.path.abspath(folder))
+    top = next((root for root in _without_links if absolute.is_relative_to(root)), None)
     if top is None:
         folder.mkdir(parents=True, exist_ok=True)
         return os.open(folder, _FOLDER)
     top.mkdir(parents=True, exist_ok=True)
     opened = os.open(top, _FOLDER)
-    for name in place.relative_to(top).parts:
+    for name in absolute.relative_to(top).parts:
         outer = opened
         try:
             with suppress(FileExistsError):
@@ -107,12 +107,12 @@ def _open_folder(folder: Path) -> int | None:
 
 
 def _cut(name: str) -> str:
-    """The beginning of a name, so that the name of its temporary file is not too long."""
+    """Cut a name so that the name of its temporary file is not too long."""
     return os.fsdecode(os.fsencode(name)[: _LONGEST_NAME - _BESIDE_NAME])
 
 
 def remove_parts(paths: Iterable[Path]) -> None:
-    """Remove the temporary files that a killed process left of these; the caller alone writes them, by a lock.
+    """Remove the temporary files that a killed process left; the caller holds a lock, so that no one else writes.
 
     Args:
         paths: final names, as given to :func:`replacing`.
@@ -120,37 +120,37 @@ def remove_parts(paths: Iterable[Path]) -> None:
     names: dict[Path, set[str]] = {}
     for path in paths:
         names.setdefault(path.parent, set()).add(_cut(path.name))
-    for folder, known in names.items():
+    for folder, names_there in names.items():
         with suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 match = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.part", entry.name, re.DOTALL)
-                if match and match[1] in known and entry.is_file(follow_symlinks=False):
+                if match and match[1] in names_there and entry.is_file(follow_symlinks=False):
                     os.unlink(entry.path)
 
 
 def write_text_atomic(text: str, path: str | Path) -> None:
-    """Write UTF-8, all of it or nothing.
+    """Write a text as UTF-8, atomically.
 
     Args:
         text: the whole content.
-        path: the file; its folder is made if it is not there.
+        path: the file; its folder is created if needed.
     """
     with replacing(path, "w", encoding="utf-8", newline="") as file:
         file.write(text)
 
 
 def read_regular(path: str | Path, limit: int | None = None) -> bytes:
-    """The content of a regular file; a pipe, socket or device is refused before it is read, and without waiting.
+    """Read a regular file; a pipe, socket or device is refused before it is read, and without waiting.
 
     Args:
         path: the file.
         limit: most bytes that are read; None reads all.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or is larger than ``limit``.
+        OSError: it cannot be read, is not a regular file, or is larger than ``limit``.
     """
     _check_regular(os.stat(path), path)
-    # another file may have taken its place since: a pipe would make the opening wait
+    # a pipe may have taken its place since, and opening it must not wait
     with os.fdopen(os.open(path, _READ), "rb") as file:
         _check_regular(os.fstat(file.fileno()), path)
         content = file.read() if limit is None else file.read(limit + 1)
@@ -165,7 +165,7 @@ def _check_regular(status: os.stat_result, path: str | Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Compute the hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
@@ -174,28 +174,28 @@ def file_sha256(path: Path) -> str:
 
 
 class HashedFile(io.RawIOBase):
-    """A file whose SHA-256 is that of the very bytes that were read from it.
+    """A file that computes the SHA-256 of the very bytes that are read from it.
 
     Args:
-        file: opened for reading at its beginning; the caller closes it. What a seek leaps over is read, too.
+        file: opened for reading at its beginning; the caller closes it. Bytes that a seek skips are read, too.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._digest = file, hashlib.sha256()
 
     def readable(self) -> bool:
-        """It can be read."""
+        """Return True: the file is open for reading."""
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        """Fill a buffer as far as there are bytes, and return their number."""
+        """Fill a buffer with the next bytes, and return their number."""
         view = memoryview(buffer).cast("B")
         count = self._file.readinto(view)  # type: ignore[attr-defined]  # every binary file has it
         self._digest.update(view[:count])
         return int(count)
 
     def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
-        """Go to the beginning, where the hash starts anew, or forward.
+        """Seek to the beginning, where the hash starts anew, or forward.
 
         Raises:
             io.UnsupportedOperation: elsewhere.
@@ -210,7 +210,7 @@ class HashedFile(io.RawIOBase):
         return self._file.tell()
 
     def sha256(self) -> str:
-        """Hexadecimal SHA-256 of the whole file; what is left of it is read now."""
+        """Read the rest of the file, and return the hexadecimal SHA-256 of all of it."""
         self._read_on(None)
         return self._digest.hexdigest()
 

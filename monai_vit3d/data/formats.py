@@ -1,4 +1,4 @@
-"""Image formats by file name: what they are called and which command makes NIfTI of them."""
+"""Name image formats by file name, and the programs that convert them to NIfTI."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from .errors import ImageError
 
-# suffixes: what a file is, and what converts it; ".gz" behind them does not matter
+# suffixes: the format, and a program that converts it; ".gz" after them does not matter
 CONVERTERS = {
     (".hdr", ".img"): ("half of an Analyze or NIfTI pair", "FSL's fslchfiletype NIFTI_GZ, or nibabel"),
     (".mgz", ".mgh"): ("FreeSurfer's format", "FreeSurfer's mri_convert"),
@@ -21,7 +21,7 @@ CONVERTERS = {
 
 
 def foreign_format(name: str) -> tuple[str, str] | None:
-    """The format of a file that is not NIfTI, and what converts it; None for a name that is no image's.
+    """Return the format of a file that is not NIfTI and a program that converts it; None for other names.
 
     Args:
         name: of the file, in any letter case.
@@ -31,7 +31,7 @@ def foreign_format(name: str) -> tuple[str, str] | None:
 
 
 def unknown_name(path: str | os.PathLike[str]) -> ImageError:
-    """The error for a file whose name is that of no format that is read.
+    """Build the error for a file whose name belongs to no format that is read.
 
     Args:
         path: the file.

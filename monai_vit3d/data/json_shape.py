@@ -1,4 +1,4 @@
-"""Whether what a JSON or YAML file holds has the types that are read from it."""
+"""Check that the content of a JSON or YAML file has the expected types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files are labels or maps by their name or folder, as data sets and tools write them."""
+"""Recognise labels and maps by file and folder names, as data sets and tools write them."""
 
 from __future__ import annotations
 

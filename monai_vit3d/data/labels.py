@@ -1,4 +1,4 @@
-"""Label maps for a training or a score: checked against the classes and the image's grid."""
+"""Check label maps against the classes and the image's grid."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .errors import ImageError
 from .same_grid import SAME_PLACE_VOXELS, corner_shift
 
 MAX_LABEL_ROUNDING = 1e-3  # of a label that a slope in the header made of a whole number
-SHOWN = 5
+MAX_LISTED = 5  # values in a message
 
 
 class CheckLabelsd(MapTransform):
-    """Refuse label maps that would be misread without a word, naming the file and what to do.
+    """Refuse label maps that would be misread silently, naming the file and what to do.
 
     Labels must be one volume of whole numbers from 0 to ``num_classes`` - 1, on the grid of the image's file, whatever
-    transforms the image has been through. Those that rounding in the file made fractions are whole numbers afterwards.
-    It stands behind the labels' ``LoadImaged``.
+    transforms were applied to the image. Fractions that come from rounding in the file are rounded to whole numbers.
+    Put it after the labels' ``LoadImaged``.
 
     Args:
         keys: of the labels.
@@ -55,7 +55,7 @@ class CheckLabelsd(MapTransform):
         self.num_classes, self.image_key = num_classes, image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The item, its labels as they were or rounded by less than 0.001."""
+        """Return the item, its labels rounded by at most 0.001."""
         item = dict(data)
         for key in self.key_iterator(item):
             labels = item[key]
@@ -81,17 +81,18 @@ class CheckLabelsd(MapTransform):
         wrong |= values.round() > self.num_classes - 1
         if not wrong.any():
             return ""
-        found, counts = np.unique(values[wrong].numpy(), return_counts=True)
-        shown = ", ".join(f"{value:g} ({count} voxels)" for value, count in zip(found[:SHOWN], counts[:SHOWN]))
-        more = f" and {len(found) - SHOWN} other values" if len(found) > SHOWN else ""
+        wrong_values, counts = np.unique(values[wrong].numpy(), return_counts=True)
+        pairs = list(zip(wrong_values, counts))
+        listed = ", ".join(f"{value:g} ({count} voxels)" for value, count in pairs[:MAX_LISTED])
+        more = f" and {len(pairs) - MAX_LISTED} other values" if len(pairs) > MAX_LISTED else ""
         return (
-            f"label {shown}{more}; whole numbers from 0 to {self.num_classes - 1} are needed, one for each of "
+            f"label {listed}{more}; whole numbers from 0 to {self.num_classes - 1} are needed, one for each of "
             f"num_classes={self.num_classes}. Give those voxels the number of a class, or set num_classes."
         )
 
 
 def _grid_violation(labels: Tensor, image: Tensor) -> str:
-    """What of two files' grids differs; grids that nobody knows do not."""
+    """Describe how the grids of two files differ; empty if they do not, or if one has no grid."""
     (affine, shape), (needed, size) = _file_grid(labels), _file_grid(image)
     advice = "Resample the labels to the image's grid, by nearest neighbour."
     if shape is not None and size is not None and shape != size:
@@ -105,7 +106,7 @@ def _grid_violation(labels: Tensor, image: Tensor) -> str:
 
 
 def _file_grid(image: Tensor) -> tuple[Any, Any]:
-    """Affine and shape of the file that an image came from."""
+    """Return affine and shape of the file that an image came from."""
     meta = image.meta if isinstance(image, MetaTensor) else {}
     affine, shape = meta.get(MetaKeys.ORIGINAL_AFFINE), meta.get(MetaKeys.SPATIAL_SHAPE)
     return (

@@ -1,4 +1,4 @@
-"""Files that lie in an input and are not a case, each with its reason."""
+"""Report files of an input that are not cases, each with its reason."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class PassedOver:
-    """A file or folder that was looked at and is not a case.
+    """A file or folder of an input that is not a case.
 
     Args:
         path: absolute.
-        reason: a clause that fits behind "3 files passed over: ", with what to do where something can be done. Equal
+        reason: a clause that continues "3 files passed over: ", with what to do if something can be done. Equal
             reasons are counted together.
     """
 
@@ -22,7 +22,7 @@ class PassedOver:
 
 
 def by_reason(files: Iterable[PassedOver]) -> dict[str, list[Path]]:
-    """Group by reason, the reason of most files first; every file once, under the last reason it was given."""
+    """Group files by reason, the reason of most files first; each file counts once, under its last reason."""
     reasons = {file.path: file.reason for file in files}
     groups: dict[str, list[Path]] = {}
     for path, reason in sorted(reasons.items()):

@@ -1,4 +1,4 @@
-"""Texts that come from files and names, as a terminal, a page or a table may show them."""
+"""Make texts from files and names safe to print in a terminal, a page or a table."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Reader:
 
 
 READERS = (
-    Reader("NIfTI", (".nii", ".nii.gz"), "nifti.door"),
+    Reader("NIfTI", (".nii", ".nii.gz"), "nifti.read"),
     Reader("a NIfTI or Analyze pair", (".img", ".img.gz"), "nifti.pair", "FSL's fslchfiletype NIFTI_GZ", ".hdr"),
     Reader("FreeSurfer's format", (".mgz", ".mgh", ".mgh.gz"), "freesurfer", "FreeSurfer's mri_convert"),
     Reader("NRRD", (".nrrd",), "nrrd", "3D Slicer or SimpleITK"),

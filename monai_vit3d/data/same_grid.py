@@ -1,4 +1,4 @@
-"""Whether images lie on one grid: the one rule for channels of a case, and for an image and its labels."""
+"""Compare the grids of images, of channels of a case as of an image and its labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAME_PLACE_VOXELS = 0.1
 
 
 def corner_shift(first: Array, second: Array, shape: tuple[int, ...]) -> float:
-    """How far two affines take the corners of a volume apart, in voxels of the first; the largest of the eight.
+    """Compute how far apart two affines put the corners of a volume, in voxels of the first; the largest of eight.
 
     Args:
         first: (4, 4), not singular.
@@ -29,7 +29,7 @@ def check_same_grid(first: Volume, other: Volume) -> None:
     """Make sure that two images have one shape, and the same corners up to 0.1 voxel.
 
     Raises:
-        ImageError: they do not; the message says how far they are apart.
+        ImageError: their grids differ; the message says how far they are apart.
     """
     advice = "Resample one to the grid of the other first."
     shape = first.grid.shape
@@ -47,11 +47,11 @@ def check_same_grid(first: Volume, other: Volume) -> None:
 
 
 def _corners(shape: tuple[int, ...]) -> Array:
-    """(4, 8) homogeneous indices."""
+    """Return the homogeneous indices (4, 8) of the corners."""
     corners = np.array([*product(*[(0, n - 1) for n in shape])], float)
     return np.c_[corners, np.ones(8)].T
 
 
 def _longest(vectors: Array) -> float:
-    """The largest length among (4, N) homogeneous vectors."""
+    """Compute the largest length among (4, N) homogeneous vectors."""
     return float(np.sqrt((vectors[:3] ** 2).sum(axis=0)).max())

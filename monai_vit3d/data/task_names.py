@@ -1,4 +1,4 @@
-"""The kinds of label that a volume can have, by our names and by MedMNIST's."""
+"""Name classification tasks, by our names and by MedMNIST's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TASK_ALIASES = {
 
 
 def resolve_task(name: str) -> str:
-    """The task under our own name.
+    """Translate MedMNIST's name of a task to ours.
 
     Raises:
         ValueError: an unknown task.

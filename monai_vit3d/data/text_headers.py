@@ -41,7 +41,7 @@ def attached_voxels(
         ImageError: another volume, or a side without a voxel.
     """
     if volume:
-        raise refusal(path, f"volume {volume}; the file holds one", "Leave out --volume.")
+        raise refusal(path, f"volume {volume}; the file holds one", "Leave out volume=.")
     if min(shape) < 1:
         raise refusal(path, f"shape {shape}; every side needs a voxel", AGAIN)
     end = start + math.prod(shape) * dtype.itemsize

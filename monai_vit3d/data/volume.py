@@ -1,4 +1,4 @@
-"""A 3D image and where it lies, whatever file it came from."""
+"""A 3D image and its grid, whatever file it came from."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MAX_VOXELS = 2**30  # of an image, unless the caller allows more
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Where a volume lies, and what an output on the same grid copies from its header: nothing that names a patient.
+    """The grid of a volume, and the header fields that an output on the same grid copies: none that names a patient.
 
     Args:
         shape: voxels along the three axes.
         affine_mm: (4, 4) float64, voxel index to world, RAS+ mm.
         trailing: how many axes of 1 followed the third in the file; an output has them again.
-        fields: geometry fields of the NIfTI header, by nibabel's names, native byte order, as they came.
+        fields: geometry fields of the NIfTI header, unchanged, by nibabel's names, in native byte order.
         version: 1 or 2, of the NIfTI format.
     """
 
@@ -50,9 +50,9 @@ class Volume:
     Args:
         path: the file, or folder of a DICOM series, that it came from.
         voxels: (H, W, D) float32, all finite.
-        grid: where it lies.
-        warnings: what was odd about the file, a sentence each.
-        sha256: of each file that it came from, of the bytes that the voxels were made of; empty if not asked for.
+        grid: its shape and place.
+        warnings: a sentence for each oddity of the file.
+        sha256: of each file that it came from, of the bytes that were read; empty if not requested.
     """
 
     path: Path

@@ -8,6 +8,7 @@ from .backends import BackendNetwork
 from .engines import BACKENDS, ENGINES, resolve_backend
 from .entropy import PredictionEntropy
 from .label_inferer import LabelInferer
+from .output_maps import OUTPUT_MAPS, OutputMap
 from .slices import SliceNetwork, sliding_over_slices
 from .spacing import SpacingInferer, spacing_of, unwrap_inferer, with_spacing
 from .stitch import CannotStitch, can_stitch, stitch_windows
@@ -16,6 +17,8 @@ from .tta import FlipEnsemble, FlipSpread, ensemble_variance, predictive_entropy
 __all__ = [
     "BACKENDS",
     "ENGINES",
+    "OUTPUT_MAPS",
+    "OutputMap",
     "AutocastInferer",
     "BackendNetwork",
     "CannotStitch",

@@ -11,8 +11,9 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
 from ..transforms import argmax_classes, require_finite_scores
+from .output_maps import OUTPUT_MAPS
 from .stitch import CannotStitch, can_stitch, stitch_windows
-from .tta import known_activation, predictive_entropy
+from .tta import known_activation
 
 
 class LabelInferer(Inferer):
@@ -44,7 +45,8 @@ class LabelInferer(Inferer):
     ) -> None:
         super().__init__()
         self.inferer, self.activation = inferer, known_activation(activation)
-        self.entropy, self.probabilities = entropy, probabilities
+        chosen = {"entropy": entropy, "prob": probabilities}
+        self.maps = [name for name, is_chosen in chosen.items() if is_chosen]
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
         """Run ``network`` over ``inputs`` ``(B, C, H, W, D)``.
@@ -70,7 +72,5 @@ class LabelInferer(Inferer):
         """Reduce (1, K, h, W, D) to labels and maps (1, C, h, W, D)."""
         logits, softmax = require_finite_scores(logits), self.activation == "softmax"
         labels = argmax_classes(logits[0])[None, None] if softmax else (logits.float().sigmoid() >= 0.5).to(torch.uint8)
-        maps = [predictive_entropy(logits, self.activation)] if self.entropy else []
-        if self.probabilities:
-            maps.append(logits.float().softmax(1) if softmax else logits.float().sigmoid())
+        maps = [OUTPUT_MAPS[name].compute(logits, logits.shape[1], self.activation) for name in self.maps]
         return torch.cat([labels.float(), *maps], 1).float() if maps else labels

@@ -10,11 +10,11 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from monai.utils import ensure_tuple_rep
 
+from ..bundle.load import Bundle
 from ..data.errors import UsageError
 from ..inferers import AutocastInferer, BackendNetwork, resolve_backend, unwrap_inferer
 from ..inferers.backends import TOLERANCE, cache_folder
 from ..inferers.spacing import inferer_wrappers
-from .bundle import Bundle
 
 
 def accelerated(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> Bundle:
@@ -37,7 +37,7 @@ def accelerated(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> B
     if bf16:
         bundle = replace(bundle, inferer=AutocastInferer(unwrap_inferer(bundle.inferer)), bf16=True)
     if backend == "openvino" and bundle.device.type != "cpu":
-        raise UsageError(f"--backend openvino: for the CPU, the network runs on {bundle.device}. Give --device cpu.")
+        raise UsageError(f"backend=openvino: for the CPU, the network runs on {bundle.device}. Give device=cpu.")
     size = _window(bundle)
     if backend == "auto" and (size is None or bundle.device.type != "cpu"):
         name = "torch"
@@ -48,8 +48,8 @@ def accelerated(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> B
         if backend == "auto":
             return bundle
         raise UsageError(
-            f"--backend {backend}: the bundle's network computes in {precision}; torch.float32 or torch.bfloat16 is "
-            "needed. Add --bf16, or use --backend torch."
+            f"backend={backend}: the bundle's network computes in {precision}; torch.float32 or torch.bfloat16 is "
+            "needed. Add bf16=True, or use backend=torch."
         )
     network = BackendNetwork(bundle.network, backend, cache_folder())
     if name == "openvino" and size is not None:

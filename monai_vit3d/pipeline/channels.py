@@ -12,7 +12,7 @@ from .paths import printable
 from .prepare import keys_needed
 
 if TYPE_CHECKING:
-    from .bundle import Bundle
+    from ..bundle.load import Bundle
     from .case import Case
     from .plan import Plan
 

@@ -8,17 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bundle.config import Choice, choice_of
+from ..bundle.load import BundleSteps, load_steps
+from ..bundle.unpack import open_bundle
 from ..data.errors import ImageError
 from ..data.passed_over import PassedOver, by_reason
 from ..data.readers import reader_for
 from ..data.volume import Volume
-from .bundle import BundleSteps, load_steps
-from .config import Choice, choice_of
 from .dicom_cases import split_series
 from .inputs import find_images
 from .paths import printable
 from .plausibility import check_geometry, check_input, refuse
-from .unpack import open_bundle
 
 if TYPE_CHECKING:
     from ..data.dicom import Series

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..bundle.config import config_files
+from ..bundle.metadata import read_metadata
 from ..data import ImageError, cut_box, label_volumes_ml
-from .config import config_files
 from .folder import predict_folder
-from .metadata import read_metadata
 
 CENTRES_MM = {"left": (-26, -22, -14), "right": (26, -22, -14)}
 SIZE_MM = (48, 64, 48)

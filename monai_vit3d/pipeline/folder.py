@@ -12,16 +12,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bundle.config import Choice, choice_of
+from ..bundle.load import Bundle, load_bundle
+from ..bundle.metadata import Metadata, read_metadata
+from ..bundle.unpack import open_bundle
 from ..data.errors import UsageError
 from ..data.files import following_no_links, remove_parts
-from .bundle import Bundle, load_bundle
-from .config import Choice, choice_of
-from .metadata import Metadata, read_metadata
 from .options import Options, choose_flip_axes, output_kinds
 from .passed_over_summary import recorded
 from .plan import RESERVED, Plan, plan_cases
 from .record import RunRecord, merge_records, merging, write_json
-from .unpack import open_bundle
 
 if TYPE_CHECKING:
     from .run_cases import Summary
@@ -130,12 +130,12 @@ def predict_folder(
         WeightsError: weights that are missing, damaged or of another network.
     """
     if jobs < 1:
-        raise UsageError(f"--jobs {jobs}; 1 or more are needed.")
+        raise UsageError(f"jobs={jobs}; expected 1 or more.")
     choice = choice_of(config, overrides)
     from ..data.dicom import VOXEL_UNITS
 
     if units not in VOXEL_UNITS:
-        raise UsageError(f"--units {units}; one of {', '.join(VOXEL_UNITS)} is needed.")
+        raise UsageError(f"units={units}; expected one of {', '.join(VOXEL_UNITS)}.")
     with open_bundle(bundle) as root:
         kinds = output_kinds(read_metadata(root), tta, uncertainty, probabilities)
         chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "seg": seg}

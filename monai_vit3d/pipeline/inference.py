@@ -13,6 +13,9 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor
 
+from ..bundle.load import Bundle
+from ..bundle.postprocessing import decision, through
+from ..bundle.voxelwise import VoxelwisePostprocessing
 from ..data.errors import BundleError, ImageError
 from ..inferers import (
     CannotStitch,
@@ -26,12 +29,9 @@ from ..inferers import (
 )
 from ..layers.rope import mm_positions
 from ..transforms import LabelInverter, require_finite_scores, trace_inverse
-from .bundle import Bundle
 from .memory_limits import out_of_memory
 from .options import Options
-from .postprocessing import decision, through
 from .prepare import Prepared
-from .voxelwise import VoxelwisePostprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def infer(prepared: Prepared, bundle: Bundle, options: Options) -> NetworkOutput
         _free()
         raise ImageError(
             f"{prepared.volume.path}: out of memory on {bundle.device} with {tuple(prepared.image.shape)} voxels. Use "
-            "--device cpu, fewer --jobs, a machine with more memory, or a crop of the image."
+            "device=cpu, fewer jobs=, a machine with more memory, or a crop of the image."
         ) from error
     return replace(output, warnings=("out of memory; done again with one window at a time",))
 

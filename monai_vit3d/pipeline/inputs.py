@@ -149,5 +149,5 @@ def _several_suffixes(cases: Sequence[Case]) -> list[str]:
     subjects = f"{len(several)} BIDS subjects or sessions have" if len(several) > 1 else "1 BIDS subject or session has"
     return [
         f"{subjects} scans of several suffixes ({', '.join(map(printable, names))}), and each scan is a case; "
-        f"--suffix {printable(names[-1])} takes those of one kind"
+        f"suffixes={printable(names[-1])} takes those of one kind"
     ]

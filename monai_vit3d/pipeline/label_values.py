@@ -13,7 +13,7 @@ FEW = 32  # different values; scans of 8 bits have about 100 and more
 LEAST = 1000  # voxels; smaller volumes have few values anyhow
 SAMPLE, SLAB = 2**14, 2**18  # voxels looked at first, and at a time
 
-_INCLUDE = "--include-labels (include_labels=True in Python)"
+_INCLUDE = "include_labels=True"
 
 
 def check_label_values(volume: Volume) -> Volume:

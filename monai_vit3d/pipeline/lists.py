@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -11,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..data.csv_files import parse_csv
 from ..data.errors import UsageError
 from ..data.readers import reader_for
 from .case import Case
@@ -26,12 +25,7 @@ def read_csv(table: Path) -> list[Case]:
     Raises:
         UsageError: it is malformed.
     """
-    reader = csv.reader(io.StringIO(_text(table), newline=""), strict=True)
-    try:
-        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except csv.Error as error:
-        raise UsageError(f"{printable(table)}, line {reader.line_num}: not CSV ({error}). Close its quotes.") from error
-    lines = [(line, cells) for line, cells in lines if any(cells)]
+    lines = parse_csv(_text(table), printable(table), UsageError)
     if len(lines) < 2:
         raise UsageError(
             f"{printable(table)}: no rows. A line 'image' or 'image,name' and one for each case are needed."

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.load import Bundle, load_bundle
+from ..bundle.trained_on import merge_ranges
 from ..data.errors import ImageError, UsageError
 from ..data.files import write_text_atomic
 from ..data.readers import read_volume, reader_for, without_suffix
 from ..data.volume import Array, Volume
-from .bundle import Bundle, load_bundle
 from .measures import Values, measure_grid, measure_input, measure_labels
 from .overlay import axis_letters
 from .stats import label_stats
-from .trained_on import merge_ranges
 
 _NUMBERS = re.compile(r"\[\s+([-+\d.eE,\s]+?)\s+\]")
 
@@ -98,7 +98,7 @@ def find_cases(
     if split is not None:
         content = json.loads(Path(split).read_text(encoding="utf-8"))
         if not isinstance(content.get(section), list):
-            raise UsageError(f"{split}: no list {section!r}; it has {', '.join(content)}. Give --section.")
+            raise UsageError(f"{split}: no list {section!r}; it has {', '.join(content)}. Give section=.")
         names = sorted(map(str, content[section]))
     files = [paths.get(name, Path(images) / f"{name}.nii.gz") for name in names]
     cases = [{"image": str(path)} for path in files]

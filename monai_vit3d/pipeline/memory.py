@@ -16,7 +16,7 @@ from .overlay import axis_letters
 if TYPE_CHECKING:
     from monai.transforms import Spacingd
 
-    from .bundle import Bundle
+    from ..bundle.load import Bundle
     from .options import Options
 
 # fitted to benchmarks/memory.py, which prints them beside what was measured
@@ -173,5 +173,5 @@ def check_memory(path: Path, grid: Grid, channels: int, bundle: Bundle, options:
         raise ImageError(
             f"{path}: {grid.shape} voxels of {tuple(round(mm, 3) for mm in grid.spacing_mm)} mm need about "
             f"{needed / 2**30:.1f} GiB for this bundle, {free / 2**30:.1f} GiB are free. Crop the image, use fewer "
-            "--jobs, or a machine with more memory."
+            "jobs=, or a machine with more memory."
         )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ..data.errors import UsageError
 
 if TYPE_CHECKING:
-    from .bundle import Bundle
-    from .metadata import Metadata
+    from ..bundle.load import Bundle
+    from ..bundle.metadata import Metadata
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ def output_kinds(
         UsageError: arguments that contradict each other or the bundle.
     """
     if uncertainty not in (None, "entropy", "variance"):
-        raise UsageError(f"--uncertainty {uncertainty}; entropy or variance is needed.")
+        raise UsageError(f"uncertainty={uncertainty}; expected entropy or variance.")
     if uncertainty == "variance" and not tta:
-        raise UsageError("--uncertainty variance: over the flips of --tta. Give --tta, too, or --uncertainty entropy.")
+        raise UsageError("uncertainty=variance: over flips. Give tta=True, too, or uncertainty=entropy.")
     if metadata.classifies and (uncertainty or probabilities):
         raise UsageError(
             f"{metadata.name}: classifies whole volumes, so there are no maps to write; predictions.csv holds the "
-            "probabilities. Leave out --uncertainty and --probabilities."
+            "probabilities. Leave out uncertainty= and probabilities=True."
         )
     return ["seg", *([uncertainty] if uncertainty else []), *(["prob"] if probabilities else [])]
 
@@ -67,9 +67,9 @@ def choose_flip_axes(tta: bool | Sequence[int], bundle: Bundle) -> tuple[int, ..
     axes = bundle.flip_axes if tta is True else tuple(tta)
     if not axes:
         raise UsageError(
-            f"--tta: {bundle.metadata.name} names no flip_axes in its inference config, along which its network was "
-            "trained with flips; others spoil its labels. Give --tta-axes, such as 0,1,2, if you know them."
+            f"tta=True: {bundle.metadata.name} names no flip_axes in its inference config, along which its network was "
+            "trained with flips; others spoil its labels. Give tta=0,1,2, or some of these, if you know them."
         )
     if not set(axes) <= {0, 1, 2} or len(set(axes)) < len(axes):
-        raise UsageError(f"--tta-axes {','.join(map(str, axes))}; some of 0, 1 and 2 are needed, each once.")
+        raise UsageError(f"tta={','.join(map(str, axes))}; expected some of 0, 1 and 2, each once.")
     return axes

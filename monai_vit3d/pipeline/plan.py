@@ -82,7 +82,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text.strip())
     if match is None:
-        raise UsageError(f"--shard {printable(text)}; I/N is needed, from 1/N to N/N, such as 1/4.")
+        raise UsageError(f"shard={printable(text)}; I/N is needed, from 1/N to N/N, such as 1/4.")
     shard = int(match[1]), int(match[2])
     _check_shard(shard)
     return shard
@@ -156,7 +156,7 @@ def _key(path: str | PurePosixPath) -> str:
 def _check_shard(shard: tuple[int, int]) -> None:
     i, n = shard
     if not 1 <= i <= n:
-        raise UsageError(f"--shard {i}/{n}; 1/{max(n, 1)} to {max(n, 1)}/{max(n, 1)} are needed.")
+        raise UsageError(f"shard={i}/{n}; 1/{max(n, 1)} to {max(n, 1)}/{max(n, 1)} are needed.")
 
 
 def _check_folder(output: Path) -> None:
@@ -218,5 +218,5 @@ def _check_absent(plan: Plan) -> None:
     if there:
         raise UsageError(
             f"{len(there)} of {len(planned)} outputs are there already, e.g. {printable(there[0])}. "
-            "Give --resume to skip what is verified, --overwrite to write them anew, or another OUT."
+            "Give existing='resume' to skip what is verified, existing='overwrite' to write them anew, or another OUT."
         )

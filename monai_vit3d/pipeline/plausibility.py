@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bundle.metadata import Metadata
+from ..bundle.trained_on import Key, TrainedOn, ValueRange
 from ..data.errors import ImageError
 from ..data.volume import Array, Grid, Volume
 from .measures import Values, measure_grid, measure_input, measure_labels
-from .metadata import Metadata
 from .overlay import axis_letters
 from .stats import LabelSummary
-from .trained_on import Key, TrainedOn, ValueRange
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -175,7 +175,7 @@ def refuse(path: Path, findings: Sequence[Implausibility], metadata: Metadata) -
     if far:
         raise ImageError(
             f"{path}: {'; '.join(far)}: too far from what {metadata.name} was trained on. Cut out or resample what its "
-            "docs/README.md describes, choose a bundle for such images, or give --anyway."
+            "docs/README.md describes, choose a bundle for such images, or give anyway=True."
         )
 
 

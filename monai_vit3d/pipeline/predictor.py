@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.config import choice_of
+from ..bundle.load import Bundle, load_bundle
+from ..bundle.unpack import open_bundle
+from ..bundle.value_names import ValueNames
 from ..data.in_memory import labels_like, volumes_from
 from ..data.volume import Array, Grid, Volume
 from .acceleration import accelerated
-from .bundle import Bundle, load_bundle
-from .config import choice_of
 from .inference import NetworkOutput, infer
 from .memory import check_memory
 from .options import Options, choose_flip_axes, output_kinds
@@ -23,8 +25,6 @@ from .plausibility import Implausibility, check_geometry, check_input, check_lab
 from .prepare import Prepared, prepare
 from .stats import LabelSummary, label_stats
 from .to_file_grid import labels_on_file_grid, map_on_file_grid
-from .unpack import open_bundle
-from .value_names import ValueNames
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from ..data.same_grid import check_same_grid
 from ..data.volume import Array, Volume
 
 if TYPE_CHECKING:
-    from .bundle import BundleSteps
-    from .postprocessing import Postprocessing
+    from ..bundle.load import BundleSteps
+    from ..bundle.postprocessing import Postprocessing
 
 
 @dataclass(eq=False)

@@ -47,8 +47,8 @@ def read_case(
         return [replace(volume, sha256=tuple(hashes))]
     if options.units != "stored":
         raise ImageError(
-            f"{case.images[0]}: --units {options.units} needs a DICOM PET; a NIfTI file says nothing of dose and "
-            "weight. Give the DICOM folder, or leave out --units."
+            f"{case.images[0]}: units={options.units} needs a DICOM PET; a NIfTI file says nothing of dose and "
+            "weight. Give the DICOM folder, or leave out units=."
         )
     grid = read_grid(case.images[0], options.volume, options.max_voxels)
     check_grid(case.images[0], grid, len(case.images))

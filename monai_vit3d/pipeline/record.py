@@ -61,7 +61,7 @@ class RunRecord:
             self._lock.release()
             raise UsageError(
                 f"{output}: another run is writing here. Wait for it, or choose another OUT; many machines share one "
-                "OUT with --shard i/n."
+                "OUT with shard=I/N."
             ) from error
         self.files: dict[str, dict[str, Any]] = {}
         self.begun = False

@@ -248,7 +248,9 @@ class _CaseRunner:
         work.record["suspicious"] += [{"kind": finding.kind, "text": finding.text} for finding in findings]
         if findings and self.strict:
             texts = "; ".join(finding.text for finding in findings)
-            raise ImageError(f"{path}: {texts}. Not written, because of --strict: look at the image, or leave it out.")
+            raise ImageError(
+                f"{path}: {texts}. Not written, because of strict=True: look at the image, or leave it out."
+            )
         work.record["warnings"] += [finding.text for finding in findings]
 
     def _place(self, case: Case, kind: str) -> Path:
@@ -266,7 +268,7 @@ class _CaseRunner:
             if path.is_file() and file_sha256(path) != digest:
                 raise ImageError(
                     f"{case.images[0]}: its output {path} was changed since it was written, and is not overwritten. "
-                    "Keep it under another name, or give --overwrite instead of --resume."
+                    "Keep it under another name, or give existing='overwrite' instead of existing='resume'."
                 )
         same = earlier.get("made_with") == self.made_with and earlier.get("input_sha256") == hashes
         finished = earlier.get("status") in ("done", "skipped")
@@ -315,6 +317,6 @@ def _message(error: Exception, case: Case) -> str:
         cause = cause.__cause__
     text = str(cause) if isinstance(cause, Vit3dError) else f"{type(cause).__name__}: {cause}"
     if out_of_memory(cause):
-        text = "out of memory. Use fewer --jobs, a machine with more memory, or a crop of the image."
+        text = "out of memory. Use fewer jobs=, a machine with more memory, or a crop of the image."
     named = any(str(path) in text for path in case.images)
     return text if named else f"{case.images[0]}: {text}"

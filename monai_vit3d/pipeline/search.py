@@ -17,8 +17,8 @@ from ..data.readers import READERS, partner, reader_for, without_suffix
 from .paths import DICOM_SUFFIXES, is_dicom, printable
 
 HIDDEN = "hidden"
-WRITTEN = "written by an earlier run, as its run.json says (--include-labels takes them as images)"
-LABELS = "labels, masks or maps by name or folder (--include-labels takes them as images)"
+WRITTEN = "written by an earlier run, as its run.json says (include_labels=True takes them as images)"
+LABELS = "labels, masks or maps by name or folder (include_labels=True takes them as images)"
 NO_SCANS = "outside of sub-*/anat and sub-*/ct of a BIDS data set"
 NO_IMAGE = "no image by name"
 DIRECTORY = "a DICOMDIR, an index of other files"

@@ -13,12 +13,12 @@ from monai.transforms.utils import convert_applied_interp_mode
 from monai.utils import MetaKeys, TraceKeys
 from torch import Tensor
 
+from ..bundle.postprocessing import KEEP_LABELS, PRED
+from ..bundle.value_names import interpolates_labels
+from ..bundle.voxelwise import whole_numbers
 from ..data.errors import BundleError
 from ..data.volume import Array
 from .inference import NetworkOutput, check_grid
-from .postprocessing import KEEP_LABELS, PRED
-from .value_names import interpolates_labels
-from .voxelwise import whole_numbers
 
 if TYPE_CHECKING:
     from .prepare import Prepared

@@ -88,7 +88,7 @@ def convert_weights(
     out = Path(out)
     single = out.suffix.lower() == ".safetensors"
     if not overwrite and (out.exists() if single or not out.is_dir() else any(out.iterdir())):
-        raise UsageError(f"{out}: there already. Pass overwrite=True (--overwrite), or name another place.")
+        raise UsageError(f"{out}: there already. Pass overwrite=True, or name another place.")
     network, report = _built(read_source(path, take=take, family=family), timm_name, options)
     if single:
         save_backbone(network, out)
@@ -96,7 +96,7 @@ def convert_weights(
     try:
         network.save_pretrained(out)
     except UsageError as error:  # a head of MONAI's ends in a tanh
-        more = "If it is the head: num_classes=0 (--num-classes 0) leaves it out, as OUT.safetensors does."
+        more = "If it is the head: num_classes=0 leaves it out, as OUT.safetensors does."
         raise UsageError(f"{path}: {error} {more}") from error
     return report
 
@@ -163,8 +163,8 @@ def _what_would_load(source: Source) -> dict[str, Any]:
     if source.family == "timm2d":
         fits, side = fitting_timm_models(source.state), int(source.state["patch_embed.proj.weight"].shape[-1])
         patch = (side, side, max(side // 2, 1))
-        how = (f"--timm {fits[0] if fits else 'NAME'}", f"--img-size {','.join(str(7 * n) for n in patch)}")
-        example = f"{how[0]} {how[1]} --patch-size {','.join(map(str, patch))}"
+        how = (f"timm_name={fits[0] if fits else 'NAME'}", f"img_size={','.join(str(7 * n) for n in patch)}")
+        example = f"{how[0]} {how[1]} patch_size={','.join(map(str, patch))}"
         return {"needed": f"timm's name of the model, img_size and patch_size: {example}", "timm_models": fits}
     try:
         report = _built(source, None, {}).report
@@ -190,9 +190,9 @@ def _built(source: Source, timm_name: str | None, options: dict[str, Any]) -> In
 
 
 def _from_timm(source: Source, name: str | None, options: dict[str, Any]) -> Inflated:
-    missing = [key for key in ("img_size", "patch_size") if key not in options]
+    missing = [f"{key}=" for key in ("img_size", "patch_size") if key not in options]
     if name is None or missing:
-        needed = ", ".join([*(["timm_name (--timm)"] if name is None else []), *missing])
+        needed = ", ".join([*(["timm_name="] if name is None else []), *missing])
         fits = "" if name else f" By their shapes these fit: {', '.join(fitting_timm_models(source.state)) or 'none'}."
         raise UsageError(f"{source.name}: weights of a 2D Vision Transformer; {needed} are needed.{fits}")
     try:

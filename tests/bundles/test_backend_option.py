@@ -8,9 +8,9 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.inferers import BackendNetwork
 from monai_vit3d.pipeline.acceleration import accelerated
-from monai_vit3d.pipeline.bundle import load_bundle
 from tests.bundles.balls import BUNDLE as CLASSIFICATION
 from tests.bundles.balls import read_csv
 from tests.bundles.helpers import command, run, run_here

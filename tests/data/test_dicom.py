@@ -369,7 +369,7 @@ def test_a_file_that_lies_there_twice(tmp_path):
 
 def test_time_points_in_one_file(tmp_path):
     folder = enhanced(tmp_path / "s", AXIAL, range(SLICES), copies=2)
-    with pytest.raises(ImageError, match=r"2 volumes .*\(9, 9 slices\).*--volume N .* 0 to 1\."):
+    with pytest.raises(ImageError, match=r"2 volumes .*\(9, 9 slices\).*volume=N.* 0 to 1\."):
         read(folder)
     with pytest.raises(ImageError, match="volume 2 of 2; 0 to 1 can be picked"):
         read(folder, volume=2)

@@ -490,7 +490,7 @@ def test_a_pet_says_what_its_voxels_are(tmp_path):
     assert read(series(tmp_path / "g", sop_class=PET, edit=pet(Units="GML"))).warnings == ()
     odd = read(series(tmp_path / "m", sop_class=PET, edit=pet(RadionuclideTotalDose=400)), units="suv").warnings
     assert odd == ("RadionuclideTotalDose is 400 Bq; if that is MBq, SUV are a million times too high",)
-    assert read(series(tmp_path / "c"), units="suv").warnings == ("no PET; --units suv changes nothing",)
+    assert read(series(tmp_path / "c"), units="suv").warnings == ("no PET; units=suv changes nothing",)
 
 
 # what scanners and toolkits wrote: files that come with pydicom

@@ -11,7 +11,8 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 
-from monai_vit3d.cli import _parser
+from monai_vit3d.bundle.load import load_bundle
+from monai_vit3d.cli.command import build_parser
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.nifti import read_volume
 from monai_vit3d.inferers import (
@@ -24,7 +25,6 @@ from monai_vit3d.inferers import (
 )
 from monai_vit3d.inferers.backends import cache_folder
 from monai_vit3d.pipeline.acceleration import accelerated
-from monai_vit3d.pipeline.bundle import load_bundle
 from tests.pipeline.tiny import predict, products, records, statuses, write_bundle
 
 OPENVINO = f"openvino {version('openvino')}"
@@ -195,20 +195,21 @@ def test_float16_stays_with_pytorch(loaded, inferer):
     )
     assert accelerated(bundle, "auto") is bundle
     for backend in ("openvino", "compile"):
-        with pytest.raises(UsageError, match=f"--backend {backend}: .* torch.float16; torch.float32 or torch.bfloat16"):
+        with pytest.raises(UsageError, match=f"backend={backend}: .* torch.float16; torch.float32 or torch.bfloat16"):
             accelerated(bundle, backend)
     fast = accelerated(bundle, "openvino", bf16=True)
     assert (fast.backend, fast.bf16) == (OPENVINO, True)
 
 
 def test_openvino_is_for_the_cpu(loaded):
-    with pytest.raises(UsageError, match="--backend openvino: for the CPU, the network runs on cuda"):
+    with pytest.raises(UsageError, match="backend=openvino: for the CPU, the network runs on cuda"):
         accelerated(replace(loaded, device=torch.device("cuda")), "openvino")
     assert accelerated(replace(loaded, device=torch.device("cuda")), "auto").backend == "torch"
 
 
 def test_the_command_knows_every_backend():
-    (action,) = [a for a in _parser()._subparsers._group_actions[0].choices["predict"]._actions if a.dest == "backend"]
+    verb = build_parser().parse_args(["predict", "in", "-o", "out", "--bundle", "b"]).parser
+    (action,) = [action for action in verb._actions if action.dest == "backend"]
     assert tuple(action.choices) == BACKENDS
 
 

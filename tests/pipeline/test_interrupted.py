@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from monai_vit3d import cli
+from monai_vit3d.cli import progress
 from tests.helpers import ROOT, run_python, start_python
 from tests.pipeline.kill_loop import check_whole
 from tests.pipeline.tiny import arguments, leftovers, predict, products, records, statuses, write_bundle, write_images
@@ -185,7 +185,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, cohort, tiny_bundle, clean_run
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(cli._Progress, "__call__", interrupted)
+        patch.setattr(progress.Progress, "__call__", interrupted)
         assert predict(cohort, to=out, bundle=tiny_bundle) == 130
     assert "--resume" in capsys.readouterr().err
     whole(out)

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
+from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.data.nifti import read_grid
-from monai_vit3d.pipeline.bundle import load_bundle
 from monai_vit3d.pipeline.memory import network_shape
 from tests.helpers import HIPPOCAMPUS, ROOT
 

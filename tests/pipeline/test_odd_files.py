@@ -8,11 +8,11 @@ import warnings
 import pytest
 import yaml
 
+from monai_vit3d.bundle.config_file import read_config
+from monai_vit3d.bundle.info import describe_bundle
+from monai_vit3d.bundle.load import load_bundle
+from monai_vit3d.bundle.metadata import read_metadata
 from monai_vit3d.data.errors import BundleError, Vit3dError
-from monai_vit3d.pipeline.bundle import load_bundle
-from monai_vit3d.pipeline.config_file import read_config
-from monai_vit3d.pipeline.info import describe_bundle
-from monai_vit3d.pipeline.metadata import read_metadata
 from monai_vit3d.pipeline.record import load_records
 from tests.pipeline.tiny import CONFIG, METADATA, predict
 
@@ -203,7 +203,7 @@ def test_a_key_that_stands_twice_is_said_in_one_line(tmp_path, caplog, name, tex
 
 
 def test_a_config_that_is_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_vit3d.pipeline.config_file.MAX_CONFIG_BYTES", 10)
+    monkeypatch.setattr("monai_vit3d.bundle.config_file.MAX_CONFIG_BYTES", 10)
     (tmp_path / "a.json").write_text('{"a": "0123456789"}')
     with pytest.raises(BundleError, match="more than 10 bytes"):
         read_config(tmp_path / "a.json")

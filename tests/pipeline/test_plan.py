@@ -233,7 +233,9 @@ def test_existing_outputs(tree, out):
     (out / "b_prob.nii.gz").touch()
     (out / "c_seg.nii.gz").symlink_to(out / "gone")
     options = {"outputs": ("seg", "prob")}
-    with pytest.raises(UsageError, match=r"^2 of 6 outputs are there already, e.g. \S+/b_prob.nii.gz\. Give --resume"):
+    with pytest.raises(
+        UsageError, match=r"^2 of 6 outputs are there already.* \S+/b_prob.nii.gz\. Give existing='resume'"
+    ):
         plan_cases([root], out, **options)
     assert plan_cases([root], out, existing="resume", **options).total == 3
     assert plan_cases([root], out, existing="overwrite", **options).total == 3
@@ -265,18 +267,18 @@ def test_shards_share_the_cases(tmp_path_factory, count, n):
 def test_parse_shard():
     assert [parse_shard(text) for text in ("2/8", " 1/1 ", "08/8")] == [(2, 8), (1, 1), (8, 8)]
     for text in ("0/4", "5/4"):
-        with pytest.raises(UsageError, match=f"^--shard {text}; 1/4 to 4/4 are needed"):
+        with pytest.raises(UsageError, match=f"^shard={text}; 1/4 to 4/4 are needed"):
             parse_shard(text)
     for text in ("", "1", "1/", "a/b", "-1/4", "1/4/2", "1.0/4", "٢/٨", "1/" + "9" * 5000):
         with pytest.raises(UsageError, match="I/N is needed"):
             parse_shard(text)
-    with pytest.raises(UsageError, match="--shard 1/0; "):
+    with pytest.raises(UsageError, match="shard=1/0; "):
         parse_shard("1/0")
 
 
 def test_shards_outside(tree, out):
     for shard in [(0, 4), (5, 4), (1, 0), (-1, -1)]:
-        with pytest.raises(UsageError, match=f"--shard {shard[0]}/{shard[1]}; "):
+        with pytest.raises(UsageError, match=f"shard={shard[0]}/{shard[1]}; "):
             plan_cases([tree("x.nii")], out, shard=shard)
 
 

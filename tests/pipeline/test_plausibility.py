@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_vit3d import cli
+from monai_vit3d.bundle.metadata import Metadata
+from monai_vit3d.bundle.trained_on import TrainedOn, read_trained_on
 from monai_vit3d.data.errors import ImageError
 from monai_vit3d.data.volume import Grid, Volume
 from monai_vit3d.pipeline.check import check_files
 from monai_vit3d.pipeline.measure_training import measure_training
-from monai_vit3d.pipeline.metadata import Metadata
 from monai_vit3d.pipeline.plausibility import PLAUSIBILITY_ROWS, check_geometry, check_labels, compare, refuse
 from monai_vit3d.pipeline.stats import label_stats
-from monai_vit3d.pipeline.trained_on import TrainedOn, read_trained_on
 from tests.clinical import AFFINE, SHAPE
 from tests.pipeline.tiny import METADATA, predict, records, write_bundle
 
@@ -66,7 +66,7 @@ def test_coarse_voxels_are_refused_and_fine_ones_never(mm, suspicious, far):
 
 
 def test_a_refusal_names_the_file_the_ranges_and_what_to_do():
-    with pytest.raises(ImageError, match=r"head\.nii.*left-right 197 mm \(in training 31 to 43\).*crops.*--anyway"):
+    with pytest.raises(ImageError, match=r"head\.nii.*left-right 197 mm \(in training 31 to 43\).*crops.*anyway=True"):
         refuse("head.nii", geometry((197, 233, 189)), HIPPOCAMPUS)
     refuse("crop.nii", geometry((100, 120, 100)), HIPPOCAMPUS)
 
@@ -199,7 +199,7 @@ def test_far_unlike_and_impossible(measured_bundle, cohort, tmp_path, capsys):
         "d_flat": "done",
     }
     assert "b_far.nii.gz: field of view" in found["b_far"]["error"]
-    assert "--anyway" in found["b_far"]["error"]
+    assert "anyway=True" in found["b_far"]["error"]
     assert not (out / "b_far_seg.nii.gz").exists()
     assert found["a_same"]["suspicious"] == []
     assert {"field of view", "spacing", "volume"} <= kinds(found["c_large"])
@@ -239,7 +239,7 @@ def test_strict_writes_nothing_of_a_suspicious_case_and_resume_believes_none(mea
     assert "an output of an earlier run is still there" in again["most"]["warnings"][-1]
     fresh = tmp_path / "fresh"
     assert predict(folder, to=fresh, bundle=measured_bundle, options=["--strict"]) == 1
-    assert "--strict" in records(fresh)["most"]["error"]
+    assert "strict=True" in records(fresh)["most"]["error"]
     assert not list(fresh.rglob("*most*"))
     assert (fresh / "good_seg.nii.gz").is_file()
 

@@ -14,14 +14,14 @@ from monai.data import MetaTensor
 from monai.networks.nets import Classifier
 from monai.transforms import AsDiscreted, Invertd, KeepLargestConnectedComponent
 
+from monai_vit3d.bundle.load import load_bundle
+from monai_vit3d.bundle.postprocessing import Postprocessing
+from monai_vit3d.bundle.voxelwise import VoxelwisePostprocessing, whole_numbers
 from monai_vit3d.cli import main
 from monai_vit3d.data.errors import BundleError, ImageError, UsageError
 from monai_vit3d.data.nifti import read_volume
 from monai_vit3d.inferers import unwrap_inferer
 from monai_vit3d.pipeline import folder, inference, memory, predictor
-from monai_vit3d.pipeline.bundle import load_bundle
-from monai_vit3d.pipeline.postprocessing import Postprocessing
-from monai_vit3d.pipeline.voxelwise import VoxelwisePostprocessing, whole_numbers
 from tests.bundles.helpers import run_here
 from tests.helpers import BUNDLES, phantom
 from tests.pipeline import zoo
@@ -566,7 +566,7 @@ def test_one_volume_of_a_series(bundle, tmp_path):
     np.testing.assert_array_equal(nib.load(bold["output"]).affine, nib.load(alone["output"]).affine)
     assert bold["stats"] == alone["stats"]
     refused = run(bundle, tmp_path / "bold.nii.gz", tmp_path / "c", code=1)["bold"]
-    assert "--volume N" in refused["error"]
+    assert "volume=N" in refused["error"]
 
 
 @pytest.mark.parametrize("trailing", [1, 2])
@@ -674,7 +674,7 @@ def test_short_of_memory_beside_the_network(bundle, images, tmp_path, monkeypatc
 
     monkeypatch.setattr(predictor.Predictor, stage, fail)
     record = run(bundle, images[0], tmp_path / "out", code=1)["spleen_0"]
-    assert record["error"].startswith(f"{images[0]}: out of memory. Use fewer --jobs")
+    assert record["error"].startswith(f"{images[0]}: out of memory. Use fewer jobs=")
 
 
 def test_no_memory_at_all_fails_the_case(bundle, images, tmp_path, with_network):
@@ -684,7 +684,7 @@ def test_no_memory_at_all_fails_the_case(bundle, images, tmp_path, with_network)
     for path, record in zip(images, records.values()):
         assert str(path) in record["error"]
         assert "out of memory on cpu" in record["error"]
-        assert "--device cpu" in record["error"]
+        assert "device=cpu" in record["error"]
 
 
 def test_another_error_of_the_network_is_not_tried_twice(bundle, images, tmp_path, with_network):

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.cli import main
 from monai_vit3d.data.errors import BundleError, ImageError
 from monai_vit3d.data.nifti import read_volume
-from monai_vit3d.pipeline.bundle import load_bundle
 from monai_vit3d.pipeline.prepare import prepare
 from tests.pipeline import zoo
 from tests.pipeline.reference import (

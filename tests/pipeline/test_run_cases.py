@@ -12,7 +12,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from monai_vit3d.pipeline.bundle import load_bundle
+from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.pipeline.plan import plan_cases
 from monai_vit3d.pipeline.predictor import Predictor
 from monai_vit3d.pipeline.record import RunRecord

@@ -28,7 +28,7 @@ class Mini:
     Args:
         config: of configs/inference.json.
         metadata: of configs/metadata.json.
-        kind: what it is, as ``monai_vit3d.pipeline.kinds`` calls it.
+        kind: what it is, as ``monai_vit3d.bundle.kinds`` calls it.
         safe: whether it passes --safe.
         scripts: the bundle's own Python files, by name.
         keys: of the images of a case; several for a key for each modality.
@@ -422,7 +422,7 @@ def write(folder: Path, name: str) -> tuple[Path, Mini]:
 
 
 def _weights(root: Path, mini: Mini) -> dict[str, Any]:
-    from monai_vit3d.pipeline.bundle_scripts import add_to_sys_path
+    from monai_vit3d.bundle.scripts import add_to_sys_path
 
     add_to_sys_path(root)
     parser = ConfigParser(copy.deepcopy(mini.config))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor, set_track_meta
 from monai.transforms import Compose, Invertd, Orientation, Orientationd, Spacing, Spacingd
 
+from monai_vit3d.bundle.safety import check_config
 from monai_vit3d.data import BundleError
-from monai_vit3d.pipeline.safety import check_config
 from monai_vit3d.transforms import SeparableSpacing, SeparableSpacingd, spacing
 
 SPACINGS_MM = st.sampled_from([0.5, 0.7, 0.9375, 1.0, 1.2, 1.5, 2.0, 2.5, 3.3, 5.0])

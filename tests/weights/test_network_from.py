@@ -121,7 +121,13 @@ def test_files_that_build_nothing(tmp_path):
     again.load_state_dict(own.state_dict())
     assert_equal(own.eval(), again.eval())
     state = network.state_dict()
-    for change in ({"backbone": None}, {"backbone": 3}, {"out_indices": "x"}, {"options": None}, {"decoder": "os.system"}):
+    for change in (
+        {"backbone": None},
+        {"backbone": 3},
+        {"out_indices": "x"},
+        {"options": None},
+        {"decoder": "os.system"},
+    ):
         state._metadata[""]["model_args"] = {**model_args(network), **change}
         torch.save(state, tmp_path / "odd.pt")
         with pytest.raises(WeightsError, match=r"odd\.pt: "):

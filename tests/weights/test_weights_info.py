@@ -77,7 +77,7 @@ def test_of_timms_the_wrapping_and_the_models_that_fit(flat, flat_file):
     assert found["tensors"] == len(flat.state_dict())
     assert NAME in found["timm_models"]
     assert "test_vit2" not in found["timm_models"]
-    assert f"--timm {found['timm_models'][0]} --img-size 112,112,56 --patch-size 16,16,8" in found["needed"]
+    assert f"timm_name={found['timm_models'][0]} img_size=112,112,56 patch_size=16,16,8" in found["needed"]
     assert json.loads(json.dumps(found)) == found
 
 
@@ -173,7 +173,7 @@ def test_timms_become_a_folder_and_a_file(flat, flat_file, tmp_path, capsys):
 
 
 def test_monais_become_ours_without_their_head(monai_file, tmp_path):
-    with pytest.raises(UsageError, match=r"num_classes=0 \(--num-classes 0\) leaves it out, as OUT\.safetensors does"):
+    with pytest.raises(UsageError, match=r"num_classes=0 leaves it out, as OUT\.safetensors does"):
         convert_weights(monai_file, tmp_path / "net", num_heads=2)  # it ends in a tanh
     assert not (tmp_path / "net").exists()
     report = convert_weights(monai_file, tmp_path / "net", num_heads=2, num_classes=0)
@@ -221,8 +221,8 @@ def test_what_is_there_is_not_overwritten_unless_asked(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("options", "match"), [
-    ({}, r"timm_name \(--timm\), img_size, patch_size are needed\. By their shapes these fit: .*test_vit"),
-    ({"timm_name": NAME, "img_size": SIZE}, "patch_size are needed.$"),
+    ({}, r"timm_name=, img_size=, patch_size= are needed\. By their shapes these fit: .*test_vit"),
+    ({"timm_name": NAME, "img_size": SIZE}, "patch_size= are needed.$"),
     ({"timm_name": "vit_tiny_patch16_224", "img_size": SIZE, "patch_size": PATCH}, "flat.pt: .*is needed"),
     ({"timm_name": "resnet50", "img_size": SIZE, "patch_size": PATCH}, "flat.pt: 'resnet50' is none of timm's"),
 ])  # fmt: skip

@@ -66,7 +66,7 @@ def _factors(slices: Sequence[Slice], units: str, where: str) -> tuple[list[floa
     headers = [s.header for s in slices]
     ones = [1.0] * len(slices)
     if not is_pet(headers[0]):
-        return ones, [f"no PET; --units {units} changes nothing"] if units != "stored" else []
+        return ones, [f"no PET; units={units} changes nothing"] if units != "stored" else []
     if units == "stored":
         return ones, [warning] if (warning := units_warning(headers[0])) else []
     try:
@@ -74,7 +74,7 @@ def _factors(slices: Sequence[Slice], units: str, where: str) -> tuple[list[floa
     except HeaderError as error:
         raise ImageError(
             f"{where}: SUV cannot be had from its headers ({error}). Export the original images, or leave out "
-            "--units suv (units= in Python)."
+            "units=suv."
         ) from error
 
 

@@ -39,7 +39,7 @@ class Series:
     """
 
     uid: str
-    element_number: int | None
+    number: int | None
     name: str
     files: tuple[Path, ...]
     images: frozenset[str] = frozenset()

@@ -71,10 +71,10 @@ def pick_volume(slices: Sequence[Slice], volume: int | None, where: str) -> list
         sizes = ", ".join(str(len(one)) for one in volumes[:5]) + (", ..." if last > 4 else "")
         raise ImageError(
             f"{where}: {last + 1} volumes in one series ({sizes} slices), which differ in {differ}; one 3D volume is "
-            f"needed. Pick one with --volume N (volume= in Python), from 0 to {last}."
+            f"needed. Pick one with volume=N, from 0 to {last}."
         )
     if not 0 <= (volume or 0) <= last:
-        raise ImageError(f"{where}: volume {volume} of {last + 1}; 0 to {last} can be picked with --volume N.")
+        raise ImageError(f"{where}: volume {volume} of {last + 1}; 0 to {last} can be picked with volume=N.")
     return volumes[volume or 0]
 
 

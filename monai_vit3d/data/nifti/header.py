@@ -176,11 +176,11 @@ def check_volume_index(volume: int | None, volumes: int, shape: tuple[int, ...],
     """
     if volume is None and volumes > 1:
         found = f"4D image {(*shape, volumes)}; one 3D volume is needed"
-        raise refusal(path, found, "Pick one with --volume N (volume= in Python).")
+        raise refusal(path, found, "Pick one with volume=N.")
     index = volume or 0
     if not 0 <= index < volumes:
         found = f"volume {index} of {volumes}; 0 to {volumes - 1} can be picked"
-        raise refusal(path, found, "Pick one of these with --volume N (volume= in Python).")
+        raise refusal(path, found, "Pick one of these with volume=N.")
     return index
 
 

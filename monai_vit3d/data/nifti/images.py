@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ImageError
 from ..volume import Array, Grid, Volume
-from .geometry import read_geometry
+from .geometry import check_affine, oddities, read_geometry
 from .header import NiftiHeader, check_pixdim, check_volume_index, image_shape
 from .voxels import to_float32
 from .writer import label_dtype, labels_header
@@ -36,9 +36,10 @@ def volume_from_image(image: nib.Nifti1Image) -> Volume:
         raise ImageError(f"{path}: voxels of type {stored.dtype}; expected real numbers. Convert the image first.")
     version = 2 if isinstance(nifti, nib.Nifti2Header) else 1
     header = NiftiHeader(nifti, version, shape, trailing, stored.dtype, 0, stored.nbytes, 1.0, 0.0)
-    grid, warnings = read_geometry(header, path)
+    grid, warnings = read_geometry(header)
+    check_affine(grid.affine_mm, path)
     voxels, voxel_warnings = to_float32(stored.reshape(shape), 1.0, 0.0, path)
-    return Volume(path, voxels, grid, (*warnings, *voxel_warnings))
+    return Volume(path, voxels, grid, (*warnings, *oddities(grid), *voxel_warnings))
 
 
 def labels_image(labels: Array, grid: Grid) -> nib.Nifti1Image:

@@ -1,0 +1,145 @@
+"""A bundle's inference config: which files it is made of, and what the user sets in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.errors import BundleError, UsageError
+from .config_file import read_config
+
+if TYPE_CHECKING:
+    import torch
+    from monai.bundle import ConfigParser
+
+CONFIG_SUFFIXES = ("yaml", "yml", "json")
+DEFAULT = ("inference",)
+OPTIONAL = ("ckpt_path", "class_names", "task", "flip_axes", "inferer", "postprocessing")  # read if they are there
+_SET_BY_ARGUMENT = {"bundle_root": "bundle=", "device": "device=", "dataset_dir": "inputs", "output_dir": "output="}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of a bundle's entries are run.
+
+    Args:
+        names: config files of the bundle's ``configs``, with or without suffix, merged from the first to the last as
+            ``monai.bundle run --config_file "[...]"`` does.
+        overrides: values by id, as ``--id value`` of ``monai.bundle run``; they win over the files.
+    """
+
+    names: tuple[str, ...] = DEFAULT
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """One line that differs for choices that differ; empty for the bundle as it is."""
+        if self == AS_SHIPPED:
+            return ""
+        values = [f"{key}={value!r}" for key, value in sorted(self.overrides.items())]
+        return " ".join([",".join(self.names), *values])
+
+
+AS_SHIPPED = Choice()
+
+
+def choice_of(config: str | Sequence[str] | None, overrides: Mapping[str, Any] | None) -> Choice:
+    """Make a choice of what a caller gave.
+
+    Args:
+        config: one name, or several; None is ``inference``.
+        overrides: values by id.
+    """
+    names = DEFAULT if not config else (config,) if isinstance(config, str) else tuple(config)
+    return Choice(names, dict(overrides or {}))
+
+
+def config_files(root: Path, names: Sequence[str] = DEFAULT) -> list[Path]:
+    """Find the config files of a bundle.
+
+    Args:
+        root: the bundle's folder.
+        names: as :class:`Choice` has them.
+
+    Raises:
+        BundleError: there is no such file, or it lies outside the bundle.
+    """
+    return [_config_file(root, name) for name in names]
+
+
+def has_inference(root: Path) -> bool:
+    """Whether a bundle has the config file that is run by default."""
+    return any((root / "configs" / f"{DEFAULT[0]}.{suffix}").is_file() for suffix in CONFIG_SUFFIXES)
+
+
+def _config_file(root: Path, name: str) -> Path:
+    folder = root / "configs"
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UsageError(f"config={name}: expected the name of a file in the bundle's configs, such as inference.")
+    given = folder / name
+    paths = (
+        [given] if given.suffix[1:] in CONFIG_SUFFIXES else [folder / f"{name}.{suffix}" for suffix in CONFIG_SUFFIXES]
+    )
+    for path in paths:
+        if path.is_file():
+            return path
+    if name == DEFAULT[0]:
+        raise BundleError(f"{root}: no configs/inference.yaml or .json here. Give the folder of a MONAI bundle.")
+    there = sorted(path.stem for path in folder.glob("*") if path.suffix[1:] in CONFIG_SUFFIXES)
+    raise UsageError(f"config={name}: no such file in {folder}. Expected one of {', '.join(there) or 'none'}.")
+
+
+def read_parser(root: Path, choice: Choice, device: torch.device | str) -> ConfigParser:
+    """Read and merge the chosen files and set what the pipeline and the user set; nothing is evaluated.
+
+    Raises:
+        BundleError: a file that cannot be read.
+        UsageError: an id that cannot be set, or no such file.
+    """
+    from monai.bundle import ConfigParser
+    from monai.bundle.utils import merge_kv
+
+    paths = config_files(root, choice.names)
+    where = paths[-1]
+    contents = [read_config(path) for path in paths]
+    try:
+        merged = ConfigParser(config={})
+        for content in contents:
+            for key, value in content.items():
+                merge_kv(merged, key, value)
+        config = merged.get()
+        parser = ConfigParser(config)
+    except Exception as error:
+        raise BundleError(f"{where}: not a readable config ({one_line(error)}). Fetch the bundle again.") from error
+    parser["bundle_root"] = str(root.resolve())
+    for name in ("dataset_dir", "output_dir"):  # files come from the pipeline and go to it
+        if name in config:
+            parser[name] = str(root.resolve())
+    parser["device"] = f"$torch.device('{device}')"
+    for name, value in choice.overrides.items():
+        _check_override(name, config)
+        try:
+            parser.set(value, name, recursive=False)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise UsageError(
+                f"overrides={name}: no such entry in {where.name} ({reason}). Expected an id of the config, such as "
+                "inferer::overlap."
+            ) from error
+    return parser
+
+
+def _check_override(name: str, config: Mapping[str, Any]) -> None:
+    first = name.replace("#", "::").partition("::")[0]
+    if first in _SET_BY_ARGUMENT:
+        raise UsageError(f"overrides={name}: set by {_SET_BY_ARGUMENT[first]}. Leave it out.")
+    if first not in config and first not in OPTIONAL:
+        close = ", ".join(key for key in config if not key.startswith("_"))
+        raise UsageError(f"overrides={name}: no such entry; expected one of {close}.")
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text without line breaks."""
+    return " ".join(str(error).split())

@@ -1,0 +1,91 @@
+"""What a bundle is for, what it needs, and whether it runs under --safe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data.errors import BundleError, WeightsError
+from ..data.files import file_sha256
+from .config import AS_SHIPPED, Choice, choice_of, has_inference, read_parser
+from .kinds import Kind, kind_of
+from .load import BundleSteps, load_bundle, load_steps
+from .metadata import Metadata, read_metadata
+from .unpack import open_bundle
+from .value_names import ValueNames
+
+
+def describe_bundle(
+    bundle: str | Path, config: str | Sequence[str] | None = None, overrides: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """A line for each thing that one wants to know before a run.
+
+    Args:
+        bundle: the bundle's folder or zip.
+        config: config files of the bundle, as for :func:`~.folder.predict_folder`.
+        overrides: values to set in the config.
+
+    Raises:
+        BundleError: no bundle.
+    """
+    choice = choice_of(config, overrides)
+    with open_bundle(bundle) as root:
+        metadata = read_metadata(root)
+        kind = _kind(root, choice, metadata)
+        steps = _steps(root, choice) if kind.served and not metadata.classifies else None
+        content = metadata.content
+        lines = {
+            "name": metadata.name,
+            "version": metadata.version,
+            "kind": kind.text,
+            "task": str(content.get("task", "unknown")),
+            "input": f"{metadata.channels} image(s): {content.get('image_classes', 'unknown')}",
+            "answer": kind.gives if kind.served else f"{kind.gives}; not by vit3d predict",
+            "names": _names(metadata, steps),
+            "data": str(content.get("data_source", "unknown")),
+            "use": str(content.get("intended_use", "unknown")),
+        }
+        return lines | (_weights_and_safety(root, choice) if kind.served else {})
+
+
+def _kind(root: Path, choice: Choice, metadata: Metadata) -> Kind:
+    if choice == AS_SHIPPED and not has_inference(root) and (root / "configs").is_dir():
+        return Kind("training only", "no inference config")
+    return kind_of(read_parser(root, choice, "cpu").get(), metadata)
+
+
+def _steps(root: Path, choice: Choice) -> BundleSteps | None:
+    """Build a bundle's steps if they are settings only; None if they are not, or cannot be built."""
+    try:
+        return load_steps(root, True, choice)
+    except BundleError:
+        return None
+
+
+def _names(metadata: Metadata, steps: BundleSteps | None) -> str:
+    """Name the label values after all steps, or a classifier's classes."""
+    channels = _listed(metadata.channel_names) or "unknown"
+    if metadata.classifies or not metadata.channel_names:
+        return channels
+    classes = metadata.output_channels
+    known = steps.value_names(classes) if steps is not None and classes is not None else ValueNames()
+    if not known.names:
+        return f"{channels} (channels of the network; label values may differ)"
+    return _listed({0: known.background, **known.names} if known.background else known.names)
+
+
+def _listed(names: Mapping[int, str]) -> str:
+    return ", ".join(f"{value} {name}" for value, name in sorted(names.items()))
+
+
+def _weights_and_safety(root: Path, choice: Choice) -> dict[str, str]:
+    try:
+        loaded = load_bundle(root, "cpu", True, choice)
+        return {"weights": f"{loaded.weights.name}, SHA-256 {loaded.weights_sha256}", "--safe": "runs"}
+    except BundleError as error:
+        shipped = sorted((root / "models").glob("*.pt"))
+        weights = ", ".join(f"{path.name}, SHA-256 {file_sha256(path)}" for path in shipped) or "none"
+        return {"--safe": f"refused: {error}", "weights": weights}
+    except WeightsError as error:  # of the config alone: it was checked first
+        return {"weights": f"cannot be used: {error}", "--safe": "runs, once there are weights"}

@@ -1,0 +1,220 @@
+"""A MONAI bundle, built: what its inference config describes, as the parts that one volume goes through."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.errors import BundleError, UsageError, Vit3dError
+from .config import AS_SHIPPED, Choice, one_line
+from .metadata import Metadata
+from .open_config import OpenConfig, open_config
+from .weights import load_bundle_network
+
+if TYPE_CHECKING:
+    import torch
+
+    from .postprocessing import Postprocessing
+    from .preprocessing import Preprocessing
+    from .value_names import ValueNames
+
+
+@dataclass(eq=False, kw_only=True)
+class BundleSteps:
+    """What a bundle does around its network.
+
+    Args:
+        metadata: what the bundle says of itself.
+        preprocessing: transforms from files to the network's input.
+        inferer: how the network runs over an input.
+        postprocessing: what the transforms from the network's output to the answer mean.
+    """
+
+    metadata: Metadata
+    preprocessing: Preprocessing
+    inferer: Callable[..., Any]
+    postprocessing: Postprocessing
+    _value_names: dict[int, ValueNames] = field(default_factory=dict, init=False, repr=False)
+
+    def value_names(self, classes: int) -> ValueNames:
+        """Names of the label values that its steps make of an output of so many channels."""
+        from .value_names import value_names
+
+        if classes not in self._value_names:
+            names = self.metadata.channel_names
+            self._value_names[classes] = value_names(copy.deepcopy(self.postprocessing), classes, names)
+        return self._value_names[classes]
+
+
+@dataclass(eq=False, kw_only=True)
+class Bundle(BundleSteps):
+    """A bundle with the weights in its network.
+
+    Args:
+        network: in evaluation mode, on ``device``.
+        weights: the checkpoint.
+        weights_sha256: of the checkpoint.
+        config_sha256: of the bundle's ``configs`` and Python files, on any of which an answer may depend.
+        class_names: of a classifier's classes; empty for segmentation.
+        task: of a classifier.
+        autocast: whether the config asks for mixed precision.
+        flip_axes: axes of the network's input along which it was trained with flips; the config's ``flip_axes``.
+        backend: what runs the network, with its version where that is not PyTorch itself.
+        bf16: whether the network was told to compute in bfloat16, whatever the config says.
+    """
+
+    network: torch.nn.Module
+    device: torch.device
+    weights: Path
+    weights_sha256: str
+    config_sha256: str
+    class_names: list[str]
+    task: str
+    autocast: bool
+    flip_axes: tuple[int, ...] = ()
+    backend: str = "torch"
+    bf16: bool = False
+
+
+@contextmanager
+def collecting_no_garbage() -> Iterator[None]:
+    """Imports of PyTorch, timm and MONAI make a million objects; to look for dead ones among them takes a second."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def _loading(root: Path) -> Iterator[None]:
+    """Give whatever a bundle's own entries raise as one line that names the bundle."""
+    # where pydicom is installed, MONAI's LoadImaged tells of a GPU decoder that nobody asked for
+    warnings.filterwarnings("ignore", message=".*nvImageCodec")
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    # for the bundle's author, as that Orientationd got another default for its labels
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"monai\.")
+    try:
+        with collecting_no_garbage():
+            yield
+    except Vit3dError:
+        raise
+    except Exception as error:  # a config can hold anything anywhere
+        raise BundleError(f"{root}: cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
+
+
+def load_steps(root: Path, safe: bool = False, choice: Choice = AS_SHIPPED) -> BundleSteps:
+    """Build what a bundle does around its network; neither network nor weights are touched.
+
+    Args:
+        root: the bundle's folder.
+        safe: whether to refuse a config that is more than settings, in the network's entries, too.
+        choice: config files other than ``inference``, and values that are set in them.
+
+    Raises:
+        BundleError: no bundle, a config that cannot be built, or one that is not safe.
+        UsageError: a config file or entry that is not there.
+    """
+    with _loading(root), open_config(root, "cpu", safe, choice) as config:
+        return BundleSteps(**_steps(config))
+
+
+def load_bundle(root: Path, device: str | None = None, safe: bool = False, choice: Choice = AS_SHIPPED) -> Bundle:
+    """Build what a bundle's inference config describes and load its weights.
+
+    The config's own file lists, data loader, handlers and evaluator are left out: files come from the pipeline.
+
+    Args:
+        root: the bundle's folder.
+        device: a torch device; None takes a GPU where there is one.
+        safe: whether to refuse a config that is more than settings; see :mod:`monai_vit3d.bundle.safety`.
+        choice: config files other than ``inference``, and values that are set in them.
+
+    Raises:
+        BundleError: no bundle, a config that cannot be built, or one that is not safe.
+        WeightsError: weights that are missing, damaged or of another network.
+        UsageError: a device, config file or entry that is not there.
+    """
+    with _loading(root):
+        import torch
+
+        from ..inferers import sliding_over_slices
+
+        where = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        with open_config(root, where, safe, choice) as config:
+            network, weights = load_bundle_network(
+                config.build, config.parser, config.path, root / "models" / "model.pt"
+            )
+            steps = _steps(config)
+            with config.naming_file():
+                steps["inferer"], network = sliding_over_slices(steps["inferer"], network.to(where).eval())
+            return Bundle(
+                **steps,
+                network=network,
+                device=where,
+                weights=weights.path,
+                weights_sha256=weights.sha256,
+                config_sha256=config.sha256,
+                class_names=_class_names(config),
+                task=str(config.build("task", "multi-class")),
+                autocast=config.build("evaluator::amp", False) is True and where.type == "cuda",
+                flip_axes=_flip_axes(config),
+            )
+
+
+def _steps(config: OpenConfig) -> dict[str, Any]:
+    """Fields of :class:`BundleSteps`."""
+    from monai.inferers import SimpleInferer
+
+    from .postprocessing import Postprocessing, without_labels
+    from .preprocessing import Preprocessing, flatten
+
+    composed = config.build("preprocessing")
+    inferer = config.build("inferer", None) or SimpleInferer()
+    with config.naming_file():
+        preprocessing = Preprocessing.of(composed)
+        inferer, labels = without_labels(inferer)
+    if not callable(inferer):
+        raise BundleError(f"{config.path}: 'inferer' is {type(inferer).__name__}; one of MONAI's inferers is expected.")
+    postprocessing = Postprocessing.of([*labels, *flatten(config.build("postprocessing", None))])
+    return {
+        "metadata": config.metadata,
+        "preprocessing": preprocessing,
+        "inferer": inferer,
+        "postprocessing": postprocessing,
+    }
+
+
+def _class_names(config: OpenConfig) -> list[str]:
+    if not config.metadata.classifies:
+        return []
+    names = config.build("class_names", None) or list(config.metadata.channel_names.values())
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise BundleError(f"{config.path}: class_names {names!r}; a list of texts is expected.")
+    return list(names)
+
+
+def _flip_axes(config: OpenConfig) -> tuple[int, ...]:
+    axes = config.build("flip_axes", [])
+    if not isinstance(axes, list) or not all(axis in (0, 1, 2) for axis in axes) or len(set(axes)) < len(axes):
+        raise BundleError(f"{config.path}: flip_axes {axes!r}; a list of 0, 1 and 2, each once, is needed.")
+    return tuple(axes)
+
+
+def _usable(device: str) -> torch.device:
+    import torch
+
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device={device}: {reason} Give cpu, cuda, or the GPU's number as in cuda:1.") from error

@@ -1,0 +1,90 @@
+"""The command as a whole: its verbs, its exit codes, and what it does to its process."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import logging
+import os
+import sys
+from contextlib import nullcontext
+from typing import NoReturn
+
+from ..bundle.search_path import without_folders
+from . import check, demo, info, measure, predict, weights
+from .flags import use_flags_of, with_flags
+from .progress import print_error
+from .streams import EscapedStream, Terminated, guard_streams, raise_on_signals
+
+VERBS = (predict, check, info, measure, weights, demo)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all verbs."""
+    parser = argparse.ArgumentParser(prog="vit3d", description="3D Vision Transformers for NIfTI volumes.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    for verb in VERBS:
+        verb.add_verb(verbs)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 done, 1 failed with a message, 2 wrong usage or bundle.
+
+    Args:
+        argv: the arguments, without the command's name; None takes the process' own.
+    """
+    args = build_parser().parse_args(argv)
+    use_flags_of(args.parser)
+    # PyTorch's memory in pages of 2 MiB where Linux has them: on virtual machines the faults of small ones cost half of
+    # a UNETR's time. PyTorch reads it once, at its first tensor
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    from ..data.errors import BundleError, UsageError, Vit3dError, WeightsError
+
+    try:
+        bundles = [args.bundle] if getattr(args, "bundle", None) else []
+        with without_folders(*bundles) if getattr(args, "safe", False) else nullcontext():
+            code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except (Vit3dError, RuntimeError) as error:
+        first, *more = getattr(error, "lines", None) or [str(error)]
+        for line in (f"vit3d: {first}", *more):
+            print_error(line)
+        return 2 if isinstance(error, UsageError | BundleError | WeightsError) else 1
+    except KeyboardInterrupt:
+        print_error("vit3d: interrupted; rerun with --resume to do what is left")
+        return 130
+    except Terminated as signal:
+        print_error(f"vit3d: ended by signal {signal.number}; rerun with --resume to do what is left")
+        return 128 + signal.number
+    except OSError as error:
+        print_error(f"vit3d: {error}. Fix this and rerun with --resume.")
+        return 1
+
+
+def run_process() -> NoReturn:
+    """Run :func:`main` as the process' own command, this package's log on standard error, and exit.
+
+    The interpreter would take 1.4 s to free a million objects of PyTorch's and MONAI's modules one by one, which the
+    kernel takes back at once.
+    """
+    guard_streams()
+    raise_on_signals()
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LogFormatter("vit3d: %(message)s"))
+    logging.getLogger("monai_vit3d").addHandler(handler)
+    logging.getLogger("monai_vit3d").setLevel(logging.INFO)
+    code = main()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    if isinstance(sys.stdout, EscapedStream) and sys.stdout.lost:
+        print_error(f"vit3d: standard output is not whole: {sys.stdout.lost}")
+        code = code or 1
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class _LogFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return with_flags(super().format(record))

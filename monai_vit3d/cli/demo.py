@@ -1,0 +1,27 @@
+"""`vit3d demo`: segment both hippocampi of nilearn's MNI152 template."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_verb(verbs: Any) -> None:
+    """Add the verb to the command's parser."""
+    demo = verbs.add_parser("demo", help="segment both hippocampi of nilearn's MNI152 template")
+    shipped = Path("bundles/hippocampus_segmentation")
+    demo.add_argument("--bundle", type=Path, default=shipped, help="the bundle's folder")
+    demo.add_argument("-o", "--output", type=Path, default=Path("demo_output"), help="the folder to write to")
+    demo.set_defaults(run=_run, parser=demo)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..pipeline.demo import run_demo
+
+    demo = run_demo(args.bundle, args.output)
+    for side, volumes in demo.volumes_ml.items():
+        print(f"{side:5s}  " + "  ".join(f"{name} {ml:.2f} ml" for name, ml in volumes.items()))
+    for path in [*demo.images.values(), *demo.labels.values(), demo.report, demo.picture]:
+        print(path)
+    return 0

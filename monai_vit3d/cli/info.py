@@ -1,0 +1,27 @@
+"""`vit3d info`: say what a bundle is for and what it needs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..data.printable import printable
+from .flags import with_flags
+from .options import add_config, parsed
+
+
+def add_verb(verbs: Any) -> None:
+    """Add the verb to the command's parser."""
+    info = verbs.add_parser("info", help="say what a bundle is for and what it needs")
+    info.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle: a folder or a zip")
+    add_config(info)
+    info.set_defaults(run=_run, parser=verbs.choices["predict"])
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..bundle.info import describe_bundle
+
+    for key, value in describe_bundle(**parsed(args)).items():
+        print(f"{key:12s}  {printable(with_flags(value))}")
+    return 0

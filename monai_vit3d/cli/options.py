@@ -1,0 +1,78 @@
+"""Arguments that several verbs have. Each is stored under the name that the Python functions have for it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..data.errors import UsageError
+
+
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Add the inputs, and which of the files and volumes in them are taken."""
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="files, folders or lists")
+    parser.add_argument("--volume", type=int, metavar="N", help="which volume of 4D files and series, from 0")
+    units = "of DICOM PET: as stored, mostly Bq/ml, or SUV by body weight"
+    parser.add_argument("--units", choices=["stored", "suv"], default="stored", help=units)
+    images = "take label files and outputs of earlier runs as images, too, which are passed over"
+    parser.add_argument("--include-labels", action="store_true", help=images)
+    suffix = "take files of folders whose names end so, such as T1w of sub-01_T1w.nii.gz; may be given several times"
+    add = parser.add_argument
+    add("--suffix", dest="suffixes", action="append", default=[], metavar="SUFFIX", help=suffix)
+    add("--max-voxels", type=int, default=2**30, metavar="N", help="the largest volume taken (2^30)")
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add which config files of the bundle are read, and which values are set in them."""
+    add = parser.add_argument
+    add("--config", nargs="+", metavar="NAME", help="config files of the bundle, merged in order (inference)")
+    of = "a value of the config, such as inferer::overlap=0.25"
+    add("--set", dest="overrides", action="append", default=[], metavar="ID=VALUE", help=of)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add where the network runs."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU where there is one by default")
+
+
+def add_safe(parser: argparse.ArgumentParser) -> None:
+    """Add whether a bundle may hold code."""
+    parser.add_argument("--safe", action="store_true", help="refuse a bundle whose config is more than settings")
+
+
+def add_anyway(parser: argparse.ArgumentParser) -> None:
+    """Add whether images far from the bundle's training are taken."""
+    anyway = "take images far from what the bundle was trained on, too; the report warns of them"
+    parser.add_argument("--anyway", action="store_true", help=anyway)
+
+
+def parsed(args: argparse.Namespace, *without: str) -> dict[str, Any]:
+    """Give a verb's arguments as keywords of its Python function.
+
+    Args:
+        args: as argparse gives them.
+        without: names that the function does not have.
+    """
+    keywords = {key: value for key, value in vars(args).items() if key not in ("run", "parser", *without)}
+    if "overrides" in keywords:
+        keywords["overrides"] = dict(map(parse_override, args.overrides))
+    return keywords
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split ``id=value``; the value is read as YAML, so ``0.5``, ``[96, 96, 96]``, ``true`` are no texts.
+
+    Raises:
+        UsageError: no id, no ``=``, or a value that is not YAML.
+    """
+    import yaml
+
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip():
+        raise UsageError(f"--set {text}: expected ID=VALUE, such as inferer::overlap=0.25.")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"--set {text}: the value is not YAML ({reason}). Put texts in quotes.") from error

@@ -1,0 +1,93 @@
+"""`vit3d predict`: run a bundle over files or folders."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .options import add_anyway, add_config, add_device, add_inputs, add_safe, parsed
+from .progress import Progress, print_notes
+
+_DESCRIPTION = """INPUT is a NIfTI file (or .mgz, .nrrd, .mha, .img with .hdr), a folder of them or of DICOM
+series, a BIDS data set, or a CSV or JSON list of cases (column "image", or several that begin
+so for the channels of one case; optional "name"). Hidden files, outputs of earlier runs and
+label files in a folder are passed over, and named. OUT gets NAME_seg.nii.gz on each file's own
+grid, run.json, stats.csv or predictions.csv, and report.html to look at.
+
+Several GPUs: torchrun --nproc_per_node=2 -m monai_vit3d.cli predict IN -o OUT --bundle DIR
+SLURM array:  vit3d predict IN -o OUT --bundle DIR --shard $SLURM_ARRAY_TASK_ID/8   (--array=1-8)
+
+Images far from what the bundle was trained on are refused, as a whole head for crops around
+one organ; what is only unlike it, and labels that cannot be true, are warned of, and stand
+before the others in report.html (run.json: "suspicious"). With --strict they fail, too.
+
+Exit code: 0 all done, 1 some files failed (run.json says why), 2 wrong usage or bundle."""
+# what a plan, which reads no image and loads no bundle, is made of
+_OF_PLAN = ("inputs", "output", "bundle", "tta", "uncertainty", "probabilities", "shard", "existing", "include_labels",
+            "suffixes", "seg")  # fmt: skip
+
+
+def add_verb(verbs: Any) -> None:
+    """Add the verb to the command's parser."""
+    predict = verbs.add_parser(
+        "predict",
+        help="run a bundle over files or folders",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = predict.add_argument
+    add_inputs(predict)
+    add("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder to write to")
+    add("--bundle", type=Path, required=True, metavar="DIR", help="the MONAI bundle: a folder or a zip")
+    add_config(predict)
+    add_device(predict)
+    backends = ["torch", "auto", "compile", "openvino"]
+    add("--backend", choices=backends, default="torch", help="what runs the network; auto: OpenVINO, if installed")
+    add("--bf16", action="store_true", help="run the network in bfloat16: faster, labels may differ in a few voxels")
+    add("--jobs", type=int, default=1, metavar="N", help="threads that read ahead, and threads that write (1)")
+    add("--tta", action="store_true", help="average over flips along the axes that the bundle was trained with")
+    axes = "average over flips along these axes of the network's input"
+    add("--tta-axes", dest="tta", type=_axes, metavar="0,1,2", help=axes)
+    add("--uncertainty", choices=["entropy", "variance"], help="a map of it, too; variance needs --tta")
+    add("--probabilities", action="store_true", help="a map for each class, too")
+    nifti = "write the labels of DICOM series as NIfTI alone, not as DICOM SEG, too"
+    add("--no-seg", dest="seg", action="store_false", help=nifti)
+    existing = predict.add_mutually_exclusive_group()
+    skip, anew = "skip what is verified to be done", "write outputs anew that are there already"
+    existing.add_argument("--resume", dest="existing", action="store_const", const="resume", help=skip)
+    existing.add_argument("--overwrite", dest="existing", action="store_const", const="overwrite", help=anew)
+    add("--dry-run", action="store_true", help="say what would be written, and write nothing")
+    add_safe(predict)
+    add_anyway(predict)
+    strict = "what is unlike the bundle's training, or labels that cannot be true, fails; nothing of it is written"
+    add("--strict", action="store_true", help=strict)
+    add("--shard", metavar="I/N", help="do the I-th of N parts; all parts share OUT")
+    predict.set_defaults(run=_run, parser=predict, existing="refuse")
+
+
+def _axes(text: str) -> tuple[int, ...]:
+    return tuple(int(axis) for axis in text.split(","))
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..distributed import TorchrunProcess
+    from ..pipeline.folder import plan_folder, predict_folder
+    from ..pipeline.plan import parse_shard
+
+    process = TorchrunProcess.from_environment()
+    options = parsed(args, "dry_run")
+    options["shard"] = parse_shard(args.shard) if args.shard else process.shard
+    options["device"] = args.device or process.device
+    if args.dry_run:
+        plan = plan_folder(**{name: options[name] for name in _OF_PLAN})
+        print_notes(plan)
+        print(plan.table())
+        return 0
+    with Progress() as progress:
+        summary = predict_folder(**options, on_plan=progress.begin, on_case=progress)
+    failed = process.all_reduce_sum(summary.failed)
+    doubtful = f" ({summary.suspicious} to look at: labels may be wrong)" if summary.suspicious else ""
+    counts = f"{summary.done} done{doubtful}, {summary.skipped} skipped, {summary.failed} failed"
+    print(f"{counts}: {args.output / 'report.html'}")
+    return 1 if failed else 0

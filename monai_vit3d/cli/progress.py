@@ -1,0 +1,75 @@
+"""Progress of a run, and lines for people, on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..data.printable import printable
+from .flags import with_flags
+from .streams import EscapedStream
+
+if TYPE_CHECKING:
+    from ..pipeline.plan import Plan
+
+
+class Progress:
+    """A bar on a terminal; a line for each file elsewhere."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.seen, self.total = 0, 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def begin(self, plan: Plan) -> None:
+        """Take in how many cases there are."""
+        from tqdm import tqdm
+
+        print_notes(plan)
+        self.total = len(plan.cases)
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=self.total, unit="file", dynamic_ncols=True, file=_terminal())
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        """Print the result of a case, and each warning about it on its own line."""
+        self.seen += 1
+        print_line: Callable[[str], Any] = print_error if self.bar is None else self._print_above
+        if self.bar is None:
+            print_line(f"{self.seen}/{self.total} {record['status']} {record['name']} ({record['seconds']:.1f} s)")
+        else:
+            self.bar.set_postfix_str(printable(record["name"])[-40:], refresh=False)
+            self.bar.update()
+        if record["status"] == "failed":
+            print_line(f"  failed: {record['error']}")
+        for warning in record["warnings"] if record["status"] == "done" else []:
+            print_line(f"  warning: {record['name']}: {warning}")
+
+    def _print_above(self, text: str) -> None:
+        with self.bar.external_write_mode(_terminal()):
+            print_error(text)
+
+
+def print_notes(plan: Plan) -> None:
+    """Print what was passed over, once for all shards."""
+    for i, line in enumerate(plan.notes() if plan.shard[0] == 1 else []):
+        print_error(f"  {line}" if i else f"vit3d: {line}")
+
+
+def print_error(text: str) -> None:
+    """Write a line to standard error, with flags for arguments.
+
+    What cannot be printed, line breaks of a file's name too, is shown as escapes.
+    """
+    print(printable(with_flags(text)), file=sys.stderr, flush=True)
+
+
+def _terminal() -> Any:
+    """Standard error as it is, for a bar that moves the cursor."""
+    return sys.stderr.raw if isinstance(sys.stderr, EscapedStream) else sys.stderr
