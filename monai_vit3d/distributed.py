@@ -1,4 +1,4 @@
-"""Processes that torchrun started: each does its part of the cases, and all end together."""
+"""Divide cases among the processes that torchrun started, and end together."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class TorchrunProcess:
-    """This process among those that torchrun started, or alone.
+    """This process, one of those that torchrun started or the only one.
 
     Each process records its own part of the cases in OUT, so one that dies takes no other's work with it. Only the end
-    is shared: torchrun stops all processes when one ends with an error, so they tell each other through its store and
-    end together. Nothing else is exchanged, so there is no process group, neither gloo nor nccl.
+    is shared: torchrun stops all processes when one ends with an error, so they count in its store how many have ended,
+    and end together. Nothing else is exchanged, so there is no process group, neither gloo nor nccl.
 
     Args:
         rank: of this process, from 0.
@@ -30,7 +30,7 @@ class TorchrunProcess:
 
     @classmethod
     def from_environment(cls) -> TorchrunProcess:
-        """What torchrun says in RANK, WORLD_SIZE and LOCAL_RANK."""
+        """Read RANK, WORLD_SIZE and LOCAL_RANK, which torchrun sets."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1 or "RANK" not in os.environ:
             return cls()
@@ -51,7 +51,7 @@ class TorchrunProcess:
         return self.rank == 0
 
     def all_reduce_sum(self, number: int) -> int:
-        """The sum of all processes' numbers, when all have come so far."""
+        """All-reduce (sum); blocks until all processes have arrived."""
         if self.size == 1:
             return number
         from torch.distributed.rendezvous import rendezvous

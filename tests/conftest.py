@@ -60,3 +60,15 @@ def clean_run(tmp_path_factory, tiny_bundle, cohort):
     out = tmp_path_factory.mktemp("clean") / "out"
     assert predict(cohort, to=out, bundle=tiny_bundle) == 0
     return out
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
+def pytest_collection_modifyitems(items):
+    """Mark a test's rows between the first and the last as slow: ``-m "not slow"`` runs each test, but not each row."""
+    rows = {}
+    for item in items:
+        if not item.get_closest_marker("slow"):
+            rows.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for same in rows.values():
+        for item in same[1:-1]:
+            item.add_marker(pytest.mark.slow)

@@ -17,8 +17,8 @@ def _split(text: str) -> frozenset[str]:
 ALLOWED_BUILTINS = _split("len int float str bool round min max sum abs zip range sorted list tuple dict set enumerate")
 ALLOWED_CALLS = _split(
     "torch.device torch.cuda.is_available os.path.join os.path.basename monai_vit3d.weights.load_weights "
-    "monai_vit3d.weights.load_backbone monai_vit3d.data.medmnist3d_info monai_vit3d.data.class_names "
-    "monai_vit3d.data.nifti_files monai_vit3d.networks.probabilities"
+    "monai_vit3d.weights.load_backbone monai_vit3d.weights.network_from monai_vit3d.data.medmnist3d_info "
+    "monai_vit3d.data.class_names monai_vit3d.data.nifti_files monai_vit3d.networks.probabilities"
 )
 # of tensors, voxel by voxel or smaller than what they are given: neither files nor memory without bounds
 _TENSOR_FUNCTIONS = _split(
@@ -64,7 +64,7 @@ FILE_FUNCTIONS = (
 )  # fmt: skip
 TARGET_FUNCTIONS = _split(
     "monai_vit3d.networks.create_preset monai_vit3d.networks.presets.create_preset monai_vit3d.networks.create_model "
-    "monai_vit3d.weights.load_weights monai_vit3d.weights.load_backbone"
+    "monai_vit3d.weights.load_weights monai_vit3d.weights.load_backbone monai_vit3d.weights.network_from"
 )
 READER_CLASSES = _split("NibabelReader ITKReader NiftiReader")
 ALLOWED_READERS = _split("NibabelReader ITKReader monai_vit3d.data.NiftiReader monai_vit3d.data.nifti.NiftiReader")

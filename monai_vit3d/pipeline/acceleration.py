@@ -1,4 +1,4 @@
-"""How a bundle's network is run by the command: on which engine, in which precision."""
+"""Run a bundle's network on another engine or in another precision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..inferers.spacing import inferer_wrappers
 
 
 def accelerated(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> Bundle:
-    """The bundle with its network on another engine, or in bfloat16.
+    """Put a bundle's network on another engine, or into bfloat16.
 
     OpenVINO's engine is made and checked here, before the first image, and runs one window at a time: the answer is
     the same, and what one window leaves between two layers stays in the processor's cache more often.
@@ -72,7 +72,7 @@ def _window(bundle: Bundle) -> tuple[int, ...] | None:
 
 
 def _precision(bundle: Bundle) -> torch.dtype:
-    """What the network computes in; autocast passes over a type that it does not know on the device."""
+    """The type that the network computes in; autocast ignores a type that the device does not have."""
     kind = bundle.device.type
     reduced = [w.dtype for w in inferer_wrappers(bundle.inferer) if isinstance(w, AutocastInferer) and w.enabled]
     with torch.autocast(kind, reduced[-1] if reduced else None, enabled=bool(reduced) or bundle.autocast):
@@ -80,7 +80,7 @@ def _precision(bundle: Bundle) -> torch.dtype:
 
 
 def _is_ready(network: BackendNetwork, shape: tuple[int, ...], precision: torch.dtype) -> bool:
-    """Whether an engine runs the network; False too for one that cannot run at all, which each case will say."""
+    """Whether an engine runs the network; False too if the network itself fails, which each case reports."""
     cpu = torch.device("cpu")
     try:
         with torch.no_grad(), torch.autocast("cpu", precision, enabled=precision is torch.bfloat16):

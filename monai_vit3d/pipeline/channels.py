@@ -1,4 +1,4 @@
-"""Which image of a case is which of a bundle's inputs: by the names that a list gives, else by order."""
+"""Match the images of a case to the inputs of a bundle: by the names that a list gives, else by order."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def order_channels(plan: Plan, bundle: Bundle) -> tuple[Plan, list[str]]:
     """
     names = _input_names(bundle)
     cases: list[Case] = []
-    told: dict[str, None] = {}
+    orders: dict[str, None] = {}
     for case in plan.cases:
         order = _order(case, names, by_key=len(bundle.preprocessing.load_keys) > 1)
         if len(order) > 1:
             given = case.channels or [f"image {i + 1}" for i in range(len(order))]
-            wanted = names or [str(i) for i in range(len(order))]
-            told[", ".join(f"{name} = {printable(given[i])}" for name, i in zip(wanted, order))] = None
+            inputs = names or [str(i) for i in range(len(order))]
+            orders[", ".join(f"{name} = {printable(given[i])}" for name, i in zip(inputs, order))] = None
         cases.append(replace(case, images=tuple(case.images[i] for i in order), channels=()))
-    return replace(plan, cases=tuple(cases)), [f"inputs of the bundle: {line}" for line in told]
+    return replace(plan, cases=tuple(cases)), [f"inputs of the bundle: {line}" for line in orders]
 
 
 def _input_names(bundle: Bundle) -> list[str]:

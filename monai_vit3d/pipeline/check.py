@@ -1,4 +1,4 @@
-"""Whether files can be used, by any bundle or by one that is given."""
+"""Check whether files can be used, by any bundle or by a given one."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def check_files(
         UsageError: no such file, or a folder without any.
         BundleError: a bundle that cannot be used, or is not safe.
     """
-    found = find_images(inputs, "vit3d_check_writes_nothing", include_labels=include_labels, suffixes=suffixes)
+    inputs_found = find_images(inputs, "vit3d_check_writes_nothing", include_labels=include_labels, suffixes=suffixes)
     file = partial(_read_file, volume=volume, max_voxels=max_voxels, include_labels=include_labels)
-    cases, no_volumes = split_series(found.cases)
+    cases, no_volumes = split_series(inputs_found.cases)
     with _comparing(bundle, safe, anyway, choice_of(config, overrides)) as doubts:
         checked = []
         for case in cases:
@@ -74,7 +74,7 @@ def check_files(
                 checked.append(_check(case.images[0], series, doubts, case.series))
             else:
                 checked += [_check(path, file, doubts) for path in case.images]
-    return [*checked, *_passed_over([*found.passed_over, *no_volumes])]
+    return [*checked, *_passed_over([*inputs_found.passed_over, *no_volumes])]
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def _check(
     doubts: Callable[[Volume], list[str]],
     series: Series | None = None,
 ) -> dict[str, Any]:
-    from .overlay import axis_letters
+    from ..data.orientation import axis_letters
 
     about = {"file": str(path)} | ({} if series is None else {"series": series.name})
     try:

@@ -1,4 +1,4 @@
-"""The main job on real data that a dependency ships: both hippocampi of nilearn's MNI152 template."""
+"""Segment both hippocampi of the MNI152 template that nilearn ships."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE_MM = (48, 64, 48)
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo wrote, and the volume of each structure."""
+    """The files that the demo wrote, and the volume of each structure."""
 
     images: dict[str, Path]
     labels: dict[str, Path]
@@ -69,7 +69,7 @@ def cut_hippocampi(folder: Path) -> dict[str, Path]:
 
 
 def draw(images: dict[str, Path], labels: dict[str, Path], names: dict[int, str], picture: Path) -> Path:
-    """Three planes through each structure's middle, labels over the image."""
+    """Draw three planes through the middle of each structure, labels over the image."""
     import matplotlib
 
     matplotlib.use("agg")

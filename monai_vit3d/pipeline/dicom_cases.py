@@ -33,7 +33,7 @@ def split_series(cases: Sequence[Case]) -> tuple[list[Case], list[PassedOver]]:
 
 @dataclass
 class _Folders:
-    """The series of DICOM folders; those without an entry could not be searched."""
+    """The series of DICOM folders; a folder that could not be searched has no entry."""
 
     series: dict[Case, list[Series]] = field(default_factory=dict)
     passed_over: list[PassedOver] = field(default_factory=list)
@@ -58,7 +58,7 @@ class _Folders:
             own.append(series)
 
     def split(self, case: Case) -> list[Case]:
-        """A case for each series of a folder; any other case as it is."""
+        """Make a case of each series of a folder; any other case stays as it is."""
         if case not in self.series:
             return [case]
         several = self.series[case]

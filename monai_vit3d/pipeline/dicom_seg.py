@@ -1,4 +1,4 @@
-"""A case's labels as a DICOM SEG beside the NIfTI file: an addition, which never fails the case."""
+"""Write a case's labels as a DICOM SEG beside the NIfTI file, without ever failing the case."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_dicom_seg(
     """
     try:
         write_dicom_seg(labels, series, {value: name for value, name in names.items() if value > 0}, path, volume)
-    except Exception as error:  # the labels are written already; whatever is wrong is wrong with the SEG alone
+    except Exception as error:  # the labels are written already; only the SEG is affected
         logger.debug("no DICOM SEG", exc_info=True)
         path.unlink(missing_ok=True)
         why = str(error) if isinstance(error, Vit3dError | OSError) else type(error).__name__

@@ -1,4 +1,4 @@
-"""`vit3d predict` as a function: inputs in, a folder of outputs out."""
+"""Run a bundle over files and folders and write a folder of outputs: `vit3d predict` as a function."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def plan_folder(
     suffixes: Sequence[str] = (),
     seg: bool = True,
 ) -> Plan:
-    """What :func:`predict_folder` would do, checked, with nothing written and no image read; arguments as there.
+    """Plan what :func:`predict_folder` would do: nothing is written and no image is read. Arguments as there.
 
     Raises:
         UsageError: arguments that contradict each other or the bundle, or a plan that clashes.
@@ -94,7 +94,7 @@ def predict_folder(
         output: OUT.
         bundle: the bundle's folder or zip. Its config is code: give ``safe`` unless you trust it.
         tta: whether to average over the flips of the axes that the bundle's ``flip_axes`` names, or these axes of
-            the network's input. Flips that a network was not trained with spoil its labels.
+            the network's input. Flips that a network was not trained with make its labels worse.
         uncertainty: ``"entropy"`` writes the normalised entropy of the probabilities, in [0, 1]; ``"variance"``, with
             ``tta``, their variance over the flips, summed over the classes.
         probabilities: whether to write them, a map a class.
@@ -169,7 +169,7 @@ def predict_folder(
 
 def publish(output: Path) -> None:
     """Write what follows from the records of all shards: run.json, stats.csv or predictions.csv, report.html."""
-    from .report import write_report
+    from .report.page import write_report
     from .stats import write_predictions, write_stats
 
     with merging(output):
@@ -208,12 +208,12 @@ def _about(
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of those that the outputs depend on."""
-    found = {"python": platform.python_version()}
+    """List the versions of this package and of those that the outputs depend on."""
+    installed = {"python": platform.python_version()}
     for package in ("monai-vit3d", "monai", "torch", "timm", "nibabel", "numpy"):
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            installed[package] = version(package)
+    return installed
 
 
 def _device_name(bundle: Bundle) -> str:
@@ -225,7 +225,7 @@ def _device_name(bundle: Bundle) -> str:
 
 
 def _describe_derivative(plan: Plan, metadata: Metadata) -> None:
-    """What BIDS asks of a folder with derivatives of its own (https://bids-specification.readthedocs.io)."""
+    """Write the description that BIDS asks of a folder of derivatives (https://bids-specification.readthedocs.io)."""
     if not any(case.bids for case in plan.cases):
         return
     generators = [{"Name": "monai_vit3d", "Version": versions()["monai-vit3d"]}, {"Name": metadata.name}]

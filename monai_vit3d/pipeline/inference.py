@@ -1,4 +1,4 @@
-"""Run a bundle's network over a case that is prepared, and turn its output into labels as it comes."""
+"""Run a bundle's network over a prepared case, and turn its output into labels window by window."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class NetworkOutput:
 
 
 def infer(prepared: Prepared, bundle: Bundle, options: Options) -> NetworkOutput:
-    """Run the network; short of memory once, again with one window at a time.
+    """Run the network; when memory is short, once more with one window at a time.
 
     Raises:
         BundleError: the bundle's output is no labels and no class probabilities.
@@ -110,9 +110,8 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> NetworkOutpu
     with torch.no_grad(), precision:
         reduced = _run(prepared, network, bundle, reduction)
     if reduced.dim() == 2:
-        return NetworkOutput(
-            prepared, scores=require_finite_scores(through(post.own_steps, reduced[0])).double().flatten().tolist()
-        )
+        scores = require_finite_scores(through(post.own_steps, reduced[0]))
+        return NetworkOutput(prepared, scores=scores.double().flatten().tolist())
     maps = reduction.split(reduced[0])
     labels = maps.pop("labels")
     return NetworkOutput(
@@ -127,8 +126,8 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> NetworkOutpu
 
 
 def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: VoxelwisePostprocessing) -> Tensor:
-    """Windows that are turned into labels as they come, or the bundle's inferer as it stands."""
-    # whether the bundle thinks of it or not; windows and other networks get plain tensors
+    """Stitch windows into labels as they come, or run the bundle's inferer as it is."""
+    # also for bundles without a SpacingInferer; windows and other networks get plain tensors
     inferer, image = SpacingInferer(bundle.inferer), prepared.image[None]
     volume = image if mm_positions(network) else image.as_tensor()
     if reduction.makes_labels and can_stitch(inferer):
@@ -138,7 +137,7 @@ def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: VoxelwiseP
             logger.info("%s: run again, whole, by the bundle's inferer: %s", prepared.volume.path, error)
             if reduction.entropy is not None:
                 reduction.entropy.restart()
-            if reduction.inverter is not None:  # earlier windows' planes have come to it
+            if reduction.inverter is not None:  # it already holds planes of earlier windows
                 reduction.inverter.restart()
     logits = inferer(volume.to(bundle.device), network)
     if not isinstance(logits, Tensor):
@@ -152,7 +151,7 @@ def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: VoxelwiseP
 
 
 def inverter_for(prepared: Prepared) -> LabelInverter | None:
-    """Make what interpolates class scores to the file's grid and makes labels there; None leaves that to MONAI."""
+    """Make the inverter that takes class scores to the file's grid and labels them there; None leaves it to MONAI."""
     post, path = prepared.postprocessing, prepared.volume.path
     decide = decision(post.decision)
     if post.inversion is None or decide is None:

@@ -87,14 +87,14 @@ def _place(path: Path) -> str:
 
 
 def _placed_below(shared: Path, case: Case) -> Case:
-    """The case with its path below the folder that all inputs share; of a DICOM folder that is this one, its name."""
+    """Name a case by its path below the folder that all inputs share; a DICOM folder that is this one, by its name."""
     image = case.images[0]
     relative = PurePosixPath(image.relative_to(shared).as_posix())
     return replace(case, relative=relative if relative.name else PurePosixPath(image.name))
 
 
 def _cases(path: Path, search: Search) -> list[tuple[Path, Case]]:
-    """The cases of one input, each with the folder that bounds the search for the shared one."""
+    """Find the cases of one input, each with the folder that the shared folder must contain."""
     if os.path.isdir(path):
         return _cases_in_folder(path, search)
     if reader_for(path) is not None:
@@ -137,7 +137,7 @@ def _cases_in_folder(folder: Path, search: Search) -> list[tuple[Path, Case]]:
 
 
 def _several_suffixes(cases: Sequence[Case]) -> list[str]:
-    """A sentence if subjects or sessions of BIDS have scans of several kinds, such as T1w and FLAIR."""
+    """Warn if subjects or sessions of BIDS have scans of several kinds, such as T1w and FLAIR."""
     kinds: dict[PurePosixPath, set[str]] = {}
     for case in cases:
         if case.bids:

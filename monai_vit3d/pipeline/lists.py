@@ -1,4 +1,4 @@
-"""CSV and JSON lists of cases."""
+"""Read CSV and JSON lists of cases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_csv(table: Path) -> list[Case]:
     lines = parse_csv(_text(table), printable(table), UsageError)
     if len(lines) < 2:
         raise UsageError(
-            f"{printable(table)}: no rows. A line 'image' or 'image,name' and one for each case are needed."
+            f"{printable(table)}: no rows. A line 'image' or 'image,name' and one for each case are expected."
         )
     (first, header), *body = lines
     columns = [i for i, column in enumerate(header) if column.startswith("image") and ";" not in column]

@@ -14,10 +14,10 @@ from ..bundle.load import Bundle, load_bundle
 from ..bundle.trained_on import merge_ranges
 from ..data.errors import ImageError, UsageError
 from ..data.files import write_text_atomic
+from ..data.orientation import axis_letters
 from ..data.readers import read_volume, reader_for, without_suffix
 from ..data.volume import Array, Volume
 from .measures import Values, measure_grid, measure_input, measure_labels
-from .overlay import axis_letters
 from .stats import label_stats
 
 _NUMBERS = re.compile(r"\[\s+([-+\d.eE,\s]+?)\s+\]")
@@ -128,7 +128,7 @@ def write_trained_on(trained_on: Mapping[str, Any], bundle: str | Path) -> Path:
 
 
 def format_json(content: Mapping[str, Any]) -> str:
-    """JSON with each list of numbers on one line."""
+    """Format as JSON, each list of numbers on one line."""
     text = json.dumps(content, indent=4, ensure_ascii=False)
     return _NUMBERS.sub(lambda match: "[" + ", ".join(match[1].replace(",", " ").split()) + "]", text)
 

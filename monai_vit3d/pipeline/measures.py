@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.orientation import axis_letters
 from ..data.volume import Array, Grid
-from .overlay import axis_letters
 from .stats import LabelSummary
 
 if TYPE_CHECKING:

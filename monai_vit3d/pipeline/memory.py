@@ -1,25 +1,24 @@
-"""Whether a volume fits into memory, known before the work."""
+"""Estimate the memory that a case needs before its voxels are read: what each stage holds, and the largest of them."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data.errors import ImageError
+from ..data.orientation import axis_letters
 from ..data.volume import Grid
 from .memory_limits import available_bytes
-from .overlay import axis_letters
 
 if TYPE_CHECKING:
-    from monai.transforms import Spacingd
-
     from ..bundle.load import Bundle
     from .options import Options
 
-# fitted to benchmarks/memory.py, which prints them beside what was measured
+# bytes, fitted to benchmarks/memory.py, which prints estimates beside what was measured
+BYTES_PER_STORED_VOXEL = 8  # of a file, at most
 BYTES_PER_VOXEL = 20  # of an image, or of labels: float32, and copies that transforms make
 BYTES_PER_RESAMPLED_VOXEL = 56  # of the new grid by MONAI, however many channels: its coordinates are 7 float64 numbers
 BYTES_PER_LABELLED_VOXEL = 14  # of the network's grid: labels, and what the bundle makes of them
@@ -27,132 +26,8 @@ BYTES_PER_INVERTED_LABEL = 4  # of the file's grid: labels that come back, and w
 COPIES = 3  # of masks in float32, while steps run over them
 LABEL_PLANES = 6  # of each grid, all classes, while labels come back
 WINDOWS = 6  # outputs of a batch, and their products with the weights, that are alive together
+_FLOAT = 4
 _AXES = dict(zip("LRPAIS", (0, 0, 1, 1, 2, 2)))
-
-
-def network_shape(grid: Grid, bundle: Bundle) -> tuple[int, ...]:
-    """The network's grid, as far as Orientationd and Spacingd tell; other steps only crop or pad."""
-    from monai.transforms import Orientationd, Spacingd
-
-    shape, spacing = np.array(grid.shape, float), np.array(grid.spacing_mm)
-    for step in bundle.preprocessing.steps:
-        if isinstance(step, Orientationd):
-            axes = [_AXES[letter] for letter in axis_letters(grid.affine_mm)]
-            order = [axes.index(_AXES[code]) for code in step.ornt_transform.axcodes or "RAS"]
-            shape, spacing = np.array(grid.shape, float)[order], np.array(grid.spacing_mm)[order]
-        if isinstance(step, Spacingd):
-            # positive entries only: the others keep the file's spacing
-            wanted = np.ravel(step.spacing_transform.pixdim).astype(float)[:3]
-            wanted = np.where(wanted > 0, wanted, spacing[: len(wanted)])
-            if step.spacing_transform.diagonal and len(wanted) == 3:  # the box around the turned file
-                shape = np.abs(grid.affine_mm[:3, :3]) @ (np.array(grid.shape) - 1) / wanted + 1
-            else:
-                shape[: len(wanted)] *= spacing[: len(wanted)] / wanted
-            break
-    return tuple(max(1, math.ceil(n - 1e-3)) for n in shape.tolist())
-
-
-def network_voxels(grid: Grid, bundle: Bundle) -> int:
-    """Voxels of the network's grid."""
-    return math.prod(network_shape(grid, bundle))
-
-
-def needed_bytes(grid: Grid, channels: int, bundle: Bundle, options: Options | None = None) -> int:
-    """Memory that a case needs: its voxels, and its hungriest stage.
-
-    What the network itself needs for a window is not known, and not in it.
-
-    Args:
-        grid: of the images.
-        channels: how many there are.
-        bundle: what is run.
-        options: what is computed; None is the labels alone.
-    """
-    classes = len(bundle.metadata.channel_names) or 2
-    maps = _maps(classes, options)
-    there, back = network_voxels(grid, bundle), math.prod(grid.shape)
-    # a spacing that is kept is not resampled, and the numbers of voxels are then the same
-    grid_bytes = BYTES_PER_RESAMPLED_VOXEL if there != back and not _separable(bundle) else 0
-    preprocess = there * (BYTES_PER_VOXEL * channels + grid_bytes)
-    network = there * (BYTES_PER_LABELLED_VOXEL + 4 * channels + 4 * maps)
-    network += _stitching(grid, bundle, classes, options)
-    more = 4 * COPIES * (bundle.postprocessing.masks(classes) - 1)
-    network += more * there
-    way = _inverting(bundle)
-    if way in ("aligned", "turned"):
-        planes = sum(math.prod(shape) / min(shape) for shape in (network_shape(grid, bundle), grid.shape))
-        network += BYTES_PER_INVERTED_LABEL * back + 4 * classes * math.ceil(LABEL_PLANES * planes)
-        network += 8 * classes * there if way == "turned" else 0
-        grid_bytes = grid_bytes if maps else 0
-    write = back * (BYTES_PER_VOXEL + grid_bytes + 4 * maps + more) + there * (4 * channels + 4 + 4 * maps + more)
-    if way == "MONAI":  # float64 there and back, and float32
-        network += 8 * classes * there
-        write += 12 * classes * (there + back * bundle.postprocessing.inverts)
-    return 4 * back * channels + max(8 * back, preprocess, network, write)  # 8: a voxel as it is stored, at most
-
-
-def _inverting(bundle: Bundle) -> str | None:
-    """How class scores are taken to the file's grid, or kept for MONAI's steps; None where labels are."""
-    from monai.transforms import InvertibleTransform, Orientationd, Spacingd
-    from monai.transforms.croppad.dictionary import Cropd, Padd
-
-    post = bundle.postprocessing
-    if post.makes_labels:
-        return None
-    steps = [step for step in bundle.preprocessing.steps if isinstance(step, InvertibleTransform)]
-    known = all(isinstance(step, Orientationd | Spacingd | Cropd | Padd) for step in steps)
-    spacings = [step for step in steps if isinstance(step, Spacingd)]
-    linear = all(_resamples(step, "bilinear") for step in spacings)
-    if post.inversion is None or not (known and linear) or len(spacings) > 1:
-        return "MONAI"
-    return "turned" if spacings and spacings[0].spacing_transform.diagonal else "aligned"
-
-
-def _separable(bundle: Bundle) -> bool:
-    """Whether images are resampled one axis after another, without coordinates of each voxel."""
-    from monai.transforms import Spacingd
-
-    from ..transforms import SeparableSpacingd
-
-    steps = [step for step in bundle.preprocessing.steps if isinstance(step, Spacingd)]
-    return all(
-        isinstance(step, SeparableSpacingd)
-        and not step.spacing_transform.diagonal
-        and _resamples(step, "bilinear", "nearest")
-        for step in steps
-    )
-
-
-def _resamples(step: Spacingd, *modes: str) -> bool:
-    """Whether a Spacingd knows only these modes, and takes what is outside from the border."""
-    return {*map(str, step.mode)} <= {*modes} and {*map(str, step.padding_mode)} == {"border"}
-
-
-def _maps(classes: int, options: Options | None) -> int:
-    """Float maps that are kept beside the labels."""
-    if options is None:
-        return 0
-    return classes * options.probabilities + (options.uncertainty is not None)
-
-
-def _stitching(grid: Grid, bundle: Bundle, classes: int, options: Options | None) -> int:
-    """Memory for a network's answer while it is turned into labels: a band of windows, or the whole of it."""
-    from monai.utils import fall_back_tuple
-
-    from ..inferers import can_stitch, unwrap_inferer
-
-    shape, window = network_shape(grid, bundle), unwrap_inferer(bundle.inferer)
-    if bundle.metadata.classifies:
-        return 0
-    if options is not None and options.uncertainty == "variance":
-        classes *= 3
-    if not can_stitch(bundle.inferer):
-        return 4 * 2 * classes * math.prod(shape)
-    if bundle.device.type != "cpu" and window.device is None and window.cpu_thresh is None:
-        return 0  # it lies on the network's device
-    roi = fall_back_tuple(window.roi_size, shape)
-    band = (classes + 1) * roi[0] * max(roi[1], shape[1]) * max(roi[2], shape[2])
-    return 4 * (band + WINDOWS * window.sw_batch_size * classes * math.prod(roi))
 
 
 def check_memory(path: Path, grid: Grid, channels: int, bundle: Bundle, options: Options | None = None) -> None:
@@ -160,10 +35,10 @@ def check_memory(path: Path, grid: Grid, channels: int, bundle: Bundle, options:
 
     Args:
         path: of the first image, for the message.
-        grid: of the file.
-        channels: of the image.
-        bundle: that predicts.
-        options: of the run.
+        grid: of the images.
+        channels: how many there are.
+        bundle: what is run.
+        options: what is computed; None is the labels alone.
 
     Raises:
         ImageError: it would not fit.
@@ -175,3 +50,158 @@ def check_memory(path: Path, grid: Grid, channels: int, bundle: Bundle, options:
             f"{needed / 2**30:.1f} GiB for this bundle, {free / 2**30:.1f} GiB are free. Crop the image, use fewer "
             "jobs=, or a machine with more memory."
         )
+
+
+def needed_bytes(grid: Grid, channels: int, bundle: Bundle, options: Options | None = None) -> int:
+    """Estimate the memory of a case: the images, which are held to the end, and the stage that needs most.
+
+    What the network itself needs for a window is not known, and not in it.
+
+    Args:
+        grid: of the images.
+        channels: how many there are.
+        bundle: what is run.
+        options: what is computed; None is the labels alone.
+    """
+    return _Estimate(grid, channels, bundle, options).peak
+
+
+def network_shape(grid: Grid, bundle: Bundle) -> tuple[int, ...]:
+    """Work out the network's grid from Orientationd and Spacingd; other steps only crop or pad."""
+    from monai.transforms import Orientationd, Spacingd
+
+    shape, spacing = np.array(grid.shape, float), np.array(grid.spacing_mm)
+    for step in bundle.preprocessing.steps:
+        if isinstance(step, Orientationd):
+            axes = [_AXES[letter] for letter in axis_letters(grid.affine_mm)]
+            order = [axes.index(_AXES[code]) for code in step.ornt_transform.axcodes or "RAS"]
+            shape, spacing = np.array(grid.shape, float)[order], np.array(grid.spacing_mm)[order]
+        if isinstance(step, Spacingd):
+            pixdim = np.ravel(step.spacing_transform.pixdim).astype(float)[:3]
+            pixdim = np.where(pixdim > 0, pixdim, spacing[: len(pixdim)])  # others keep the file's spacing
+            if step.spacing_transform.diagonal and len(pixdim) == 3:  # the box around the rotated file
+                shape = np.abs(grid.affine_mm[:3, :3]) @ (np.array(grid.shape) - 1) / pixdim + 1
+            else:
+                shape[: len(pixdim)] *= spacing[: len(pixdim)] / pixdim
+            break
+    return tuple(max(1, math.ceil(n - 1e-3)) for n in shape.tolist())
+
+
+class _Estimate:
+    """Bytes that a case holds in each stage.
+
+    Args:
+        grid: of the images.
+        channels: how many there are.
+        bundle: what is run.
+        options: what is computed; None is the labels alone.
+    """
+
+    def __init__(self, grid: Grid, channels: int, bundle: Bundle, options: Options | None) -> None:
+        self.bundle, self.channels = bundle, channels
+        self.file_shape, self.network_shape = grid.shape, network_shape(grid, bundle)
+        self.file_voxels, self.network_voxels = math.prod(grid.shape), math.prod(self.network_shape)
+        self.classes = len(bundle.metadata.channel_names) or 2
+        self.with_variance = options is not None and options.uncertainty == "variance"
+        maps = 0 if options is None else self.classes * options.probabilities + (options.uncertainty is not None)
+        self.maps = _FLOAT * maps  # bytes a voxel, as the masks'
+        self.masks = _FLOAT * COPIES * (bundle.postprocessing.masks(self.classes) - 1)
+        self.inversion = _inversion_of_scores(bundle)
+        # a spacing that is kept is not resampled, and the numbers of voxels are then the same
+        resampled = self.network_voxels != self.file_voxels and not _is_separable(bundle)
+        self.coordinates = BYTES_PER_RESAMPLED_VOXEL if resampled else 0
+
+    @property
+    def peak(self) -> int:
+        """The images in float32, and the stage that needs most."""
+        stages = (self.read(), self.preprocess(), self.infer(), self.finish())
+        return _FLOAT * self.file_voxels * self.channels + max(stages)
+
+    def read(self) -> int:
+        """A file's stored voxels."""
+        return BYTES_PER_STORED_VOXEL * self.file_voxels
+
+    def preprocess(self) -> int:
+        """The channels on the network's grid, copies of them, and coordinates."""
+        return self.network_voxels * (BYTES_PER_VOXEL * self.channels + self.coordinates)
+
+    def infer(self) -> int:
+        """The input, its labels and maps, windows that are stitched, and labels that go back to the file's grid."""
+        per_voxel = BYTES_PER_LABELLED_VOXEL + _FLOAT * self.channels + self.maps + self.masks
+        return self.network_voxels * per_voxel + self._stitching() + self._inverting()
+
+    def finish(self) -> int:
+        """Labels and maps on both grids, and what the bundle's steps make of them."""
+        coordinates = 0 if self.inversion in ("aligned", "rotated") and not self.maps else self.coordinates
+        per_file_voxel = BYTES_PER_VOXEL + coordinates + self.maps + self.masks
+        per_network_voxel = _FLOAT * (self.channels + 1) + self.maps + self.masks
+        labels = self.file_voxels * per_file_voxel + self.network_voxels * per_network_voxel
+        if self.inversion != "MONAI":
+            return labels
+        inverted = self.file_voxels * self.bundle.postprocessing.inverts
+        return labels + 3 * _FLOAT * self.classes * (self.network_voxels + inverted)  # float64, and float32
+
+    def _stitching(self) -> int:
+        """The network's output until it is labels: a band of windows, or the whole of it."""
+        from monai.utils import fall_back_tuple
+
+        from ..inferers import can_stitch, unwrap_inferer
+
+        window = unwrap_inferer(self.bundle.inferer)
+        if self.bundle.metadata.classifies:
+            return 0
+        classes = 3 * self.classes if self.with_variance else self.classes
+        if not can_stitch(self.bundle.inferer):
+            return 2 * _FLOAT * classes * self.network_voxels
+        if self.bundle.device.type != "cpu" and window.device is None and window.cpu_thresh is None:
+            return 0  # it lies on the network's device
+        roi, shape = fall_back_tuple(window.roi_size, self.network_shape), self.network_shape
+        band = (classes + 1) * roi[0] * max(roi[1], shape[1]) * max(roi[2], shape[2])
+        return _FLOAT * (band + WINDOWS * window.sw_batch_size * classes * math.prod(roi))
+
+    def _inverting(self) -> int:
+        """Class scores on their way to the file's grid: planes of them, or for rotated grids and MONAI the whole."""
+        whole = 2 * _FLOAT * self.classes * self.network_voxels
+        if self.inversion in (None, "MONAI"):
+            return whole if self.inversion else 0
+        planes = sum(math.prod(shape) / min(shape) for shape in (self.network_shape, self.file_shape))
+        labels = BYTES_PER_INVERTED_LABEL * self.file_voxels
+        labels += _FLOAT * self.classes * math.ceil(LABEL_PLANES * planes)
+        return labels + (whole if self.inversion == "rotated" else 0)
+
+
+def _inversion_of_scores(bundle: Bundle) -> str | None:
+    """How class scores go to the file's grid: "aligned" or "rotated" by planes, or "MONAI"; None where labels do."""
+    from monai.transforms import InvertibleTransform, Orientationd, Spacingd
+    from monai.transforms.croppad.dictionary import Cropd, Padd
+
+    post = bundle.postprocessing
+    if post.makes_labels:
+        return None
+    steps = [step for step in bundle.preprocessing.steps if isinstance(step, InvertibleTransform)]
+    by_planes = all(isinstance(step, Orientationd | Spacingd | Cropd | Padd) for step in steps)
+    spacings = [step for step in steps if isinstance(step, Spacingd)]
+    linear = all(_resamples(step, "bilinear") for step in spacings)
+    if post.inversion is None or not (by_planes and linear) or len(spacings) > 1:
+        return "MONAI"
+    return "rotated" if spacings and spacings[0].spacing_transform.diagonal else "aligned"
+
+
+def _is_separable(bundle: Bundle) -> bool:
+    """Whether images are resampled one axis after another, without coordinates of each voxel."""
+    from monai.transforms import Spacingd
+
+    from ..transforms import SeparableSpacingd
+
+    return all(
+        isinstance(step, SeparableSpacingd)
+        and not step.spacing_transform.diagonal
+        and _resamples(step, "bilinear", "nearest")
+        for step in bundle.preprocessing.steps
+        if isinstance(step, Spacingd)
+    )
+
+
+def _resamples(step: Any, *modes: str) -> bool:
+    """Whether a Spacingd knows only these modes, and takes what is outside from the border."""
+    return {*map(str, step.mode)} <= {*modes} and {*map(str, step.padding_mode)} == {"border"}

@@ -1,4 +1,4 @@
-"""Memory that this process may still take: the machine's, or less where a container, job or shell limits it."""
+"""Find the memory that this process may still take: the machine's, or what a container, job or shell leaves of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MIB = 2**20
 
 
 def available_bytes() -> int:
-    """The least of what the machine has free, control groups (v1 and v2), SLURM and ``ulimit -v`` leave."""
+    """Return the least of what the machine, control groups (v1 and v2), SLURM and ``ulimit -v`` leave."""
     import psutil
 
     process = psutil.Process()
@@ -32,7 +32,7 @@ def available_bytes() -> int:
 
 
 def cgroup_bytes(root: Path) -> Iterator[int]:
-    """What each control group that this process is in leaves, the groups around it included.
+    """Yield what each control group of this process leaves, the groups around it included.
 
     A container may see its own group as the root, or the host's path of it, which is not there: then the mount's root
     counts.
@@ -53,7 +53,7 @@ def cgroup_bytes(root: Path) -> Iterator[int]:
 
 
 def slurm_bytes(environment: Mapping[str, str]) -> int | None:
-    """What SLURM gave this job on this node, in bytes; None outside of a job, or where it set no limit.
+    """Read what SLURM gave this job on this node, in bytes; None outside of a job, or without a limit.
 
     Args:
         environment: with SLURM_MEM_PER_NODE, or SLURM_MEM_PER_CPU and SLURM_CPUS_ON_NODE, or SLURM_MEM_PER_GPU and
@@ -75,14 +75,14 @@ def slurm_bytes(environment: Mapping[str, str]) -> int | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error is a lack of memory; PyTorch's own allocator for CPUs raises a RuntimeError."""
+    """Tell whether an error is a lack of memory; PyTorch's own allocator for CPUs raises a RuntimeError."""
     import torch
 
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _mounts(root: Path) -> Iterator[tuple[Path, str, PurePosixPath]]:
-    """Where hierarchies that count memory are mounted, their kind, and which group the mount shows as its root."""
+    """Yield mount points of hierarchies that count memory, their kind, and the group that each shows as its root."""
     with contextlib.suppress(OSError):
         for line in (root / "proc/self/mountinfo").read_text(errors="replace").splitlines():
             fields, _, more = line.partition(" - ")

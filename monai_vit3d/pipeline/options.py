@@ -68,7 +68,7 @@ def choose_flip_axes(tta: bool | Sequence[int], bundle: Bundle) -> tuple[int, ..
     if not axes:
         raise UsageError(
             f"tta=True: {bundle.metadata.name} names no flip_axes in its inference config, along which its network was "
-            "trained with flips; others spoil its labels. Give tta=0,1,2, or some of these, if you know them."
+            "trained with flips; other flips make its labels worse. Give tta=0,1,2, or some of these, if you know them."
         )
     if not set(axes) <= {0, 1, 2} or len(set(axes)) < len(axes):
         raise UsageError(f"tta={','.join(map(str, axes))}; expected some of 0, 1 and 2, each once.")

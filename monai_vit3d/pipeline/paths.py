@@ -1,4 +1,4 @@
-"""What a path's name tells, and how it is shown."""
+"""Make paths absolute, show them, and recognise DICOM."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..data.printable import printable as printable
 
 
 def some(names: Sequence[str], between: str = ", ") -> str:
-    """The first five, and how many more."""
+    """Join the first five names, and say how many more there are."""
     return between.join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def absolute(path: Path) -> Path:
-    """The path from the root on, links left as they are."""
+    """Make a path absolute; links stay as they are."""
     # behind a link "..", to the system, is the parent of its target: only realpath knows that
     return Path(os.path.realpath(path) if ".." in path.parts else os.path.abspath(path))
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its first bytes, whatever its name; one that cannot be read, by its name."""
+    """Tell whether a file is DICOM, by its first bytes, whatever its name; one that cannot be read, by its name."""
     if path.name == "DICOMDIR" or not os.path.isfile(path):
         return False
     try:
@@ -34,5 +34,5 @@ def is_dicom(path: Path) -> bool:
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Whether DICOM files lie directly in a folder."""
+    """Tell whether DICOM files lie directly in a folder."""
     return os.access(folder, os.R_OK) and any(map(is_dicom, folder.iterdir()))

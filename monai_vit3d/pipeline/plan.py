@@ -1,4 +1,4 @@
-"""Which outputs a run will write, all settled and checked before any work begins."""
+"""Plan which outputs a run will write, and check them before any work begins."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Plan:
     include_labels: bool = False
 
     def files(self) -> list[Path]:
-        """All files that may be written for the cases of this shard, pictures too."""
+        """List all files that may be written for the cases of this shard, pictures too."""
         return [self.output / path for case in self.cases for path in (*case.paths(KINDS), case.picture)]
 
     def table(self) -> str:
-        """A line ``input -> outputs`` for each case, and their number."""
+        """Write a line ``input -> outputs`` for each case, and their number."""
         lines = [
             f"{case.source} -> {', '.join(printable(self.output / case.path(kind)) for kind in self.outputs)}"
             for case in self.cases
@@ -61,7 +61,7 @@ class Plan:
         return "\n".join([*lines, count])
 
     def notes(self) -> list[str]:
-        """Lines on what was passed over, by reason, on other formats, and on what is odd about all cases together."""
+        """Write lines on files passed over, by reason, on other formats, and on what is odd about all cases."""
         lines = [*describe_passed_over(self.passed_over), *(f"warning: {warning}" for warning in self.warnings)]
         others: dict[str, list[str]] = {}
         for case in self.cases:
@@ -72,7 +72,7 @@ class Plan:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """``"2/8"`` to ``(2, 8)``.
+    """Parse ``"2/8"`` to ``(2, 8)``.
 
     Args:
         text: number of the shard, from 1, and of all shards.
@@ -99,7 +99,7 @@ def plan_cases(
     suffixes: Sequence[str] = (),
     seg: bool = True,
 ) -> Plan:
-    """Find the cases of all inputs and settle where their outputs go. Nothing is written, and no image is read.
+    """Find the cases of all inputs and decide where their outputs go. Nothing is written, and no image is read.
 
     Args:
         inputs: as for ``find_images``.
@@ -123,9 +123,9 @@ def plan_cases(
             f"outputs={outputs!r}, existing={existing!r}; some of {tuple(KINDS)} and one of {_EXISTING} are needed."
         )
     _check_folder(output)
-    found = find_images(inputs, output, include_labels=include_labels, suffixes=suffixes)
-    split, no_volumes = split_series(found.cases)
-    passed_over = (*found.passed_over, *no_volumes)
+    inputs_found = find_images(inputs, output, include_labels=include_labels, suffixes=suffixes)
+    split, no_volumes = split_series(inputs_found.cases)
+    passed_over = (*inputs_found.passed_over, *no_volumes)
     if not split:
         head, *reasons = describe_passed_over(passed_over)
         raise UsageError(f"no case in the inputs; {head} {'; '.join(reasons)}. Give a folder with some.")
@@ -140,7 +140,7 @@ def plan_cases(
         len(cases),
         tuple(outputs),
         passed_over,
-        found.warnings,
+        inputs_found.warnings,
         include_labels,
     )
     if existing == "refuse":
@@ -149,7 +149,7 @@ def plan_cases(
 
 
 def _key(path: str | PurePosixPath) -> str:
-    """Equal for paths that some file system takes for the same: macOS and Windows ignore case, macOS Unicode forms."""
+    """A key, equal for paths that are one on some file system: macOS and Windows ignore case, macOS Unicode forms."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", str(path)).casefold())
 
 
@@ -191,7 +191,7 @@ def _check_inputs_stay(cases: Sequence[Case], outputs: Sequence[str], output: Pa
 
 
 def _check_places(cases: Sequence[Case], outputs: Sequence[str], output: Path) -> None:
-    """Folders to write in are no files, now or later, and no output is a folder."""
+    """Refuse a file or link where a folder for outputs is needed, and a folder where an output goes."""
     paths = [case.path(kind) for case in cases for kind in outputs]
     files = {_key(path) for path in [*paths, *RESERVED]}
     folders = sorted({folder for path in [*paths, PurePosixPath("qc", "a")] for folder in path.parents})

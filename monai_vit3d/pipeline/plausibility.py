@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ..bundle.metadata import Metadata
 from ..bundle.trained_on import Key, TrainedOn, ValueRange
 from ..data.errors import ImageError
+from ..data.orientation import axis_letters
 from ..data.volume import Array, Grid, Volume
 from .measures import Values, measure_grid, measure_input, measure_labels
-from .overlay import axis_letters
 from .stats import LabelSummary
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Voxels and affine in, labels on the same grid out: what a run does with each of its cases."""
+"""Predict one volume: voxels and affine in, labels on the same grid out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Prediction:
-    """What a bundle makes of one case, on the image's own grid.
+    """The result of one case, on the image's own grid.
 
     Args:
         volume: the case's image; of several channels, the first.
@@ -199,7 +199,7 @@ def _on_file_grid(prepared: Prepared, values: Any) -> Array:
 
 
 def _values_without_names(labels: Array, names: ValueNames, bundle: Bundle) -> list[str]:
-    """A warning of label values of which it is not known what they stand for."""
+    """Warn of label values whose meaning is not known."""
     if labels.ndim == 4:
         values = list(range(1, len(labels) + 1))
     else:  # a byte's values are counted ten times as fast as sorted

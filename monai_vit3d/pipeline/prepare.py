@@ -1,4 +1,4 @@
-"""A case's images through a bundle's preprocessing, as the network wants them."""
+"""Run a bundle's preprocessing over a case's images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Prepared:
-    """A volume as the network wants it, with the transforms that lead back.
+    """A case as the network takes it, with the transforms that lead back to the file's grid.
 
     Args:
         volume: the first of the case, whose grid the labels get.
@@ -47,7 +47,7 @@ class Prepared:
 
 
 class _HeldVolumes(ImageReader):
-    """Hands the volumes that were read strictly to the bundle's own LoadImaged."""
+    """Hand the volumes that were read strictly to the bundle's own LoadImaged."""
 
     def __init__(self, volumes: Sequence[Volume]) -> None:
         self.volumes = {str(volume.path): volume for volume in volumes}
@@ -61,7 +61,7 @@ class _HeldVolumes(ImageReader):
         return data
 
     def get_data(self, img: Any) -> tuple[Array, dict[str, Any]]:
-        """Voxels and MONAI's metadata of one image, or of several that are its channels."""
+        """Return voxels and MONAI's metadata of one image, or of several that are its channels."""
         volumes = [self.volumes[name] for name in img]
         voxels, meta = as_monai(volumes)
         # a copy: some of MONAI's transforms work in place, and the report shows the image as it came
@@ -113,7 +113,7 @@ def _check_size(volumes: Sequence[Volume], limit: int | None) -> None:
 
 
 def _files(volumes: Sequence[Volume], keys: Sequence[str]) -> dict[str, list[str]]:
-    """What the bundle's LoadImaged is given: all images under one key, or one under each."""
+    """The input of the bundle's LoadImaged: all images under one key, or one under each."""
     paths = [str(volume.path) for volume in volumes]
     if len(keys) == 1:
         return {keys[0]: paths}
@@ -123,7 +123,7 @@ def _files(volumes: Sequence[Volume], keys: Sequence[str]) -> dict[str, list[str
 
 
 def keys_needed(where: str, count: int, keys: Sequence[str]) -> str:
-    """Say which images a bundle with several keys wants for each case."""
+    """Say which images a bundle with several keys expects for each case."""
     columns = ",".join(f"image_{key}" for key in keys)
     return (
         f"{where}: {count} image(s); the bundle loads {len(keys)} for each case: {', '.join(keys)}. Give a CSV list "
@@ -156,7 +156,7 @@ def _nothing_left(path: Path, step: str) -> str:
 
 
 def _emptied_by(compose: Compose, files: dict[str, list[str]]) -> str | None:
-    """The step after which an image has no voxels, looked for one after another; None if none has that effect."""
+    """The first step after which an image has no voxels; None if there is none."""
     data: Any = dict(files)
     for step in compose.transforms:
         try:

@@ -1,4 +1,4 @@
-"""The images of a case, hashed and read."""
+"""Read the images of a case, and hash the bytes that were read."""
 
 from __future__ import annotations
 
@@ -37,12 +37,14 @@ def read_case(
             changed while it was read.
     """
     if case.dicom:
-        # a folder that could not be made out while planning says here why
+        # a folder that could not be searched while planning says here why
         series = case.series or find_series(case.images[0])[0]
         before, hashes = _states(series.files), case_sha256(replace(case, series=series))
         volume = read_series(series, options.max_voxels, options.volume, options.units)
         if _states(series.files) != before:
-            raise ImageError(f"{case.images[0]}: its files changed while they were read. Run it again when they rest.")
+            raise ImageError(
+                f"{case.images[0]}: its files changed while they were read. Run it again when they are complete."
+            )
         check_grid(case.images[0], volume.grid, 1)
         return [replace(volume, sha256=tuple(hashes))]
     if options.units != "stored":
@@ -66,6 +68,6 @@ def case_sha256(case: Case) -> list[str]:
 
 
 def _states(files: Sequence[Path]) -> list[tuple[int, ...]]:
-    """What changes when a file is written to or exchanged."""
+    """Properties of files that change when a file is written to or exchanged."""
     states = map(os.stat, files)
     return [(state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for state in states]

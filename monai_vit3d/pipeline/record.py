@@ -1,4 +1,4 @@
-"""run.json: what became of every file, kept while the run goes on, believed by the next one only after a check."""
+"""Keep run.json: the state of every case, written while the run goes on; a later run checks it before using it."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ class RunRecord:
         self._started, self._next = time.monotonic(), 0.0
 
     def begin(self, files: Mapping[str, dict[str, Any]], earlier: Mapping[str, dict[str, Any]]) -> None:
-        """Write the cases of this run, before any work; a run that is no shard keeps the record of others, too.
+        """Write the cases of this run, before any work; a run that is no shard keeps the records of other cases, too.
 
         Args:
             files: this run's cases, by name.
-            earlier: what :func:`load_records` found.
+            earlier: the result of :func:`load_records`.
         """
         kept = {
             n: r for n, r in earlier.items() if any((self.output / path).is_file() for path in r.get("outputs", {}))
@@ -86,7 +86,7 @@ class RunRecord:
                 path.unlink()
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take in a file's record; the file on disk follows, at most a tenth of the time being spent on that."""
+        """Add a case's record; the file on disk follows, at most a tenth of the time being spent on that."""
         self.files[record["name"]] = dict(record)
         if time.monotonic() >= self._next:
             before = time.monotonic()
@@ -95,12 +95,12 @@ class RunRecord:
             self._next = after + 9 * (after - before)
 
     def write(self) -> None:
-        """Write what is known so far."""
+        """Write the records so far."""
         self.about["seconds"] = round(time.monotonic() - self._started, 3)
         write_json(_whole(self.about, self.files.values()), self.path)
 
     def close(self) -> None:
-        """Write a last time, unless an earlier record is all there is, and let others at the folder."""
+        """Write a last time, unless nothing was begun, and release the folder."""
         try:
             if self.begun:
                 self.about["ended"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -110,7 +110,7 @@ class RunRecord:
 
 
 def load_records(output: Path) -> dict[str, dict[str, Any]]:
-    """Records of earlier runs into the folder, by name; a shard's count before run.json's.
+    """Load the records of earlier runs into the folder, by name; a shard's replace run.json's.
 
     Raises:
         UsageError: a record is no JSON of ours.
@@ -125,7 +125,7 @@ def _records(output: Path, parts: Mapping[Path, Mapping[str, Any]]) -> dict[str,
 
 
 def merge_records(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Bring the records of all shards into run.json; the caller holds :func:`merging`.
+    """Merge the records of all shards into run.json; the caller holds :func:`merging`.
 
     Returns:
         What holds for the run, and the records of its files, sorted by name.
@@ -153,14 +153,14 @@ def _complete(parts: list[Path], abouts: list[dict[str, Any]]) -> bool:
 
 
 def _other_locks(output: Path, shard: tuple[int, int]) -> list[FileLock]:
-    """Those of runs that divide the cases in another way, so that two of them could write one file at a time."""
+    """Locks of runs that divide the cases in another way, so that two of them could write one file at a time."""
     fellows = re.compile(rf"\.run-\d+-of-{shard[1]}\.lock" if shard[1] > 1 else r"\.run\.lock")
     paths = [path for path in output.glob(".run*.lock") if not fellows.fullmatch(path.name)]
     return [FileLock(path, timeout=0) for path in paths]
 
 
 def merging(output: Path) -> FileLock:
-    """One process at a time reads all records and writes what follows from them."""
+    """Make the lock under which one process at a time reads all records and writes what follows from them."""
     return FileLock(output / ".merge.lock")
 
 
@@ -181,7 +181,7 @@ def _whole(about: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> di
 
 
 def _parts(output: Path) -> dict[Path, dict[str, Any]]:
-    """Records of shards, the one that began last at the end, by what they hold: copying a folder changes its times."""
+    """Records of shards, by the start that they hold (copying a folder changes its times), the last at the end."""
     names = [name for name in os.listdir(output) if _PART.fullmatch(name)] if output.is_dir() else []
     read = {output / name: _read(output / name) for name in sorted(names)}
     return dict(sorted(read.items(), key=lambda part: str(part[1].get("started", ""))))

@@ -1,4 +1,4 @@
-"""Many volumes through a bundle: a file may fail, the run goes on, and what is done is done whole."""
+"""Run many cases through a bundle: a case may fail, the run goes on, and outputs are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from .case import Case
 from .dicom_seg import add_dicom_seg
 from .inference import NetworkOutput
 from .memory_limits import out_of_memory
-from .overlay import draw_overlay, write_png
 from .plan import Plan
 from .plausibility import Implausibility
 from .predictor import Prediction, Predictor
 from .prepare import Prepared
 from .reading import case_sha256, read_case
 from .record import RunRecord, load_records
+from .report.overlay import draw_overlay, write_png
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended.
+    """The numbers of cases that a run did, skipped and failed.
 
     Args:
         done: cases with new outputs.
@@ -55,7 +55,7 @@ class Summary:
 
 @dataclass(eq=False)
 class _Work:
-    """A case on its way through the stages."""
+    """A case on its way through the stages of a run."""
 
     case: Case
     record: dict[str, Any]
@@ -102,8 +102,8 @@ def run_cases(
         on_case: is given the record of each case as soon as it has ended.
     """
     earlier = load_records(plan.output)
-    cohort = _CaseRunner(plan, predictor, record, earlier if resume else {}, strict)
-    record.begin({case.name: cohort.believed.get(case.name, cohort.blank(case)) for case in plan.cases}, earlier)
+    runner = _CaseRunner(plan, predictor, record, earlier if resume else {}, strict)
+    record.begin({case.name: runner.earlier.get(case.name, runner.blank(case)) for case in plan.cases}, earlier)
     remove_parts(plan.files())
     # one thread inside an operation: a second team of OpenMP's would let the network's own threads sleep in between
     # (a fifth of its time), and sums would be rounded by the number of cores
@@ -112,24 +112,24 @@ def run_cases(
     with ThreadPoolExecutor(jobs, **threads) as readers, ThreadPoolExecutor(jobs, **threads) as writers:
         writing: deque[Future[dict[str, Any]]] = deque()
         try:
-            for work in _ahead(readers, cohort.read, plan.cases, jobs):
-                cohort.run(work)
-                writing.append(writers.submit(cohort.write, work))
+            for work in _ahead(readers, runner.read, plan.cases, jobs):
+                runner.run(work)
+                writing.append(writers.submit(runner.write, work))
                 while writing and (len(writing) > jobs or writing[0].done()):
-                    cohort.end(writing.popleft().result(), on_case)
+                    runner.end(writing.popleft().result(), on_case)
             while writing:
-                cohort.end(writing.popleft().result(), on_case)
+                runner.end(writing.popleft().result(), on_case)
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
             record.write()
             torch.set_num_threads(before)  # of threads that others start: PyTorch gives them the last number set
-    return Summary(**cohort.counts)
+    return Summary(**runner.counts)
 
 
 def _ahead(
     pool: ThreadPoolExecutor, function: Callable[[Case], _Work], cases: tuple[Case, ...], count: int
 ) -> Iterator[_Work]:
-    """Results in order, while ``count`` further ones are under way."""
+    """Yield results in order, while ``count`` further ones are under way."""
     waiting: deque[Future[_Work]] = deque()
     for case in cases:
         waiting.append(pool.submit(function, case))
@@ -147,26 +147,24 @@ class _CaseRunner:
         plan: Plan,
         predictor: Predictor,
         record: RunRecord,
-        believed: dict[str, dict[str, Any]],
+        earlier: dict[str, dict[str, Any]],
         strict: bool,
     ) -> None:
-        self.plan, self.predictor, self.record, self.believed, self.strict = plan, predictor, record, believed, strict
-        self.bundle, self.options = predictor.bundle, predictor.options
-        bundle = predictor.bundle
+        self.plan, self.predictor, self.record, self.earlier, self.strict = plan, predictor, record, earlier, strict
+        self.bundle = bundle = predictor.bundle
         self.counts = {"done": 0, "skipped": 0, "failed": 0, "suspicious": 0}
         self.made_with = {
             "weights_sha256": bundle.weights_sha256,
             "config_sha256": bundle.config_sha256,
-            "options": json.loads(
-                json.dumps(asdict(predictor.options))
-            ),  # as it will be read back: a tuple comes as a list
+            # as JSON gives it back, lists for tuples, to compare it with an earlier record
+            "options": json.loads(json.dumps(asdict(predictor.options))),
             "device": bundle.device.type,
             "backend": bundle.backend,
             "bf16": bundle.bf16,
         }
 
     def blank(self, case: Case) -> dict[str, Any]:
-        """The record of a case that nothing was done to yet."""
+        """Make the record of a case that nothing was done to yet."""
         images = [str(path) for path in case.images]
         output = None if self.bundle.metadata.classifies else str(self._place(case, "seg"))
         return {
@@ -184,14 +182,14 @@ class _CaseRunner:
     def read(self, case: Case) -> _Work:
         """Hash, read and preprocess a case, unless its outputs are verified."""
         work = _Work(case, self.blank(case))
-        if outputs := self.believed.get(case.name, {}).get("outputs"):
-            work.record["outputs"] = outputs  # of a case that fails before they are touched, they stay known
+        if outputs := self.earlier.get(case.name, {}).get("outputs"):
+            work.record["outputs"] = outputs  # kept in the record of a case that fails before they are touched
         with work.stage("read"):
-            if case.name in self.believed and self._verified(case, case_sha256(case)):
-                work.record = {**self.believed[case.name], "status": "skipped", "output": work.record["output"]}
+            if case.name in self.earlier and self._verified(case, case_sha256(case)):
+                work.record = {**self.earlier[case.name], "status": "skipped", "output": work.record["output"]}
                 return work
             check_grid = partial(self._check_grid, work)
-            volumes = read_case(case, self.options, self.plan.include_labels, check_grid)
+            volumes = read_case(case, self.predictor.options, self.plan.include_labels, check_grid)
             hashes = [digest for volume in volumes for digest in volume.sha256]
             work.record |= {"input_sha256": hashes, "made_with": self.made_with}
             work.record["warnings"] += [warning for volume in volumes for warning in volume.warnings]
@@ -206,8 +204,8 @@ class _CaseRunner:
         """Run the network over a case that was read."""
         if work.prepared is None:
             return
-        if self.believed.get(work.case.name, {}).get("outputs"):
-            # they are about to change: what was known of them holds no more
+        if self.earlier.get(work.case.name, {}).get("outputs"):
+            # they are about to change, so their record no longer holds
             self.record.files[work.case.name] = self.blank(work.case)
             self.record.write()
         with work.stage("network"):
@@ -230,7 +228,7 @@ class _CaseRunner:
         return work.record
 
     def end(self, record: dict[str, Any], on_case: Callable[[Mapping[str, Any]], None]) -> None:
-        """Keep the record of a case that went through."""
+        """Add the record of a case that has ended."""
         self.counts[record["status"]] += 1
         self.counts["suspicious"] += record["status"] == "done" and bool(record["suspicious"])
         self.record.add(record)
@@ -257,12 +255,12 @@ class _CaseRunner:
         return (self.plan.output / case.path(kind)).absolute()
 
     def _verified(self, case: Case, hashes: list[str]) -> bool:
-        """Whether an earlier run made a case's outputs from this input with these weights and options.
+        """Tell whether an earlier run made a case's outputs from this input with these weights and options.
 
         Raises:
-            ImageError: an output is another than the one that was written: somebody's work, not to be overwritten.
+            ImageError: an output was changed since: somebody's work, not to be overwritten.
         """
-        earlier = self.believed.get(case.name, {})
+        earlier = self.earlier.get(case.name, {})
         outputs = {self.plan.output / path: digest for path, digest in earlier.get("outputs", {}).items()}
         for path, digest in outputs.items():
             if path.is_file() and file_sha256(path) != digest:
@@ -292,18 +290,18 @@ class _CaseRunner:
             if case.series is not None and case.seg:
                 path = (self.plan.output / case.dicom_seg).absolute()
                 names = {summary.label: summary.name for summary in prediction.stats}
-                warnings = add_dicom_seg(labels, case.series, names, path, self.options.volume)
+                warnings = add_dicom_seg(labels, case.series, names, path, self.predictor.options.volume)
                 record["warnings"] += warnings
                 paths += [] if warnings else [path]
         if prediction.scores is not None:
-            written |= self._prediction(prediction.scores)
+            written |= self._scores(prediction.scores)
         paths.append((self.plan.output / case.picture).absolute())
         write_png(draw_overlay(volume.voxels, labels, volume.grid), paths[-1])
         relative = [path.relative_to(self.plan.output.absolute()).as_posix() for path in paths]
         hashes = {name: file_sha256(path) for name, path in zip(relative, paths)}
         return {**written, "picture": relative[-1], "outputs": hashes}
 
-    def _prediction(self, scores: list[float]) -> dict[str, Any]:
+    def _scores(self, scores: list[float]) -> dict[str, Any]:
         from ..metrics import PredictionTable
 
         table = PredictionTable(self.bundle.class_names, self.bundle.task)

@@ -1,4 +1,4 @@
-"""Looking through folders: which files are images of a case, and why each of the others is not."""
+"""Search folders for images, and say why each other file is passed over."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BIDS_FOLDER = re.compile(r"sub-[^/]+(/ses-[^/]+)?(/(anat|ct))?")
 
 
 def bids_root(folder: Path) -> Path | None:
-    """The BIDS data set that a folder is, or that it is a subject, session or anat folder of."""
+    """Find the BIDS data set that a folder is, or that it is a subject, session or anat folder of."""
     for root in (folder, *folder.parents):
         if os.path.isfile(root / "dataset_description.json"):
             inside = folder.relative_to(root).parts
@@ -39,12 +39,12 @@ def bids_root(folder: Path) -> Path | None:
 
 
 def bids_suffix(path: Path) -> str:
-    """The last word of a file's name: ``T1w`` of ``sub-01_T1w.nii.gz``."""
+    """Return the last word of a file's name: ``T1w`` of ``sub-01_T1w.nii.gz``."""
     return without_suffix(path.name).split("_")[-1]
 
 
 def kind_by_name(path: Path) -> str:
-    """What a file that is no image of a case is, and the command that converts it where there is one."""
+    """Name what a file is that is no image of a case, and the program that converts it where there is one."""
     if path.name == "DICOMDIR":
         return DIRECTORY
     if path.suffix.lower() in DICOM_SUFFIXES:
@@ -56,7 +56,7 @@ def kind_by_name(path: Path) -> str:
 
 
 class Search:
-    """Goes through folders, and keeps what it passes over.
+    """Search folders, and keep a list of what is passed over.
 
     Args:
         skip: real path of OUT, which is not entered.
@@ -72,7 +72,7 @@ class Search:
         self.passed_over: list[PassedOver] = []
 
     def tree(self, top: Path) -> Iterator[tuple[Path, bool]]:
-        """Every image of a folder to the bottom, and every folder with DICOM files directly in it (True)."""
+        """Yield every image of a folder to the bottom, and every folder with DICOM files directly in it (True)."""
         for folder, files in self._walk(top, lambda folder: True):
             images, others = self._images(files, top)
             yield from ((file, False) for file in images)
@@ -84,7 +84,7 @@ class Search:
                     self._pass_over([file], kind_by_name(file))
 
     def bids(self, top: Path, root: Path) -> Iterator[Path]:
-        """Every scan in ``top``, which is the BIDS data set ``root`` or a folder of it."""
+        """Yield every scan in ``top``, which is the BIDS data set ``root`` or a folder of it."""
 
         def enter(folder: Path) -> bool:
             return bool(_BIDS_FOLDER.fullmatch(folder.relative_to(root).as_posix()))
@@ -100,9 +100,9 @@ class Search:
                 self._pass_over([file], kind_by_name(file))
 
     def _images(self, files: Sequence[Path], top: Path) -> tuple[list[Path], list[Path]]:
-        """The images among a folder's files, and what is no image; labels and the like are passed over."""
+        """Split a folder's files into images and others; labels and the like are passed over."""
         images, others = [], []
-        known = {without_suffix(file.name).lower() for file in files if reader_for(file) is READERS[0]}
+        nifti_names = {without_suffix(file.name).lower() for file in files if reader_for(file) is READERS[0]}
         for file in files:
             if file.name.lower().endswith((".hdr", ".hdr.gz")) and partner(file) in files:
                 continue  # of a pair, which is one case
@@ -112,14 +112,14 @@ class Search:
                 self._pass_over([file], LABELS)
             elif self.suffixes and bids_suffix(file) not in self.suffixes:
                 self._pass_over([file], f"another suffix than {', '.join(map(printable, self.suffixes))}")
-            elif reader_for(file) is not READERS[0] and without_suffix(file.name).lower() in known:
+            elif reader_for(file) is not READERS[0] and without_suffix(file.name).lower() in nifti_names:
                 self._pass_over([file], SAME_NAME)
             else:
                 images.append(file)
         return images, others
 
     def _walk(self, top: Path, enter: Callable[[Path], bool]) -> Iterator[tuple[Path, list[Path]]]:
-        """Every folder with its files, but hidden ones and an earlier run's; each real folder once, for links loop."""
+        """Yield every folder with its files, without hidden ones and an earlier run's; each once, as links may loop."""
         seen, todo, written = {self.skip}, deque([top]), set[str]()
         while todo:
             folder = todo.popleft()

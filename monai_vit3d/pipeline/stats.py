@@ -1,4 +1,4 @@
-"""How large each label is and how bright the image is inside it; the table of a whole run."""
+"""Measure the size of each label and the intensities inside it, and write the tables of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = ("filename", "label", "name", "voxels", "volume_ml", "mean", "std", "m
 
 @dataclass(frozen=True)
 class LabelSummary:
-    """One label of one case.
+    """Size and intensities of one label of one case.
 
     Args:
         label: its value in the label file.
@@ -42,12 +42,12 @@ class LabelSummary:
     max: float | None
 
     def row(self) -> dict[str, Any]:
-        """The fields by name, as JSON takes them."""
+        """Return the fields by name, for JSON."""
         return asdict(self)
 
 
 def label_stats(labels: Array, voxels: Array, grid: Grid, names: Mapping[int, str]) -> list[LabelSummary]:
-    """Size and intensities of every label that is present or named, in the order of their values; 0 is background.
+    """Measure every label that is present or named, in the order of their values; 0 is background.
 
     All labels are summed together, one slice after the other: time grows with the voxels and not with the labels.
     Means and squared deviations of the slices are merged in float64 as in Chan, Golub & LeVeque, "Updating formulae
@@ -127,18 +127,18 @@ def _present(labels: Array) -> Array:
     """Sorted label values other than 0, as int64; of masks, every channel's."""
     if labels.ndim == 4:
         return np.arange(1, len(labels) + 1)
-    found = [np.unique(part[part != 0]) for part in labels]
-    return np.unique(np.concatenate([np.zeros(0, np.int64), *(part.astype(np.int64) for part in found)]))
+    per_slice = [np.unique(part[part != 0]) for part in labels]
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *(part.astype(np.int64) for part in per_slice)]))
 
 
 def _slices(labels: Array, voxels: Array, values: Array) -> Iterator[tuple[Array, Array]]:
     """For each slice, the labelled voxels' places in ``values`` and their float64 intensities."""
-    table = np.searchsorted(values, np.arange(256))  # of the usual labels: a look is ten times as fast as a search
+    table = np.searchsorted(values, np.arange(256))  # of the usual labels: looking up is ten times as fast as searching
     for i, plane in enumerate(voxels):
         if labels.ndim == 3:
             inside = labels[i] != 0
-            found = labels[i][inside]
-            places = table[found] if labels.dtype == np.uint8 else np.searchsorted(values, found.astype(np.int64))
+            codes = labels[i][inside]
+            places = table[codes] if labels.dtype == np.uint8 else np.searchsorted(values, codes.astype(np.int64))
             yield places, plane[inside].astype(np.float64)
             continue
         channel, *place = np.nonzero(labels[:, i])
@@ -154,7 +154,7 @@ class _Sums:
         self.low, self.high = np.full(size, math.inf), np.full(size, -math.inf)
 
     def add(self, codes: Array, values: Array) -> None:
-        """Take in values ``(N,)`` of the groups ``codes`` ``(N,)``."""
+        """Add values ``(N,)`` of the groups ``codes`` ``(N,)``."""
         if not len(codes):
             return
         size = len(self.count)

@@ -1,4 +1,4 @@
-"""From the network's grid to the file's: a bundle's whole-volume steps as MONAI runs them, and maps beside labels."""
+"""Take labels and maps from the network's grid to the file's, running a bundle's whole-volume steps as MONAI does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NEAREST_INSTEAD = (
 
 
 def labels_on_file_grid(output: NetworkOutput) -> tuple[Tensor, list[str]]:
-    """Run what is left of a case's steps on its labels.
+    """Run the rest of a bundle's steps on a case's labels, and take them to the file's grid.
 
     Args:
         output: of a network that labels voxels.

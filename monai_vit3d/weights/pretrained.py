@@ -206,6 +206,8 @@ def build_own(
         UsageError: options that would change what the weights compute.
     """
     check_options(options, said, factory, name)
+    if options.get("fc_norm") is False and not said.get("fc_norm") and said.get("global_pool") != "avg":
+        said = {**said, "fc_norm": False}  # the norm is before the pooling, and stays there whatever the new one is
     sizes, head, place = ({key: options.pop(key) for key in keys if key in options} for keys in (_SIZES, _HEAD, _PLACE))
     network, found = _blank(said, state, factory, options, name), dict(state)
     kernel = next((key for key in ("patch_embed.stem.0.weight", "patch_embed.proj.weight") if key in found), None)

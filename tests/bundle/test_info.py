@@ -1,4 +1,4 @@
-"""`vit3d info` and `vit3d check`: what a bundle is, and what the strict door thinks of files."""
+"""`vit3d info` and `vit3d check`: what a bundle is, and what the strict reader says of files."""
 
 import hashlib
 import json

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-from itertools import product
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from monai_vit3d.decoders import DECODERS, UNETRDecoder, create_decoder, decoder_class
 from monai_vit3d.decoders.stages import up_strides
 from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
+from tests.helpers import pairwise
 
 PATCHES = [8, (8, 8, 2), (12, 12, 12), (6, 6, 6), (5, 7, 3), (1, 8, 8), 2]
 
@@ -179,10 +179,11 @@ BACKBONES = [
 NORMS = ["instance", "batch", ("instance", {"affine": True})]
 
 
-@pytest.mark.parametrize("deep", [False, True])
-@pytest.mark.parametrize(("res_block", "conv_block"), list(product([True, False], repeat=2)))
-@pytest.mark.parametrize("norm", NORMS, ids=["instance", "batch", "affine"])
-@pytest.mark.parametrize("backbone", BACKBONES, ids=["registers", "avg", "map"])
+@pytest.mark.parametrize(
+    ("backbone", "norm", "res_block", "conv_block", "deep"),
+    pairwise(BACKBONES, NORMS, [True, False], [True, False], [True, False]),
+    ids=str,
+)
 def test_every_parameter_has_a_gradient(backbone, norm, res_block, conv_block, deep):
     # DistributedDataParallel stops at a parameter without one
     torch.manual_seed(0)

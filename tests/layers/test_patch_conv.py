@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from monai_vit3d.layers import PatchConv3d
 from monai_vit3d.networks import TokenClassifier, TokenSegmenter, VisionTransformer3D, create_preset
+from tests.helpers import pairwise
 
 # patches that fill the input, leave a rest, overlap, leave gaps, are dilated, padded, in groups
 GEOMETRIES = {
@@ -36,9 +37,11 @@ def volume(batch=2):
     return torch.randn(batch, 1, 16, 16, 8, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize(
+    ("geometry", "dtype", "bias"),
+    pairwise(GEOMETRIES, [torch.float32, torch.float64, torch.bfloat16], [True, False]),
+    ids=str,
+)
 def test_equals_conv3d_with_its_gradients(geometry, bias, dtype):
     torch.manual_seed(0)
     theirs = nn.Conv3d(2, 6, bias=bias, **GEOMETRIES[geometry], dtype=dtype)

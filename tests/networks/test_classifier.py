@@ -23,6 +23,7 @@ from monai_vit3d.networks import (
     probabilities,
     task_loss,
 )
+from tests.helpers import pairwise
 from tests.networks.test_timm_parity import pair, randn, randomise
 
 SIZE, PATCH, CLASSES = (16, 24, 8), (8, 8, 4), 3
@@ -434,10 +435,11 @@ NEVER_DECAY = r"(.*\.bias$|.*norm.*|backbone\.(cls_token|reg_token|pos_embed)$|h
 STEM = {"embed_layer": ConvStem3D, "patch_size": 4, "class_token": False, "global_pool": ""}
 
 
-@all_heads
-@all_freezes
-@pytest.mark.parametrize("task", ["multi-class", "ordinal"])
-@pytest.mark.parametrize("options", [{"reg_tokens": 1, "pre_norm": True, "qk_norm": True}, STEM])
+@pytest.mark.parametrize(
+    ("head", "freeze", "task", "options"),
+    pairwise(HEADS, FROZEN, ["multi-class", "ordinal"], [{"reg_tokens": 1, "pre_norm": True, "qk_norm": True}, STEM]),
+    ids=str,
+)
 def test_learning_rates_fall_from_head_to_stem(head, freeze, task, options):
     options = dict(options)
     patch = options.pop("patch_size", PATCH)

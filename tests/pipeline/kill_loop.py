@@ -24,7 +24,8 @@ from PIL import Image
 
 from monai_vit3d import cli
 from monai_vit3d.bundle import safety  # noqa: F401 - before the forks, not in each child
-from monai_vit3d.pipeline import folder, report, run_cases  # noqa: F401
+from monai_vit3d.pipeline import folder, run_cases  # noqa: F401
+from monai_vit3d.pipeline.report import page  # noqa: F401
 from tests.pipeline.tiny import arguments, leftovers, predict, products, records, statuses
 
 

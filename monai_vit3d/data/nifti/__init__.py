@@ -1,4 +1,4 @@
-"""NIfTI files: the strict door in front of MONAI. The only room that imports nibabel."""
+"""Read and write NIfTI files strictly; the only package that imports nibabel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ += ["write_labels", "write_map"]
 
 
 def __getattr__(name: str) -> Any:
-    # monai and torch load where MONAI's reader is used; the door needs numpy and nibabel alone
+    # monai and torch load where MONAI's reader is used; reading needs numpy and nibabel alone
     if name == "NiftiReader":
         from .reader import NiftiReader
 

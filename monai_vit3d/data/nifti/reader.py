@@ -1,4 +1,4 @@
-"""The strict door as a MONAI reader, for bundles and transforms."""
+"""The strict NIfTI reader as a MONAI reader, for bundles and transforms."""
 
 from __future__ import annotations
 

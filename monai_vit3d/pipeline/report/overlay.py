@@ -1,4 +1,4 @@
-"""A picture of a case: its labels over three planes of the image, the patient's right on the picture's left."""
+"""Draw a case: its labels over three planes of the image, the patient's right on the picture's left."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ..data.files import replacing
-from ..data.volume import Array, Grid
-from .stats import check_labels
+from ...data.files import replacing
+from ...data.orientation import axis_letters
+from ...data.volume import Array, Grid
+from ..stats import check_labels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +31,7 @@ _HEIGHT, _WIDTH, _MARGIN, _GAP, _ALPHA = 260, 390, 16, 12, 0.4
 
 
 def draw_overlay(voxels: Array, labels: Array, grid: Grid, colours: Sequence[Colour] | None = None) -> Image:
-    """Axial, coronal and sagittal plane through the slices with most labelled voxels, in true proportion.
+    """Draw an axial, a coronal and a sagittal plane through the slices with most labelled voxels, in true proportion.
 
     Radiological convention: the patient's right is on the left of the axial and coronal plane, anterior on the left
     of the sagittal one. Letters at the edges say so. All planes have one scale; an oblique volume is drawn along its
@@ -72,32 +73,12 @@ def draw_overlay(voxels: Array, labels: Array, grid: Grid, colours: Sequence[Col
 
 
 def label_colour(label: int, colours: Sequence[Colour] = PALETTE) -> Colour:
-    """The colour that a label, or channel ``label - 1`` of masks, is drawn in."""
+    """Return the colour of a label, or of channel ``label - 1`` of masks."""
     return colours[(label - 1) % len(colours)]
 
 
-def axis_letters(affine: Array) -> str:
-    """The body direction nearest to each voxel axis: "RAS" if they run to the right, to the front and upward.
-
-    The rotation nearest to the affine is taken (by its SVD), then its strongest entries, each world axis once; so
-    does nibabel.
-
-    Args:
-        affine: (3, 3) or (4, 4), voxel index to world, RAS+ mm.
-    """
-    direction = np.asarray(affine, np.float64)[:3, :3]
-    left, _, right = np.linalg.svd(direction / np.sqrt((direction**2).sum(axis=0)))
-    cosines = left @ right
-    letters = ["", "", ""]
-    for axis in np.argsort(-np.abs(cosines).max(axis=0), kind="stable"):
-        world = int(np.abs(cosines[:, axis]).argmax())
-        letters[axis] = ("LPI" if cosines[world, axis] < 0 else "RAS")[world]
-        cosines[world] = 0
-    return "".join(letters)
-
-
 def plane_letters(affine: Array, plane: Plane) -> tuple[str, str, str, str]:
-    """What stands at the left, right, upper and lower edge of a plane's picture, drawn as this module does.
+    """Name the directions at the left, right, upper and lower edge of a plane's picture.
 
     Args:
         affine: (3, 3) or (4, 4), voxel index to world, RAS+ mm, of any orientation.
@@ -120,9 +101,9 @@ def write_png(image: Image, path: str | Path) -> None:
 
 
 def _to_lpi(affine: Array) -> tuple[list[int], list[bool], Array]:
-    """The turn after which voxel axes run to the left, to the back and downward: order, flips, (3, 3) directions.
+    """The reorientation to axes that run to the left, to the back and downward: order, flips, (3, 3) directions.
 
-    So turned, every plane is one transpose: columns of its picture run to L or P, rows to P or I.
+    Then every plane is one transpose: columns of its picture run to L or P, rows to P or I.
     """
     letters = axis_letters(affine)
     order = [next(i for i, letter in enumerate(letters) if letter in pair) for pair in ("LR", "PA", "IS")]

@@ -1,11 +1,11 @@
 """What readers make of the files that clinics have, and what checking them costs.
 
-    python benchmarks/door.py --rounds 15
-    python benchmarks/door.py --folder clinical     # keep the files
+    python benchmarks/broken_files.py --rounds 15
+    python benchmarks/broken_files.py --folder clinical     # keep the files
 
 The files are those of tests/clinical.py, which are made without any code of this package and tell how each must end
 in front of a network that takes one 3D volume: refused, or read with the right voxels at the right place. Four
-dimensions are no fault of a file, and nibabel is no such door; the table says what comes in if it is used as one.
+dimensions are no fault of a file, and nibabel is no such reader; the table says what comes in if it is used as one.
 Every tool gets the files in turn: ours (`read_volume`), MONAI's stock `LoadImage`, nibabel's `get_fdata` and, where
 it is installed, SimpleITK as nnU-Net reads with it. Whatever reaches stderr counts as a warning; an error names the
 file if the file's name is in it.

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.orientation import axis_letters
 from monai_vit3d.data.volume import Grid
-from monai_vit3d.pipeline.overlay import (
+from monai_vit3d.pipeline.report.overlay import (
     PALETTE,
     PLANES,
-    axis_letters,
     draw_overlay,
     label_colour,
     plane_letters,

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_vit3d.pipeline import report
-from monai_vit3d.pipeline.overlay import label_colour, write_png
-from monai_vit3d.pipeline.report import write_report
+from monai_vit3d.pipeline.report import page as report_page
+from monai_vit3d.pipeline.report.overlay import label_colour, write_png
+from monai_vit3d.pipeline.report.page import write_report
 from tests.helpers import HANG
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -128,7 +128,7 @@ def test_probabilities_are_bars_and_values_are_not(page, tmp_path):
 
 
 def test_pictures_are_inside_and_later_ones_beside(page, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "EMBEDDED", 2)
+    monkeypatch.setattr(report_page, "EMBEDDED", 2)
     names = ["a", "b", "sub 3/c#1?%"]
     found = page([done(tmp_path, name) for name in names])
     sources = [e[1]["src"] for e in found.all("img")]
@@ -206,7 +206,7 @@ def test_written_whole(page, tmp_path):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_in_a_browser(page, tmp_path, monkeypatch):
     """No script of a file name runs; pictures show, embedded or linked; nothing is wider than a phone."""
-    monkeypatch.setattr(report, "EMBEDDED", 1)
+    monkeypatch.setattr(report_page, "EMBEDDED", 1)
     page(hostile(tmp_path), bundle=HOSTILE)
     options = [
         "--headless",

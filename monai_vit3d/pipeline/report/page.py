@@ -1,4 +1,4 @@
-"""report.html: what became of every file of a run, with pictures, for a person to look through."""
+"""Write report.html: the result of every case of a run, with pictures, for a person to look through."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
-from ..data.files import write_text_atomic
-from ..data.printable import printable
+from ...data.files import write_text_atomic
+from ...data.printable import printable
 from .overlay import label_colour
 
 EMBEDDED = 300  # pictures inside the page; more would make it too large for a browser
@@ -48,7 +48,7 @@ def write_report(records: Iterable[Record], run: Record, output: str | Path) -> 
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalized
     )
     environment.filters.update(figure=_figure, duration=_duration)
-    template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
+    template = files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(template).render(
         title=_title(run),
         facts=_facts(run),
@@ -65,12 +65,12 @@ def write_report(records: Iterable[Record], run: Record, output: str | Path) -> 
 
 
 def _finalized(value: Any) -> Any:
-    """A text as the page shows it: what cannot be printed, or turns the direction of writing, as escapes."""
+    """Show a text on the page: what cannot be printed, or turns the direction of writing, as escapes."""
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _case(record: Record, i: int) -> dict[str, Any]:
-    """A record as the template wants it: every key is there."""
+    """A record as the template takes it, with every key."""
     status = str(record.get("status") or ("failed" if record.get("error") else "done"))
     source = record.get("input") or ""
     source = source if isinstance(source, str) else ", ".join(str(one) for one in source)
@@ -124,7 +124,7 @@ def _title(run: Record) -> str:
 
 
 def _facts(run: Record) -> list[tuple[str, str]]:
-    """Name and value of what is known about the run."""
+    """Names and values of the run: weights, device, times, versions."""
     sha256 = str(run.get("weights_sha256") or "")
     facts = [
         ("Weights", f"sha256 {sha256[:12]}…" if sha256 else ""),
@@ -149,11 +149,11 @@ def _counts(cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """A class of CSS and a text for each part of the summary; done, failed and skipped are always there."""
     states = Counter(case["status"] for case in cases)
     warned = sum(bool(case["warnings"]) for case in cases)
-    known = [(state, f"{states[state]} {state}") for state in _STATES if states[state] or state != "pending"]
+    usual = [(state, f"{states[state]} {state}") for state in _STATES if states[state] or state != "pending"]
     odd = [("pending", f"{n} {state}") for state, n in states.items() if state not in _STATES]
     suspicious = sum(case["suspicious"] and case["result"] for case in cases)
     doubts = [("warned", f"{suspicious} suspicious")] if suspicious else []
-    return [*known, *odd, *doubts, ("warned", f"{warned} with warnings")]
+    return [*usual, *odd, *doubts, ("warned", f"{warned} with warnings")]
 
 
 def _passed_over_count(run: Record) -> list[tuple[str, str]]:
@@ -172,7 +172,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _figure(value: Any) -> str:
-    """A number as people read it, with four digits that count; a dash for none."""
+    """Format a number with four significant digits; a dash for none."""
     if not _is_number(value):
         return "–"  # noqa: RUF001
     if isinstance(value, int) or value == 0:
