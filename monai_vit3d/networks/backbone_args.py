@@ -165,10 +165,7 @@ def _has_name(argument: str, layer: nn.Module | None) -> bool:
 def _plain_options(args: Mapping[str, Any]) -> dict[str, Any]:
     options = {key: args[key] for key in _PLAIN if key in args}
     rope = args.get("rope")
-    if rope is None:
-        return options
-    rope = {{"rotate_half": "half"}.get(key, key): value for key, value in rope.items()}
-    return {**options, "rope": partial(RotaryPositions3D, **rope)}
+    return options if rope is None else {**options, "rope": partial(RotaryPositions3D, **rope)}
 
 
 def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
