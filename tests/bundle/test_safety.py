@@ -486,7 +486,7 @@ NAMES = st.sampled_from(["os", "eval", "x", "len", "@a", "@names", "__local_refs
 PIECES = st.sampled_from([".", "(", ")", "[", "]", " for x in ", "lambda x: ", "system", "get", "__class__", ",", "+"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(NAMES | PIECES, max_size=8).map("".join))
 def test_what_passes_touches_nothing_beyond_the_lists(text):
     config = under(network=f"${text}")
