@@ -222,7 +222,7 @@ class MAE(nn.Module):
         return patches
 
     def _predict(self, x: Tensor, masks: MAEMasks) -> Tensor:
-        return self.decoder(self.backbone.forward_visible(x, masks.visible), masks, self._grid(x))
+        return self.decoder(self.backbone.forward_masked(x, masks.visible), masks, self._grid(x))
 
 
 def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
