@@ -17,7 +17,7 @@ from ..data.files import replacing
 from ..networks import VisionTransformer3D
 from ..networks.layer_facts import unlike_layers
 from ..networks.lora import merged_lora
-from ..networks.model_args import CLASSES, RECORD, build_network, class_of, model_args
+from ..networks.model_args import NETWORK_CLASSES, RECORD, build_network, class_of, model_args
 from .files import as_state_dict, read_with_metadata, write_safetensors
 from .pretrained import CONFIG, WEIGHTS, build_own, build_whole, files_in, recorded_args
 
@@ -134,7 +134,7 @@ def load_pretrained(
     state = as_state_dict(read, weights)
     said = recorded_args(state, metadata, config, weights)
     kind = class_of(said)
-    if not issubclass(factory, CLASSES[kind]):
+    if not issubclass(factory, NETWORK_CLASSES[kind]):
         raise UsageError(f"{source}: a {kind}, not a {factory.__name__}. Load it with {kind}.from_pretrained.")
     if kind != VisionTransformer3D.__name__:
         return build_whole(said, state, str(weights), factory, **options)  # type: ignore[return-value]
