@@ -29,6 +29,7 @@ RENAMED = {
         "way_back": "monai_vit3d.transforms.trace_inverse",
     },
     "monai_vit3d.pretraining": {"describe": "collapse_report"},
+    "monai_vit3d.weights": {"files": "checkpoints"},
 }
 
 
