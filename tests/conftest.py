@@ -4,9 +4,14 @@ import json
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.helpers import phantom
+
+# a loaded machine is no failure, and more examples seldom find more
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

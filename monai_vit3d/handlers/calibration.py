@@ -40,7 +40,7 @@ class Calibration:
 
 
 def calibrate(
-    network: nn.Module,
+    network: Any,
     dataloader: Iterable[dict[str, Any]],
     loss: Callable[[Tensor, Tensor], Tensor],
     device: torch.device | str,

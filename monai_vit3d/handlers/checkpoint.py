@@ -198,8 +198,8 @@ class AtomicCheckpoint:
         """Return the key metric if the validator ran for this epoch."""
         if self.validator is None or self.validator.state.epoch != epoch:
             return None
-        metrics = self.validator.state.metrics
-        return float(metrics[self.validator.state.key_metric_name])
+        state: Any = self.validator.state  # with the attributes that MONAI's engines add
+        return float(state.metrics[state.key_metric_name])
 
 
 def _state_of(obj: Any) -> dict[str, Any]:

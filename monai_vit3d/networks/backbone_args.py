@@ -114,7 +114,7 @@ def _numbers(backbone: VisionTransformer3D) -> dict[str, Any]:
 
 
 def _tokens(backbone: VisionTransformer3D) -> dict[str, Any]:
-    """Prefix tokens, positions, pooling, and where the norms around the blocks are."""
+    """Describe prefix tokens, positions, pooling, and where the norms around the blocks are."""
     positions, after = backbone.pos_embed, is_layer(backbone.fc_norm)
     own = positions is not None and positions.shape[1] > backbone.num_patches
     return {
@@ -126,14 +126,14 @@ def _tokens(backbone: VisionTransformer3D) -> dict[str, Any]:
         "global_pool": backbone.global_pool,
         "pool_include_prefix": backbone.pool_include_prefix,
         "pre_norm": is_layer(backbone.norm_pre),
-        # what was pruned is gone, whatever the constructor was told
+        # what was pruned is gone, whatever the constructor's argument was
         "final_norm": backbone.final_norm and (after or is_layer(backbone.norm)),
         "fc_norm": None if backbone.fc_norm_arg is None else after,
     }
 
 
 def _are_trained(backbone: VisionTransformer3D) -> bool:
-    """False for positions that are kept as they are; in a network that is frozen as a whole none are marked so."""
+    """Return False for positions that alone are frozen; in a network frozen as a whole none count as such."""
     positions, embed = backbone.pos_embed, backbone.patch_embed
     trained = any(parameter.requires_grad for parameter in embed.parameters())
     return not isinstance(positions, nn.Parameter) or positions.requires_grad or not trained
@@ -143,21 +143,21 @@ def _rope(rope: nn.Module | None) -> dict[str, Any] | None:
     if type(rope) is not RotaryPositions3D:
         return None
     found = {"unit": rope.unit, "pairs": list(rope.pairs), "temperature": rope.temperature}
-    found["rotate_half"] = rope.half
+    found["rotate_half"] = rope.rotate_half
     if rope.reference is not None or rope.offset:
         found |= {"reference": rope.reference and list(rope.reference), "offset": rope.offset}
     return found | ({"unit_mm": rope.unit_mm} if rope.unit == "mm" else {})
 
 
 def _embed_norm(norm: nn.Module | None) -> dict[str, Any] | None:
-    """The norm of a patch embedding, in the words that the others have."""
+    """Describe the norm of a patch embedding with the keys of the other norms."""
     if not is_layer(norm):
         return None
     eps = getattr(norm, "eps", None)
     return {"norm_layer": type(norm).__name__, "norm_eps": eps, "norm_options": norm_details(norm)}
 
 
-def _has_name(argument: str, layer: nn.Module) -> bool:
+def _has_name(argument: str, layer: nn.Module | None) -> bool:
     cls = type(layer)
     return cls.__name__ in LAYERS[argument] and cls.__module__.partition(".")[0] in _HOMES
 
@@ -165,14 +165,11 @@ def _has_name(argument: str, layer: nn.Module) -> bool:
 def _plain_options(args: Mapping[str, Any]) -> dict[str, Any]:
     options = {key: args[key] for key in _PLAIN if key in args}
     rope = args.get("rope")
-    if rope is None:
-        return options
-    rope = {{"rotate_half": "half"}.get(key, key): value for key, value in rope.items()}
-    return {**options, "rope": partial(RotaryPositions3D, **rope)}
+    return options if rope is None else {**options, "rope": partial(RotaryPositions3D, **rope)}
 
 
 def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructors by the names in an architecture."""
+    """Return the constructors that recorded names stand for."""
     unsaid = ("NoneType", None)  # a block that has no such layer
     names = {key: found[key] for key in LAYERS if key not in overrides and found.get(key) not in unsaid}
     foreign = dict(found.get("foreign") or {})

@@ -33,8 +33,8 @@ def model_args(network: nn.Module) -> dict[str, Any]:
         (patches along each axis); ``no_embed_class`` False where there are no prefix tokens; ``pos_trained`` False
         where positions are a parameter that takes no gradient, as a table of another project's, though the patch
         kernel takes one. Of a segmenter or classifier: ``backbone`` with its own arguments, ``out_indices``,
-        ``decoder`` or ``head`` by name, and their ``options``. ``foreign`` names the arguments whose classes are known
-        neither to torch, timm nor this package, and these classes.
+        ``decoder`` or ``head`` by name, and their ``options``. ``foreign`` names the arguments whose classes are
+        known neither to torch, timm nor this package, and these classes.
 
     Raises:
         TypeError: another network.
@@ -111,7 +111,7 @@ def describe_around_backbone(network: nn.Module, part: str, record: Mapping[str,
         **{part: None, **record},
         "options": options,
         "num_classes": network.num_classes,
-        "out_indices": list(network.taps),
+        "out_indices": list(network.out_indices),
         "backbone": None if "backbone" in foreign else model_args(backbone),
         "foreign": {key: class_path(layer) for key, layer in foreign.items()},
     }
@@ -132,5 +132,5 @@ def _built_around_backbone(
         backbone = build_network(args["backbone"], **overrides)
     built = next(key for key in _BY_KEY if key in args)
     if isinstance(own[built], nn.Module):  # it has its options
-        return factory(backbone, own[built], taps=own["out_indices"])
-    return factory(backbone, taps=own.pop("out_indices"), **own)
+        return factory(backbone, own[built], out_indices=own["out_indices"])
+    return factory(backbone, **own)

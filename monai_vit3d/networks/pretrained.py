@@ -20,7 +20,7 @@ class Pretrained(ModelHubMixin, nn.Module, library_name="monai_vit3d", tags=["mo
     """``from_pretrained``, ``save_pretrained`` and ``push_to_hub``, spelled as huggingface_hub spells them."""
 
     def __new__(cls: type[T], *args: Any, **kwargs: Any) -> T:
-        """A plain instance: the mixin would keep the arguments as its config, which soon are no longer true."""
+        """Return a plain instance: the mixin would keep the arguments as its config, which soon are no longer true."""
         return object.__new__(cls)
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -43,7 +43,7 @@ class Pretrained(ModelHubMixin, nn.Module, library_name="monai_vit3d", tags=["mo
 
     @classmethod
     def from_pretrained(cls: type[T], pretrained_model_name_or_path: str | Path, **options: Any) -> T:  # type: ignore[override]
-        """The network in a folder of :meth:`save_pretrained`, or in a repository of the hub that holds one.
+        """Load the network in a folder of :meth:`save_pretrained`, or in a repository of the hub that holds one.
 
         Args:
             pretrained_model_name_or_path: the folder, a file of ``save_backbone``, or the hub's ``"owner/name"``.
@@ -122,7 +122,7 @@ class Pretrained(ModelHubMixin, nn.Module, library_name="monai_vit3d", tags=["mo
         return str(super().push_to_hub(repo_id, model_card_kwargs=card, **options))
 
     def generate_model_card(self, **options: Any) -> ModelCard:  # type: ignore[override]
-        """The model card that :meth:`save_pretrained` writes.
+        """Return the model card that :meth:`save_pretrained` writes.
 
         Args:
             options: ``license`` and ``tags``.

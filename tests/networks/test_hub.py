@@ -374,7 +374,7 @@ def test_a_new_head_only_where_another_is_asked_for(saved, caplog):
     bare = VisionTransformer3D.from_pretrained(folder, num_classes=0)
     assert torch.equal(bare(x), net.forward_head(net.forward_features(x), pre_logits=True))
     pooled = VisionTransformer3D.from_pretrained(folder, global_pool="avg")
-    want = net.head(net.norm(net._run_blocks(net._embed(x), [], None)[0][:, 1:].mean(1)))
+    want = net.head(net.norm(net._run_blocks(net._tokens(x)[0], [], None)[0][:, 1:].mean(1)))
     torch.testing.assert_close(pooled(x), want)  # the norm moved behind the pooling, the head is the file's
 
 

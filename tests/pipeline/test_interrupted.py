@@ -30,7 +30,7 @@ def kill_loop(*command):
 def test_killed_at_any_moment_every_file_is_whole_and_resume_ends_as_a_clean_run(tmp_path, cohort, tiny_bundle):
     other = write_bundle(tmp_path / "other", 0.3, 0.6)
     found = kill_loop(cohort, tmp_path, KILLS, tiny_bundle, other)
-    assert found["kills"] == KILLS
+    assert found["kills"] >= KILLS
     # the moments were not all before the work or after it
     assert min(found["whole runs"], found["partly done"], found["parts left"]) >= 3, found
 

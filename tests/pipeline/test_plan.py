@@ -101,7 +101,7 @@ def file_system_key(path):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(wild)
 def test_outputs_are_distinct_and_below_out(tmp_path_factory, names):
     folder = tmp_path_factory.mktemp("names")

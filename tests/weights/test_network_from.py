@@ -41,7 +41,7 @@ def classifier(head="linear", **options):
 NETWORKS = {
     **{decoder: (segmenter, {"decoder": decoder}) for decoder in DECODERS},
     **{head: (classifier, {"head": head}) for head in HEADS},
-    "ordinal": (classifier, {"task": "ordinal", "taps": (1, 3), "freeze": "backbone"}),
+    "ordinal": (classifier, {"task": "ordinal", "out_indices": (1, 3), "freeze": "backbone"}),
     "options": (segmenter, {"decoder": "unetr", "feature_size": 4, "norm_name": ("instance", {"affine": True})}),
     "backbone": (backbone, {"rope": "box", "reg_tokens": 2}),
 }
@@ -129,7 +129,13 @@ def test_files_that_build_nothing(tmp_path):
     again.load_state_dict(own.state_dict())
     assert_equal(own.eval(), again.eval())
     state = network.state_dict()
-    for change in ({"backbone": None}, {"backbone": 3}, {"taps": "x"}, {"options": None}, {"decoder": "os.system"}):
+    for change in (
+        {"backbone": None},
+        {"backbone": 3},
+        {"out_indices": "x"},
+        {"options": None},
+        {"decoder": "os.system"},
+    ):
         state._metadata[""]["model_args"] = {**model_args(network), **change}
         torch.save(state, tmp_path / "odd.pt")
         with pytest.raises(WeightsError, match=r"odd\.pt: "):
