@@ -11,7 +11,7 @@ from timm.models import vision_transformer as timm_vit
 from torch import nn
 
 from ..data.errors import WeightsError
-from ..layers import ConvStem3D, PatchEmbed3D, RotaryBlock, RotaryPositions3D
+from ..layers import EMBED_LAYERS, RotaryBlock, RotaryPositions3D
 from .layer_facts import block_facts, is_layer, layer_details, norm_details, parts_of
 from .options import MLPS
 
@@ -40,7 +40,7 @@ def _table(*layers: type[nn.Module]) -> dict[str, type[nn.Module]]:
 
 # layers that have a name: argument -> name -> class; timm's LayerNorm and GELU compute what torch's do
 LAYERS: dict[str, dict[str, type[nn.Module]]] = {
-    "embed_layer": _table(PatchEmbed3D, ConvStem3D),
+    "embed_layer": _table(*EMBED_LAYERS.values()),
     "block_fn": _table(*(getattr(timm_vit, name) for name in _BLOCKS), RotaryBlock),
     "attn_layer": _table(Attention, AttentionRope, DiffAttention),
     "mlp_layer": _table(*MLPS.values()),
