@@ -14,7 +14,7 @@ from monai_vit3d.data.task_names import TASKS
 from monai_vit3d.decoders import DECODERS
 from monai_vit3d.inferers import BackendNetwork
 from monai_vit3d.layers import set_spacing
-from monai_vit3d.networks import HEADS, PRESETS, TokenClassifier, TokenSegmenter, create_model
+from monai_vit3d.networks import HEADS, PRESETS, TokenClassifier, TokenSegmenter, create_preset
 from tests.helpers import pairwise
 
 SIZE, PATCH, CLASSES = (32, 16, 16), (16, 8, 4), 3
@@ -52,7 +52,7 @@ def segmenter(request):
     """A segmenter as wide as its preset, only as deep as its decoder needs, and what it says of two volumes."""
     preset, decoder = request.param
     torch.manual_seed(0)
-    backbone = create_model(preset, SIZE, PATCH, depth=max(2, DECODERS[decoder].num_maps(PATCH)))
+    backbone = create_preset(preset, SIZE, PATCH, depth=max(2, DECODERS[decoder].num_maps(PATCH)))
     net = TokenSegmenter(backbone, decoder, CLASSES, feature_size=4).eval()
     with torch.no_grad():
         return net, volumes(2, seed=1), net(volumes(2, seed=1))
@@ -61,7 +61,7 @@ def segmenter(request):
 @pytest.fixture(scope="module", params=networks(PRESETS))
 def classifier(request):
     torch.manual_seed(0)
-    net = create_model(request.param, SIZE, PATCH, depth=2, num_classes=CLASSES).eval()
+    net = create_preset(request.param, SIZE, PATCH, depth=2, num_classes=CLASSES).eval()
     with torch.no_grad():
         return net, volumes(2, seed=1), net(volumes(2, seed=1))
 
@@ -69,8 +69,8 @@ def classifier(request):
 def token_classifier_of(preset, head, task):
     """A classifier as wide as its preset, of two blocks that its head reads both, and its logits of two volumes."""
     torch.manual_seed(0)
-    backbone = create_model(preset, SIZE, PATCH, depth=2)
-    net = TokenClassifier(backbone, head, CLASSES, task, taps=(0, 1)).eval()
+    backbone = create_preset(preset, SIZE, PATCH, depth=2)
+    net = TokenClassifier(backbone, head, CLASSES, task, out_indices=(0, 1)).eval()
     net.scale_logits(20)  # a new head says little: its logits are made large enough to differ
     with torch.no_grad():
         return net, volumes(2, seed=1), net(volumes(2, seed=1))
@@ -179,7 +179,7 @@ def rotary(request):
     """A classifier with rotary positions alone, and its logits of two volumes."""
     torch.manual_seed(0)
     options = {"depth": 2, "num_classes": CLASSES, "pos_embed": "none", "patch_drop_rate": 0.5}
-    net = create_model("vit3d_tiny", SIZE, PATCH, rope=request.param, **options).eval()
+    net = create_preset("vit3d_tiny", SIZE, PATCH, rope=request.param, **options).eval()
     for block in net.blocks:
         block.attn.qkv.weight.data.mul_(8)  # a new network looks at all patches alike, wherever they are
     net.head.weight.data.mul_(5)
@@ -217,6 +217,6 @@ def test_bfloat16_and_autocast_stay_near(segmenter):
 def test_inductor():
     torch.manual_seed(0)
     torch._dynamo.reset()
-    backbone = create_model("vit3d_tiny", (16, 8, 8), (4, 4, 2), depth=2)  # few stages: few kernels to compile
+    backbone = create_preset("vit3d_tiny", (16, 8, 8), (4, 4, 2), depth=2)  # few stages: few kernels to compile
     net, image = TokenSegmenter(backbone, "unetr", CLASSES, feature_size=4).eval(), torch.randn(2, 1, 16, 8, 8)
     torch.testing.assert_close(torch.compile(net, fullgraph=True)(image), net(image), atol=1e-4, rtol=1e-4)

@@ -63,7 +63,7 @@ ALLOWED_MODULE_PREFIXES = (
     "monai_vit3d.networks.", "monai_vit3d.transforms.", "monai_vit3d.inferers.", "monai_vit3d.data.",
 )  # fmt: skip
 TARGET_FUNCTIONS = _split(
-    "monai_vit3d.networks.create_model monai_vit3d.networks.presets.create_model "
+    "monai_vit3d.networks.create_preset monai_vit3d.networks.presets.create_preset monai_vit3d.networks.create_model "
     "monai_vit3d.weights.load_weights monai_vit3d.weights.load_backbone monai_vit3d.weights.network_from"
 )
 READER_CLASSES = _split("NibabelReader ITKReader NiftiReader")

@@ -59,7 +59,7 @@ class WeightsFile:
 
     def state(self, keys: tuple[str, ...]) -> Any:
         """Read the file; of a checkpoint, return what it has under the first of these keys that it has."""
-        from ..weights.files import read_checkpoint
+        from ..networks.checkpoints import read_checkpoint
 
         if not self.sha256:
             raise WeightsError(f"{self.path}: no such file. Fetch the bundle's weights, or train it.")
@@ -88,7 +88,7 @@ def load_bundle_network(
     """
     from torch import nn
 
-    from ..weights.files import load_state
+    from ..networks.checkpoints import load_state
 
     loader = checkpoint_loader(parser.get())
     weights = WeightsFile.of(build(f"{loader}::load_path") if loader else build("ckpt_path", default), config)

@@ -77,7 +77,7 @@ def _dtype(fields: dict[str, str], path: Path) -> np.dtype[Any]:
     order = {"little": "<", "big": ">"}.get(fields.get("endian", "").lower())
     if dtype.itemsize > 1 and order is None:
         raise refusal(path, "no endian in its header; little or big is needed", AGAIN)
-    return dtype.newbyteorder(order or "<")
+    return dtype.newbyteorder(">" if order == ">" else "<")
 
 
 def _affine(fields: dict[str, str], path: Path) -> tuple[Array, list[str]]:

@@ -56,13 +56,13 @@ def test_no_maps_are_named_for_a_decoder_that_cannot_be_built(name, patch):
 @pytest.mark.parametrize("count", [0, -1])
 def test_channels_are_1_or_more(name, option, count):
     options = {"in_chans": 1, "embed_dim": 12, "patch_size": 8, "num_classes": 2, option: count}
-    with pytest.raises(ValueError, match=f"^{option}={count}; 1 or more"):
+    with pytest.raises(ValueError, match=f"^{option}={count}; expected 1 or more"):
         create_decoder(name, **options)
     assert create_decoder(name, **options | {option: 1})
 
 
 def test_image_channels_are_0_or_more():
-    with pytest.raises(ValueError, match=r"^image_channels=-1; 0 or more"):
+    with pytest.raises(ValueError, match=r"^image_channels=-1; expected 0 or more"):
         create_decoder("light", 1, 12, 8, 2, image_channels=-1)
 
 
@@ -116,7 +116,7 @@ def test_wrong_number_of_maps(name, extra):
 
 
 def test_unknown_decoder():
-    with pytest.raises(ValueError, match=r"'unter' is unknown; one of .*unetr"):
+    with pytest.raises(ValueError, match=r"'unter' is unknown; expected one of .*unetr"):
         create_decoder("unter", 1, 12, 8, 2)
 
 

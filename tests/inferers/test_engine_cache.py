@@ -71,7 +71,7 @@ def test_fingerprint_knows_what_the_answer_depends_on():
     next(changed.parameters()).view(-1)[0] += 1e-6
     others.append(prints(changed))
     changed = classifier()
-    changed.taps = (1, 2)
+    changed.out_indices = (1, 2)
     others.append(prints(changed))
     changed = classifier()
     changed.backbone.blocks[1].attn.scale *= 2
