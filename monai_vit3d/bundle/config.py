@@ -106,12 +106,12 @@ def read_parser(root: Path, choice: Choice, device: torch.device | str) -> Confi
         BundleError: a file that cannot be read.
         UsageError: an id that cannot be set, or no such file.
     """
+    paths = config_files(root, choice.names)
+    where = paths[-1]
+    contents = [read_config(path) for path in paths]  # refused, if it must be, before MONAI takes its time to load
     from monai.bundle import ConfigParser
     from monai.bundle.utils import merge_kv
 
-    paths = config_files(root, choice.names)
-    where = paths[-1]
-    contents = [read_config(path) for path in paths]
     try:
         merged = ConfigParser(config={})
         for content in contents:

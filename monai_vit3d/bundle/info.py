@@ -13,7 +13,6 @@ from .kinds import Kind, kind_of
 from .load import BundleSteps, load_bundle, load_steps
 from .metadata import Metadata, read_metadata
 from .unpack import open_bundle
-from .value_names import ValueNames
 
 
 def describe_bundle(
@@ -69,8 +68,8 @@ def _names(metadata: Metadata, steps: BundleSteps | None) -> str:
     if metadata.classifies or not metadata.channel_names:
         return channels
     classes = metadata.output_channels
-    values = steps.value_names(classes) if steps is not None and classes is not None else ValueNames()
-    if not values.names:
+    values = steps.value_names(classes) if steps is not None and classes is not None else None
+    if values is None or not values.names:
         return f"{channels} (channels of the network; label values may differ)"
     return _listed({0: values.background, **values.names} if values.background else values.names)
 
