@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
+LOWEST_PYTHON ?= $(shell python3.10 -c "import sys; print(sys.executable)" 2> /dev/null || echo $(PYTHON))
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test quick chromium test-lowest lint bench clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,9 +22,33 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# one process a core, one thread a process: faster, and the same figures on every machine
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --nbmake --nbmake-timeout=600 tests tutorials
+# one process a core, one thread a process: faster, and the same figures on every machine; modules go to the processes
+# in the order of their names, so that the long ones of tutorials and bundles come first
+PYTEST_OPTIONS := --numprocesses 2 --dist loadscope --no-loadscope-reorder
+
+test: lint chromium
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS) --nbmake --nbmake-timeout=600 tutorials tests
+
+# every module of the package in about two minutes
+quick: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS) -m "not slow" tests
+
+# a test opens the page of a run in a browser; where none can be had, pytest's last lines say that it was skipped
+chromium:
+	@command -v chromium > /dev/null || command -v google-chrome > /dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && \
+	    { apt-get update && apt-get install --yes --no-install-recommends chromium; } > /dev/null 2>&1; } || \
+	  echo "There is no Chromium, and none was installed: the test that opens a report in it will be skipped."
+
+# the quick tests with the lowest releases that setup.cfg allows, in a virtual environment of their own
+$(LOWEST)/.installed: setup.cfg constraints-lowest.txt
+	$(LOWEST_PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable .[dev]
+	touch $@
+
+test-lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(PYTEST_OPTIONS) -m "not slow" tests
 
 # the quick form of what the README's tables of times say; each file prints its peer and its limit
 bench: $(VENV)/.installed
@@ -37,4 +63,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python -W ignore benchmarks/volume.py --quick
 
 clean:
-	rm -rf $(VENV) demo_output runs
+	rm -rf $(VENV) $(LOWEST) demo_output runs

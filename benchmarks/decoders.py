@@ -39,7 +39,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D, create_model
+from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D, create_preset
 
 SETTINGS = {"96^3, 14 classes, vit3d_base": (96, 96, 96), "hippocampus bundle, 32 x 48 x 32": (32, 48, 32)}
 MIB = 2**20
@@ -48,7 +48,7 @@ MIB = 2**20
 @cache
 def vit3d_base(size: tuple[int, ...]) -> VisionTransformer3D:
     """One backbone for all: six would be 2 GB."""
-    return create_model("vit3d_base", size, 16)
+    return create_preset("vit3d_base", size, 16)
 
 
 def segmenter(setting: str, name: str) -> TokenSegmenter:

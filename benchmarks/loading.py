@@ -52,8 +52,7 @@ def plain(name: str, path: Path):
     import torch
     from safetensors.torch import load_file
 
-    from monai_vit3d.networks import PRESETS, VisionTransformer3D
-    from monai_vit3d.networks import create_model as create_preset
+    from monai_vit3d.networks import PRESETS, VisionTransformer3D, create_preset
     from monai_vit3d.weights import checkpoint_filter_fn
     from monai_vit3d.weights.convert.timm2d_options import timm_options
 

@@ -25,7 +25,7 @@ PEERS = {"monai_vit3d.transforms.SeparableSpacingd": "Spacingd", "monai_vit3d.da
 def segmenter() -> TokenSegmenter:
     """A UNETR of 12 blocks for 14 classes, in evaluation; its weights are the same every time."""
     torch.manual_seed(0)
-    return TokenSegmenter(VisionTransformer3D(**BACKBONE), "unetr", CLASSES, taps=(3, 6, 9)).eval()
+    return TokenSegmenter(VisionTransformer3D(**BACKBONE), "unetr", CLASSES, out_indices=(3, 6, 9)).eval()
 
 
 def write_unetr_bundle(root: Path, monai: bool = False) -> Path:

@@ -58,10 +58,10 @@ class Contender(NamedTuple):
 class EncodesAll(VisionTransformer3D):
     """A backbone whose visible tokens are chosen after the blocks: slower, and a leak."""
 
-    def forward_visible(self, x: Tensor, keep: Tensor) -> Tensor:
+    def forward_masked(self, x: Tensor, ids_keep: Tensor) -> Tensor:
         """All tokens through the blocks, then the kept ones."""
         tokens = self.forward_features(x)
-        return tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[2]))
+        return tokens.gather(1, ids_keep[..., None].expand(-1, -1, tokens.shape[2]))
 
 
 def contender(name: str, sizes: Sizes, batch: int) -> Contender:
@@ -85,7 +85,7 @@ def contender(name: str, sizes: Sizes, batch: int) -> Contender:
     return Contender(
         model,
         masks,
-        lambda: model.context_encoder.forward_visible(x, masks.context),
+        lambda: model.context_encoder.forward_masked(x, masks.context),
         lambda: model(x, masks).loss,
         lambda: model.update_target(0.996),
     )

@@ -57,13 +57,13 @@ class Timms(nn.Module):
         blocks = [EvaBlock(ours.embed_dim, ours.num_heads, mlp_ratio=4.0, **block) for _ in ours.blocks]
         self.blocks = nn.ModuleList(blocks).to(x.device)
         self.blocks.load_state_dict(ours.blocks.state_dict())
-        self.embed, self.norm, self.table = ours._embed, ours.norm, ours._rotary(x)
+        self.tokens, self.norm = ours._tokens, ours.norm
 
     def forward(self, x: Tensor) -> Tensor:
         """Normed tokens."""
-        x = self.embed(x)
+        x, table = self.tokens(x)
         for block in self.blocks:
-            x = block(x, rope=self.table)
+            x = block(x, rope=table)
         return self.norm(x)
 
 

@@ -5,7 +5,7 @@ from .dash_m import drop_current_folder
 drop_current_folder()  # before anything else is imported, from __future__ too
 
 import importlib  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 from .discovery import announce  # noqa: E402
 
@@ -25,24 +25,56 @@ _HOMES = {
     "attention_maps": "visualize.attention",
     "backbone_from": "weights.sources",
     "create_model": "weights.create",
-    "load_weights": "weights.files",
+    "load_weights": "networks.checkpoints",
     "merge_lora": "networks.lora",
     "set_spacing": "layers.rope",
 }
 _ROOMS = (
     "bundle", "cli", "data", "decoders", "handlers", "inferers", "layers", "metrics", "networks", "pipeline",
-    "pretraining", "visualize", "weights",
+    "pretraining", "transforms", "visualize", "weights",
 )  # fmt: skip
 __all__ = [*sorted(_HOMES), "__version__"]
 
+if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
+    from . import bundle as bundle
+    from . import cli as cli
+    from . import data as data
+    from . import decoders as decoders
+    from . import handlers as handlers
+    from . import inferers as inferers
+    from . import layers as layers
+    from . import metrics as metrics
+    from . import networks as networks
+    from . import pipeline as pipeline
+    from . import pretraining as pretraining
+    from . import transforms as transforms
+    from . import visualize as visualize
+    from . import weights as weights
+    from .decoders.dpt import DPTDecoder as DPTDecoder
+    from .decoders.light import LightDecoder as LightDecoder
+    from .decoders.pyramid import PyramidDecoder as PyramidDecoder
+    from .decoders.unetr import UNETRDecoder as UNETRDecoder
+    from .layers.patch_embed import PatchEmbed3D as PatchEmbed3D
+    from .layers.rope import set_spacing as set_spacing
+    from .networks.classifier import TokenClassifier as TokenClassifier
+    from .networks.lora import apply_lora as apply_lora
+    from .networks.lora import merge_lora as merge_lora
+    from .networks.segmenter import TokenSegmenter as TokenSegmenter
+    from .networks.vit3d import VisionTransformer3D as VisionTransformer3D
+    from .pipeline.predictor import Predictor as Predictor
+    from .visualize.attention import attention_maps as attention_maps
+    from .weights.create import create_model as create_model
+    from .weights.files import load_weights as load_weights
+    from .weights.sources import backbone_from as backbone_from
+else:
 
-def __getattr__(name: str) -> Any:
-    # PEP 562: torch, timm and monai take seconds to import, so a public name loads on its first use
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    if name in _ROOMS:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        # PEP 562: torch, timm and monai take seconds to import, so a public name loads on its first use
+        if name in _HOMES:
+            return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        if name in _ROOMS:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Old public names: each works for one release and warns of the new name."""
+"""Old public names of classes, functions, arguments and attributes: each works for one release and warns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ RENAMED = {
         "unwrapped": "unwrap_inferer",
         "way_back": "monai_vit3d.transforms.trace_inverse",
     },
+    "monai_vit3d.networks": {"create_model": "create_preset"},
     "monai_vit3d.pretraining": {"describe": "collapse_report"},
+    "monai_vit3d.weights": {"files": "checkpoints"},
 }
 
 
@@ -53,3 +55,49 @@ def find_renamed(package: str, name: str) -> Any:
         stacklevel=3,
     )
     return getattr(importlib.import_module(new_package), attribute)
+
+
+def renamed_argument(old: str, new: str, value: Any, options: dict[str, Any]) -> Any:
+    """Take an argument's value from its new name or, with a warning, from its former one.
+
+    Args:
+        old: the former name.
+        new: the name.
+        value: what came under the new name.
+        options: further keywords; the former name is removed from them.
+
+    Raises:
+        ValueError: both names were given.
+    """
+    if old not in options:
+        return value
+    warn_renamed(old, new, 4)
+    if value is not None:
+        raise ValueError(f"{old}={options[old]!r} and {new}={value!r} are one argument: expected {new} alone.")
+    return options.pop(old)
+
+
+def renamed_attribute(old: str, new: str) -> property:
+    """A property that reads and writes the attribute ``new`` under its former name, with a warning."""
+
+    def read(self: Any) -> Any:
+        """The attribute under its former name."""
+        warn_renamed(old, new)
+        return getattr(self, new)
+
+    def write(self: Any, value: Any) -> None:
+        warn_renamed(old, new)
+        setattr(self, new, value)
+
+    return property(read, write)
+
+
+def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
+    """Warn that a name is a former one.
+
+    Args:
+        old: the former name.
+        new: the name.
+        stacklevel: of the frame to name, counted from here, as ``warnings.warn`` takes it.
+    """
+    warnings.warn(f"{old} is called {new} now; the old name goes in the next release.", DeprecationWarning, stacklevel)

@@ -4,9 +4,14 @@ import json
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.helpers import phantom
+
+# a loaded machine is no failure, and more examples seldom find more
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +65,15 @@ def clean_run(tmp_path_factory, tiny_bundle, cohort):
     out = tmp_path_factory.mktemp("clean") / "out"
     assert predict(cohort, to=out, bundle=tiny_bundle) == 0
     return out
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
+def pytest_collection_modifyitems(items):
+    """Mark a test's rows between the first and the last as slow: ``-m "not slow"`` runs each test, but not each row."""
+    rows = {}
+    for item in items:
+        if not item.get_closest_marker("slow"):
+            rows.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for same in rows.values():
+        for item in same[1:-1]:
+            item.add_marker(pytest.mark.slow)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import itertools
+import multiprocessing
+import multiprocessing.connection
 import os
+import runpy
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +67,87 @@ def run_python(*arguments: str | Path, timeout: float = HANG, **options: Any) ->
             process.kill()
             raise
     return process.returncode, out, err
+
+
+# Importing torch and MONAI takes longer than most commands: one process does it, and is forked for each command.
+_WARM = multiprocessing.get_context("forkserver")
+_WARM.set_forkserver_preload(["torch", "monai.bundle", "ignite.engine", "monai_vit3d.cli", "monai_vit3d.networks"])
+
+
+def _run_as_main(words: Sequence[str], folder: str, environment: dict[str, str], output: str) -> None:
+    """Do what ``python -W ignore WORDS`` does, its output into a file."""
+    with open(output, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    warnings.simplefilter("ignore")
+    try:
+        if words[0] == "-m":
+            sys.argv, sys.path[:0] = list(words[1:]), [folder]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        elif words[0] == "-c":
+            sys.argv, sys.path[:0] = ["-c", *words[2:]], [folder]
+            exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            sys.argv, sys.path[:0] = list(words), [str(Path(words[0]).parent)]
+            runpy.run_path(words[0], run_name="__main__")
+    except SystemExit:
+        raise
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)
+    finally:
+        atexit._run_exitfuncs()  # a fork ends without them
+
+
+def run_warm(
+    *words: str | Path, folder: Path = ROOT, processes: int = 1, env: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Do what ``python WORDS`` or torchrun does, but in a fork of a process that has imported torch and MONAI.
+
+    Args:
+        words: ``-m`` and a module, ``-c`` and code, or a script; and its arguments.
+        folder: the current folder of the processes.
+        processes: how many; 2 and more find each other by torchrun's environment variables.
+        env: further environment variables.
+
+    Returns:
+        exit code (of the first process that failed, if any) and the output of all processes, errors included.
+    """
+    environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT), **(env or {})}
+    if processes > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+        environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    with tempfile.TemporaryDirectory() as scratch:
+        outputs = [Path(scratch) / str(rank) for rank in range(processes)]
+        started = []
+        for rank, output in enumerate(outputs):
+            own = environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
+            started.append(_WARM.Process(target=_run_as_main, args=([*map(str, words)], str(folder), own, str(output))))
+            started[-1].start()
+        end = time.monotonic() + HANG
+        while any(one.is_alive() for one in started):  # as under torchrun, one that fails takes the others along
+            if time.monotonic() > end or any(one.exitcode for one in started):
+                for one in started:
+                    one.kill()
+            multiprocessing.connection.wait([one.sentinel for one in started if one.is_alive()], timeout=1)
+        # a process that was killed for another's sake has a negative code
+        code = max(one.exitcode for one in started) or min(one.exitcode for one in started)
+        return code, "".join(output.read_text(errors="replace") for output in outputs if output.exists())
+
+
+def pairwise(*axes: Collection[Any]) -> list[tuple[Any, ...]]:
+    """Choose few rows of the axes' product in which each value of an axis meets each value of every other axis."""
+    positions = list(itertools.combinations(range(len(axes)), 2))
+    rows = itertools.product(*(range(len(axis)) for axis in axes))
+    pairs = {row: {(i, j, row[i], row[j]) for i, j in positions} for row in rows}
+    missing, chosen = set().union(*pairs.values()), []
+    while missing:
+        chosen.append(max(pairs, key=lambda row: len(pairs[row] & missing)))
+        missing -= pairs[chosen[-1]]
+    values = [list(axis) for axis in axes]
+    return [tuple(value[i] for value, i in zip(values, row)) for row in sorted(chosen)]

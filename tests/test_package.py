@@ -1,15 +1,20 @@
 """The package: light to import, its names found, its rooms importing only what they may."""
 
 import ast
+import configparser
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import monai_vit3d
+from tests.helpers import ROOT as CHECKOUT
 
 ROOT = Path(monai_vit3d.__file__).parent
 HEAVY = ["torch", "monai", "timm", "nibabel", "ignite", "numpy"]
@@ -125,3 +130,21 @@ def test_imports_are_read_right():
         imports(ROOT / "decoders" / "unetr.py")
     )
     assert "monai_vit3d.data.nifti" in set(imports(ROOT / "data" / "__init__.py"))
+
+
+def test_contributing_names_tests_that_are_there():
+    text = (CHECKOUT / "CONTRIBUTING.md").read_text()
+    paths = set(re.findall(r"tests/[\w/]+(?:\.py)?", text))
+    assert len(paths) > 10
+    assert [path for path in sorted(paths) if not (CHECKOUT / path).exists()] == []
+
+
+def test_the_lowest_constraints_are_the_bounds_of_setup_cfg():
+    setup = configparser.ConfigParser()
+    setup.read(CHECKOUT / "setup.cfg")
+    lines = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    requirements = [Requirement(line) for text in lines for line in text.split("\n") if line]
+    bounds = {r.name: s.version for r in requirements for s in r.specifier if s.operator == ">="}
+    pins = [Requirement(line) for line in (CHECKOUT / "constraints-lowest.txt").read_text().splitlines()[1:]]
+    pinned = {pin.name: next(iter(pin.specifier)).version for pin in pins}
+    assert {name: Version(bound) for name, bound in bounds.items()} == {k: Version(v) for k, v in pinned.items()}

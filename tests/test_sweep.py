@@ -1,8 +1,8 @@
-"""Every preset with every decoder and head, in every form that users run (the slowest marked so): as eager gives."""
+"""Presets, decoders, heads and the forms that users run, each with each other one: as eager gives."""
 
 import copy
+import itertools
 import shutil
-from importlib.util import find_spec
 
 import onnxruntime
 import pytest
@@ -14,7 +14,8 @@ from monai_vit3d.data.task_names import TASKS
 from monai_vit3d.decoders import DECODERS
 from monai_vit3d.inferers import BackendNetwork
 from monai_vit3d.layers import set_spacing
-from monai_vit3d.networks import HEADS, PRESETS, TokenClassifier, TokenSegmenter, create_model
+from monai_vit3d.networks import HEADS, PRESETS, TokenClassifier, TokenSegmenter, create_preset
+from tests.helpers import pairwise
 
 SIZE, PATCH, CLASSES = (32, 16, 16), (16, 8, 4), 3
 BATCH = ({0: Dim("batch")},)  # of any size, in the forms that can say so
@@ -37,21 +38,30 @@ def volumes(batch, seed):
     return torch.randn(batch, 1, *SIZE, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(scope="module", params=[(p, d) for p in PRESETS for d in DECODERS], ids="-".join)
+def networks(*axes):
+    """Parameters of a fixture, all but the smallest preset's slow."""
+    rows = []
+    for row in itertools.product(*axes):
+        marks = () if row[0] == "vit3d_tiny" else pytest.mark.slow
+        rows.append(pytest.param(row if len(row) > 1 else row[0], id="-".join(row), marks=marks))
+    return rows
+
+
+@pytest.fixture(scope="module", params=networks(PRESETS, DECODERS))
 def segmenter(request):
     """A segmenter as wide as its preset, only as deep as its decoder needs, and what it says of two volumes."""
     preset, decoder = request.param
     torch.manual_seed(0)
-    backbone = create_model(preset, SIZE, PATCH, depth=max(2, DECODERS[decoder].num_maps(PATCH)))
+    backbone = create_preset(preset, SIZE, PATCH, depth=max(2, DECODERS[decoder].num_maps(PATCH)))
     net = TokenSegmenter(backbone, decoder, CLASSES, feature_size=4).eval()
     with torch.no_grad():
         return net, volumes(2, seed=1), net(volumes(2, seed=1))
 
 
-@pytest.fixture(scope="module", params=PRESETS)
+@pytest.fixture(scope="module", params=networks(PRESETS))
 def classifier(request):
     torch.manual_seed(0)
-    net = create_model(request.param, SIZE, PATCH, depth=2, num_classes=CLASSES).eval()
+    net = create_preset(request.param, SIZE, PATCH, depth=2, num_classes=CLASSES).eval()
     with torch.no_grad():
         return net, volumes(2, seed=1), net(volumes(2, seed=1))
 
@@ -59,14 +69,14 @@ def classifier(request):
 def token_classifier_of(preset, head, task):
     """A classifier as wide as its preset, of two blocks that its head reads both, and its logits of two volumes."""
     torch.manual_seed(0)
-    backbone = create_model(preset, SIZE, PATCH, depth=2)
-    net = TokenClassifier(backbone, head, CLASSES, task, taps=(0, 1)).eval()
+    backbone = create_preset(preset, SIZE, PATCH, depth=2)
+    net = TokenClassifier(backbone, head, CLASSES, task, out_indices=(0, 1)).eval()
     net.scale_logits(20)  # a new head says little: its logits are made large enough to differ
     with torch.no_grad():
         return net, volumes(2, seed=1), net(volumes(2, seed=1))
 
 
-@pytest.fixture(scope="module", params=[(p, h) for p in PRESETS for h in HEADS], ids="-".join)
+@pytest.fixture(scope="module", params=networks(PRESETS, HEADS))
 def token_classifier(request):
     preset, head = request.param
     return token_classifier_of(preset, head, "multi-class")
@@ -104,12 +114,22 @@ def symbolic(net, example, folder):
 
 
 def openvino(net, example, folder):
+    pytest.importorskip("openvino")
     return BackendNetwork(net, "openvino")  # by name: it may not leave the network to PyTorch
 
 
-FORMS = [aot_eager, exported, scripted, traced]
-NOT_HERE = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
-OPENVINO = pytest.param(openvino, marks=NOT_HERE)
+FORMS = [aot_eager, exported, scripted, traced, openvino, onnx]
+QUICK_FORMS = (scripted, traced, symbolic)
+
+
+def sweep(fixture, networks, forms):
+    """Parametrize a test by a network and a form; ``networks`` are axes of which all pairs are taken, forms too."""
+    rows = []
+    for *network, form in pairwise(*networks, forms):
+        marks = () if network[0] in ("vit3d_tiny", "mm") and form in QUICK_FORMS else pytest.mark.slow
+        value = tuple(network) if len(network) > 1 else network[0]
+        rows.append(pytest.param(value, form, marks=marks, id="-".join([*network, form.__name__])))
+    return pytest.mark.parametrize((fixture, "form"), rows, indirect=[fixture])
 
 
 def check(form, net, image, expected, folder):
@@ -128,39 +148,25 @@ def test_dense_map(segmenter):
     torch.testing.assert_close(net(image[1:]), expected[1:], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("form", [*FORMS, OPENVINO, pytest.param(onnx, marks=pytest.mark.slow)])
+@sweep("segmenter", [PRESETS, DECODERS], FORMS)
 def test_segmenter_in_every_form(segmenter, form, folder):
     check(form, *segmenter, folder)
 
 
-@pytest.mark.parametrize("form", [*FORMS, OPENVINO, onnx, symbolic])
+@sweep("classifier", [PRESETS], [*FORMS, symbolic])
 def test_classifier_in_every_form(classifier, form, folder):
     check(form, *classifier, folder)
 
 
-@pytest.mark.parametrize("form", [*FORMS, OPENVINO, symbolic])
+@sweep("token_classifier", [PRESETS, HEADS], [*FORMS, symbolic])
 def test_token_classifier_in_every_form(token_classifier, form, folder):
     check(form, *token_classifier, folder)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "preset", [pytest.param(p, marks=() if p == "vit3d_tiny" else pytest.mark.slow) for p in PRESETS]
-)
-def test_token_classifier_in_onnx(preset, head, folder):
-    check(onnx, *token_classifier_of(preset, head, "multi-class"), folder)
-
-
-# three of the four tasks end in the same layer: ONNX of one of them is quick to check
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize(
-    ("task", "form"),
-    [
-        pytest.param(task, form, marks=pytest.mark.slow if form is onnx and task != "ordinal" else ())
-        for task in TASKS
-        for form in (exported, scripted, onnx)
-        if task != "multi-class"
-    ],
+    ("task", "head", "form"),
+    pairwise([task for task in TASKS if task != "multi-class"], HEADS, [exported, scripted, onnx]),
 )
 def test_token_classifier_of_every_task(task, head, form, folder):
     net, image, expected = token_classifier_of("vit3d_tiny", head, task)
@@ -173,7 +179,7 @@ def rotary(request):
     """A classifier with rotary positions alone, and its logits of two volumes."""
     torch.manual_seed(0)
     options = {"depth": 2, "num_classes": CLASSES, "pos_embed": "none", "patch_drop_rate": 0.5}
-    net = create_model("vit3d_tiny", SIZE, PATCH, rope=request.param, **options).eval()
+    net = create_preset("vit3d_tiny", SIZE, PATCH, rope=request.param, **options).eval()
     for block in net.blocks:
         block.attn.qkv.weight.data.mul_(8)  # a new network looks at all patches alike, wherever they are
     net.head.weight.data.mul_(5)
@@ -183,7 +189,7 @@ def rotary(request):
         return net, volumes(2, seed=1), net(volumes(2, seed=1))
 
 
-@pytest.mark.parametrize("form", [*FORMS, symbolic, onnx])
+@sweep("rotary", [["patch", "mm"]], [form for form in (*FORMS, symbolic) if form is not openvino])
 def test_rotary_classifier_in_every_form(rotary, form, folder):
     check(form, *rotary, folder)
 
@@ -211,6 +217,6 @@ def test_bfloat16_and_autocast_stay_near(segmenter):
 def test_inductor():
     torch.manual_seed(0)
     torch._dynamo.reset()
-    backbone = create_model("vit3d_tiny", (16, 8, 8), (4, 4, 2), depth=2)  # few stages: few kernels to compile
+    backbone = create_preset("vit3d_tiny", (16, 8, 8), (4, 4, 2), depth=2)  # few stages: few kernels to compile
     net, image = TokenSegmenter(backbone, "unetr", CLASSES, feature_size=4).eval(), torch.randn(2, 1, 16, 8, 8)
     torch.testing.assert_close(torch.compile(net, fullgraph=True)(image), net(image), atol=1e-4, rtol=1e-4)

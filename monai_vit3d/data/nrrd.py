@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .image_file import ImageHeader
 from .nifti.file_bytes import AGAIN, Stream, refusal
+from .nifti.image_file import ImageHeader
 from .text_headers import HEADER_LIMIT, attached_voxels, parse_numbers
 from .volume import Array
 
@@ -77,7 +77,7 @@ def _dtype(fields: dict[str, str], path: Path) -> np.dtype[Any]:
     order = {"little": "<", "big": ">"}.get(fields.get("endian", "").lower())
     if dtype.itemsize > 1 and order is None:
         raise refusal(path, "no endian in its header; little or big is needed", AGAIN)
-    return dtype.newbyteorder(order or "<")
+    return dtype.newbyteorder(">" if order == ">" else "<")
 
 
 def _affine(fields: dict[str, str], path: Path) -> tuple[Array, list[str]]:

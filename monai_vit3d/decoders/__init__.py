@@ -3,7 +3,7 @@
 A decoder is an ``nn.Module`` built as ``Decoder(in_chans, embed_dim, patch_size, num_classes, **options)`` and
 called as ``decoder(image, maps)``: the image ``(B, C, H, W, D)`` and a list of patch grids
 ``(B, E, H', W', D')``, the last one the backbone's final tokens. It returns ``(B, num_classes, H, W, D)``. Its
-static method ``num_maps(patch_size)`` says how many grids it reads.
+static method ``num_maps(patch_size)`` returns how many grids it reads.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _COMMON = ("in_chans", "embed_dim", "patch_size", "num_classes")
 
 
 def decoder_class(name: str) -> type[nn.Module]:
-    """The decoder registered under ``name``.
+    """Return the decoder class registered under ``name``.
 
     Raises:
         ValueError: an unknown name.
     """
     if name not in DECODERS:
-        raise ValueError(f"decoder={name!r} is unknown; one of {', '.join(sorted(DECODERS))} is needed.")
+        raise ValueError(f"decoder={name!r} is unknown; expected one of {', '.join(sorted(DECODERS))}.")
     return DECODERS[name]
 
 
@@ -59,11 +59,11 @@ def create_decoder(
     """
     build = decoder_class(name)
     given = {key: value for key, value in options.items() if value is not None}
-    known = {key: value.kind for key, value in signature(build).parameters.items() if key not in _COMMON}
-    unknown = [key for key in given if key not in known]
-    if unknown and Parameter.VAR_KEYWORD not in known.values():
+    parameters = {key: value.kind for key, value in signature(build).parameters.items() if key not in _COMMON}
+    unknown = [key for key in given if key not in parameters]
+    if unknown and Parameter.VAR_KEYWORD not in parameters.values():
         raise ValueError(
-            f"decoder={name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}. Leave out what it "
+            f"decoder={name!r} has no option {', '.join(unknown)}; it has {', '.join(parameters)}. Leave out what it "
             "does not have."
         )
     return build(in_chans, embed_dim, patch_size, num_classes, **given)

@@ -1,4 +1,4 @@
-"""DPT's: Ranftl et al. 2021, "Vision Transformers for Dense Prediction", arXiv:2103.13413."""
+"""DPT decoder: Ranftl et al. 2021, "Vision Transformers for Dense Prediction", arXiv:2103.13413."""
 
 from __future__ import annotations
 
@@ -106,19 +106,19 @@ class DPTDecoder(nn.Module):
             x = self.head(x)
         return on_image(x, image)
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each stage in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The last layer."""
+        """Return the last layer."""
         return self.head[-1]
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def reset_classifier(self, num_classes: int) -> None:
-        """Start with a new last layer.
+        """Replace the last layer by a newly initialised one.
 
         Args:
             num_classes: channels of the dense map.
@@ -138,12 +138,12 @@ class ResidualConvUnit(nn.Module):
         self.body = nn.Sequential(*parts[0], *parts[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W, D)`` in and out."""
+        """Apply the unit; the shape ``(B, C, H, W, D)`` stays."""
         return x + self.body(x)
 
 
 def _reassemble(embed_dim: int, middle: int, stride: GridShape, width: int) -> nn.Sequential:
-    """From a patch grid to its level."""
+    """Build the layers from a patch grid to its level."""
     parts: list[nn.Module] = [nn.Conv3d(embed_dim, middle, kernel_size=1)]
     if stride != (1, 1, 1):
         parts.append(nn.ConvTranspose3d(middle, middle, kernel_size=stride, stride=stride))

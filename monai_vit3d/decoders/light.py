@@ -1,4 +1,4 @@
-"""Transposed convolutions alone, as Primus decodes.
+"""Light decoder: transposed convolutions alone, as Primus decodes.
 
 Wald et al. 2025, "Primus: Enforcing Attention Usage for 3D Medical Image Segmentation", arXiv:2503.01835.
 """
@@ -73,7 +73,7 @@ class LightDecoder(nn.Module):
             nn.Sequential(nn.ConvTranspose3d(a, b, kernel_size=s, stride=s), ChannelNorm(b), nn.GELU())
             for a, b, s in zip(before, widths, strides)
         )
-        self.last = nn.ConvTranspose3d(before[-1], image_channels or num_classes, strides[-1], strides[-1])
+        self.last: nn.Module = nn.ConvTranspose3d(before[-1], image_channels or num_classes, strides[-1], strides[-1])
         _start_alike(self)
         self.grad_checkpointing = False
         self.image_branch = self.head = None
@@ -120,19 +120,19 @@ class LightDecoder(nn.Module):
             return recomputed(self.head, x)
         return self.head(x)
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each stage in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The last layer."""
+        """Return the last layer."""
         return self.last if self.head is None else self.head[-1]
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def reset_classifier(self, num_classes: int) -> None:
-        """Start with a new last layer.
+        """Replace the last layer by a newly initialised one.
 
         Args:
             num_classes: channels of the dense map.
@@ -149,7 +149,7 @@ class LightDecoder(nn.Module):
 
 
 def _start_alike(decoder: nn.Module) -> None:
-    """Every place of a transposed convolution's kernel gets the weights that the first one was drawn."""
+    """Give every place of a transposed convolution's kernel the initial weights of its first place."""
     with torch.no_grad():
         for module in decoder.modules():
             if isinstance(module, nn.ConvTranspose3d):

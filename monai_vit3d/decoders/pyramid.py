@@ -1,4 +1,4 @@
-"""A simple feature pyramid: Li et al. 2022, "Exploring Plain Vision Transformer Backbones", arXiv:2203.16527."""
+"""Simple feature pyramid: Li et al. 2022, "Exploring Plain Vision Transformer Backbones", arXiv:2203.16527."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class PyramidDecoder(nn.Module):
             _level(embed_dim, widths[:i], strides[:i], 2 * feature_size) for i in range(len(strides))
         )
         self.grad_checkpointing = False
-        self.head = nn.Conv3d(2 * feature_size, num_classes, kernel_size=1)
+        self.head: nn.Module = nn.Conv3d(2 * feature_size, num_classes, kernel_size=1)
 
     @staticmethod
     def num_maps(patch_size: int | Sequence[int]) -> int:
-        """How many patch grids the decoder reads: the final one."""
+        """Return how many patch grids the decoder reads: one, the final one."""
         return 1
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
@@ -85,19 +85,19 @@ class PyramidDecoder(nn.Module):
             total = x if i == 0 else resize_like(total, x) + x
         return on_image(self.head(F.gelu(total)), image)
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each stage in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The last layer."""
+        """Return the last layer."""
         return self.head
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def reset_classifier(self, num_classes: int) -> None:
-        """Start with a new last layer.
+        """Replace the last layer by a newly initialised one.
 
         Args:
             num_classes: channels of the dense map.
@@ -109,7 +109,7 @@ class PyramidDecoder(nn.Module):
 
 
 def _level(embed_dim: int, widths: list[int], strides: list[GridShape], width: int) -> nn.Sequential:
-    """From the patch grid up by ``strides``, to ``width`` channels."""
+    """Build the layers from the patch grid up by ``strides``, to ``width`` channels."""
     parts: list[nn.Module] = []
     for i, (before, after, stride) in enumerate(zip([embed_dim, *widths], widths, strides)):
         if i:

@@ -1,4 +1,4 @@
-"""What the decoders share: the stages of a patch size, a norm over channels, and the way to the image's own grid."""
+"""Parts that decoders share: stages of a patch size, a norm over channels, resizing to the image's grid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ recomputed = partial(checkpoint, use_reentrant=False)
 
 
 def up_strides(patch_size: GridShape) -> list[GridShape]:
-    """Up-sampling factors from the patch grid to (about) one voxel, coarsest stage first.
+    """Return up-sampling factors from the patch grid to (about) one voxel, coarsest stage first.
 
     Each axis takes as many doublings as bring it nearest to its patch size. Axes with few of them take theirs
     at the coarse stages, so that fine stages work in-plane when slices are thick.
@@ -35,7 +35,7 @@ def up_strides(patch_size: GridShape) -> list[GridShape]:
 
 
 def require_strides(patch_size: int | Sequence[int]) -> list[GridShape]:
-    """The factors of :func:`up_strides`, one stage or more.
+    """Return the factors of :func:`up_strides`, one stage or more.
 
     Raises:
         ValueError: a patch of 1 voxel, which leaves nothing to up-sample.
@@ -48,7 +48,7 @@ def require_strides(patch_size: int | Sequence[int]) -> list[GridShape]:
 
 
 def stage_maps(patch_size: int | Sequence[int]) -> int:
-    """How many patch grids a decoder reads, the final one counted, that has one for each stage.
+    """Return how many patch grids a decoder with one for each stage reads, the final one included.
 
     Raises:
         ValueError: as of :func:`require_strides`.
@@ -57,7 +57,7 @@ def stage_maps(patch_size: int | Sequence[int]) -> int:
 
 
 def stage_widths(strides: list[GridShape], feature_size: int) -> list[int]:
-    """Channels behind each stage but the last, coarsest first: they halve down to ``2 * feature_size``."""
+    """Return the channels after each stage but the last, coarsest first: they halve down to ``2 * feature_size``."""
     return [feature_size * 2**level for level in reversed(range(1, len(strides)))]
 
 
@@ -69,7 +69,7 @@ def require_counts(least: int, **counts: int) -> None:
     """
     for name, count in counts.items():
         if count < least:
-            raise ValueError(f"{name}={count}; {least} or more is needed.")
+            raise ValueError(f"{name}={count}; expected {least} or more.")
 
 
 def require_maps(maps: list[Tensor], needed: int, patch_size: GridShape) -> None:
@@ -79,11 +79,11 @@ def require_maps(maps: list[Tensor], needed: int, patch_size: GridShape) -> None
         ValueError: fewer or more came.
     """
     if len(maps) != needed:
-        raise ValueError(f"{len(maps)} patch grids came; patch_size={patch_size} needs {needed}.")
+        raise ValueError(f"{len(maps)} patch grids; expected {needed} for patch_size={patch_size}.")
 
 
 def level_strides(strides: list[GridShape]) -> list[GridShape]:
-    """How much finer than the patch grid each level is: ``(1, 1, 1)`` first, the output of the last stage left out."""
+    """Return how much finer than the patch grid each level is: ``(1, 1, 1)`` first, without the last stage's output."""
     return [tuple(math.prod(s[axis] for s in strides[:i]) for axis in range(3)) for i in range(len(strides))]  # type: ignore[misc]
 
 
@@ -97,7 +97,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def last_layer(old: nn.Module, num_classes: int) -> nn.Module:
-    """A newly initialised convolution as ``old``, with another number of output channels.
+    """Return a newly initialised convolution like ``old``, with another number of output channels.
 
     Args:
         old: an ``nn.Conv3d`` or ``nn.ConvTranspose3d``.
@@ -113,9 +113,9 @@ def last_layer(old: nn.Module, num_classes: int) -> nn.Module:
 
 
 def resize_trilinear(x: Tensor, size: list[int]) -> Tensor:
-    """Resize, or do nothing where the size is right already.
+    """Resize trilinearly; a map that has the size already is returned as it is.
 
-    A tracer may decide that by its example: whether a stage's size is the one that is asked for is a question of
+    A tracer may decide that by its example: whether a stage's size is the requested one is a question of
     patch and stride, whatever the grid.
     """
     if x.shape[2] == size[0] and x.shape[3] == size[1] and x.shape[4] == size[2]:
@@ -124,12 +124,12 @@ def resize_trilinear(x: Tensor, size: list[int]) -> Tensor:
 
 
 def resize_like(x: Tensor, other: Tensor) -> Tensor:
-    """:func:`resize_trilinear` to the size of ``other``."""
+    """Resize trilinearly to the size of ``other``."""
     return resize_trilinear(x, [other.shape[2], other.shape[3], other.shape[4]])
 
 
 def on_image(x: Tensor, image: Tensor) -> Tensor:
-    """``x`` on the voxels of ``image``, with its metadata if it is a MetaTensor.
+    """Resize ``x`` to the voxels of ``image``, with its metadata if it is a MetaTensor.
 
     For decoders that compute nothing from the image itself, which would have passed the metadata on.
     """

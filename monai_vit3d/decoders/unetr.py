@@ -1,4 +1,4 @@
-"""UNETR's: Hatamizadeh et al. 2022, "UNETR: Transformers for 3D Medical Image Segmentation", arXiv:2103.10504."""
+"""UNETR decoder: Hatamizadeh et al. 2022, "UNETR: Transformers for 3D Medical Image Segmentation", arXiv:2103.10504."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ class UNETRDecoder(nn.Module):
         strides = require_strides(self.patch_size)
         if not 1 <= image_levels <= len(strides):
             stages = f"patch_size={self.patch_size} makes {len(strides)} stages"
-            raise ValueError(f"image_levels={image_levels}; {stages}: 1 to {len(strides)} are needed.")
+            raise ValueError(f"image_levels={image_levels}; {stages}: expected 1 to {len(strides)}.")
         self.scale = tuple(math.prod(s[axis] for s in strides) for axis in range(3))
         widths = [*stage_widths(strides, feature_size), feature_size]  # coarsest stage first
-        blocks = {"spatial_dims": 3, "kernel_size": 3, "norm_name": norm_name, "res_block": res_block}
+        blocks: dict[str, Any] = {"spatial_dims": 3, "kernel_size": 3, "norm_name": norm_name, "res_block": res_block}
         self.image_branch = UnetrBasicBlock(in_channels=in_chans, out_channels=feature_size, stride=1, **blocks)
         self.image_downs = nn.ModuleList(
             UnetrBasicBlock(in_channels=widths[-i], out_channels=widths[-i - 1], stride=strides[-i], **blocks)
@@ -143,19 +143,19 @@ class UNETRDecoder(nn.Module):
             return cast(Any, stack)
         return torch.stack(stack, dim=1)
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each stage in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The last layer."""
+        """Return the last layer."""
         return self.head.conv.conv
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def reset_classifier(self, num_classes: int) -> None:
-        """Start with a new last layer.
+        """Replace the last layer by a newly initialised one.
 
         Args:
             num_classes: channels of the dense map.
@@ -171,7 +171,7 @@ class UNETRDecoder(nn.Module):
 
 
 def _tap_branch(embed_dim: int, width: int, strides: list[GridShape], blocks: dict) -> nn.Module:
-    """From a patch grid up to the level behind ``strides``: one MONAI block for each run of equal factors."""
+    """Build the layers from a patch grid to the level after ``strides``: one MONAI block a run of equal factors."""
     runs = [(stride, len(list(same))) for stride, same in groupby(strides)]
     parts = [
         UnetrPrUpBlock(

@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ..data.errors import WeightsError
 from ..data.files import remove_parts, replacing
 from ..data.training_lock import lock_training, unlock_training
+from ..networks.checkpoints import read_checkpoint
 from ..networks.wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
-from ..weights.files import read_checkpoint
 from .finite import parameter_versions, require_finite_weights
 
 logger = logging.getLogger(__name__)
@@ -198,8 +198,8 @@ class AtomicCheckpoint:
         """Return the key metric if the validator ran for this epoch."""
         if self.validator is None or self.validator.state.epoch != epoch:
             return None
-        metrics = self.validator.state.metrics
-        return float(metrics[self.validator.state.key_metric_name])
+        state: Any = self.validator.state  # with the attributes that MONAI's engines add
+        return float(state.metrics[state.key_metric_name])
 
 
 def _state_of(obj: Any) -> dict[str, Any]:

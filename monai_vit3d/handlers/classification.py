@@ -101,7 +101,7 @@ class PredictionsCSV:
 
     def write(self, engine: Engine) -> None:
         """Gather the rows of all processes; the first process writes them."""
-        rows_by_rank = idist.all_gather(self.rows)
+        rows_by_rank: list[list[list[str]]] = idist.all_gather(self.rows)  # type: ignore[assignment]  # of any object
         if idist.get_rank() != 0:
             return
         turns = itertools.zip_longest(*rows_by_rank)

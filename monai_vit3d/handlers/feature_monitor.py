@@ -60,7 +60,7 @@ class FeatureMonitor:
     ) -> None:
         if interval < 1:
             raise UsageError(f"interval={interval}; 1 epoch or more is needed.")
-        dataset = getattr(loader, "dataset", None)
+        dataset: Any = getattr(loader, "dataset", None)
         if hasattr(dataset, "__len__"):  # fail now, not after an epoch
             _require_two(len(dataset))
         self.encoder, self.loader, self.alarm, self.interval, self.key = encoder, loader, alarm, interval, key

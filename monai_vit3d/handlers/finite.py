@@ -46,7 +46,8 @@ class FiniteCheck:
 
     def check_loss(self, engine: Engine) -> None:
         """Check the loss of the batch."""
-        loss = float(engine.state.output["loss"].detach())
+        output: Any = engine.state.output
+        loss = float(output["loss"].detach())
         if not math.isfinite(loss):
             raise TrainingDiverged(
                 f"{position(engine)}: the loss is {loss}; the batch: {self._names(engine)}. {NOT_FINITE_ADVICE}"

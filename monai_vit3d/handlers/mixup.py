@@ -32,7 +32,7 @@ class PrepareBatchMixUp(PrepareBatch):
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Any:
         """Return images ``(B, C, H, W, D)`` and targets ``(B, K)`` on the device, mixed."""
         if self.alpha == 0:
             return default_prepare_batch(batchdata, device, non_blocking, **kwargs)

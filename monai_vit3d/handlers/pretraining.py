@@ -228,9 +228,10 @@ class StepSchedule:
 
     def _position(self, engine: Engine) -> tuple[int, int, bool]:
         """Count optimizer steps before this iteration's and in the whole run, and say whether this iteration steps."""
-        length, every = engine.state.epoch_length, self.accumulation_steps
-        epoch, batch = divmod(engine.state.iteration - 1, length)
+        state: Any = engine.state  # check() has refused a trainer of unknown length
+        length, every = state.epoch_length, self.accumulation_steps
+        epoch, batch = divmod(state.iteration - 1, length)
         steps_per_epoch = ceil(length / every)
         is_step = (batch + 1) % every == 0 or batch + 1 == length
-        total = (self.epochs or engine.state.max_epochs) * steps_per_epoch
+        total = (self.epochs or state.max_epochs) * steps_per_epoch
         return min(epoch * steps_per_epoch + batch // every, total - 1), total, is_step

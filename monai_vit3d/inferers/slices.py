@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from ..data.errors import UsageError
 from .spacing import rewrap_inferer, unwrap_inferer
 
-_WINDOW_OPTIONS = ("sw_batch_size", "overlap", "mode", "sigma_scale", "padding_mode", "cval", "sw_device", "device")
-_WINDOW_OPTIONS += ("progress", "cpu_thresh", "buffer_steps", "buffer_dim", "with_coord")
+_WINDOW_OPTIONS = (
+    "sw_batch_size", "overlap", "mode", "sigma_scale", "padding_mode", "cval", "sw_device", "device", "progress",
+    "cpu_thresh", "buffer_steps", "buffer_dim", "with_coord",
+)  # fmt: skip
 
 
 class SliceNetwork(nn.Module):

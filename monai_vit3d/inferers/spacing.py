@@ -68,10 +68,11 @@ INFERER_WRAPPERS = (AutocastInferer, SpacingInferer)
 
 def inferer_wrappers(inferer: Inferer) -> list[Any]:
     """List the :class:`AutocastInferer` and :class:`SpacingInferer` around an inferer, from the outside in."""
-    outer = []
-    while type(inferer) in INFERER_WRAPPERS:  # a subclass may do anything
-        outer.append(inferer)
-        inferer = inferer.inferer
+    outer: list[Any] = []
+    inner: Any = inferer
+    while type(inner) in INFERER_WRAPPERS:  # a subclass may do anything
+        outer.append(inner)
+        inner = inner.inferer
     return outer
 
 

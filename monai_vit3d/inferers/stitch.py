@@ -31,7 +31,7 @@ def can_stitch(inferer: Inferer) -> bool:
     True for MONAI's ``SlidingWindowInferer`` and ``SlidingWindowInfererAdapt`` without buffering and coordinates, bare,
     in an :class:`AutocastInferer`, a :class:`SpacingInferer` or both. False for subclasses, which may do anything.
     """
-    window = unwrap_inferer(inferer)
+    window: Any = unwrap_inferer(inferer)
     if type(window) not in (SlidingWindowInferer, SlidingWindowInfererAdapt):
         return False
     return not window.with_coord and not window.buffer_steps
@@ -80,7 +80,8 @@ def stitch_windows(
         raise UsageError(f"inferer={type(inferer).__name__}: not one that can_stitch() knows. Call the inferer itself.")
     if len(image) != 1:
         raise UsageError(f"image: {len(image)} in a batch; one (1, C, H, W, D) is needed. Stitch one after another.")
-    window, outer = unwrap_inferer(inferer), inferer_wrappers(inferer)
+    window: Any = unwrap_inferer(inferer)
+    outer = inferer_wrappers(inferer)
     autocast_dtypes = [w.dtype for w in outer if isinstance(w, AutocastInferer) and w.enabled]
     needs_spacing = any(isinstance(w, SpacingInferer) for w in outer)
     device = torch.device(device or window.sw_device or image.device)
@@ -91,7 +92,7 @@ def stitch_windows(
 
     is_fixed = isinstance(network, nn.Module) and not any(module.training for module in network.modules())
     predict, result = _ConstantWindowCache(run) if is_fixed else run, torch.empty(0)
-    with with_spacing(network, image) if needs_spacing else nullcontext():
+    with with_spacing(network, image) if needs_spacing else nullcontext():  # type: ignore[arg-type]  # checked there
         for rows, planes in _Stitcher(window, image, device).planes(predict):
             reduced = reduce(planes.float() if autocast_dtypes else planes)
             if reduced.ndim != image.ndim or reduced.shape[2:] != planes.shape[2:]:

@@ -1,4 +1,4 @@
-"""nn.Modules and functions that know no task: patch embedding, position embedding."""
+"""Layers and functions that know no task: patch embedding, absolute and rotary positions."""
 
 from .conv_stem import ConvStem3D
 from .patch_conv import PatchConv3d, embed_patches
@@ -7,7 +7,11 @@ from .pos_embed import fit_pos_embed, resample_pos_embed, sincos_pos_embed
 from .rope import RotaryPositions3D, keep_rows, rotary_table, set_spacing, split_pairs
 from .rotary_block import RotaryBlock
 
+# patch embeddings that have a name: embed_layer="conv_stem" in code and configs
+EMBED_LAYERS: dict[str, type[PatchEmbed3D]] = {"patch": PatchEmbed3D, "conv_stem": ConvStem3D}
+
 __all__ = [
+    "EMBED_LAYERS",
     "ConvStem3D",
     "PatchConv3d",
     "PatchEmbed3D",

@@ -14,7 +14,7 @@ from .pos_embed import GridShape
 
 
 def halvings(patch_size: GridShape) -> list[GridShape]:
-    """Strides, finest first, whose product is the patch: each axis is halved until its patch is used up.
+    """Return strides, finest first, whose product is the patch; each axis has a stride of 2 for each halving.
 
     Raises:
         ValueError: a patch size that is no power of two.
@@ -56,7 +56,7 @@ class ConvStem3D(PatchEmbed3D):
         **options: Any,
     ) -> None:
         super().__init__(img_size, patch_size, in_chans, embed_dim, bias, **options)
-        factory = {"device": self.proj.weight.device, "dtype": self.proj.weight.dtype}
+        factory: dict[str, Any] = {"device": self.proj.weight.device, "dtype": self.proj.weight.dtype}
         strides = halvings(self.patch_size)
         widths = [max(embed_dim >> (len(strides) - i), 1) for i in range(len(strides))]
         layers: list[nn.Module] = []
@@ -69,7 +69,7 @@ class ConvStem3D(PatchEmbed3D):
         self.stem = nn.Sequential(*layers)
         self.proj = nn.Conv3d(widths[-1] if widths else in_chans, embed_dim, 1, bias=bias, **factory)
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def set_input_size(
         self, img_size: int | Sequence[int] | None = None, patch_size: int | Sequence[int] | None = None
     ) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def embed_patches(x: Tensor, weight: Tensor, bias: Tensor | None, patch_size: tuple[int, int, int]) -> Tensor:
-    """Convolve with a stride that is the kernel's size, the faster of two ways.
+    """Convolve with a stride equal to the kernel's size, by the faster of two ways.
 
     One matrix product over non-overlapping patches, except in float32 on a CPU, where the convolution itself is
     faster (benchmarks/patch_embed.py measures both).

@@ -17,7 +17,7 @@ PATCH_FORMATS = ("NLC", "NCHWD", "NHWDC")
 
 
 def to_3tuple(value: int | Sequence[int], name: str = "value") -> GridShape:
-    """One positive integer per axis ``(H, W, D)``.
+    """Return one positive integer per axis ``(H, W, D)``.
 
     Args:
         value: one integer for all three axes, or three integers.
@@ -28,7 +28,7 @@ def to_3tuple(value: int | Sequence[int], name: str = "value") -> GridShape:
     """
     items = tuple(value) if isinstance(value, Iterable) else (value,) * 3
     if len(items) != 3 or any(not isinstance(v, Integral) or v < 1 for v in items):
-        raise ValueError(f"{name}={value!r}: one positive integer or three, in (H, W, D), are needed.")
+        raise ValueError(f"{name}={value!r}; expected one positive integer, or three in (H, W, D).")
     return int(items[0]), int(items[1]), int(items[2])
 
 
@@ -46,7 +46,7 @@ def check_divisible(img_size: GridShape, patch_size: GridShape) -> None:
 
 
 def covering_grid(x: Tensor, patch_size: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The patch grid of volumes ``(B, C, H, W, D)``, the last patch of an axis perhaps partly outside."""
+    """Return the patch grid of volumes ``(B, C, H, W, D)``; an axis' last patch may lie partly outside."""
     h, w, d = patch_size
     # of positive numbers: ONNX rounds the quotient of a negative one another way than Python
     return (x.shape[2] + h - 1) // h, (x.shape[3] + w - 1) // w, (x.shape[4] + d - 1) // d
@@ -62,11 +62,11 @@ def pad_to_patch(x: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
 def check_volume(
     x: Tensor, in_chans: int, img_size: tuple[int, int, int], patch_size: tuple[int, int, int], strict: bool, pad: bool
 ) -> Tensor:
-    """Refuse a batch that the embedding cannot take; pad it where padding was asked for.
+    """Refuse a batch that the embedding cannot take; pad it if ``pad`` is set.
 
     Args:
         x: ``(B, C, H, W, D)``.
-        in_chans: the C that is needed.
+        in_chans: the expected C.
         img_size: the size that the network was built for.
         patch_size: the patch, in voxels.
         strict: only ``img_size`` passes (with ``pad``: any size up to it).
@@ -76,9 +76,9 @@ def check_volume(
         ValueError: wrong rank, channels or size.
     """
     if x.dim() != 5:
-        raise ValueError(f"input of shape {list(x.shape)}; a batch of volumes (B, C, H, W, D) is needed.")
+        raise ValueError(f"input of shape {list(x.shape)}; expected a batch of volumes (B, C, H, W, D).")
     if x.shape[1] != in_chans:
-        raise ValueError(f"input of shape {list(x.shape)} has {x.shape[1]} channels; in_chans={in_chans} are needed.")
+        raise ValueError(f"input of shape {list(x.shape)} has {x.shape[1]} channels; expected in_chans={in_chans}.")
     size = [x.shape[2], x.shape[3], x.shape[4]]
     want = [img_size[0], img_size[1], img_size[2]]
     short = [-size[0] % patch_size[0], -size[1] % patch_size[1], -size[2] % patch_size[2]]
@@ -106,7 +106,7 @@ torch.fx.wrap("check_volume")
 
 
 def resample_patch_kernel(weight: Tensor, patch_size: int | Sequence[int]) -> Tensor:
-    """Patch kernel for another patch size: the tokens of a resized patch stay as near as they can.
+    """Resample a patch kernel to another patch size so that the tokens of a resized patch change least.
 
     Pseudo-inverse resize of FlexiViT (Beyer et al. 2023, arXiv:2212.08013, equation 3). Linear resizing is
     separable, and the pseudo-inverse of a Kronecker product is the product of the pseudo-inverses, so each
@@ -183,7 +183,8 @@ class PatchEmbed3D(nn.Module):
         self.dynamic_img_pad = dynamic_img_pad
         self._set_grid()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.proj = PatchConv3d(in_chans, embed_dim, self.patch_size, stride=self.patch_size, bias=bias, **factory)
+        patch = self.patch_size
+        self.proj: nn.Conv3d = PatchConv3d(in_chans, embed_dim, patch, stride=patch, bias=bias, **factory)
         self.norm = nn.Identity() if norm_layer is None else norm_layer(embed_dim, **factory)
 
     def _set_grid(self) -> None:
@@ -191,15 +192,15 @@ class PatchEmbed3D(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1] * self.grid_size[2]
 
     def feat_ratio(self) -> GridShape:
-        """Voxels per token along each axis."""
+        """Return the voxels per token along each axis."""
         return self.patch_size
 
     def dynamic_feat_size(self, img_size: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Patch grid ``(H', W', D')`` of an input of size ``(H, W, D)``, padding counted."""
+        """Return the patch grid ``(H', W', D')`` of an input of size ``(H, W, D)``, padding included."""
         h, w, d = self.patch_size
         return (img_size[0] + h - 1) // h, (img_size[1] + w - 1) // w, (img_size[2] + d - 1) // d
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def set_input_size(
         self, img_size: int | Sequence[int] | None = None, patch_size: int | Sequence[int] | None = None
     ) -> None:
@@ -241,5 +242,5 @@ class PatchEmbed3D(nn.Module):
         return x if self.output_fmt == "NHWDC" else x.permute(0, 4, 1, 2, 3)
 
     def _project(self, x: Tensor) -> Tensor:
-        """Checked volumes to tokens on their grid, ``(B, H', W', D', E)``."""
+        """Project checked volumes to tokens on their grid, ``(B, H', W', D', E)``."""
         return self.proj(x).permute(0, 2, 3, 4, 1)

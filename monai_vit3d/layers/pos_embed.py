@@ -15,7 +15,7 @@ def sincos_pos_embed(
     temperature: float = 10000.0,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Fixed sin-cos table; each channel depends on one axis only, and every position is unique.
+    """Build a fixed sin-cos table; each channel depends on one axis only, and every position is unique.
 
     The 1D sines of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5) for each axis, side by side: the first
     third of the channels encodes H, the second W, the last D. When ``embed_dim`` is no multiple of 6, H and
@@ -53,12 +53,12 @@ def sincos_pos_embed(
 def resample_pos_embed(
     pos: Tensor, old: tuple[int, int, int], new: tuple[int, int, int], num_prefix_tokens: int
 ) -> Tensor:
-    """Learned positions on another grid, trilinearly; prefix tokens stay as they are.
+    """Resample learned positions to another grid trilinearly; prefix tokens stay as they are.
 
     Args:
         pos: ``(1, P + N, C)``, P prefix tokens before the N patches of ``old``.
         old: the grid that ``pos`` was made for.
-        new: the grid that is needed.
+        new: the grid to fit to.
         num_prefix_tokens: P.
 
     Returns:
@@ -81,12 +81,12 @@ def fit_pos_embed(
     learned: bool,
     resample: bool,
 ) -> Tensor:
-    """The positions for the grid ``new``, from those for ``old``.
+    """Return the positions for the grid ``new`` from those for ``old``.
 
     Args:
         pos: ``(1, P + N, C)``.
         old: the grid that ``pos`` was made for.
-        new: the grid that is needed.
+        new: the grid to fit to.
         num_prefix_tokens: P.
         learned: whether ``pos`` was learned; a sin-cos table is computed anew instead.
         resample: whether ``new`` covers the whole of ``old``; else it is the corner of it.
@@ -105,19 +105,19 @@ def fit_pos_embed(
 
 
 def _are_constants(grid: tuple[int, int, int]) -> bool:
-    """Whether a grid's sizes are plain numbers, and nothing that a tracer will fill in later."""
+    """Return whether a grid's sizes are plain numbers, not placeholders of a tracer."""
     if torch.jit.is_scripting():
         return True
     return not torch.jit.is_tracing() and not any(isinstance(n, torch.SymInt) for n in grid)
 
 
 def crop_pos_embed(pos: Tensor, old: tuple[int, int, int], new: tuple[int, int, int], num_prefix_tokens: int) -> Tensor:
-    """The positions of the first ``new`` patches of each axis of the grid ``old``; prefix tokens stay.
+    """Return the positions of the first ``new`` patches of each axis of the grid ``old``; prefix tokens stay.
 
     Args:
         pos: ``(1, P + N, C)``.
         old: the grid that ``pos`` was made for.
-        new: the corner of it that is needed.
+        new: the size of the corner.
         num_prefix_tokens: P.
 
     Returns:

@@ -14,7 +14,7 @@ POSITION_UNITS = ("patch", "mm", "box")
 
 
 def split_pairs(head_dim: int) -> tuple[int, int, int]:
-    """How many of a head's channel pairs turn with each axis: thirds, H and then W take the pairs left over.
+    """Split a head's channel pairs over the axes: thirds, and H, then W take the pairs left over.
 
     Args:
         head_dim: channels of a head, even and at least 6.
@@ -43,10 +43,10 @@ def rotary_table(
     pairs: tuple[int, int, int],
     rest: int,
     temperature: float,
-    half: bool,
+    rotate_half: bool,
     offset: int = 0,
 ) -> Tensor:
-    """Sines and cosines of every patch's angles, as timm's ``apply_rot_embed_cat`` takes them.
+    """Return sines and cosines of every patch's angles, as timm's ``apply_rot_embed_cat`` takes them.
 
     Pair k of an axis turns by the patch's position times ``temperature ** (-k / n)``, n being the most pairs that an
     axis has: all axes share one ladder of frequencies, so that a distance means the same along each; an axis with
@@ -61,7 +61,7 @@ def rotary_table(
         pairs: channel pairs for ``(H, W, D)``.
         rest: further pairs, which are not rotated.
         temperature: base of the wavelengths.
-        half: pair channel i with i + half the width (as DINOv3 has it), not with its neighbour (as EVA-02 has it).
+        rotate_half: pair channel i with i + half the width (as DINOv3 does), not with its neighbour (as EVA-02 does).
         offset: of ``"patch"``: the first patch's number.
 
     Returns:
@@ -97,7 +97,7 @@ def rotary_table(
         parts.append(part.expand(part.shape[0], 2, grid[0], grid[1], grid[2], speed.shape[0]))
     table = torch.cat(parts, -1).flatten(2, 4)
     # not repeat_interleave, of which older exporters to ONNX make another size than the one asked for
-    table = torch.cat([table, table], -1) if half else torch.stack([table, table], -1).flatten(-2)
+    table = torch.cat([table, table], -1) if rotate_half else torch.stack([table, table], -1).flatten(-2)
     return table.transpose(1, 2).flatten(2)[:, None]
 
 
@@ -106,7 +106,7 @@ torch.fx.wrap("rotary_table")
 
 
 def keep_rows(table: Tensor, keep: Tensor) -> Tensor:
-    """The rows of :func:`rotary_table` for some patches.
+    """Return the rows of :func:`rotary_table` for some patches.
 
     Args:
         table: ``(S, 1, N, C)``, S being 1 or B.
@@ -120,7 +120,7 @@ def keep_rows(table: Tensor, keep: Tensor) -> Tensor:
 
 
 class RotaryPositions3D(nn.Module):
-    """The angles by which attention turns queries and keys, so that their product knows how far apart they are.
+    """Angles by which attention rotates queries and keys, so that their product depends on their distance.
 
     Axial, as Heo et al. 2024 (arXiv:2403.13298, section 3.1) and EVA-02 have it in 2D: each pair of a head's channels
     turns with one axis. Patches know of each other their distance only, wherever the grid lies. Prefix tokens are not
@@ -139,7 +139,7 @@ class RotaryPositions3D(nn.Module):
             is a 2D network's split); pairs that no axis takes, the last ones, are not rotated.
         temperature: base of the wavelengths: the shortest is 2 pi units, the longest nearly ``temperature`` times that.
             100 suits grids of some dozen patches (arXiv:2403.13298).
-        half: pair channel i with i + half the width (as DINOv3 has it), not with its neighbour (as EVA-02 has it).
+        rotate_half: pair channel i with i + half the width (as DINOv3 does), not with its neighbour (as EVA-02 does).
         unit_mm: mm in a unit of position; part of what the weights learned, so never to be changed with the spacing.
             16 makes distances the same as in ``"patch"`` for patches of 16 voxels of 1 mm.
         reference: of ``"patch"``: the grid ``(H, W, D)`` as much as which any other spans, as in EVA-02: patch i of n
@@ -163,7 +163,7 @@ class RotaryPositions3D(nn.Module):
         *,
         pairs: tuple[int, int, int] | None = None,
         temperature: float = 100.0,
-        half: bool = False,
+        rotate_half: bool = False,
         unit_mm: float = 16.0,
         reference: Sequence[float] | None = None,
         offset: int = 0,
@@ -171,16 +171,16 @@ class RotaryPositions3D(nn.Module):
     ) -> None:
         super().__init__()
         if unit not in POSITION_UNITS:
-            raise ValueError(f"rope unit {unit!r}; one of {', '.join(map(repr, POSITION_UNITS))} is needed.")
+            raise ValueError(f"rope unit {unit!r}; expected one of {', '.join(map(repr, POSITION_UNITS))}.")
         if not (temperature > 1 and unit_mm > 0):
-            raise ValueError(f"temperature={temperature}, unit_mm={unit_mm}: more than 1 and more than 0 are needed.")
+            raise ValueError(f"temperature={temperature}, unit_mm={unit_mm}; expected more than 1 and more than 0.")
         if head_dim % 2 or pairs is None:
             pairs = split_pairs(head_dim)
         self.pairs = (int(pairs[0]), int(pairs[1]), int(pairs[2]))
         self.rest = head_dim // 2 - sum(self.pairs)
         if min(self.pairs) < 0 or max(self.pairs) < 1 or self.rest < 0:
-            raise ValueError(f"pairs={pairs}: 0 or more per axis, and at most {head_dim // 2} in all, are needed.")
-        self.head_dim, self.unit, self.half = head_dim, unit, bool(half)
+            raise ValueError(f"pairs={pairs}; expected 0 or more per axis, and at most {head_dim // 2} in all.")
+        self.head_dim, self.unit, self.rotate_half = head_dim, unit, bool(rotate_half)
         self.temperature, self.unit_mm, self.offset = float(temperature), float(unit_mm), int(offset)
         if unit != "patch" and (reference is not None or offset):
             raise ValueError(f"reference={reference}, offset={offset}: for unit 'patch' alone, not for {unit!r}.")
@@ -188,13 +188,13 @@ class RotaryPositions3D(nn.Module):
         self.spacing_mm = None if spacing_mm is None else _spacing_rows(spacing_mm)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows of it."""
+        """Describe the options for ``print``."""
         unit = f"unit_mm={self.unit_mm}" if self.unit == "mm" else f"unit={self.unit!r}"
         unit += f", reference={self.reference}, offset={self.offset}" if self.reference else ""
-        return f"{unit}, pairs={self.pairs}, temperature={self.temperature}, half={self.half}"
+        return f"{unit}, pairs={self.pairs}, temperature={self.temperature}, rotate_half={self.rotate_half}"
 
     def forward(self, x: Tensor, grid: tuple[int, int, int], patch_size: tuple[int, int, int]) -> Tensor:
-        """The table for a patch grid.
+        """Return the table for a patch grid.
 
         Args:
             x: ``(B, C, H, W, D)``.
@@ -220,16 +220,16 @@ class RotaryPositions3D(nn.Module):
         elif self.reference is not None:
             steps = (self.reference[0] / grid[0], self.reference[1] / grid[1], self.reference[2] / grid[2])
         pairs, rest, offset = self.pairs, self.rest, self.offset
-        return rotary_table(x, grid, self.unit, steps, spacing, pairs, rest, self.temperature, self.half, offset)
+        return rotary_table(x, grid, self.unit, steps, spacing, pairs, rest, self.temperature, self.rotate_half, offset)
 
 
 def mm_positions(network: nn.Module) -> list[RotaryPositions3D]:
-    """Those rotary positions in a network that need the voxel spacing."""
+    """Return the rotary positions in a network that depend on the voxel spacing."""
     return [m for m in network.modules() if isinstance(m, RotaryPositions3D) and m.unit == "mm"]
 
 
 def set_spacing(network: nn.Module, spacing_mm: Sequence[Any] | Tensor) -> None:
-    """Tell a network's rotary positions the voxel spacing of the images that come next.
+    """Set the voxel spacing of the next images for a network's rotary positions in mm.
 
     It holds until the next call; :class:`~monai_vit3d.inferers.SpacingInferer` does it by the images' affines. An
     attribute and no argument of ``forward``, because sliding windows, taps, heads, pretraining and tracers hand a
@@ -237,7 +237,7 @@ def set_spacing(network: nn.Module, spacing_mm: Sequence[Any] | Tensor) -> None:
 
     Args:
         network: anything that holds a :class:`~monai_vit3d.networks.VisionTransformer3D` with ``rope="mm"``, or more
-            than one (a student and its teacher): each is told.
+            than one (a student and its teacher): it is set in each.
         spacing_mm: ``(3,)`` in ``(H, W, D)`` for all images, or ``(B, 3)``, a row for each sample of the next batches.
 
     Raises:
@@ -251,7 +251,7 @@ def set_spacing(network: nn.Module, spacing_mm: Sequence[Any] | Tensor) -> None:
 
 
 def _spacing_rows(spacing_mm: Sequence[Any] | Tensor) -> Tensor:
-    """``(S, 3)`` float64 on the CPU: half precision would round 0.7 mm, and a cast of the network must not touch it."""
+    """Return ``(S, 3)`` float64 on the CPU, which half precision and a cast of the network leave alone."""
     try:
         rows = torch.stack([torch.as_tensor(v, dtype=torch.float64, device="cpu").detach() for v in spacing_mm])
     except (TypeError, ValueError, RuntimeError):
@@ -259,5 +259,5 @@ def _spacing_rows(spacing_mm: Sequence[Any] | Tensor) -> Tensor:
     if rows.dim() not in (1, 2) or rows.numel() == 0 or rows.shape[-1] != 3 or not bool((rows > 0).all()):
         raise ValueError(f"spacing_mm={spacing_mm}: three positive numbers in (H, W, D), or such a row a sample.")
     if not bool(rows.isfinite().all()):
-        raise ValueError(f"spacing_mm={spacing_mm}: finite numbers are needed.")
+        raise ValueError(f"spacing_mm={spacing_mm}; expected finite numbers.")
     return rows.reshape(-1, 3)

@@ -17,7 +17,7 @@ class RotaryBlock(Block):
 
     Args:
         num_prefix_tokens: tokens before the patches, which are not rotated.
-        rotate_half: ``half`` of the :class:`~monai_vit3d.layers.RotaryPositions3D`.
+        rotate_half: that of the :class:`~monai_vit3d.layers.RotaryPositions3D`.
         args: as Block.
         kwargs: as Block; ``attn_layer`` must be timm's AttentionRope.
     """

@@ -1,11 +1,14 @@
 """Networks: the backbone, its named sizes, and what it becomes with a decoder or a head."""
 
+from typing import Any
+
+from ..deprecated import find_renamed
 from .classifier import TokenClassifier
 from .heads import HEADS
 from .layer_decay import layer_decay_groups
 from .lora import LoraSettings, MergedState, apply_lora, freeze, merge_lora
 from .model_args import build_network, model_args
-from .presets import PRESETS, create_model
+from .presets import PRESETS, create_preset
 from .segmenter import TokenSegmenter
 from .task_losses import encode_target, probabilities, task_loss
 from .vit3d import VisionTransformer3D
@@ -20,7 +23,7 @@ __all__ = [
     "VisionTransformer3D",
     "apply_lora",
     "build_network",
-    "create_model",
+    "create_preset",
     "encode_target",
     "freeze",
     "layer_decay_groups",
@@ -29,3 +32,7 @@ __all__ = [
     "probabilities",
     "task_loss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return find_renamed(__name__, name)

@@ -11,7 +11,7 @@ from timm.models import vision_transformer as timm_vit
 from torch import nn
 
 from ..data.errors import WeightsError
-from ..layers import ConvStem3D, PatchEmbed3D, RotaryBlock, RotaryPositions3D
+from ..layers import EMBED_LAYERS, RotaryBlock, RotaryPositions3D
 from .layer_facts import block_facts, is_layer, layer_details, norm_details, parts_of
 from .options import MLPS
 
@@ -40,7 +40,7 @@ def _table(*layers: type[nn.Module]) -> dict[str, type[nn.Module]]:
 
 # layers that have a name: argument -> name -> class; timm's LayerNorm and GELU compute what torch's do
 LAYERS: dict[str, dict[str, type[nn.Module]]] = {
-    "embed_layer": _table(PatchEmbed3D, ConvStem3D),
+    "embed_layer": _table(*EMBED_LAYERS.values()),
     "block_fn": _table(*(getattr(timm_vit, name) for name in _BLOCKS), RotaryBlock),
     "attn_layer": _table(Attention, AttentionRope, DiffAttention),
     "mlp_layer": _table(*MLPS.values()),
@@ -95,9 +95,9 @@ def class_path(layer: nn.Module) -> str:
 
 def missing_classes(names: Mapping[str, Any]) -> str:
     """Return the message on arguments whose classes must be passed."""
-    named = "; ".join(f"{key}: {name!r}" for key, name in names.items())
-    handed = ", ".join(f"{key}=..." for key in names)
-    return f"layers that are known neither to torch, timm nor this package: {named}. Pass the classes: {handed}"
+    listed = "; ".join(f"{key}: {name!r}" for key, name in names.items())
+    keywords = ", ".join(f"{key}=..." for key in names)
+    return f"layers that are known neither to torch, timm nor this package: {listed}. Pass the classes: {keywords}"
 
 
 def _numbers(backbone: VisionTransformer3D) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _numbers(backbone: VisionTransformer3D) -> dict[str, Any]:
 
 
 def _tokens(backbone: VisionTransformer3D) -> dict[str, Any]:
-    """Prefix tokens, positions, pooling, and where the norms around the blocks are."""
+    """Describe prefix tokens, positions, pooling, and where the norms around the blocks are."""
     positions, after = backbone.pos_embed, is_layer(backbone.fc_norm)
     own = positions is not None and positions.shape[1] > backbone.num_patches
     return {
@@ -126,14 +126,14 @@ def _tokens(backbone: VisionTransformer3D) -> dict[str, Any]:
         "global_pool": backbone.global_pool,
         "pool_include_prefix": backbone.pool_include_prefix,
         "pre_norm": is_layer(backbone.norm_pre),
-        # what was pruned is gone, whatever the constructor was told
+        # what was pruned is gone, whatever the constructor's argument was
         "final_norm": backbone.final_norm and (after or is_layer(backbone.norm)),
         "fc_norm": None if backbone.fc_norm_arg is None else after,
     }
 
 
 def _are_trained(backbone: VisionTransformer3D) -> bool:
-    """False for positions that are kept as they are; in a network that is frozen as a whole none are marked so."""
+    """Return False for positions that alone are frozen; in a network frozen as a whole none count as such."""
     positions, embed = backbone.pos_embed, backbone.patch_embed
     trained = any(parameter.requires_grad for parameter in embed.parameters())
     return not isinstance(positions, nn.Parameter) or positions.requires_grad or not trained
@@ -142,21 +142,22 @@ def _are_trained(backbone: VisionTransformer3D) -> bool:
 def _rope(rope: nn.Module | None) -> dict[str, Any] | None:
     if type(rope) is not RotaryPositions3D:
         return None
-    found = {"unit": rope.unit, "pairs": list(rope.pairs), "temperature": rope.temperature, "half": rope.half}
+    rope_args = {"unit": rope.unit, "pairs": list(rope.pairs), "temperature": rope.temperature}
+    rope_args["rotate_half"] = rope.rotate_half
     if rope.reference is not None or rope.offset:
-        found |= {"reference": rope.reference and list(rope.reference), "offset": rope.offset}
-    return found | ({"unit_mm": rope.unit_mm} if rope.unit == "mm" else {})
+        rope_args |= {"reference": rope.reference and list(rope.reference), "offset": rope.offset}
+    return rope_args | ({"unit_mm": rope.unit_mm} if rope.unit == "mm" else {})
 
 
 def _embed_norm(norm: nn.Module | None) -> dict[str, Any] | None:
-    """The norm of a patch embedding, in the words that the others have."""
+    """Describe the norm of a patch embedding with the keys of the other norms."""
     if not is_layer(norm):
         return None
     eps = getattr(norm, "eps", None)
     return {"norm_layer": type(norm).__name__, "norm_eps": eps, "norm_options": norm_details(norm)}
 
 
-def _has_name(argument: str, layer: nn.Module) -> bool:
+def _has_name(argument: str, layer: nn.Module | None) -> bool:
     cls = type(layer)
     return cls.__name__ in LAYERS[argument] and cls.__module__.partition(".")[0] in _HOMES
 
@@ -167,30 +168,34 @@ def _plain_options(args: Mapping[str, Any]) -> dict[str, Any]:
     return options if rope is None else {**options, "rope": partial(RotaryPositions3D, **rope)}
 
 
-def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructors by the names in an architecture."""
-    unsaid = ("NoneType", None)  # a block that has no such layer
-    names = {key: found[key] for key in LAYERS if key not in overrides and found.get(key) not in unsaid}
-    foreign = dict(found.get("foreign") or {})
+def _layer_options(args: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constructors that recorded names stand for."""
+    absent = ("NoneType", None)  # a block that has no such layer
+    names = {key: args[key] for key in LAYERS if key not in overrides and args.get(key) not in absent}
+    foreign = dict(args.get("foreign") or {})
     unknown = {key: foreign.get(key, name) for key, name in names.items() if key in foreign or name not in LAYERS[key]}
     unknown |= {key: name for key, name in foreign.items() if key not in LAYERS and key not in overrides}
     if unknown:
         raise WeightsError(missing_classes(unknown))
     options: dict[str, Any] = {key: LAYERS[key][name] for key, name in names.items()}
     for key in ("block_fn", "mlp_layer", "act_layer"):
-        how = found.get(key.split("_")[0] + "_options")
-        if how and key in options:
-            options[key] = partial(options[key], **how)
-    if "norm_layer" not in overrides and (found.get("norm_eps") is not None or found.get("norm_options")):
-        options["norm_layer"] = _norm(found)
-    if found.get("embed_norm") and "embed_layer" in options:
-        options["embed_layer"] = partial(options["embed_layer"], norm_layer=_norm(found["embed_norm"]))
+        layer_args = args.get(key.split("_")[0] + "_options")
+        if layer_args and key in options:
+            options[key] = partial(options[key], **layer_args)
+    if "norm_layer" not in overrides and (args.get("norm_eps") is not None or args.get("norm_options")):
+        options["norm_layer"] = _norm(args)
+    if args.get("embed_norm") and "embed_layer" in options:
+        options["embed_layer"] = partial(options["embed_layer"], norm_layer=_norm(args["embed_norm"]))
     return options
 
 
-def _norm(found: Mapping[str, Any]) -> Any:
-    layer = LAYERS["norm_layer"][found.get("norm_layer", "LayerNorm")]
-    how = dict(found.get("norm_options") or {})
-    if "elementwise_affine" in how and layer.__module__.startswith("timm."):
-        how["affine"] = how.pop("elementwise_affine")
-    return partial(layer, **how) if found.get("norm_eps") is None else partial(layer, eps=found["norm_eps"], **how)
+def _norm(args: Mapping[str, Any]) -> Any:
+    layer = LAYERS["norm_layer"][args.get("norm_layer", "LayerNorm")]
+    layer_args = dict(args.get("norm_options") or {})
+    if "elementwise_affine" in layer_args and layer.__module__.startswith("timm."):
+        layer_args["affine"] = layer_args.pop("elementwise_affine")
+    return (
+        partial(layer, **layer_args)
+        if args.get("norm_eps") is None
+        else partial(layer, eps=args["norm_eps"], **layer_args)
+    )

@@ -1,43 +1,48 @@
 """TokenClassifier: a token backbone with a head that reads the tokens of several blocks."""
 
-# annotations are left alive here: TorchScript reads that of ``taps``
+# annotations stay objects, not strings: TorchScript reads that of ``out_indices``
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..deprecated import renamed_argument, renamed_attribute
 from .heads import Tokens, create_head
 from .layer_decay import backbone_matcher, backbone_no_weight_decay
 from .model_args import describe_around_backbone
 from .options import require_final_norm, resolve_indices, spread_blocks
 from .pretrained import Pretrained
 from .task_losses import output_layer
+from .vit3d import VisionTransformer3D
 
 
 class TokenClassifier(Pretrained):
     """A token backbone and a head over the tokens of some of its blocks.
+
+    For accelerate's ``cpu_offload`` pass ``preload_module_classes=["TokenClassifier"]``: it brings back a module's
+    weights when ``forward`` is called, and here ``backbone.forward_intermediates`` is, as in timm's feature wrappers.
 
     Args:
         backbone: a network that keeps the contract of :class:`VisionTransformer3D`; its own head, its pooling and
             the blocks after the last tap are removed.
         head: ``"linear"``, ``"attentive"`` or ``"mlp"`` (see :mod:`monai_vit3d.networks.heads`), built to fit; or a
             head that is built already, called with the list of tapped tokens.
-        num_classes: classes (multi-class, ordinal), labels or values; needed with a name.
+        num_classes: classes (multi-class, ordinal), labels or values; required with a name.
         task: ``"multi-class"``, ``"multi-label"``, ``"ordinal"`` or ``"regression"``; MedMNIST's names are understood;
             with a name only.
-        taps: block numbers that the head reads, after the final norm; negative ones count from the end. None takes
-            the ends of the depth's four quarters.
+        out_indices: block numbers that the head reads, after the final norm; negative ones count from the end. None
+            takes the ends of the depth's four quarters.
         freeze: ``"backbone"`` trains the head alone, a number n leaves out the embedding and the first n blocks,
             None trains everything. Frozen parts stay in evaluation mode, without dropout; once their parameters
             take gradients again, ``train()`` puts them in training mode as the rest.
         options: keywords of the head; with a name only.
 
     Raises:
-        ValueError: a tap out of range, an unknown head, task or freeze, a name without ``num_classes``, options for a
-            head that is built already.
+        ValueError: a block number out of range, an unknown head, task or freeze, a name without ``num_classes``,
+            options for a head that is built already.
 
     Example:
         >>> backbone = VisionTransformer3D((64, 64, 64), 8, embed_dim=384, num_heads=6)
@@ -46,7 +51,13 @@ class TokenClassifier(Pretrained):
         torch.Size([2, 11])
     """
 
-    taps: list[int]
+    __jit_unused_properties__ = ["taps"]  # noqa: RUF012 - TorchScript reads a list
+    out_indices: list[int]
+    if TYPE_CHECKING:  # TorchScript would read annotations of modules that it cannot compile
+        backbone: VisionTransformer3D  # or any network that keeps its contract
+        num_classes: int | None
+        head: Any
+    taps = renamed_attribute("taps", "out_indices")
 
     def __init__(
         self,
@@ -54,22 +65,26 @@ class TokenClassifier(Pretrained):
         head: nn.Module | str = "linear",
         num_classes: int | None = None,
         task: str = "multi-class",
-        taps: int | Sequence[int] | None = None,
+        out_indices: int | Sequence[int] | None = None,
         freeze: str | int | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
+        out_indices = renamed_argument("taps", "out_indices", out_indices, options)
         require_final_norm(backbone, "classifier")
-        depth = len(backbone.blocks)
-        self.taps = resolve_indices(spread_blocks(depth, min(4, depth)) if taps is None else taps, depth)
-        if not self.taps:
-            raise ValueError("taps=(): one block or more is needed; None takes the ends of the depth's quarters.")
+        vit = cast(VisionTransformer3D, backbone)
+        depth = len(vit.blocks)
+        if out_indices is None:
+            out_indices = spread_blocks(depth, min(4, depth))
+        self.out_indices = resolve_indices(out_indices, depth)
+        if not self.out_indices:
+            raise ValueError("out_indices=(); expected one block or more, or None for the ends of the quarters.")
         self.num_classes, self._head_args = num_classes, dict[str, Any]()
         if isinstance(head, str):
             if num_classes is None:
-                raise ValueError(f"head={head!r} is a name: num_classes is needed to build it.")
-            prefix, class_token = backbone.num_prefix_tokens, backbone.has_class_token
-            tokens = Tokens(backbone.embed_dim, backbone.num_heads, len(self.taps), prefix, class_token)
+                raise ValueError(f"head={head!r} is a name; expected num_classes with it.")
+            prefix, class_token = vit.num_prefix_tokens, vit.has_class_token
+            tokens = Tokens(vit.embed_dim, vit.num_heads, len(self.out_indices), prefix, class_token)
             self._head_args = {"head": head, "task": task, "options": options}
             head = create_head(head, tokens, num_classes, task, **options)
             self.task: str | None = task
@@ -78,13 +93,13 @@ class TokenClassifier(Pretrained):
         else:
             self.task = None
         frozen = _frozen_blocks(freeze, depth)
-        self.backbone, self.head = backbone, head
-        backbone.reset_classifier(0, "")  # a head would be a parameter without a gradient, and so would
-        backbone.prune_intermediate_layers(self.taps)  # the blocks that nobody reads
+        self.backbone, self.head = vit, head
+        vit.reset_classifier(0, "")  # a head would be a parameter without a gradient, and so would
+        vit.prune_intermediate_layers(self.out_indices)  # the blocks that nobody reads
         self._freeze(freeze, frozen)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Classify.
+        """Compute logits.
 
         Args:
             image: ``(B, C, H, W, D)``.
@@ -96,18 +111,18 @@ class TokenClassifier(Pretrained):
             ValueError: wrong rank, channels or size.
         """
         if torch.jit.is_scripting():  # noqa: SIM108 - TorchScript compiles only the branch that it takes
-            levels = self.backbone.token_levels(image, self.taps)
+            levels = self.backbone.token_levels(image, self.out_indices)
         else:
             levels = self._read(image)
         return self.head(levels)
 
-    @torch.jit.unused  # type: ignore[untyped-decorator]
+    @torch.jit.unused
     def _read(self, image: Tensor) -> list[Tensor]:
-        """Tapped tokens, through the public contract that every backbone keeps."""
-        return self.backbone.forward_intermediates(image, self.taps, norm=True, intermediates_only=True)
+        """Return the tapped tokens, by the public contract that every backbone keeps."""
+        return self.backbone.forward_intermediates(image, self.out_indices, norm=True, intermediates_only=True)
 
     def train(self, mode: bool = True) -> "TokenClassifier":
-        """Training or evaluation mode; parts that ``freeze`` named stay in evaluation mode while they are frozen."""
+        """Set training or evaluation mode; parts that ``freeze`` named stay in evaluation mode while frozen."""
         super().train(mode)
         for parts, parameters in self._frozen:
             if not any(parameter.requires_grad for parameter in parameters):
@@ -115,7 +130,7 @@ class TokenClassifier(Pretrained):
                     part.eval()
         return self
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def scale_logits(self, factor: float) -> None:
         """Multiply all logits by ``factor``, in the weights of the last layer: temperature scaling with 1 / T.
 
@@ -125,39 +140,39 @@ class TokenClassifier(Pretrained):
         Raises:
             ValueError: not positive, or a head without a last layer ``output``.
         """
-        layer = getattr(self.head, "output", None)
+        layer: Any = getattr(self.head, "output", None)
         if not 0 < factor < math.inf or getattr(layer, "weight", None) is None:
-            raise ValueError(f"factor={factor}: a positive number and a head with a last layer 'output' are needed.")
+            raise ValueError(f"factor={factor}; expected a positive number, and a head with a last layer 'output'.")
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter.mul_(factor)
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay should leave alone."""
+        """Return the names of the parameters that weight decay should leave alone."""
         own = {"head.level_embed", "head.pool.latent"} & {name for name, _ in self.named_parameters()}
         return backbone_no_weight_decay(self.backbone) | own
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that sort parameters into stem, blocks and head, for layer-wise learning rates.
+        """Return patterns that sort parameters into stem, blocks and head, for layer-wise learning rates.
 
         Args:
             coarse: makes no difference, as in timm's Vision Transformer: a block is a group.
         """
         return backbone_matcher()
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.backbone.set_grad_checkpointing(enable)
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The head's last layer, or a head of one's own as a whole."""
+        """Return the head's last layer, or the whole of a head built elsewhere."""
         return getattr(self.head, "output", self.head)
 
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @torch.jit.ignore
     def reset_classifier(self, num_classes: int) -> None:
         """Give the head another last layer, for the same task; everything else keeps its weights.
 
@@ -174,7 +189,7 @@ class TokenClassifier(Pretrained):
         self.head.output = new.to(old.weight.device, old.weight.dtype).train(old.training)
         self.num_classes = num_classes
 
-    @torch.jit.unused  # type: ignore[untyped-decorator]
+    @torch.jit.unused
     def _described(self) -> dict[str, Any]:
         return describe_around_backbone(self, "head", self._head_args)
 
@@ -199,7 +214,7 @@ class TokenClassifier(Pretrained):
 
 
 def _frozen_blocks(freeze: str | int | None, depth: int) -> int:
-    """How many first blocks are frozen.
+    """Return how many of the first blocks are frozen.
 
     Raises:
         ValueError: neither "backbone" nor a number of blocks nor None.
@@ -209,5 +224,5 @@ def _frozen_blocks(freeze: str | int | None, depth: int) -> int:
     if freeze == "backbone":
         return depth
     if isinstance(freeze, bool) or not isinstance(freeze, int) or not 0 <= freeze <= depth:
-        raise ValueError(f"freeze={freeze!r}; 'backbone', a number of blocks from 0 to {depth}, or None is needed.")
+        raise ValueError(f"freeze={freeze!r}; expected 'backbone', a number of blocks from 0 to {depth}, or None.")
     return freeze

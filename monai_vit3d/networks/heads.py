@@ -21,7 +21,7 @@ TOKEN_POOLS = {"cls_token": (True, False), "avg": (False, True), "cls_token+avg"
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a head is told of the tokens that it will read."""
+    """The sizes of the tokens that a head reads."""
 
     embed_dim: int
     num_heads: int
@@ -41,7 +41,7 @@ class ConcatPool(nn.Module):
         pool: ``"cls_token"``, ``"avg"`` or ``"cls_token+avg"``; None takes what is there.
 
     Raises:
-        ValueError: unknown pool, or a class token wanted where there is none.
+        ValueError: unknown pool, or a pool of the class token where there is none.
     """
 
     def __init__(self, tokens: Tokens, pool: str | None = None) -> None:
@@ -49,7 +49,7 @@ class ConcatPool(nn.Module):
         if pool is None:
             pool = "cls_token+avg" if tokens.class_token else "avg"
         if pool not in TOKEN_POOLS:
-            raise ValueError(f"pool={pool!r}; one of {', '.join(map(repr, TOKEN_POOLS))} is needed.")
+            raise ValueError(f"pool={pool!r}; expected one of {', '.join(map(repr, TOKEN_POOLS))}.")
         self.cls_token, self.avg = TOKEN_POOLS[pool]
         if self.cls_token and not tokens.class_token:
             raise ValueError(f"pool={pool!r}, but the backbone has no class token: use 'avg', or class_token=True.")
@@ -57,7 +57,7 @@ class ConcatPool(nn.Module):
         self.num_features = tokens.embed_dim * tokens.num_taps * (int(self.cls_token) + int(self.avg))
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        """Tapped tokens ``[(B, P + N, E)]`` to ``(B, num_features)``."""
+        """Pool tapped tokens ``[(B, P + N, E)]`` to ``(B, num_features)``."""
         pooled: list[Tensor] = []
         for level in levels:
             if self.cls_token:
@@ -87,7 +87,7 @@ class LinearHead(nn.Module):
         self.output = output_layer(task, self.pool.num_features, num_classes)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        """Tapped tokens ``[(B, P + N, E)]`` to logits."""
+        """Compute logits of tapped tokens ``[(B, P + N, E)]``."""
         return self.output(self.drop(self.pool(levels)))
 
 
@@ -120,7 +120,7 @@ class MLPHead(nn.Module):
         self.output = output_layer(task, width, num_classes)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        """Tapped tokens ``[(B, P + N, E)]`` to logits."""
+        """Compute logits of tapped tokens ``[(B, P + N, E)]``."""
         return self.output(self.mlp(self.norm(self.pool(levels))))
 
 
@@ -157,7 +157,7 @@ class AttentiveHead(nn.Module):
         heads = tokens.num_heads if num_heads is None else num_heads
         if num_queries < 1 or heads < 1 or tokens.embed_dim % heads:
             raise ValueError(
-                f"num_queries={num_queries}, num_heads={heads}: positive numbers are needed, and num_heads that "
+                f"num_queries={num_queries}, num_heads={heads}; expected positive numbers, and num_heads that "
                 f"divide embed_dim={tokens.embed_dim}."
             )
         self.num_prefix_tokens = tokens.num_prefix_tokens
@@ -174,7 +174,7 @@ class AttentiveHead(nn.Module):
         self.output = output_layer(task, num_queries * tokens.embed_dim, num_classes)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        """Tapped tokens ``[(B, P + N, E)]`` to logits."""
+        """Compute logits of tapped tokens ``[(B, P + N, E)]``."""
         seen: list[Tensor] = []
         for i, level in enumerate(levels):
             seen.append(level[:, self.num_prefix_tokens :] + self.level_embed[i])
@@ -198,5 +198,5 @@ def create_head(name: str, tokens: Tokens, num_classes: int, task: str, **option
         ValueError: an unknown name.
     """
     if name not in HEADS:
-        raise ValueError(f"head={name!r} is unknown; one of {', '.join(map(repr, HEADS))} is needed.")
+        raise ValueError(f"head={name!r} is unknown; expected one of {', '.join(map(repr, HEADS))}.")
     return HEADS[name](tokens, num_classes, task, **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from timm.optim import param_groups_layer_decay
 from torch import nn
@@ -11,7 +11,7 @@ _STEM = r"^{}(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)"
 
 
 def backbone_matcher(prefix: str = r"backbone\.") -> dict[str, Any]:
-    """Timm's ``group_matcher`` of a backbone inside a network; what it does not name, the head, comes last.
+    """Return timm's ``group_matcher`` of a backbone inside a network; the rest, the head, comes last.
 
     Args:
         prefix: of the backbone's names, as a regular expression.
@@ -21,19 +21,19 @@ def backbone_matcher(prefix: str = r"backbone\.") -> dict[str, Any]:
 
 
 def backbone_no_weight_decay(backbone: nn.Module) -> set[str]:
-    """What a backbone's ``no_weight_decay`` names, by the names inside the network that holds it.
+    """Return what a backbone's ``no_weight_decay`` names, by their names inside the network that holds it.
 
     Args:
         backbone: the network's ``backbone``; one without that method names nothing.
     """
-    named = getattr(backbone, "no_weight_decay", set)
-    return {f"backbone.{name}" for name in named()}
+    no_decay = getattr(backbone, "no_weight_decay", set)
+    return {f"backbone.{name}" for name in no_decay()}
 
 
 def layer_decay_groups(
     network: nn.Module, learning_rate: float, weight_decay: float = 0.05, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Parameter groups whose learning rate falls from the head to the stem (Clark et al. 2020, arXiv:2003.10555).
+    """Return parameter groups with a learning rate falling from head to stem (Clark et al. 2020, arXiv:2003.10555).
 
     timm's groups carry ``lr_scale``, which torch's optimizers ignore; here each has its own ``lr``. Biases, norms and
     what ``network.no_weight_decay()`` names get no weight decay. Frozen parameters are left out.
@@ -51,8 +51,8 @@ def layer_decay_groups(
         ValueError: a layer decay outside (0, 1].
     """
     if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay={layer_decay}; a number above 0 and up to 1 is needed.")
+        raise ValueError(f"layer_decay={layer_decay}; expected a number above 0 and up to 1.")
     groups = param_groups_layer_decay(
-        network, weight_decay, no_weight_decay_list=network.no_weight_decay(), layer_decay=layer_decay
+        network, weight_decay, no_weight_decay_list=cast(Any, network).no_weight_decay(), layer_decay=layer_decay
     )
     return [{k: g[k] for k in ("params", "weight_decay")} | {"lr": learning_rate * g["lr_scale"]} for g in groups]

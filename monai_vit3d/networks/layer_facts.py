@@ -1,4 +1,4 @@
-"""What layers are, read off them: their kinds, their plain attributes, the options that they were built with."""
+"""Properties of layers, read off them: kinds, plain attributes, and the options that they were built with."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _NOT_FACTS = (
 
 
 def is_layer(module: nn.Module | None) -> bool:
-    """Whether there is a layer that computes something."""
+    """Return whether there is a layer that computes something."""
     return module is not None and not isinstance(module, nn.Identity)
 
 
 def parts_of(block: nn.Module) -> dict[str, Any]:
-    """A block's layers, by the last part of their names."""
+    """Return a block's layers by the last part of their names."""
     return {name.rsplit(".", 1)[-1]: module for name, module in block.named_modules()}
 
 
 def block_facts(block: nn.Module) -> dict[str, Any]:
-    """What a block was built with, as far as its layers have timm's names: options of VisionTransformer3D.
+    """Return the options of VisionTransformer3D that a block was built with, as far as its layers have timm's names.
 
     Args:
         block: ours, or one of timm's.
@@ -44,7 +44,7 @@ def block_facts(block: nn.Module) -> dict[str, Any]:
     attn, mlp = parts.get("attn"), parts.get("mlp")
     qkv = parts.get("qkv") or parts.get("q_proj") or parts.get("in_proj")
     out = parts.get("proj") or parts.get("out_proj") or parts.get("attn_out_proj")
-    starts = [m.init_values for m in block.modules() if getattr(m, "init_values", None) is not None]
+    starts = [start for m in block.modules() if (start := getattr(m, "init_values", None)) is not None]
     return {
         **({} if qkv is None else {"qkv_bias": any(m is not None for m in (qkv.bias, getattr(attn, "q_bias", None)))}),
         **({} if out is None else {"proj_bias": getattr(out, "bias", None) is not None}),
@@ -56,57 +56,57 @@ def block_facts(block: nn.Module) -> dict[str, Any]:
 
 
 def layer_details(argument: str, layer: nn.Module | None) -> dict[str, Any]:
-    """With what else a layer was built than its kind says; nothing where that goes without saying.
+    """Return the options of a layer that differ from the defaults of its kind.
 
     Args:
         argument: ``"block_fn"``, ``"mlp_layer"`` or ``"act_layer"``.
         layer: the layer, or None for none.
     """
     table = _DETAILS[argument].items()
-    found = {key: getattr(layer, key) for key, usual in table if getattr(layer, key, usual) != usual}
+    details = {key: getattr(layer, key) for key, default in table if getattr(layer, key, default) != default}
     if type(layer) is ParallelScalingBlock:
-        found["fuse_out_proj"] = layer.out_proj is not None
-    return found
+        details["fuse_out_proj"] = layer.out_proj is not None
+    return details
 
 
 def constructor(argument: str, layer: nn.Module) -> Callable[..., nn.Module]:
-    """What builds such a layer again.
+    """Return a constructor of such a layer.
 
     Args:
         argument: ``"block_fn"``, ``"mlp_layer"`` or ``"act_layer"``.
         layer: the layer.
     """
-    how = layer_details(argument, layer)
-    return partial(type(layer), **how) if how else type(layer)
+    details = layer_details(argument, layer)
+    return partial(type(layer), **details) if details else type(layer)
 
 
-def norm_details(norm: nn.Module) -> dict[str, Any]:
-    """What of its own a norm lacks: all parameters, or the bias."""
+def norm_details(norm: nn.Module | None) -> dict[str, Any]:
+    """Return which parameters a norm lacks: all, or the bias."""
     if not getattr(norm, "elementwise_affine", True):
         return {"elementwise_affine": False}
     return {"bias": False} if isinstance(norm, nn.LayerNorm) and norm.bias is None else {}
 
 
 def layer_facts(module: nn.Module | None) -> tuple[str, dict[str, Any]] | None:
-    """A module's class and plain attributes, but for what goes without saying; None for what only regularises.
+    """Return a module's class and plain attributes but for defaults; None for what only regularises.
 
     Args:
         module: a layer, or None for none.
     """
     if module is None or isinstance(module, _REGULARISERS):
         return None
-    usual = {key: value for table in _DETAILS.values() for key, value in table.items()}
+    defaults = {key: value for table in _DETAILS.values() for key, value in table.items()}
     plain = {
         key: value
         for key, value in vars(module).items()
         if key[0] != "_" and key not in _NOT_FACTS and isinstance(value, (bool, int, float, str, tuple, list))
-        if key not in usual or value != usual[key]
+        if key not in defaults or value != defaults[key]
     }
     return type(module).__name__, plain
 
 
 def unlike_layers(one: nn.Module, other: nn.Module) -> list[str]:
-    """The names of the modules and tensors in which two networks differ, but for values, drop rates and types.
+    """Return the names of modules and tensors in which two networks differ, other than in values, drop rates and types.
 
     Args:
         one: a network.

@@ -23,7 +23,7 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What :func:`apply_lora` was told; the network has it as its attribute ``lora``.
+    """The settings of :func:`apply_lora`; the network has them as its attribute ``lora``.
 
     Attributes:
         rank: of the adapters.
@@ -45,12 +45,12 @@ class LoraSettings:
     def __post_init__(self) -> None:
         rank, alpha, dropout = self.rank, self.alpha, self.dropout
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise UsageError(f"rank={rank!r}; a whole number from 1 is needed, as 4 or 16.")
+            raise UsageError(f"rank={rank!r}; expected a whole number from 1, as 4 or 16.")
         if not all(isinstance(value, (int, float)) for value in (alpha, dropout)) or not (
             0 < alpha < math.inf and 0 <= dropout < 1
         ):
             raise UsageError(
-                f"alpha={alpha!r}, dropout={dropout!r}; a positive number and one from 0 up to 1 are needed."
+                f"alpha={alpha!r}, dropout={dropout!r}; expected a positive number, and one from 0 up to 1."
             )
 
 
@@ -104,7 +104,8 @@ def apply_lora(
     _inject(network, settings, list(names))
     for parameter in parameters:
         parameter.requires_grad_(True)
-    network.lora = settings
+    marked: Any = network
+    marked.lora = settings
     return network
 
 
@@ -147,12 +148,12 @@ class MergedState:
         self.network = unwrap_network(network)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The merged weights, as they are now, under the names that they have without wrappers."""
+        """Return the merged weights, as they are now, under the names that they have without wrappers."""
         return plain_state_dict(merged_lora(self.network))
 
 
 def merged_lora(network: NetworkT) -> NetworkT:
-    """A network without adapters: itself if it has none, else a copy in which they are merged.
+    """Return a network without adapters: itself if it has none, else a copy in which they are merged.
 
     Args:
         network: the network, or a part of one.
@@ -183,7 +184,7 @@ def freeze(network: nn.Module, parts: str | Sequence[str]) -> nn.Module:
 
 
 def adapter_layers(network: nn.Module, targets: Sequence[str], trained: Sequence[str] = ()) -> dict[str, nn.Linear]:
-    """The linear layers inside blocks that ``targets`` name, by their full names.
+    """Return the linear layers inside blocks that ``targets`` name, by their full names.
 
     Args:
         network: as :func:`apply_lora` takes it.
@@ -193,19 +194,19 @@ def adapter_layers(network: nn.Module, targets: Sequence[str], trained: Sequence
     Raises:
         UsageError: no targets, or one that no block has.
     """
-    found = {
+    layers = {
         name: layer
         for name, layer in network.named_modules()
         if isinstance(layer, nn.Linear) and _in_block(name) and not any(_within(name, part) for part in trained)
     }
-    known = sorted({name.rpartition(".")[2] for name in found})
-    if not targets or not set(targets) <= set(known):
+    names = sorted({name.rpartition(".")[2] for name in layers})
+    if not targets or not set(targets) <= set(names):
         but = f" besides {', '.join(trained)}" if trained else ""
         raise UsageError(
-            f"targets={tuple(targets)}: one or more of the linear layers in the blocks of {type(network).__name__} "
-            f"are needed; it has {', '.join(map(repr, known)) or 'none'}{but}."
+            f"targets={tuple(targets)}; expected one or more of the linear layers in the blocks of "
+            f"{type(network).__name__}; it has {', '.join(map(repr, names)) or 'none'}{but}."
         )
-    return {name: layer for name, layer in found.items() if name.rpartition(".")[2] in targets}
+    return {name: layer for name, layer in layers.items() if name.rpartition(".")[2] in targets}
 
 
 def refuse_adapters(network: nn.Module) -> None:
@@ -224,7 +225,7 @@ def refuse_adapters(network: nn.Module) -> None:
 
 
 def _in_block(name: str) -> bool:
-    """Whether a dotted name goes through ``blocks.N``."""
+    """Return whether a dotted name goes through ``blocks.N``."""
     words = name.split(".")
     return any(word == "blocks" and after.isdecimal() for word, after in pairwise(words))
 
@@ -234,30 +235,30 @@ def _within(name: str, part: str) -> bool:
 
 
 def _parameters(network: nn.Module, part: str, argument: str) -> list[nn.Parameter]:
-    found = [parameter for name, parameter in network.named_parameters() if part and _within(name, part)]
-    if not found:
+    parameters = [parameter for name, parameter in network.named_parameters() if part and _within(name, part)]
+    if not parameters:
         names = ", ".join(dict.fromkeys(name.partition(".")[0] for name, _ in network.named_parameters()))
         raise UsageError(
             f"{argument}={part!r}: {type(network).__name__} has no parameters of that name. Its parts are {names}; "
             "name one of them, or a part of one with its dots."
         )
-    return found
+    return parameters
 
 
 def _adapters(network: nn.Module) -> dict[str, Any]:
-    """The layers that have adapters, by name, in a whole network or a part of one."""
+    """Return the layers that have adapters, by name, in a whole network or a part of one."""
     return {name: layer for name, layer in network.named_modules() if hasattr(layer, "lora_A")}
 
 
 def _unmark(network: nn.Module) -> None:
-    """Take off what says that a network, or a part of it, has adapters."""
+    """Remove the marks that a network, or a part of it, has adapters."""
     for part in network.modules():
         for mark in _MARKS:
             vars(part).pop(mark, None)
 
 
 def _inject(network: nn.Module, settings: LoraSettings, names: list[str]) -> None:
-    """Peft's own layers around the named ones; everything else is frozen."""
+    """Put peft's layers around the named ones; everything else is frozen."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
@@ -266,6 +267,9 @@ def _inject(network: nn.Module, settings: LoraSettings, names: list[str]) -> Non
         ) from error
     exactly = "|".join(map(re.escape, names))  # a list would be matched by the ends of names
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=exactly
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft multiplies by it
+        lora_dropout=settings.dropout,
+        target_modules=exactly,
     )
     inject_adapter_in_model(config, network, adapter_name=ADAPTER)

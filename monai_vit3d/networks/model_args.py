@@ -12,8 +12,9 @@ from ..data.errors import WeightsError
 from .backbone_args import built_backbone, class_path, missing_classes
 
 RECORD = "model_args"  # the key in the metadata of a state dict and of a file
+BACKBONE = "VisionTransformer3D"  # the class without a decoder or head
 _BY_KEY = {"decoder": "TokenSegmenter", "head": "TokenClassifier"}
-CLASSES: dict[str, type[nn.Module]] = {}  # this package's networks by name, filled where they are defined
+NETWORK_CLASSES: dict[str, type[nn.Module]] = {}  # this package's networks by name, filled where they are defined
 
 
 def model_args(network: nn.Module) -> dict[str, Any]:
@@ -31,16 +32,16 @@ def model_args(network: nn.Module) -> dict[str, Any]:
         ``norm_options``, ``norm_eps``, those of the patch embedding's norm under ``embed_norm``; ``grid_size``
         (patches along each axis); ``no_embed_class`` False where there are no prefix tokens; ``pos_trained`` False
         where positions are a parameter that takes no gradient, as a table of another project's, though the patch
-        kernel takes one. Of a segmenter or classifier: ``backbone`` with its own arguments, ``taps``, ``decoder`` or
-        ``head`` by name, and their ``options``. ``foreign`` names the arguments whose classes are known neither to
-        torch, timm nor this package, and these classes.
+        kernel takes one. Of a segmenter or classifier: ``backbone`` with its own arguments, ``out_indices``,
+        ``decoder`` or ``head`` by name, and their ``options``. ``foreign`` names the arguments whose classes are
+        known neither to torch, timm nor this package, and these classes.
 
     Raises:
         TypeError: another network.
     """
     describe = getattr(network, "_described", None)
     if describe is None:
-        raise TypeError(f"network is a {type(network).__name__}; expected one of {', '.join(CLASSES)}.")
+        raise TypeError(f"network is a {type(network).__name__}; expected one of {', '.join(NETWORK_CLASSES)}.")
     return {"class": type(network).__name__, **describe()}
 
 
@@ -58,9 +59,9 @@ def build_network(args: Mapping[str, Any], factory: Callable[..., nn.Module] | N
         WeightsError: a class without a name here that was not passed, or arguments that build no network.
     """
     kind = class_of(args)
-    factory = factory or CLASSES[kind]
+    factory = factory or NETWORK_CLASSES[kind]
     try:
-        if kind == "VisionTransformer3D":
+        if kind == BACKBONE:
             return built_backbone(args, factory, overrides)
         return _built_around_backbone(args, factory, overrides)
     except WeightsError:
@@ -74,7 +75,7 @@ def build_network(args: Mapping[str, Any], factory: Callable[..., nn.Module] | N
 
 def class_of(args: Mapping[str, Any]) -> str:
     """Return the name of this package's class that arguments are of."""
-    return next((name for key, name in _BY_KEY.items() if key in args), "VisionTransformer3D")
+    return next((name for key, name in _BY_KEY.items() if key in args), BACKBONE)
 
 
 def args_in_state(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -110,7 +111,7 @@ def describe_around_backbone(network: nn.Module, part: str, record: Mapping[str,
         **{part: None, **record},
         "options": options,
         "num_classes": network.num_classes,
-        "taps": list(network.taps),
+        "out_indices": list(network.out_indices),
         "backbone": None if "backbone" in foreign else model_args(backbone),
         "foreign": {key: class_path(layer) for key, layer in foreign.items()},
     }
@@ -131,5 +132,5 @@ def _built_around_backbone(
         backbone = build_network(args["backbone"], **overrides)
     built = next(key for key in _BY_KEY if key in args)
     if isinstance(own[built], nn.Module):  # it has its options
-        return factory(backbone, own[built], taps=own["taps"])
+        return factory(backbone, own[built], out_indices=own["out_indices"])
     return factory(backbone, **own)

@@ -1,34 +1,36 @@
-"""What the arguments of VisionTransformer3D may be, and what they stand for."""
+"""Allowed values of VisionTransformer3D's arguments, and what they stand for."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from timm.layers import Attention, AttentionRope, GatedMlp, GluMlp, Mlp, SwiGLU, get_act_layer, get_norm_layer
 from timm.models.vision_transformer import ATTN_LAYERS, Block
-from torch import nn
+from torch import Tensor, nn
 
-from ..layers import RotaryBlock, RotaryPositions3D, to_3tuple
+from ..layers import EMBED_LAYERS, RotaryBlock, RotaryPositions3D, to_3tuple
 from ..layers.pos_embed import GridShape
 
 Layer = Callable[..., nn.Module] | str | None
+Indices = int | Sequence[int] | None  # block numbers, as forward_intermediates takes them
 GLOBAL_POOLS = ("cls_token", "avg", "max", "avgmax", "map", "")
 WEIGHT_INITS = ("", "jax", "jax_nlhb", "moco", "reset", "skip")
 MLPS = {"mlp": Mlp, "glumlp": GluMlp, "swiglu": SwiGLU, "gatedmlp": GatedMlp}
 
 
 def resolve_pool(global_pool: str, class_token: bool) -> str:
-    """The pooling mode under its own name; timm's ``"token"`` means ``"cls_token"``.
+    """Return the pooling mode under its own name; timm's ``"token"`` means ``"cls_token"``.
 
     Raises:
         ValueError: unknown mode, or a class-token pool where there is no class token.
     """
     pool = "cls_token" if global_pool == "token" else global_pool
     if pool not in GLOBAL_POOLS:
-        raise ValueError(f"global_pool={global_pool!r}; one of {', '.join(map(repr, GLOBAL_POOLS))} is needed.")
+        raise ValueError(f"global_pool={global_pool!r}; expected one of {', '.join(map(repr, GLOBAL_POOLS))}.")
     if pool == "cls_token" and not class_token:
         raise ValueError(
             f"global_pool={global_pool!r} needs a class token, but class_token=False: choose 'avg', 'max', 'avgmax', "
@@ -37,8 +39,17 @@ def resolve_pool(global_pool: str, class_token: bool) -> str:
     return pool
 
 
+def resolve_embed(embed_layer: Callable[..., nn.Module] | str) -> Callable[..., nn.Module]:
+    """Return a patch embedding's constructor from itself or its name in :data:`~monai_vit3d.layers.EMBED_LAYERS`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return _by_table("embed_layer", embed_layer, EMBED_LAYERS["patch"], EMBED_LAYERS)
+
+
 def resolve_norm(norm_layer: Layer) -> Callable[..., nn.Module]:
-    """A norm constructor from itself, timm's name for it (``"layernorm"``, ``"rmsnorm"``), or None (the default).
+    """Return a norm constructor from itself, timm's name (``"layernorm"``, ``"rmsnorm"``), or None (the default).
 
     Raises:
         ValueError: a name that timm does not know.
@@ -47,7 +58,7 @@ def resolve_norm(norm_layer: Layer) -> Callable[..., nn.Module]:
 
 
 def resolve_act(act_layer: Layer) -> Callable[..., nn.Module]:
-    """An activation constructor from itself, timm's name for it (``"gelu"``, ``"silu"``), or None (the default).
+    """Return an activation constructor from itself, timm's name (``"gelu"``, ``"silu"``), or None (the default).
 
     Raises:
         ValueError: a name that timm does not know.
@@ -56,7 +67,7 @@ def resolve_act(act_layer: Layer) -> Callable[..., nn.Module]:
 
 
 def resolve_mlp(mlp_layer: Layer) -> Callable[..., nn.Module]:
-    """An MLP constructor from itself, its name (a key of ``MLPS``), or None (the default).
+    """Return an MLP constructor from itself, its name (a key of ``MLPS``), or None (the default).
 
     Raises:
         ValueError: an unknown name.
@@ -65,7 +76,7 @@ def resolve_mlp(mlp_layer: Layer) -> Callable[..., nn.Module]:
 
 
 def resolve_attn(attn_layer: Layer) -> Callable[..., nn.Module]:
-    """An attention constructor from itself, timm's name for it (``"attn"``, ``"diff"``), or None (the default).
+    """Return an attention constructor from itself, timm's name (``"attn"``, ``"diff"``), or None (the default).
 
     Raises:
         ValueError: a name that timm does not know.
@@ -74,7 +85,7 @@ def resolve_attn(attn_layer: Layer) -> Callable[..., nn.Module]:
 
 
 def resolve_rope(rope: Layer, head_dim: int) -> nn.Module | None:
-    """Rotary positions from their unit (``"patch"``, ``"mm"``, ``"box"``) or a constructor; None for none.
+    """Build rotary positions from their unit (``"patch"``, ``"mm"``, ``"box"``) or a constructor; None for none.
 
     Raises:
         ValueError: an unknown unit, or heads of a width that cannot be rotated.
@@ -87,7 +98,7 @@ def resolve_rope(rope: Layer, head_dim: int) -> nn.Module | None:
 def rotary_block(
     rope: nn.Module, block_fn: Callable[..., nn.Module], attention: Callable[..., nn.Module], prefix: int
 ) -> Callable[..., nn.Module]:
-    """The constructor of a block that takes the angles of ``rope``, from that of timm's Block.
+    """Return the constructor of a block that takes the angles of ``rope``, from that of timm's Block.
 
     Args:
         rope: the network's rotary positions.
@@ -109,7 +120,7 @@ def rotary_block(
         )
     base = RotaryBlock if base is Block else base
     args, options = getattr(block_fn, "args", ()), getattr(block_fn, "keywords", {})
-    return partial(base, *args, **{**options, "num_prefix_tokens": prefix, "rotate_half": rope.half})
+    return partial(base, *args, **{**options, "num_prefix_tokens": prefix, "rotate_half": rope.rotate_half})
 
 
 def _by_timm(
@@ -127,20 +138,20 @@ def _by_table(
     if not isinstance(layer, str):
         return default if layer is None else layer
     if layer not in table:
-        raise ValueError(f"{argument}={layer!r}; one of {', '.join(map(repr, table))} or a class is needed.")
+        raise ValueError(f"{argument}={layer!r}; expected one of {', '.join(map(repr, table))}, or a class.")
     return table[layer]
 
 
 def build(constructor: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:
     """Call ``constructor`` with those keywords that its signature knows."""
-    known = inspect.signature(constructor).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+    parameters = inspect.signature(constructor).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return constructor(**kwargs)
-    return constructor(**{k: v for k, v in kwargs.items() if k in known})
+    return constructor(**{k: v for k, v in kwargs.items() if k in parameters})
 
 
-def resolve_indices(indices: int | list[int] | tuple[int, ...] | None, depth: int, *, once: bool = True) -> list[int]:
-    """Block numbers in block order, counted from 0, each once.
+def resolve_indices(indices: Indices, depth: int, *, once: bool = True) -> list[int]:
+    """Return block numbers in block order, counted from 0, each once.
 
     Args:
         indices: one block, several, or None for all; negative ones count from the end.
@@ -150,54 +161,105 @@ def resolve_indices(indices: int | list[int] | tuple[int, ...] | None, depth: in
     Raises:
         ValueError: an index out of range, or with ``once`` two that name the same block.
     """
-    wanted = range(depth) if indices is None else (indices,) if isinstance(indices, int) else tuple(indices)
-    for i in wanted:
+    numbers = range(depth) if indices is None else (indices,) if isinstance(indices, int) else tuple(indices)
+    for i in numbers:
         if not -depth <= i < depth:
             raise ValueError(
                 f"block index {i} is out of range: the network has {depth} blocks, {-depth} to {depth - 1}."
             )
-    take = {i % depth for i in wanted}
-    if once and len(take) < len(wanted):
-        raise ValueError(f"indices={tuple(wanted)} name a block twice (of {depth} blocks): name each once.")
+    take = {i % depth for i in numbers}
+    if once and len(take) < len(numbers):
+        raise ValueError(f"indices={tuple(numbers)} name a block twice (of {depth} blocks): name each once.")
     return sorted(take)
 
 
+def last_blocks(indices: int | Sequence[int], depth: int) -> Sequence[int]:
+    """Return block numbers, where an int means the last n of ``depth`` blocks, as in timm.
+
+    Raises:
+        ValueError: more blocks than there are, or none.
+    """
+    if not isinstance(indices, int):
+        return indices
+    if not 1 <= indices <= depth:
+        raise ValueError(f"the last {indices} blocks; the network has {depth}: expected 1 to {depth}.")
+    return range(depth - indices, depth)
+
+
+def check_ids_keep(ids_keep: Tensor, batch: int, count: int) -> None:
+    """Refuse patch numbers of a wrong shape or type, or that no patch has.
+
+    Args:
+        ids_keep: ``(B, N)`` long.
+        batch: B.
+        count: patches of the input.
+
+    Raises:
+        ValueError: another shape or type, or a number that no patch has.
+    """
+    if ids_keep.dim() != 2 or ids_keep.shape[0] != batch or ids_keep.shape[1] < 1 or ids_keep.dtype != torch.long:
+        raise ValueError(
+            f"ids_keep of shape {tuple(ids_keep.shape)}, {ids_keep.dtype}; expected torch.long patch numbers of shape "
+            f"({batch}, N), N of 1 or more."
+        )
+    if bool(((ids_keep < 0) | (ids_keep >= count)).any()):
+        raise ValueError(
+            f"ids_keep has numbers from {int(ids_keep.min())} to {int(ids_keep.max())}; the input has {count} patches, "
+            f"0 to {count - 1}."
+        )
+
+
+def resolve_map_format(output_fmt: Any) -> bool:
+    """Return whether a feature format is that of patch grids.
+
+    Args:
+        output_fmt: ``"NLC"``, ``"NCHWD"``, timm's ``"NCHW"`` for it, or timm's ``Format`` of these names.
+
+    Raises:
+        ValueError: another format.
+    """
+    name = getattr(output_fmt, "value", output_fmt)
+    if name not in ("NLC", "NCHWD", "NCHW"):
+        raise ValueError(f"output_fmt={name!r}; expected 'NLC' or 'NCHWD'.")
+    return bool(name != "NLC")
+
+
 def spread_blocks(depth: int, parts: int) -> list[int]:
-    """The last block of each of ``parts`` equal parts of the depth."""
+    """Return the last block of each of ``parts`` equal parts of the depth."""
     return [(i + 1) * depth // parts - 1 for i in range(parts)]
 
 
-def patch_size_of(backbone: nn.Module) -> GridShape:
-    """Voxels per token along each axis, of any backbone that keeps the contract."""
+def patch_size_of(backbone: Any) -> GridShape:
+    """Return the voxels per token along each axis, of any backbone that keeps the contract."""
     patch = getattr(backbone, "patch_size", None) or backbone.patch_embed.patch_size
     return to_3tuple(patch, "patch_size")
 
 
-def require_final_norm(backbone: nn.Module, who: str) -> None:
-    """Refuse a backbone whose final norm stands behind a pooling that ``who`` does not have.
+def require_final_norm(backbone: nn.Module, owner: str) -> None:
+    """Refuse a backbone whose final norm stands behind a pooling that ``owner`` does not have.
 
     Raises:
         ValueError: it was built with ``fc_norm=True``.
     """
     if getattr(backbone, "fc_norm_arg", None):
-        raise ValueError(f"fc_norm=True puts the final norm behind a pooling that a {who} has not: use None.")
+        raise ValueError(f"fc_norm=True puts the final norm behind a pooling that a {owner} has not: use None.")
 
 
 def check_numbers(embed_dim: int, depth: int, num_heads: int, reg_tokens: int, pos_embed: str) -> None:
-    """Refuse what cannot be built, before anything is.
+    """Refuse numbers of which no network can be built.
 
     Raises:
-        ValueError: which argument, what came, what is needed.
+        ValueError: a number out of its range, or an unknown ``pos_embed``.
     """
     if depth < 1 or num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
         raise ValueError(
-            f"embed_dim={embed_dim}, depth={depth}, num_heads={num_heads}: positive numbers are needed, and "
+            f"embed_dim={embed_dim}, depth={depth}, num_heads={num_heads}; expected positive numbers, and "
             "embed_dim divisible by num_heads."
         )
     if reg_tokens < 0:
-        raise ValueError(f"reg_tokens={reg_tokens}; 0 or more are needed.")
+        raise ValueError(f"reg_tokens={reg_tokens}; expected 0 or more.")
     if pos_embed not in ("learned", "sincos", "none"):
-        raise ValueError(f"pos_embed={pos_embed!r}; one of 'learned', 'sincos', 'none' is needed.")
+        raise ValueError(f"pos_embed={pos_embed!r}; expected one of 'learned', 'sincos', 'none'.")
 
 
 def check_weight_init(mode: str) -> None:
@@ -207,4 +269,4 @@ def check_weight_init(mode: str) -> None:
         ValueError: not one of timm's.
     """
     if mode not in WEIGHT_INITS:
-        raise ValueError(f"weight_init={mode!r}; one of {', '.join(map(repr, WEIGHT_INITS))} is needed.")
+        raise ValueError(f"weight_init={mode!r}; expected one of {', '.join(map(repr, WEIGHT_INITS))}.")

@@ -27,7 +27,7 @@ PRESETS = {
 }
 
 
-def create_model(
+def create_preset(
     name: str, img_size: int | Sequence[int] = 96, patch_size: int | Sequence[int] = 16, **options: Any
 ) -> VisionTransformer3D:
     """Build a backbone of a named size.
@@ -42,5 +42,5 @@ def create_model(
         ValueError: an unknown name.
     """
     if name not in PRESETS:
-        raise ValueError(f"preset {name!r} is unknown; one of {', '.join(PRESETS)} is needed.")
+        raise ValueError(f"preset {name!r} is unknown; expected one of {', '.join(PRESETS)}.")
     return VisionTransformer3D(img_size, patch_size, **{**asdict(PRESETS[name]), **options})

@@ -1,4 +1,4 @@
-"""What a classifier may be asked: its outputs, targets, loss and probabilities, by the task's name."""
+"""Output layers, encoded targets, losses and probabilities of classification tasks, by the task's name."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class OrdinalLinear(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, in_features)`` to cumulative logits ``(B, K - 1)``."""
+        """Compute cumulative logits ``(B, K - 1)`` of ``(B, in_features)``."""
         return F.linear(x, self.weight) + torch.sort(self.bias, descending=True)[0]
 
 
 def output_layer(task: str, in_features: int, num_classes: int) -> nn.Module:
-    """The last layer of a head: ``(B, in_features)`` to plain logits.
+    """Build the last layer of a head: ``(B, in_features)`` to plain logits.
 
     Args:
         task: ``"multi-class"``, ``"multi-label"``, ``"ordinal"``, ``"regression"``, or MedMNIST's name for one.
@@ -65,7 +65,7 @@ def output_layer(task: str, in_features: int, num_classes: int) -> nn.Module:
 
 
 def encode_target(label: Any, task: str, num_classes: int) -> Tensor:
-    """A label as the vector that the task's loss reads.
+    """Encode a label as the vector that the task's loss reads.
 
     Args:
         label: class number (multi-class, ordinal), or the values of a multi-label or regression case ``(L,)``.
@@ -82,11 +82,11 @@ def encode_target(label: Any, task: str, num_classes: int) -> Tensor:
     if task in ("multi-label", "regression"):
         values = torch.as_tensor(label, dtype=torch.float32).reshape(-1)
         if len(values) != num_classes:
-            raise ValueError(f"label {label}: {len(values)} values; {num_classes} are needed.")
+            raise ValueError(f"label {label} has {len(values)} values; expected {num_classes}.")
         return values
     numbers = torch.as_tensor(label, dtype=torch.float64).reshape(-1).tolist()  # MedMNIST's files hold arrays of one
     if len(numbers) != 1 or numbers[0] not in range(num_classes):
-        raise ValueError(f"label {label}: a class number from 0 to {num_classes - 1} is needed.")
+        raise ValueError(f"label {label}; expected a class number from 0 to {num_classes - 1}.")
     number = int(numbers[0])
     if task == "ordinal":
         return (torch.arange(num_classes - 1) < number).float()
@@ -94,7 +94,7 @@ def encode_target(label: Any, task: str, num_classes: int) -> Tensor:
 
 
 def task_loss(task: str, **options: Any) -> nn.Module:
-    """Torch's loss of logits and encoded targets: cross-entropy, binary cross-entropy or squared error.
+    """Build torch's loss of logits and encoded targets: cross-entropy, binary cross-entropy or squared error.
 
     Args:
         task: the task's name.
@@ -107,7 +107,7 @@ def task_loss(task: str, **options: Any) -> nn.Module:
 
 
 def probabilities(logits: Tensor, task: str) -> Tensor:
-    """Logits as what a reader wants: a probability per class or label, or the values themselves.
+    """Turn logits into a probability per class or label, or into the values of a regression.
 
     Args:
         logits: ``(..., K)``; ordinal ``(..., K - 1)``.

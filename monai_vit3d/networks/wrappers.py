@@ -1,4 +1,4 @@
-"""Small helpers around a whole network: its mode for a while, and the network inside its wrappers."""
+"""Evaluation mode for a while, and the network inside its wrappers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HELD = ("_orig_mod", "_fsdp_wrapped_module")  # under which torch.compile and F
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in the mode that it was in (MONAI's ``eval_mode`` knows one)."""
+    """Set evaluation mode; afterwards every module has the mode it had (MONAI's ``eval_mode`` restores one for all)."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -26,7 +26,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def unwrap_network(network: Any) -> Any:
-    """The network inside DistributedDataParallel, DataParallel, FSDP and torch.compile, in any order of nesting.
+    """Return the network inside DistributedDataParallel, DataParallel, FSDP and torch.compile, in any order of nesting.
 
     Args:
         network: a network, wrapped or not; anything else comes back as it is.
@@ -37,7 +37,7 @@ def unwrap_network(network: Any) -> Any:
 
 
 def plain_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    """State dict under the names that the network has without wrappers, be they around all of it or around parts.
+    """Return a state dict under the names that the network has without wrappers around all of it or around parts.
 
     Args:
         network: any network; ``torch.compile(network.backbone)`` inside it is a wrapper, too.
@@ -70,7 +70,7 @@ def load_plain_state_dict(network: nn.Module, state: Mapping[str, Tensor]) -> No
 
 
 def _held_name(network: Any) -> str | None:
-    """The attribute under which a wrapper has its network; None for a network that is no wrapper."""
+    """Return the attribute under which a wrapper has its network; None for a network that is no wrapper."""
     if isinstance(network, (DistributedDataParallel, DataParallel)):
         return "module"
     children = getattr(network, "_modules", None) or {}
@@ -78,7 +78,7 @@ def _held_name(network: Any) -> str | None:
 
 
 def _prefixes(network: nn.Module) -> list[tuple[str, str]]:
-    """What the wrappers of parts put into names, innermost first, and what stands there without them."""
+    """Return the prefixes that wrappers of parts put into names, innermost first, with the prefixes without them."""
     held = [(f"{name}." if name else "", _held_name(part)) for name, part in network.named_modules()]
     return [(f"{outer}{name}.", outer) for outer, name in reversed(held) if name is not None]
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ..data.errors import UsageError
+from ..data.formats import partner
 from ..data.passed_over import PassedOver
-from ..data.readers import partner, reader_for
+from ..data.readers import reader_for
 from .case import Case
 from .lists import read_csv, read_json
 from .passed_over_summary import describe_passed_over

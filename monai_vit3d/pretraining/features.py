@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..data.errors import UsageError
 from ..metrics.checks import require_finite
+from ..networks import VisionTransformer3D
 from ..networks.wrappers import eval_mode
 
 Array = NDArray[Any]
@@ -37,7 +38,7 @@ class Features:
 
 
 def extract_features(
-    backbone: nn.Module,
+    backbone: VisionTransformer3D,
     batches: Iterable[Any],
     pooling: str = "mean",
     taps: int | Sequence[int] | None = None,
@@ -89,7 +90,7 @@ def extract_features(
 
 
 @contextmanager
-def _frozen(backbone: nn.Module, device: torch.device | str | None) -> Iterator[nn.Module]:
+def _frozen(backbone: VisionTransformer3D, device: torch.device | str | None) -> Iterator[VisionTransformer3D]:
     """Give the backbone on a device in evaluation mode, without gradients; afterwards all is as before."""
     own_device = next(backbone.parameters()).device
     is_elsewhere = device is not None and torch.empty(0, device=device).device != own_device
@@ -100,7 +101,7 @@ def _frozen(backbone: nn.Module, device: torch.device | str | None) -> Iterator[
         yield net
 
 
-def _pooled(net: nn.Module, image: Tensor, names: Sequence[str], blocks: tuple[int, ...]) -> Array:
+def _pooled(net: VisionTransformer3D, image: Tensor, names: Sequence[str], blocks: tuple[int, ...]) -> Array:
     """Compute the features ``(B, F)`` float32 of one batch."""
     weight = next(net.parameters())
     pairs = net.forward_intermediates(
@@ -110,7 +111,7 @@ def _pooled(net: nn.Module, image: Tensor, names: Sequence[str], blocks: tuple[i
     return torch.cat(parts, 1).cpu().numpy()
 
 
-def _poolings(pooling: str, backbone: nn.Module) -> list[str]:
+def _poolings(pooling: str, backbone: VisionTransformer3D) -> list[str]:
     names = pooling.split("+")
     unknown = [name for name in names if name not in POOLINGS]
     if unknown or len(set(names)) < len(names):
@@ -140,7 +141,7 @@ def _image_and_label(batch: Any, keys: tuple[str, str]) -> tuple[Tensor, Array]:
     return image, label
 
 
-def _describe(backbone: nn.Module, encoder: str, names: Sequence[str], blocks: tuple[int, ...]) -> str:
+def _describe(backbone: VisionTransformer3D, encoder: str, names: Sequence[str], blocks: tuple[int, ...]) -> str:
     depth = len(backbone.blocks)
     read = ", ".join(str(block % depth + 1) for block in sorted(blocks, key=lambda b: b % depth))
     norm = "no final norm" if isinstance(backbone.norm, nn.Identity) else "final norm"

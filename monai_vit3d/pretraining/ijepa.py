@@ -176,7 +176,7 @@ class IJEPA(nn.Module):
         """
         targets = self._targets(x, masks.targets)
         prefix = self.context_encoder.num_prefix_tokens
-        context = self.context_encoder.forward_visible(x, masks.context)[:, prefix:]
+        context = self.context_encoder.forward_masked(x, masks.context)[:, prefix:]
         grid = self.context_encoder.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3], x.shape[4]))
         device_masks = JEPAMasks(masks.context.to(x.device), masks.targets.to(x.device))
         predictions = self.predictor(context, device_masks, grid)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ..data.errors import UsageError
 from ..layers import fit_pos_embed, sincos_pos_embed
 from ..layers.pos_embed import GridShape
+from ..networks import VisionTransformer3D
 from ..networks.options import require_final_norm
 from .masking import MAEMasks
 from .patches import patchify, unpatchify
@@ -106,7 +107,7 @@ class MAE(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: VisionTransformer3D,
         decoder_dim: int = 512,
         decoder_depth: int = 8,
         decoder_heads: int = 16,
@@ -221,7 +222,7 @@ class MAE(nn.Module):
         return patches
 
     def _predict(self, x: Tensor, masks: MAEMasks) -> Tensor:
-        return self.decoder(self.backbone.forward_visible(x, masks.visible), masks, self._grid(x))
+        return self.decoder(self.backbone.forward_masked(x, masks.visible), masks, self._grid(x))
 
 
 def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

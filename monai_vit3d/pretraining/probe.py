@@ -185,8 +185,9 @@ def _require_same(parts: Parts) -> None:
         raise UsageError(f"features differ in kind ({listed}). Extract all sections with one encoder and pooling.")
 
 
-def _require_classes(*parts: Features) -> None:
+def _require_classes(train: Features, validation: Features, test: Features) -> None:
     """Refuse labels that are not class numbers, and sections that lack a class."""
+    parts = (train, validation, test)
     _require_same(parts)
     for name, part in zip(PROBE_SECTIONS, parts):
         if part.labels.ndim != 1:

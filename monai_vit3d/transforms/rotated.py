@@ -73,7 +73,7 @@ class Rotated(NoResampling):
         cells = before.apply(self.network_labels, self.zero_labels).to(label_dtype(table.shape[1]))
         for dim in (1, 2, 3):
             cells = equal_or_mixed(cells, _next_along(cells, dim))
-        shape, matrix = self.mapping.after.source_shape, self.mapping.xform
+        shape, matrix = self.mapping.after.source_shape, torch.as_tensor(self.mapping.xform)
         labels = torch.empty((len(cells), *shape), dtype=self.network_labels.dtype)
         j, k = (torch.arange(n, dtype=torch.float64) for n in shape[1:])
         plane = [matrix[axis, 1] * j[:, None] + matrix[axis, 2] * k + matrix[axis, 3] for axis in range(3)]

@@ -30,7 +30,7 @@ class SeparableResample(SpatialResample):
 
     def __call__(
         self,
-        img: Tensor,
+        img: Any,
         dst_affine: Tensor | None = None,
         spatial_size: Sequence[int] | Tensor | int | None = None,
         mode: str | int | None = None,
@@ -135,7 +135,8 @@ def _resample(image: Tensor, interps: list[AxisInterp]) -> Tensor:
         image = image.float()
     out = torch.empty(len(image), *(len(interp.lower) for interp in interps))
     # planes as they lie in memory, however the axes were permuted before
-    order = sorted(range(3), key=lambda axis: -image.stride(axis + 1))
+    strides = image.stride()
+    order = sorted(range(3), key=lambda axis: -strides[axis + 1])
     source, target = (t.permute(0, *(axis + 1 for axis in order)) for t in (image, out))
     first, second, third = (interps[axis] for axis in order)
     for source_planes, target_planes in zip(source, target):
@@ -151,7 +152,8 @@ def _can_interpolate(image: MetaTensor, mode: Any) -> bool:
     if mode != "bilinear" or not image.is_floating_point():
         return True
     # axes as they lie in memory: any other order takes 100 times as long
-    low, high = image.as_tensor().permute(sorted(range(4), key=lambda axis: -image.stride(axis))).aminmax()
+    strides = image.stride()
+    low, high = image.as_tensor().permute(sorted(range(4), key=lambda axis: -strides[axis])).aminmax()
     return bool(low >= -MAX_FLOAT32_DIFFERENCE) and bool(high <= MAX_FLOAT32_DIFFERENCE)
 
 

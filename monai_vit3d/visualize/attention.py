@@ -10,7 +10,7 @@ import torch
 from timm.layers import Attention, AttentionPoolLatent, AttentionRope
 from torch import Tensor, nn
 
-from ..networks import TokenClassifier
+from ..networks import TokenClassifier, VisionTransformer3D
 from ..networks.heads import AttentiveHead
 from ..networks.wrappers import eval_mode
 from .voxels import as_batch, backbone_of, like, on_grid, to_voxels
@@ -72,7 +72,7 @@ def attention_maps(model: nn.Module, volume: Tensor) -> AttentionMaps:
     return AttentionMaps(maps[0], maps[1], maps[2] if pooled else None)
 
 
-def _start(weights: Tensor, backbone: nn.Module) -> Tensor:
+def _start(weights: Tensor, backbone: VisionTransformer3D) -> Tensor:
     """Start from the class token or from all patches: a distribution over tokens ``(B, T)``."""
     row, prefix = torch.zeros_like(weights[:, 0]), backbone.num_prefix_tokens
     if backbone.has_class_token:
@@ -100,7 +100,7 @@ def _roll_out(row: Tensor, weights: list[Tensor]) -> Tensor:
 
 
 @contextmanager
-def _watched(backbone: nn.Module, pool: nn.Module | None) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+def _watched(backbone: VisionTransformer3D, pool: nn.Module | None) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Collect the weights of all blocks ``(B, T, T)`` and of the pool ``(B, M)`` in a forward pass, heads averaged."""
     attentions = [_plain_attention(block) for block in backbone.blocks]
     weights: list[Tensor] = []
@@ -109,7 +109,7 @@ def _watched(backbone: nn.Module, pool: nn.Module | None) -> Iterator[tuple[list
     def keep(_: nn.Module, __: Any, output: Tensor) -> None:
         weights.append(output.mean(1, dtype=torch.float32))
 
-    def keep_pool(module: nn.Module, inputs: tuple[Tensor]) -> None:
+    def keep_pool(module: Any, inputs: tuple[Tensor]) -> None:
         pooled.append(_pool_weights(module, inputs[0]))
 
     with ExitStack() as stack:
@@ -123,13 +123,13 @@ def _watched(backbone: nn.Module, pool: nn.Module | None) -> Iterator[tuple[list
         yield weights, pooled
 
 
-def _plain_attention(block: nn.Module) -> nn.Module:
+def _plain_attention(block: nn.Module) -> Any:
     """Return the attention of a block.
 
     Raises:
         ValueError: its weights are not shares that sum to 1.
     """
-    attention = getattr(block, "attn", block)
+    attention: Any = getattr(block, "attn", block)
     if type(attention).forward not in (Attention.forward, AttentionRope.forward):
         raise ValueError(
             f"the blocks attend by {type(attention).__name__}, which has no plain weights to show; timm's Attention "
@@ -138,7 +138,7 @@ def _plain_attention(block: nn.Module) -> nn.Module:
     return attention
 
 
-def _attentive_pool(model: nn.Module) -> nn.Module | None:
+def _attentive_pool(model: Any) -> nn.Module | None:
     if not isinstance(model, TokenClassifier):
         return model.attn_pool
     return model.head.pool if isinstance(model.head, AttentiveHead) else None

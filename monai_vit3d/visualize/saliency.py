@@ -52,7 +52,7 @@ class TokenGradCAM(GradCAM):
             )
         patch_size = self.backbone.patch_embed.patch_size
         super().__init__(
-            ModelWithHooks(nn_module, target_layers),
+            ModelWithHooks(nn_module, target_layers),  # type: ignore[arg-type]  # MONAI wraps in it itself
             target_layers,
             upsampler=lambda size: partial(to_voxels, patch_size=patch_size, size=size),
             postprocessing=postprocessing,
@@ -199,7 +199,7 @@ def occlusion_map(
     return like(torch.cat(drops), volume)
 
 
-def _with_head(model: nn.Module) -> nn.Module:
+def _with_head(model: nn.Module) -> VisionTransformer3D:
     """Return the backbone of a network that classifies.
 
     Raises:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..networks import TokenClassifier, VisionTransformer3D
 
 
-def backbone_of(model: nn.Module) -> nn.Module:
+def backbone_of(model: nn.Module) -> VisionTransformer3D:
     """Return the part of ``model`` that makes tokens; its last block is the last that the output depends on.
 
     Raises:
@@ -40,7 +40,7 @@ def as_batch(volume: Tensor) -> Tensor:
     return batch if batch.ndim == 5 else batch[None]
 
 
-def on_grid(values: Tensor, backbone: nn.Module, batch: Tensor) -> Tensor:
+def on_grid(values: Tensor, backbone: VisionTransformer3D, batch: Tensor) -> Tensor:
     """Put values of patch tokens ``(B, N)`` on the patch grid of ``batch``: ``(B, 1, H', W', D')``."""
     grid = backbone.patch_embed.dynamic_feat_size(tuple(batch.shape[2:]))
     return values.reshape(len(values), 1, *grid)

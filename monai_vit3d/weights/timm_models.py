@@ -12,8 +12,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from ..layers import to_3tuple
-from ..networks import VisionTransformer3D
-from ..networks import create_model as create_preset
+from ..networks import VisionTransformer3D, create_preset
 from .convert.shapes import KERNEL
 from .convert.timm2d_filter import checkpoint_filter_fn
 

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai.utils import ensure_tuple
 from torch import Tensor, nn
 
-from ..data.errors import WeightsError
+from ..data.errors import UsageError, WeightsError
 from ..networks import VisionTransformer3D
+from ..networks.checkpoints import as_state_dict, read_checkpoint, read_with_metadata, refuse_differences
 from ..networks.model_args import class_of
+from ..networks.recorded import build_own, build_whole, files_in, recorded_args
 from ..networks.wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
 from .backbone import PREFIX, load_backbone
-from .files import as_state_dict, read_checkpoint, read_with_metadata, refuse_differences
-from .pretrained import build_own, build_whole, files_in, recorded_args
 
 logger = logging.getLogger(__name__)
 _ENTRIES = ("model", "network")  # of a checkpoint that holds more, as last.pt
 
 
-def network_from(path: str | Path, **expected: Any) -> nn.Module:
+def network_from(
+    path: str | Path,
+    *,
+    img_size: int | Sequence[int] | None = None,
+    global_pool: str | None = None,
+    fc_norm: bool | None = None,
+    **expected: Any,
+) -> nn.Module:
     """Build the network that a file of weights describes, and load the weights.
 
     Every state dict of a :class:`VisionTransformer3D`, :class:`TokenSegmenter` or :class:`TokenClassifier` records the
@@ -31,6 +38,9 @@ def network_from(path: str | Path, **expected: Any) -> nn.Module:
     Args:
         path: a file of a training (``model.pt``, ``last.pt``, ``encoder.safetensors``), the state dict of one of these
             networks by ``torch.save``, or a folder of ``save_pretrained``.
+        img_size: of the backbone, whose positions are resampled; None keeps the file's.
+        global_pool: of a backbone alone: another pooling; None keeps the file's.
+        fc_norm: of a backbone alone: False leaves the final norm before ``global_pool``; None as the constructor's.
         expected: arguments that the network must have, as ``num_classes=3`` or ``backbone={"depth": 8}``; those that
             are None are not compared.
 
@@ -55,8 +65,14 @@ def network_from(path: str | Path, **expected: Any) -> nn.Module:
             "that have them."
         )
     if class_of(args) == VisionTransformer3D.__name__:
-        return build_own(args, state, str(path), owned=True).network
-    return build_whole(args, state, str(path))
+        options = {"img_size": img_size, "global_pool": global_pool, "fc_norm": fc_norm}
+        options = {key: value for key, value in options.items() if value is not None}
+        return build_own(args, state, str(path), owned=True, **options).network
+    if global_pool is not None or fc_norm is not None:
+        raise UsageError(
+            f"{path}: a {class_of(args)}; global_pool and fc_norm are of a backbone alone. Leave them out."
+        )
+    return build_whole(args, state, str(path), img_size=img_size)
 
 
 def _unlike(args: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from monai.bundle import run as run_bundle
 from monai.transforms import AsDiscrete, Invertd
 
 from monai_vit3d.cli import main
+from tests.helpers import run_warm
 from tests.pipeline import zoo
 
 
@@ -70,9 +71,8 @@ def test_both_commands(bundle, images, tmp_path):
     options = {"config_file": "configs/inference.json", "dataset_dir": images[0].parents[1]}
     options["output_dir"] = tmp_path / "monai"
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    by_monai = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", *words]
-    result = subprocess.run(by_monai, cwd=bundle, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
+    code, out = run_warm("-m", "monai.bundle", "run", *words, folder=bundle)
+    assert code == 0, out[-2000:]
     ours = ["predict", images[0].parent, "-o", tmp_path / "ours", "--bundle", bundle, "--safe", "--device", "cpu"]
     result = subprocess.run([sys.executable, "-m", "monai_vit3d.cli", *ours], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]

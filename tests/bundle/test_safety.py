@@ -97,7 +97,7 @@ EXPRESSIONS = {
     "numpy tofile": "$np.zeros(3).tofile('/tmp/x')",
     "monai reaches subprocess": "$monai.bundle.scripts.subprocess.run('id')",
     "monai.bundle.run": "$monai.bundle.run(config_file='x.json')",
-    "ours reaches torch.load": "$monai_vit3d.weights.files.torch.load('x')",
+    "ours reaches torch.load": "$monai_vit3d.networks.checkpoints.torch.load('x')",
     "method of an allowed function": "$os.path.join.__globals__['os']",
     "method of an allowed module": "$os.get('x')",
     "attribute by a similar letter": "$@names.__clas\u017f__",
@@ -388,7 +388,7 @@ HARMLESS = {
     "component": {"_target_": "Compose", "transforms": [{"_target_": "EnsureTyped", "keys": "image"}]},
     "full name": {"_target_": "monai.networks.nets.UNet", "act": ["relu", {"inplace": True}], "pretrained": None},
     "torch": {"_target_": "torch.nn.Conv3d", "_mode_": "callable", "in_channels": 1},
-    "ours": {"_target_": "monai_vit3d.networks.create_model", "name": "vit3d_tiny", "_disabled_": "$@a > 2"},
+    "ours": {"_target_": "monai_vit3d.networks.create_preset", "name": "vit3d_tiny", "_disabled_": "$@a > 2"},
     "reader": {"_target_": "LoadImaged", "keys": "image", "reader": "NibabelReader"},
     "dtype text": {"_target_": "CastToTyped", "keys": ["a", "b"], "dtype": ["float32", "$torch.uint8"]},
     "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [32, 32, 32]},
@@ -486,7 +486,7 @@ NAMES = st.sampled_from(["os", "eval", "x", "len", "@a", "@names", "__local_refs
 PIECES = st.sampled_from([".", "(", ")", "[", "]", " for x in ", "lambda x: ", "system", "get", "__class__", ",", "+"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(NAMES | PIECES, max_size=8).map("".join))
 def test_what_passes_touches_nothing_beyond_the_lists(text):
     config = under(network=f"${text}")

@@ -64,6 +64,7 @@ def test_an_environment_in_a_bundle_is_not_its_own(tmp_path):
     assert [path.relative_to(tmp_path).as_posix() for path in python_files(tmp_path)] == ["a.py", "scripts/b.py"]
 
 
+@pytest.mark.slow
 def test_what_another_script_made_is_not_kept(tmp_path, cohort):
     bundle, out = bundle_with(tmp_path / "bundle", 16), tmp_path / "out"
     image, script = cohort / "case00.nii.gz", bundle / "scripts" / "window.py"

@@ -1,48 +1,57 @@
 """Running bundles as their users do: by MONAI's commands, and by its workflows where a new process adds nothing."""
 
-import os
-import subprocess
-import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from monai.bundle import ConfigWorkflow
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+from tests.helpers import run_python, run_warm
 
 
-def command(*verb, **options):
-    """The words of ``python -m monai.bundle VERB --option value``."""
-    words = [sys.executable, "-W", "ignore", "-m", "monai.bundle", *verb]
-    for key, value in options.items():
-        words += [f"--{key}", str(value)]
-    return words
+@dataclass(frozen=True)
+class Command:
+    """A verb of ``monai.bundle`` with its options, for one process or for several under torchrun."""
+
+    words: tuple[str, ...]
+    processes: int = 1
+
+
+def command(*verb, processes=1, **options):
+    """``python -m monai.bundle VERB --option value``."""
+    given = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    return Command((*verb, *given), processes)
 
 
 def torchrun(*verb, **options):
     """The same in two processes."""
-    return [*TORCHRUN, *command(*verb, **options)[3:]]
+    return command(*verb, processes=2, **options)
 
 
-def _result(words, bundle, environment):
-    return subprocess.run(
-        words, capture_output=True, text=True, cwd=bundle, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    )
+def _end(command, bundle, fresh, environment):
+    """Exit code and output."""
+    words = ("-m", "monai.bundle", *command.words)
+    if not fresh:
+        return run_warm(*words, folder=bundle, processes=command.processes, env=environment)
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={command.processes}")
+    launcher = launcher if command.processes > 1 else ("-W", "ignore")
+    code, out, err = run_python(*launcher, *words, cwd=bundle, env=environment)
+    return code, out + err
 
 
-def run(words, bundle, **environment):
-    """What a command that succeeds has printed; it runs in the bundle's folder."""
-    result = _result(words, bundle, environment)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
-    return result.stdout + result.stderr
+def run(command, bundle, fresh=False, **environment):
+    """What a command that succeeds has printed; it runs in the bundle's folder, if ``fresh`` in new interpreters."""
+    code, output = _end(command, bundle, fresh, environment)
+    assert code == 0, output[-3000:]
+    return output
 
 
-def run_to_fail(words, bundle, **environment):
+def run_to_fail(command, bundle, fresh=False, **environment):
     """What a command that fails has printed."""
-    result = _result(words, bundle, environment)
-    assert result.returncode != 0
-    return result.stdout + result.stderr
+    code, output = _end(command, bundle, fresh, environment)
+    assert code != 0
+    return output
 
 
 def workflow(bundle, *configs, **options):

@@ -51,6 +51,7 @@ def test_segmentation_by_monais_command(decathlon_hippocampus, tmp_path, cache):
     assert (labels["openvino"] == labels["bare"]).mean() >= 0.999
 
 
+@pytest.mark.slow
 def test_classification_takes_each_batch(tmp_path, cache):
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
@@ -100,6 +101,7 @@ def test_every_bundle_has_the_option(name):
         assert (runner.backend, runner.network) == (backend, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [path.name for path in (HIPPOCAMPUS, CLASSIFICATION)])
 @pytest.mark.parametrize("said", ["torch", "openvino"])
 def test_the_command_has_its_own(name, said, tmp_path):

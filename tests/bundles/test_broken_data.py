@@ -201,7 +201,7 @@ def test_a_training_that_diverges_stops_with_its_files_and_saves_nothing(name, t
 def test_a_command_ends_with_one_line_that_names_the_file(task, tmp_path):
     with_voxel(255)(task / "labelsTr" / "a.nii.gz")
     options = {"dataset_dir": task, "split_file": task / "split.json", "output_dir": tmp_path}
-    said = run_to_fail(command("run", config_file="configs/train.yaml", **options), SEGMENTATION)
+    said = run_to_fail(command("run", config_file="configs/train.yaml", **options), SEGMENTATION, fresh=True)
     last = said.strip().splitlines()[-1]
     assert last.startswith(f"ImageError: {task / 'labelsTr' / 'a.nii.gz'}: label 255 (1 voxels)")
     assert "Traceback" not in said

@@ -102,4 +102,4 @@ def test_adapters_need_an_encoder_that_was_trained(balls, tmp_path):
 
 def test_a_rank_that_cannot_be(balls, tmp_path):
     said = failure_here(b.BUNDLE, "train", lora_rank=-1, output_dir=tmp_path, **b.of(balls))
-    assert "rank=-1; a whole number from 1 is needed" in said
+    assert "rank=-1; expected a whole number from 1" in said

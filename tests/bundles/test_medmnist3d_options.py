@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.properties import InferProperties, TrainProperties
 
 from monai_vit3d.data.medmnist3d import OFFICIAL_3D
-from monai_vit3d.networks import TokenSegmenter
+from monai_vit3d.networks import TokenSegmenter, model_args
 from monai_vit3d.weights import save_backbone
 from tests.bundles import helpers
 from tests.bundles.balls import (
@@ -181,7 +181,7 @@ def test_defaults_classify_and_explain(tmp_path):
     volume = np.random.default_rng(0).normal(100, 20, (44, 36, 40)).astype(np.float32)
     affine = np.array([[0, -0.8, 0, 9], [0.9, 0, 0, -3], [0, 0, 1.1, 5], [0, 0, 0, 1]])
     nib.Nifti1Image(volume, affine).to_filename(tmp_path / "in" / "scan.nii.gz")
-    torch.save(parsed("inference").get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+    torch.save(parsed("train").get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
     options = {"dataset_dir": tmp_path / "in", "output_dir": tmp_path / "out", "ckpt_path": tmp_path / "model.pt"}
     run_here("inference", **options)
     run_here("inference", "explain", **options)
@@ -261,7 +261,7 @@ def test_what_is_wrong_is_said(configs, change, message, balls, tmp_path):
     if "train" not in configs:
         options["ckpt_path"] = tmp_path / "model.pt"
         plain = {key: str(value) if isinstance(value, Path) else value for key, value in of(balls).items()}
-        torch.save(parsed("inference", **plain).get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+        torch.save(parsed("train", **plain).get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
     assert message in failure_here(*configs.split(), **{**options, **change(balls, tmp_path)})
     assert list((tmp_path / "out").glob("*")) == []
 
@@ -291,11 +291,12 @@ def test_verbs(tmp_path):
 
 def test_configs_agree_and_have_what_monai_asks_for():
     train, infer = parsed("train"), parsed("inference")
-    network = dict(train["network_def"])
-    assert network.pop("freeze") is None
-    assert network == infer["network_def"]
-    shared = ["dataset_name", "datasets_file", "info", "task", "class_names", "size", "image_size", "patch_size"]
-    for key in [*shared, "embed_dim", "num_heads", "depth", "taps", "head"]:
+    network = {key: value for key, value in infer["network_def"].items() if key not in ("_target_", "path")}
+    backbone = network.pop("backbone")
+    assert network.items() <= train["network_def"].items()  # the weights say the rest
+    assert backbone.items() <= train["network_def"]["backbone"].items()
+    assert train["network_def"]["freeze"] is None
+    for key in ["dataset_name", "datasets_file", "info", "task", "class_names", "size", "image_size"]:
         assert train[key] == infer[key], key
     # what stands between a volume of the set and the network, but for the metadata that inference keeps
     (typed, *rest), (infer_typed, *infer_rest) = train["intensity"], infer["intensity"]
@@ -320,10 +321,13 @@ def test_metadata_describes_the_default_network():
 
 
 @pytest.mark.parametrize("name", OFFICIAL_3D)
-def test_recipe_for_the_official_sets(name):
-    train, infer = (parsed(config, "medmnist", dataset_name=name) for config in ("train", "inference"))
-    network, other = (parser.get_parsed_content("network_def").eval() for parser in (train, infer))
-    other.load_state_dict(network.state_dict())
+def test_recipe_for_the_official_sets(name, tmp_path):
+    options = {"dataset_name": name, "ckpt_path": tmp_path / "model.pt"}
+    train, infer = (parsed(config, "medmnist", **options) for config in ("train", "inference"))
+    network = train.get_parsed_content("network_def").eval()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    other = infer.get_parsed_content("network_def")
+    assert model_args(other) == model_args(network)
     with torch.no_grad():
         assert network(torch.zeros(1, 1, 28, 28, 28)).shape == (1, len(infer.get_parsed_content("class_names")))
     assert train.get_parsed_content("flip_prob") == (0 if name == "organmnist3d" else 0.5)  # left is not right there

@@ -1,6 +1,7 @@
 """What one option of the segmentation bundle changes, and that everything that depends on it follows."""
 
 import json
+import traceback
 
 import pytest
 import torch
@@ -45,13 +46,21 @@ def test_the_rank_is_that_among_all_nodes(name, configs, monkeypatch):
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("override", ["decoder", "network_def#decoder"])
-@pytest.mark.parametrize("config", ["train", "inference"])
-def test_every_decoder_is_one_override(config, override, decoder):
-    parser = workflow(HIPPOCAMPUS, config, **{override: decoder}).parser
-    network = parser.get_parsed_content("network_def")
+def test_every_decoder_is_one_override(override, decoder, tmp_path):
+    network = workflow(HIPPOCAMPUS, "train", **{override: decoder}).parser.get_parsed_content("network_def")
     assert isinstance(network.decoder, DECODERS[decoder])
     if decoder == "unetr":
         assert len(network.decoder.image_downs) == 2  # image_levels: 3, as the shipped weights
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    for option in ({override: decoder}, {}):  # inference needs none
+        parser = workflow(HIPPOCAMPUS, "inference", ckpt_path=str(tmp_path / "model.pt"), **option).parser
+        assert isinstance(parser.get_parsed_content("network_def").decoder, DECODERS[decoder])
+
+
+def test_another_decoder_than_the_weights_is_refused():
+    with pytest.raises(RuntimeError) as caught:
+        workflow(HIPPOCAMPUS, "inference", decoder="light").parser.get_parsed_content("network_def")
+    assert "decoder='unetr' came, 'light' is expected" in "".join(traceback.format_exception(caught.value))
 
 
 def test_an_option_that_a_decoder_does_not_have_is_named():

@@ -202,9 +202,8 @@ def test_segmentation_starts_from_the_encoder(trained, phantom_task, tmp_path):
     encoder = trained / "encoder.safetensors"
     run_here(SEGMENTATION, "train", pretrained=encoder, output_dir=tmp_path, **options, **small)
     starts_with(load(tmp_path / "last.pt")["network"], encoder)
-    plain = {"_target_": "monai_vit3d.layers.PatchEmbed3D", "_mode_": "callable"}
-    options = {"dataset_dir": data / "imagesTr", "output_dir": tmp_path / "out", "embed_layer": plain}
-    run_here(SEGMENTATION, "inference", ckpt_path=tmp_path / "model.pt", **options, **small)
+    options = {"dataset_dir": data / "imagesTr", "output_dir": tmp_path / "out"}  # the weights say the rest
+    run_here(SEGMENTATION, "inference", ckpt_path=tmp_path / "model.pt", **options)
     assert list((tmp_path / "out").glob("*_seg.nii.gz"))
 
 
@@ -269,7 +268,7 @@ def test_rotary_positions_are_one_option(rope, bundle, tiny, phantom_task, tmp_p
         pytest.importorskip("matplotlib")
         run_here(bundle, "train", "nifti", "export", "reconstruct", **training)
         assert (tmp_path / "reconstruction.png").is_file()
-    options |= {"ckpt_path": tmp_path / "encoder.safetensors", "embed_dim": 48}
+    options = {"spacing_mm": [1.5, 1.5, 3.0], "window": [24, 32, 8], "ckpt_path": tmp_path / "encoder.safetensors"}
     run_here(bundle, "inference", dataset_dir=data / "imagesTr", output_dir=tmp_path / "out", **options)
     rows = [line.split(",") for line in (tmp_path / "out" / "features.csv").read_text().splitlines()]
     parser = parsed(bundle, "inference", **options)
@@ -348,11 +347,14 @@ def test_features_of_files(backend, bundle, trained, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_verbs(bundle, tmp_path):
-    parser = parsed(bundle, "inference")
+    encoder = parsed(bundle, "train").get_parsed_content("encoder")
+    save_backbone(encoder, tmp_path / "encoder.safetensors")
+    parser = parsed(bundle, "inference", ckpt_path=tmp_path / "encoder.safetensors")
     network = parser.get_parsed_content("network_def").eval()
     torch.save(network.state_dict(), tmp_path / "model.pt")
     meta = str(bundle / "configs" / "metadata.json")
     config = {"meta_file": meta, "config_file": str(bundle / "configs" / "inference.yaml"), "bundle_root": str(bundle)}
+    config["ckpt_path"] = str(tmp_path / "encoder.safetensors")
     monai.bundle.verify_metadata(meta_file=meta, filepath=str(SCHEMA))
     monai.bundle.verify_net_in_out("network_def", **config)
     files = {"ckpt_file": str(tmp_path / "model.pt"), **config}
@@ -406,20 +408,9 @@ def test_split_is_the_segmentation_bundles(bundle):
 
 def test_configs_agree_and_have_what_monai_asks_for(bundle):
     train, infer = parsed(bundle, "train"), parsed(bundle, "inference")
-    for key in (
-        "spacing_mm",
-        "patch_size",
-        "in_chans",
-        "embed_dim",
-        "depth",
-        "num_heads",
-        "embed_layer",
-        "pos_embed",
-        "rope",
-    ):
-        assert train[key] == infer[key], key
-    differing = {"global_pool": "avg", "fc_norm": False}
-    assert {**infer["network_def"], "weight_init": "jax"} == {**train["backbone"], **differing}
+    assert train["spacing_mm"] == infer["spacing_mm"]
+    options = {"img_size": "@window", "global_pool": "avg", "fc_norm": False}  # the weights say the rest
+    assert infer["network_def"] == {"_target_": "monai_vit3d.weights.network_from", "path": "@ckpt_path", **options}
     *before, typed = [*train["loading"], *train["intensity"], train["monitor"]["crop"]][:-1]
     assert infer["preprocessing"]["transforms"] == [
         *before, train["monitor"]["crop"], {k: v for k, v in typed.items() if k != "track_meta"}

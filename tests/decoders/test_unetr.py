@@ -2,7 +2,6 @@
 
 import inspect
 import math
-from itertools import product
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from monai_vit3d.decoders import DECODERS, UNETRDecoder, create_decoder, decoder_class
 from monai_vit3d.decoders.stages import up_strides
 from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
+from tests.helpers import pairwise
 
 PATCHES = [8, (8, 8, 2), (12, 12, 12), (6, 6, 6), (5, 7, 3), (1, 8, 8), 2]
 
@@ -56,13 +56,13 @@ def test_no_maps_are_named_for_a_decoder_that_cannot_be_built(name, patch):
 @pytest.mark.parametrize("count", [0, -1])
 def test_channels_are_1_or_more(name, option, count):
     options = {"in_chans": 1, "embed_dim": 12, "patch_size": 8, "num_classes": 2, option: count}
-    with pytest.raises(ValueError, match=f"^{option}={count}; 1 or more"):
+    with pytest.raises(ValueError, match=f"^{option}={count}; expected 1 or more"):
         create_decoder(name, **options)
     assert create_decoder(name, **options | {option: 1})
 
 
 def test_image_channels_are_0_or_more():
-    with pytest.raises(ValueError, match=r"^image_channels=-1; 0 or more"):
+    with pytest.raises(ValueError, match=r"^image_channels=-1; expected 0 or more"):
         create_decoder("light", 1, 12, 8, 2, image_channels=-1)
 
 
@@ -116,7 +116,7 @@ def test_wrong_number_of_maps(name, extra):
 
 
 def test_unknown_decoder():
-    with pytest.raises(ValueError, match=r"'unter' is unknown; one of .*unetr"):
+    with pytest.raises(ValueError, match=r"'unter' is unknown; expected one of .*unetr"):
         create_decoder("unter", 1, 12, 8, 2)
 
 
@@ -179,10 +179,11 @@ BACKBONES = [
 NORMS = ["instance", "batch", ("instance", {"affine": True})]
 
 
-@pytest.mark.parametrize("deep", [False, True])
-@pytest.mark.parametrize(("res_block", "conv_block"), list(product([True, False], repeat=2)))
-@pytest.mark.parametrize("norm", NORMS, ids=["instance", "batch", "affine"])
-@pytest.mark.parametrize("backbone", BACKBONES, ids=["registers", "avg", "map"])
+@pytest.mark.parametrize(
+    ("backbone", "norm", "res_block", "conv_block", "deep"),
+    pairwise(BACKBONES, NORMS, [True, False], [True, False], [True, False]),
+    ids=str,
+)
 def test_every_parameter_has_a_gradient(backbone, norm, res_block, conv_block, deep):
     # DistributedDataParallel stops at a parameter without one
     torch.manual_seed(0)

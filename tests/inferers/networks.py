@@ -18,7 +18,7 @@ def segmenter(**options):
 
 
 def classifier():
-    return TokenClassifier(backbone(), "attentive", 3, taps=(0, 2)).eval()
+    return TokenClassifier(backbone(), "attentive", 3, out_indices=(0, 2)).eval()
 
 
 def volumes(batch=2, seed=1):

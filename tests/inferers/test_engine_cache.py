@@ -14,6 +14,7 @@ from torch import nn
 
 from monai_vit3d.inferers import BackendNetwork, openvino
 from monai_vit3d.inferers.openvino import OpenVINOEngine, fingerprint
+from tests.helpers import run_python
 from tests.inferers.networks import SIZE, classifier, engines, segmenter, volumes
 
 
@@ -70,7 +71,7 @@ def test_fingerprint_knows_what_the_answer_depends_on():
     next(changed.parameters()).view(-1)[0] += 1e-6
     others.append(prints(changed))
     changed = classifier()
-    changed.taps = (1, 2)
+    changed.out_indices = (1, 2)
     others.append(prints(changed))
     changed = classifier()
     changed.backbone.blocks[1].attn.scale *= 2
@@ -99,11 +100,9 @@ def test_fingerprint_is_the_same_in_another_process():
         "torch.manual_seed(0)\n"
         "print(fingerprint(nn.Sequential(nn.Conv3d(1, 2, 3), nn.GELU('tanh')), (1, 1, 8, 8, 8)))"
     )
-    runs = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in "ab"
-    }
+    other = run_python("-c", code)
     torch.manual_seed(0)
-    assert runs == {fingerprint(nn.Sequential(nn.Conv3d(1, 2, 3), nn.GELU("tanh")), (1, 1, 8, 8, 8)) + "\n"}
+    assert other == (0, fingerprint(nn.Sequential(nn.Conv3d(1, 2, 3), nn.GELU("tanh")), (1, 1, 8, 8, 8)) + "\n", "")
 
 
 def test_what_cannot_be_told_apart_is_not_kept(tmp_path):

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from monai_vit3d.layers import PatchConv3d
-from monai_vit3d.networks import TokenClassifier, VisionTransformer3D, create_model
+from monai_vit3d.networks import TokenClassifier, TokenSegmenter, VisionTransformer3D, create_preset
+from tests.helpers import pairwise
 
 # patches that fill the input, leave a rest, overlap, leave gaps, are dilated, padded, in groups
 GEOMETRIES = {
@@ -36,9 +37,11 @@ def volume(batch=2):
     return torch.randn(batch, 1, 16, 16, 8, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize(
+    ("geometry", "dtype", "bias"),
+    pairwise(GEOMETRIES, [torch.float32, torch.float64, torch.bfloat16], [True, False]),
+    ids=str,
+)
 def test_equals_conv3d_with_its_gradients(geometry, bias, dtype):
     torch.manual_seed(0)
     theirs = nn.Conv3d(2, 6, bias=bias, **GEOMETRIES[geometry], dtype=dtype)
@@ -120,8 +123,22 @@ def test_weights_offloaded_between_calls():
         torch.testing.assert_close(offloaded(volume()), want, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["TokenSegmenter", "TokenClassifier"])
+def test_offloaded_weights_of_a_network_that_reads_blocks(kind):
+    # accelerate brings a module's own weights back before its forward, and these call another method of the backbone
+    accelerate = pytest.importorskip("accelerate")
+    part = "light" if kind == "TokenSegmenter" else "attentive"
+    net = {"TokenSegmenter": TokenSegmenter, "TokenClassifier": TokenClassifier}[kind](backbone(), part, num_classes=3)
+    with torch.no_grad():
+        want = net.eval()(volume())
+        whole = [type(net).__name__]
+        offloaded = accelerate.cpu_offload(copy.deepcopy(net), execution_device="cpu", preload_module_classes=whole)
+        assert offloaded.backbone.cls_token.is_meta
+        torch.testing.assert_close(offloaded(volume()), want, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("options", [{}, {"dynamic_img_size": True}, {"rope": "patch", "pos_embed": "sincos"}])
 def test_forward_on_the_meta_device(options):
     with torch.device("meta"):
-        net = create_model("vit3d_huge", (96, 96, 48), (16, 16, 8), num_classes=3, **options)
+        net = create_preset("vit3d_huge", (96, 96, 48), (16, 16, 8), num_classes=3, **options)
         assert net(torch.zeros(2, 1, 96, 96, 48)).shape == (2, 3)

@@ -60,7 +60,7 @@ def by_complex_numbers(x, grid, first, steps, pairs, temperature, half):
     ],
 )
 def test_equals_complex_numbers(unit, steps, pairs, half):
-    rope = RotaryPositions3D(16, unit, pairs=pairs, half=half, temperature=50, spacing_mm=(0.7, 0.8, 5.0))
+    rope = RotaryPositions3D(16, unit, pairs=pairs, rotate_half=half, temperature=50, spacing_mm=(0.7, 0.8, 5.0))
     x = randn(24, 16)
     first = (0, 0, 0) if unit == "patch" else (-0.5, -1, -1.5)  # the middle of the grid is 0
     want = by_complex_numbers(x, GRID, first, steps, pairs or (3, 3, 2), 50, half)
@@ -70,7 +70,7 @@ def test_equals_complex_numbers(unit, steps, pairs, half):
 @given(width=widths, grid=grids, spacing=spacings, unit=st.sampled_from(["patch", "mm", "box"]), half=st.booleans())
 @settings(max_examples=30, deadline=None)
 def test_norms_stay(width, grid, spacing, unit, half):
-    rope = RotaryPositions3D(width, unit, half=half, spacing_mm=spacing)
+    rope = RotaryPositions3D(width, unit, rotate_half=half, spacing_mm=spacing)
     x = randn(grid[0] * grid[1] * grid[2], width)
     turned = apply_rot_embed_cat(x, rows(rope, grid)[0], half)
     torch.testing.assert_close(turned.norm(dim=1), x.norm(dim=1), rtol=0, atol=1e-12)
@@ -157,7 +157,7 @@ def test_default_split_on_one_slice_is_timm_on_the_channels_of_that_plane():
 
 @pytest.mark.parametrize("depth", [1, 3])
 def test_equals_dinov3(depth):
-    rope = RotaryPositions3D(16, "box", pairs=(4, 4, 0), half=True)
+    rope = RotaryPositions3D(16, "box", pairs=(4, 4, 0), rotate_half=True)
     theirs = RotaryEmbeddingDinoV3(16, rotate_half=True).get_embed([3, 5]).double()  # timm's angles are float32
     for one_slice in rows(rope, (3, 5, depth))[0].view(15, depth, 32).unbind(1):
         torch.testing.assert_close(one_slice, theirs, rtol=0, atol=2e-6)

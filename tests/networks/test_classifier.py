@@ -23,7 +23,8 @@ from monai_vit3d.networks import (
     probabilities,
     task_loss,
 )
-from tests.networks.test_timm_parity import pair, randn, randomise
+from tests.helpers import pairwise
+from tests.networks.test_vit3d_timm_parity import pair, randn, randomise
 
 SIZE, PATCH, CLASSES = (16, 24, 8), (8, 8, 4), 3
 TASKS = ["multi-class", "multi-label", "ordinal", "regression"]
@@ -36,9 +37,9 @@ def backbone(size=SIZE, patch=PATCH, **options):
     return VisionTransformer3D(size, patch, **{"embed_dim": 24, "depth": 4, "num_heads": 2, **options})
 
 
-def classifier(head="linear", task="multi-class", taps=None, freeze=None, head_options=None, **options):
+def classifier(head="linear", task="multi-class", out_indices=None, freeze=None, head_options=None, **options):
     """A classifier in float64 and evaluation mode, noise on every parameter."""
-    net = TokenClassifier(backbone(**options), head, CLASSES, task, taps, freeze, **head_options or {})
+    net = TokenClassifier(backbone(**options), head, CLASSES, task, out_indices, freeze, **head_options or {})
     return randomise(net)
 
 
@@ -64,7 +65,7 @@ def volume(batch=2, size=SIZE, seed=1):
 def test_equals_backbone_and_head_by_hand(options, head, task):
     vit = randomise(backbone(**options))
     whole = copy.deepcopy(vit)
-    net = TokenClassifier(vit, head, CLASSES, task, taps=(0, 2)).double().eval()
+    net = TokenClassifier(vit, head, CLASSES, task, out_indices=(0, 2)).double().eval()
     if whole.global_pool == "avg":  # its norm stands behind the pooling and moves to where it is needed
         whole.norm = whole.fc_norm
     x = volume()
@@ -78,7 +79,7 @@ def test_equals_backbone_and_head_by_hand(options, head, task):
 
 @all_heads
 def test_taps_are_the_normed_outputs_of_those_blocks(head):
-    net, seen, read, x = classifier(head, taps=(0, 2, 3), reg_tokens=1), [], [], volume()
+    net, seen, read, x = classifier(head, out_indices=(0, 2, 3), reg_tokens=1), [], [], volume()
     for block in net.backbone.blocks:
         block.register_forward_hook(lambda _, __, out: seen.append(out))
     net.head.register_forward_pre_hook(lambda _, args: read.extend(args[0]))
@@ -102,7 +103,7 @@ def test_linear_head_holds_dinov2s_probe(blocks, avgpool):
     features = dinov2_features([(patches, prefix[:, 0]) for patches, prefix in levels], avgpool)
     probe = nn.Linear(features.shape[1], CLASSES).double()
     pool = "cls_token+avg" if avgpool else "cls_token"
-    net = TokenClassifier(vit, "linear", CLASSES, taps=range(5 - blocks, 5), pool=pool).double().eval()
+    net = TokenClassifier(vit, "linear", CLASSES, out_indices=range(5 - blocks, 5), pool=pool).double().eval()
     with torch.no_grad():
         # ours sees the mean patch of each level: DINOv2's probe is ours with zeros there, but for the last
         columns = probe.weight.split(24, 1)
@@ -125,7 +126,7 @@ ONE_TAP = [
 def with_own_head(vit, pool):
     """The classifier of a backbone that has one already, on the same weights."""
     head = vit.head.state_dict()
-    net = TokenClassifier(copy.deepcopy(vit), "linear", len(head["bias"]), taps=(-1,), pool=pool).double().eval()
+    net = TokenClassifier(copy.deepcopy(vit), "linear", len(head["bias"]), out_indices=(-1,), pool=pool).double().eval()
     net.head.output.load_state_dict(head)
     return net
 
@@ -179,23 +180,23 @@ def test_metatensor_gives_plain_logits(head):
 
 
 @pytest.mark.parametrize(
-    ("depth", "taps"),
+    ("depth", "out_indices"),
     [(12, [2, 5, 8, 11]), (24, [5, 11, 17, 23]), (6, [0, 2, 3, 5]), (4, [0, 1, 2, 3]), (3, [0, 1, 2]), (1, [0])],
 )
-def test_default_taps(depth, taps):
-    assert TokenClassifier(backbone(16, 16, depth=depth), "linear", 2).taps == taps
+def test_default_taps(depth, out_indices):
+    assert TokenClassifier(backbone(16, 16, depth=depth), "linear", 2).out_indices == out_indices
 
 
 @all_heads
 def test_taps_in_block_order(head):
-    want, got = classifier(head, taps=(1, 3)), classifier(head, taps=[-1, 1])
-    assert got.taps == [1, 3]
+    want, got = classifier(head, out_indices=(1, 3)), classifier(head, out_indices=[-1, 1])
+    assert got.out_indices == [1, 3]
     assert torch.equal(got(volume()), want(volume()))
 
 
 @pytest.mark.parametrize("pool", ["cls_token", "avg", "map"])
 def test_what_nobody_reads_is_gone(pool):
-    net = TokenClassifier(backbone(global_pool=pool, num_classes=5), "linear", CLASSES, taps=(0, 2))
+    net = TokenClassifier(backbone(global_pool=pool, num_classes=5), "linear", CLASSES, out_indices=(0, 2))
     stem = ["cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"]
     names = {name for name, _ in net.named_parameters() if not re.match(r"backbone\.blocks\.[012]\.", name)}
     assert names == {"head.output.weight", "head.output.bias", *(f"backbone.{name}" for name in stem)}
@@ -262,13 +263,13 @@ def same(results):
     return all(torch.equal(r, results[0]) for r in results)
 
 
-@pytest.mark.parametrize(("freeze", "taps"), [("backbone", None), (2, (0, 1))])
+@pytest.mark.parametrize(("freeze", "out_indices"), [("backbone", None), (2, (0, 1))])
 @all_heads
-def test_frozen_parts_drop_nothing_in_training(head, freeze, taps):
-    net = classifier(head, taps=taps, freeze=freeze, drop_rate=0.3, **RATES)
+def test_frozen_parts_drop_nothing_in_training(head, freeze, out_indices):
+    net = classifier(head, out_indices=out_indices, freeze=freeze, drop_rate=0.3, **RATES)
     want = net(volume())
     assert same([want, *outputs(net.train())])
-    free = classifier(head, taps=taps, drop_rate=0.3, **RATES)
+    free = classifier(head, out_indices=out_indices, drop_rate=0.3, **RATES)
     assert not same(outputs(free.train()))  # the drops were live
 
 
@@ -309,7 +310,7 @@ def test_copies_keep_their_freeze(copied):
 @all_heads
 @pytest.mark.parametrize("freeze", ["backbone", 1])
 def test_frozen_network_in_torchscript(head, freeze):
-    net, x = classifier(head, freeze=freeze, taps=(0, -1)).float(), volume().float()
+    net, x = classifier(head, freeze=freeze, out_indices=(0, -1)).float(), volume().float()
     torch.testing.assert_close(torch.jit.script(net)(x), net(x), atol=1e-5, rtol=1e-5)
 
 
@@ -347,7 +348,9 @@ def test_scaled_logits(head, task, factor):
 def test_factor_that_is_not_positive(factor):
     net, x = classifier(), volume()
     before = net(x)
-    with pytest.raises(ValueError, match=rf"^factor={factor}: a positive number and a head with a last layer 'output'"):
+    with pytest.raises(
+        ValueError, match=rf"^factor={factor}; expected a positive number, and a head with a last layer 'output'"
+    ):
         net.scale_logits(factor)
     assert torch.equal(net(x), before)
 
@@ -365,9 +368,9 @@ class Mean(nn.Module):
 def test_built_head_is_called_with_the_levels():
     vit = randomise(backbone())
     levels = vit.get_intermediate_layers(volume(), (1, 3), norm=True, return_prefix_tokens=True)
-    net = TokenClassifier(vit, Mean(), taps=(1, 3))
+    net = TokenClassifier(vit, Mean(), out_indices=(1, 3))
     close(net(volume()), torch.cat([t for level in levels for t in level], 1).mean(1))
-    with pytest.raises(ValueError, match=r"^factor=2: .*a head with a last layer 'output' are needed"):
+    with pytest.raises(ValueError, match=r"^factor=2; expected .*a head with a last layer 'output'"):
         net.scale_logits(2)
     assert "head" not in " ".join(net.no_weight_decay())
 
@@ -403,7 +406,8 @@ class ConvBackbone(nn.Module):
 
 
 def test_another_backbone():
-    net, x = TokenClassifier(ConvBackbone(), "attentive", CLASSES, taps=(-1, 0), freeze=1).train(), volume().float()
+    net = TokenClassifier(ConvBackbone(), "attentive", CLASSES, out_indices=(-1, 0), freeze=1).train()
+    x = volume().float()
     assert net.backbone.pruned == [0, 3]
     out = net(x)
     assert torch.equal(out, net.head(net.backbone.forward_intermediates(x, [0, 3], True, True)))
@@ -431,10 +435,11 @@ NEVER_DECAY = r"(.*\.bias$|.*norm.*|backbone\.(cls_token|reg_token|pos_embed)$|h
 STEM = {"embed_layer": ConvStem3D, "patch_size": 4, "class_token": False, "global_pool": ""}
 
 
-@all_heads
-@all_freezes
-@pytest.mark.parametrize("task", ["multi-class", "ordinal"])
-@pytest.mark.parametrize("options", [{"reg_tokens": 1, "pre_norm": True, "qk_norm": True}, STEM])
+@pytest.mark.parametrize(
+    ("head", "freeze", "task", "options"),
+    pairwise(HEADS, FROZEN, ["multi-class", "ordinal"], [{"reg_tokens": 1, "pre_norm": True, "qk_norm": True}, STEM]),
+    ids=str,
+)
 def test_learning_rates_fall_from_head_to_stem(head, freeze, task, options):
     options = dict(options)
     patch = options.pop("patch_size", PATCH)
@@ -459,7 +464,7 @@ def test_without_layer_decay_all_rates_are_the_same():
 
 
 def test_rates_count_pruned_blocks_no_more():
-    net = classifier(taps=(0, 1))
+    net = classifier(out_indices=(0, 1))
     rates = {group["lr"] for group in layer_decay_groups(net, 1.0, layer_decay=0.5)}
     assert rates == {1.0, 0.5, 0.25, 0.125}  # head, block 1, block 0, stem
 
@@ -492,7 +497,7 @@ def test_torchs_optimizer_and_schedule_use_the_rates(head):
 
 @pytest.mark.parametrize("layer_decay", [0, -0.5, 1.01, math.nan])
 def test_layer_decay_out_of_range(layer_decay):
-    with pytest.raises(ValueError, match=rf"^layer_decay={layer_decay}; a number above 0 and up to 1 is needed"):
+    with pytest.raises(ValueError, match=rf"^layer_decay={layer_decay}; expected a number above 0 and up to 1"):
         layer_decay_groups(classifier(), 0.01, layer_decay=layer_decay)
 
 
@@ -520,23 +525,27 @@ def test_groups_are_stem_blocks_and_head(head, coarse):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("linear",), {}, r"^head='linear' is a name: num_classes is needed to build it\.$"),
-        (("dense", 3), {}, "^head='dense' is unknown; one of 'linear', 'attentive', 'mlp' is needed"),
+        (("linear",), {}, r"^head='linear' is a name; expected num_classes with it\.$"),
+        (("dense", 3), {}, "^head='dense' is unknown; expected one of 'linear', 'attentive', 'mlp'"),
         (("linear", 1), {}, "^num_classes=1: task 'multi-class' needs 2 or more"),
         (("linear", 3, "segmentation"), {}, "^task='segmentation'; one of"),
         ((Mean(), 3), {}, "^the head is built already: give its options and num_classes to its own constructor"),
         ((Mean(),), {"pool": "avg"}, "^the head is built already"),
-        (("linear", 3), {"pool": "max"}, "^pool='max'; one of"),
-        (("attentive", 3), {"num_heads": 5}, "num_heads=5: positive numbers are needed"),
-        (("linear", 3), {"taps": ()}, r"^taps=\(\): one block or more is needed; None takes"),
-        (("linear", 3), {"taps": (1, 4)}, "^block index 4 is out of range: the network has 4 blocks"),
-        (("linear", 3), {"taps": (-5,)}, "^block index -5 is out of range"),
-        (("linear", 3), {"taps": (3, -1)}, r"^indices=\(3, -1\) name a block twice"),
-        (("linear", 3), {"freeze": "head"}, "^freeze='head'; 'backbone', a number of blocks from 0 to 4, or None"),
-        (("linear", 3), {"freeze": -1}, "^freeze=-1; 'backbone'"),
-        (("linear", 3), {"freeze": 5}, "^freeze=5; 'backbone'"),
-        (("linear", 3), {"freeze": True}, "^freeze=True; 'backbone'"),
-        (("linear", 3), {"freeze": 1.0}, "^freeze=1.0; 'backbone'"),
+        (("linear", 3), {"pool": "max"}, "^pool='max'; expected one of"),
+        (("attentive", 3), {"num_heads": 5}, "num_heads=5"),
+        (("linear", 3), {"out_indices": ()}, r"^out_indices=\(\); expected one block or more, or None for"),
+        (("linear", 3), {"out_indices": (1, 4)}, "^block index 4 is out of range: the network has 4 blocks"),
+        (("linear", 3), {"out_indices": (-5,)}, "^block index -5 is out of range"),
+        (("linear", 3), {"out_indices": (3, -1)}, r"^indices=\(3, -1\) name a block twice"),
+        (
+            ("linear", 3),
+            {"freeze": "head"},
+            "^freeze='head'; expected 'backbone', a number of blocks from 0 to 4",
+        ),
+        (("linear", 3), {"freeze": -1}, "^freeze=-1; expected 'backbone'"),
+        (("linear", 3), {"freeze": 5}, "^freeze=5; expected 'backbone'"),
+        (("linear", 3), {"freeze": True}, "^freeze=True; expected 'backbone'"),
+        (("linear", 3), {"freeze": 1.0}, "^freeze=1.0; expected 'backbone'"),
     ],
 )
 def test_refusals_leave_the_backbone_as_it_was(arguments, options, message):

@@ -258,15 +258,15 @@ def test_dropout_is_off_unless_asked_for(name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("attention", {}, "^head='attention' is unknown; one of 'linear', 'attentive', 'mlp' is needed"),
-        ("linear", {"pool": "max"}, r"^pool='max'; one of 'cls_token', 'avg', 'cls_token\+avg' is needed"),
-        ("mlp", {"pool": ""}, "^pool=''; one of"),
+        ("attention", {}, "^head='attention' is unknown; expected one of 'linear', 'attentive', 'mlp'"),
+        ("linear", {"pool": "max"}, r"^pool='max'; expected one of 'cls_token', 'avg', 'cls_token\+avg'"),
+        ("mlp", {"pool": ""}, "^pool=''; expected one of"),
         ("linear", {"pool": "cls_token"}, "^pool='cls_token', but the backbone has no class token: use 'avg'"),
         ("mlp", {"pool": "cls_token+avg"}, "but the backbone has no class token"),
-        ("attentive", {"num_heads": 5}, "^num_queries=1, num_heads=5: positive .* divide embed_dim=12"),
-        ("attentive", {"num_heads": 0}, "num_heads=0: positive"),
-        ("attentive", {"num_heads": -3}, "num_heads=-3: positive"),
-        ("attentive", {"num_queries": 0}, "^num_queries=0, num_heads=3: positive"),
+        ("attentive", {"num_heads": 5}, "^num_queries=1, num_heads=5; expected positive .* divide embed_dim=12"),
+        ("attentive", {"num_heads": 0}, "num_heads=0; expected positive"),
+        ("attentive", {"num_heads": -3}, "num_heads=-3; expected positive"),
+        ("attentive", {"num_queries": 0}, "^num_queries=0, num_heads=3; expected positive"),
     ],
 )
 def test_refusals(name, options, message):

@@ -321,7 +321,7 @@ def test_distributed(alone):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, "rank=0; a whole number from 1"),
+        ({"rank": 0}, "rank=0; expected a whole number from 1"),
         ({"rank": -1}, "rank=-1"),
         ({"rank": 2.0}, "rank=2.0"),
         ({"rank": True}, "rank=True"),
@@ -374,7 +374,7 @@ def test_adapters_once():
 
 
 def test_a_network_without_blocks():
-    with pytest.raises(UsageError, match="the blocks of Sequential are needed; it has none"):
+    with pytest.raises(UsageError, match="the blocks of Sequential; it has none"):
         apply_lora(nn.Sequential(nn.Linear(3, 3)), 2)
 
 

@@ -36,7 +36,8 @@ BLOCKS = [Block, ResPostBlock, ParallelScalingBlock, partial(ParallelScalingBloc
           DiffParallelScalingBlock, partial(DiffParallelScalingBlock, dual_lambda=True), ParallelThingsBlock,
           partial(ParallelThingsBlock, num_parallel=3)]  # fmt: skip
 UNITS = [None, "patch", "mm", "box",
-         partial(RotaryPositions3D, unit="mm", unit_mm=8.0, pairs=(3, 3, 0), temperature=50.0, half=True)]  # fmt: skip
+         partial(RotaryPositions3D, unit="mm", unit_mm=8.0, pairs=(3, 3, 0), temperature=50.0,
+                 rotate_half=True)]  # fmt: skip
 
 
 def awake(net, seed=0):
@@ -95,7 +96,7 @@ def options(draw):
     return {**found, "scale_attn_norm": norms, "scale_mlp_norm": norms}
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(options=options())
 def test_every_network_of_named_layers_is_built_again(options):
     net = awake(VisionTransformer3D(**{**SMALL, **options}))
@@ -127,7 +128,7 @@ def test_it_is_what_the_network_became():
 
 @pytest.mark.parametrize("pool", ["cls_token", "avg"])
 def test_a_pruned_backbone_is_built_again_as_it_is(pool):
-    net = TokenClassifier(VisionTransformer3D(**SMALL), "linear", 3, taps=(0,)).backbone
+    net = TokenClassifier(VisionTransformer3D(**SMALL), "linear", 3, out_indices=(0,)).backbone
     assert_same(awake(net), built_again(net))
     net = VisionTransformer3D(**SMALL, global_pool=pool, fc_norm=True, num_classes=2)
     net.prune_intermediate_layers(1, prune_norm=True)

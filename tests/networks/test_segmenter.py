@@ -67,7 +67,7 @@ class ConvBackbone(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("depth", "patch", "taps"),
+    ("depth", "patch", "out_indices"),
     [
         (12, 16, [2, 5, 8]),  # quarters
         (24, 16, [5, 11, 17]),
@@ -78,23 +78,23 @@ class ConvBackbone(nn.Module):
         (4, 16, [0, 1, 2]),
     ],
 )
-def test_default_taps(depth, patch, taps):
-    assert TokenSegmenter(backbone(16, patch, depth=depth), "unetr", 2, feature_size=2).taps == taps
+def test_default_taps(depth, patch, out_indices):
+    assert TokenSegmenter(backbone(16, patch, depth=depth), "unetr", 2, feature_size=2).out_indices == out_indices
 
 
 def test_taps_in_block_order():
-    net = TokenSegmenter(backbone(depth=6), "unetr", 2, taps=(-2, 1))
-    assert net.taps == [1, 4]
+    net = TokenSegmenter(backbone(depth=6), "unetr", 2, out_indices=(-2, 1))
+    assert net.out_indices == [1, 4]
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("unetr", 2), {"taps": (1,)}, r"taps=\(1,\).*reads 2 blocks"),
-        (("unetr", 2), {"taps": (0, 1, 2)}, "reads 2 blocks"),
-        (("unetr", 2), {"taps": (1, 4)}, "4 is out of range: the network has 4 blocks"),
-        (("unetr", 2), {"taps": (1, -3)}, "twice"),
-        (("unetr",), {}, "num_classes is needed"),
+        (("unetr", 2), {"out_indices": (1,)}, r"out_indices=\(1,\).*reads 2 blocks"),
+        (("unetr", 2), {"out_indices": (0, 1, 2)}, "reads 2 blocks"),
+        (("unetr", 2), {"out_indices": (1, 4)}, "4 is out of range: the network has 4 blocks"),
+        (("unetr", 2), {"out_indices": (1, -3)}, "twice"),
+        (("unetr",), {}, "expected num_classes"),
         (("nothing", 2), {}, "'nothing' is unknown"),
         ((UNETRDecoder(1, 24, (8, 8, 4), 2),), {"feature_size": 4}, "built already"),
         ((UNETRDecoder(1, 24, (8, 8, 4), 2), 2), {}, "built already"),
@@ -134,12 +134,12 @@ def test_equals_the_explicit_computation(name, options):
         block.register_forward_hook(lambda _, __, output: seen.append(output))
     with torch.no_grad():
         out = net(x)
-        tokens = [seen[i] for i in net.taps] + [net.backbone.norm(seen[3])]
+        tokens = [seen[i] for i in net.out_indices] + [net.backbone.norm(seen[3])]
         prefix = seen[0].shape[1] - 2 * 3 * 2
         maps = [t[:, prefix:].reshape(2, 2, 3, 2, 24).permute(0, 4, 1, 2, 3) for t in tokens]
         torch.testing.assert_close(out, net.decoder(x, maps))
-        final, tapped = net.backbone.forward_intermediates(x, net.taps, output_fmt="NCHWD")
-        assert len(tapped) == len(net.taps)  # none where the decoder reads the final tokens alone
+        final, tapped = net.backbone.forward_intermediates(x, net.out_indices, output_fmt="NCHWD")
+        assert len(tapped) == len(net.out_indices)  # none where the decoder reads the final tokens alone
         assert all(map(torch.equal, tapped, maps[:-1]))
         assert torch.equal(final, tokens[-1])
 
@@ -148,7 +148,7 @@ def test_equals_the_explicit_computation(name, options):
 def test_another_backbone(kind):
     torch.manual_seed(0)
     net = TokenSegmenter(ConvBackbone(), "unetr", 2, feature_size=4).eval()
-    assert net.taps == [1, 3]
+    assert net.out_indices == [1, 3]
     x = kind(volume(2, 1, 16, 24, 8))
     with torch.no_grad():
         out = net(x)
@@ -195,7 +195,7 @@ def test_fixed_size_refuses_another():
     ("size", "patch", "options"),
     [
         ((16, 24, 8), 4, {"reg_tokens": 1}),
-        ((16, 24, 8), 2, {}),  # no taps
+        ((16, 24, 8), 2, {}),  # no out_indices
         ((12, 18, 10), (6, 6, 5), {}),
         ((13, 17, 5), (8, 8, 4), {"dynamic_img_size": True, "dynamic_img_pad": True}),
     ],
@@ -309,10 +309,10 @@ def test_engines_train_and_evaluate(inferer):
     assert before < 0.5 < 0.9 < evaluator.state.metrics["dice"]
 
 
-@pytest.mark.parametrize("inner", ["monai_vit3d.networks.VisionTransformer3D", "monai_vit3d.networks.create_model"])
+@pytest.mark.parametrize("inner", ["monai_vit3d.networks.VisionTransformer3D", "monai_vit3d.networks.create_preset"])
 def test_target_of_a_bundle(inner):
     vit = {"_target_": inner, "img_size": [16, 24, 8], "patch_size": [8, 8, 4], **TINY}
-    if inner.endswith("create_model"):
+    if inner.endswith("create_preset"):
         vit["name"] = "vit3d_tiny"
     config = {
         "network": {

@@ -70,14 +70,14 @@ def test_class_number_in_any_wrapping(label):
 @pytest.mark.parametrize("task", ["multi-class", "ordinal"])
 @pytest.mark.parametrize("label", [-1, 3, 1.5, float("nan"), float("inf"), np.array([1, 2]), []])
 def test_labels_that_are_no_class(label, task):
-    with pytest.raises(ValueError, match=r"^label .*: a class number from 0 to 2 is needed\.$"):
+    with pytest.raises(ValueError, match=r"^label .*; expected a class number from 0 to 2\.$"):
         encode_target(label, task, 3)
 
 
 @pytest.mark.parametrize("task", ["multi-label", "regression"])
 @pytest.mark.parametrize(("label", "count"), [([1, 0], 2), (1, 1), ([1, 0, 1, 0], 4)])
 def test_wrong_number_of_labels(label, count, task):
-    with pytest.raises(ValueError, match=rf"^label .*: {count} values; 3 are needed\.$"):
+    with pytest.raises(ValueError, match=rf"^label .* has {count} values; expected 3\.$"):
         encode_target(label, task, 3)
 
 
@@ -108,7 +108,7 @@ def floats(bound, size):
     return st.lists(st.floats(-bound, bound, width=32), min_size=size, max_size=size)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data(), st.integers(2, 20), st.integers(1, 4), st.sampled_from([1.0, 30.0, 2.0**15]))
 def test_ordinal_probabilities_are_a_distribution(data, num_classes, width, bound):
     layer = OrdinalLinear(width, num_classes)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from tests.helpers import pairwise
+
 NAMES = ("background", "grey", "white")
 PLAIN = {1: "grey", 2: "white"}  # what labels of an argmax are called
 BRATS = ("tumour core", "whole tumour", "enhancing tumour")
@@ -98,6 +100,7 @@ class Chain:
         reference: steps that MONAI runs instead, where it would write fractions of labels, or under another file name.
         warns: whether fractions are said to be made whole.
         saved: key of what is saved.
+        grids: of the images.
     """
 
     steps: list[dict[str, object]]
@@ -108,15 +111,27 @@ class Chain:
     reference: list[dict[str, object]] | None = None
     warns: bool = False
     saved: str = "pred"
+    grids: tuple[str, ...] = tuple(GRIDS)
+
+
+# where such a step stands, and the names of these chains
+PLACES = {
+    "{}, inverted nearest": lambda one: [ARGMAX, one, NEAREST],
+    "inverted nearest, {}": lambda one: [ARGMAX, NEAREST, one],
+    "inverted linearly, {}": lambda one: [SOFTMAX, LINEAR, ARGMAX, one],
+}
 
 
 def _chains() -> dict[str, Chain]:
-    found: dict[str, Chain] = {}
-    for name, (one, names) in LABEL_STEPS.items():
-        found[f"{name}, inverted nearest"] = Chain([ARGMAX, one, NEAREST], names)
-        found[f"inverted nearest, {name}"] = Chain([ARGMAX, NEAREST, one], names)
-        found[f"inverted linearly, {name}"] = Chain([SOFTMAX, LINEAR, ARGMAX, one], names)
-    return found
+    """Each step in each place; each step and each place on each grid."""
+    grids: dict[tuple[str, str], list[str]] = {}
+    for step_name, place, grid in pairwise(LABEL_STEPS, PLACES, GRIDS):
+        grids.setdefault((step_name, place), []).append(grid)
+    return {
+        place.format(step_name): Chain(PLACES[place](one), names, grids=tuple(grids[step_name, place]))
+        for step_name, (one, names) in LABEL_STEPS.items()
+        for place in PLACES
+    }
 
 
 CROP = [step("CenterSpatialCropd", "image", roi_size=[14, 12, 10])]

@@ -126,6 +126,7 @@ def test_openvino_by_name_must_be_installed(tmp_path, tiny_bundle, cohort, capsy
     assert not (tmp_path / "out" / "run.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [["--backend", "auto"], ["--bf16"]])
 def test_resume_does_not_mix_backends(tmp_path, tiny_bundle, cohort, change):
     out, images = tmp_path / "out", [cohort / "case00.nii.gz", cohort / "case01.nii.gz"]
@@ -136,6 +137,7 @@ def test_resume_does_not_mix_backends(tmp_path, tiny_bundle, cohort, change):
     assert set(statuses(out).values()) == {"done"}
 
 
+@pytest.mark.slow
 def test_the_bundle_that_was_given_stays_as_it_is(loaded):
     network, inferer = loaded.network, loaded.inferer
     fast = accelerated(loaded, "openvino", bf16=True)

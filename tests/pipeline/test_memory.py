@@ -1,9 +1,6 @@
 """What a case is said to need in memory against what the kernel saw it take."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -17,7 +14,7 @@ from monai.data import MetaTensor
 from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.data.nifti import read_grid
 from monai_vit3d.pipeline.memory import network_shape
-from tests.helpers import HIPPOCAMPUS, ROOT
+from tests.helpers import HIPPOCAMPUS, ROOT, run_warm
 
 BENCHMARK = ROOT / "benchmarks" / "memory.py"
 
@@ -35,18 +32,21 @@ def write(path: Path, shape: tuple[int, ...], degrees: int) -> Path:
 @pytest.mark.parametrize("degrees", [0, 25])
 def test_the_estimate_is_enough_and_not_far_too_much(tmp_path, order, degrees):
     scan, tiny = write(tmp_path / "scan.nii", (200, 150, 80), degrees), write(tmp_path / "tiny.nii", (40,) * 3, degrees)
-    command = [sys.executable, "-W", "ignore", BENCHMARK, "--point", order, scan, tiny, degrees, 14]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    out = subprocess.run([*map(str, command)], env=env, check=True, capture_output=True, text=True).stdout
+    code, out = run_warm(BENCHMARK, "--point", order, scan, tiny, degrees, 14)
+    assert code == 0, out
     taken, expected = json.loads(out.splitlines()[-1])
     assert taken <= expected <= 3 * taken
 
 
+@pytest.fixture(scope="module")
+def bundle():
+    return load_bundle(HIPPOCAMPUS, "cpu")
+
+
 @settings(max_examples=20, deadline=None)
 @given(degrees=st.integers(-90, 90), diagonal=st.booleans())
-def test_the_shape_of_a_turned_grid_is_known(tmp_path_factory, degrees, diagonal):
+def test_the_shape_of_a_turned_grid_is_known(bundle, tmp_path_factory, degrees, diagonal):
     path = write(tmp_path_factory.mktemp("turned") / "scan.nii", (30, 20, 10), degrees)
-    bundle = load_bundle(HIPPOCAMPUS, "cpu")
     spacing = next(step for step in bundle.preprocessing.steps if hasattr(step, "spacing_transform"))
     spacing.spacing_transform.diagonal = diagonal
     image = MetaTensor(torch.zeros(1, 30, 20, 10), affine=torch.as_tensor(nib.load(path).affine))

@@ -131,6 +131,7 @@ def test_run_records(tmp_path, clean_run, odd):
             answered(load_records, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("odd", [name for name in ODD if name not in ("deep", "macro")])
 def test_a_resumed_run_with_an_odd_record_is_done_or_refused(tmp_path, clean_run, cohort, tiny_bundle, odd, capsys):
     content = json.loads((clean_run / "run.json").read_text())

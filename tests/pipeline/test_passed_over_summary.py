@@ -56,6 +56,7 @@ def test_a_run_names_what_it_passes_over(tmp_path, data_set, tiny_bundle, capsys
         assert all(f"{data_set}/{name}" in page for name in names)
 
 
+@pytest.mark.slow
 def test_include_labels_runs_them(tmp_path, data_set, tiny_bundle):
     out = tmp_path / "out"
     assert predict(data_set, to=out, bundle=tiny_bundle, options=["--include-labels"]) == 0
@@ -75,6 +76,7 @@ def test_a_dry_run_and_check_say_it_too(tmp_path, data_set, tiny_bundle, capsys)
     assert [one["verdict"] for one in json.loads(capsys.readouterr().out)] == ["good"]
 
 
+@pytest.mark.slow
 def test_only_the_first_shard_tells(tmp_path, data_set, tiny_bundle, capsys):
     for shard, count in (("1/2", 1), ("2/2", 0)):
         assert predict(data_set, to=tmp_path / "out", bundle=tiny_bundle, options=["--shard", shard]) == 0
@@ -82,6 +84,7 @@ def test_only_the_first_shard_tells(tmp_path, data_set, tiny_bundle, capsys):
     assert len(json.loads((tmp_path / "out/run.json").read_text())["passed_over"]) == 4
 
 
+@pytest.mark.slow
 def test_scans_of_several_suffixes(tmp_path, tiny_bundle, capsys):
     root = tmp_path / "bids"
     scans = write_images(root / "sub-1/anat", 2)

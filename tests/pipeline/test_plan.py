@@ -100,7 +100,8 @@ def file_system_key(path):
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
 @given(wild)
 def test_outputs_are_distinct_and_below_out(tmp_path_factory, names):
     folder = tmp_path_factory.mktemp("names")
@@ -252,6 +253,7 @@ def test_an_earlier_output_folder_inside_the_input_can_be_resumed(tree):
 # shards
 
 
+@pytest.mark.slow
 @given(st.integers(1, 12), st.integers(1, 15))
 @settings(max_examples=30, deadline=None)
 def test_shards_share_the_cases(tmp_path_factory, count, n):
@@ -311,6 +313,7 @@ def test_table_of_channels_and_odd_names(tmp_path, out):
     ]
 
 
+@pytest.mark.slow
 def test_thousands_of_files(tree, out):
     names = [f"site{i % 7}/sub-{i:04d}/t1.nii.gz" for i in range(2000)]
     plan = plan_cases([tree(*names)], out, outputs=("seg", "prob"))

@@ -16,7 +16,7 @@ from monai_vit3d.data.errors import ImageError
 from monai_vit3d.data.volume import Grid, Volume
 from monai_vit3d.pipeline.check import check_files
 from monai_vit3d.pipeline.measure_training import measure_training
-from monai_vit3d.pipeline.plausibility import PLAUSIBILITY_ROWS, check_geometry, check_labels, compare, refuse
+from monai_vit3d.pipeline.plausibility import PLAUSIBILITY_ROWS, check_geometry, check_predicted_labels, compare, refuse
 from monai_vit3d.pipeline.stats import label_stats
 from tests.clinical import AFFINE, SHAPE
 from tests.pipeline.tiny import METADATA, predict, records, write_bundle
@@ -98,7 +98,7 @@ def labelled(boxes, shape=(40, 50, 40), voxels=None, metadata=HIPPOCAMPUS, entro
         labels[tuple(slice(start, start + 11) for start in box)] = 1
     volume = Volume("a.nii", voxels, Grid(shape, np.eye(4)))
     stats = label_stats(labels, voxels, volume.grid, {1: "front"})
-    return {finding.kind: finding.text for finding in check_labels(labels, volume, stats, entropy, metadata)}
+    return {finding.kind: finding.text for finding in check_predicted_labels(labels, volume, stats, entropy, metadata)}
 
 
 def test_labels_like_the_trainings():
@@ -172,6 +172,7 @@ def kinds(record):
     return {one["kind"] for one in record["suspicious"]}
 
 
+@pytest.mark.slow
 def test_training_cases_go_through_without_a_word(measured_bundle, cohort, tmp_path):
     content = json.loads((measured_bundle / "configs" / "metadata.json").read_text())["trained_on"]
     assert content["cases"] == 6
@@ -183,6 +184,7 @@ def test_training_cases_go_through_without_a_word(measured_bundle, cohort, tmp_p
     assert all(not one["suspicious"] and one["status"] == "done" for one in records(tmp_path / "out").values())
 
 
+@pytest.mark.slow
 def test_far_unlike_and_impossible(measured_bundle, cohort, tmp_path, capsys):
     folder, out = tmp_path / "in", tmp_path / "out"
     image(cohort, folder / "b_far.nii.gz", scale=3)
@@ -223,6 +225,7 @@ def test_anyway(measured_bundle, cohort, tmp_path):
     assert json.loads((tmp_path / "out" / "run.json").read_text())["anyway"] is True
 
 
+@pytest.mark.slow
 def test_strict_writes_nothing_of_a_suspicious_case_and_resume_believes_none(measured_bundle, cohort, tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out"
     image(cohort, folder / "good.nii.gz")
@@ -244,12 +247,14 @@ def test_strict_writes_nothing_of_a_suspicious_case_and_resume_believes_none(mea
     assert (fresh / "good_seg.nii.gz").is_file()
 
 
+@pytest.mark.slow
 def test_labels_do_not_depend_on_it(measured_bundle, tiny_bundle, cohort, clean_run, tmp_path):
     assert predict(cohort, to=tmp_path / "out", bundle=measured_bundle) == 0
     for path in clean_run.rglob("*_seg.nii.gz"):
         assert (tmp_path / "out" / path.relative_to(clean_run)).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_check_says_the_same(measured_bundle, cohort, tmp_path, capsys):
     far = image(cohort, tmp_path / "far.nii.gz", scale=3)
     large = image(cohort, tmp_path / "large.nii.gz", scale=1.6)

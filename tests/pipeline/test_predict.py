@@ -110,6 +110,7 @@ def softmax(logits):
 # labels and maps
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_monai_bundle_run(tmp_path):
     folder_in = tmp_path / "in"
     folder_in.mkdir()
@@ -127,6 +128,7 @@ def test_labels_are_those_of_monai_bundle_run(tmp_path):
         assert [row["name"] for row in record["stats"]] == ["anterior hippocampus", "posterior hippocampus"]
 
 
+@pytest.mark.slow
 def test_probabilities_and_entropy(bundle, images, tmp_path):
     records = run(bundle, images, tmp_path, "--probabilities", "--uncertainty", "entropy")
     for path, record in zip(images, records.values()):
@@ -149,6 +151,7 @@ def test_probabilities_and_entropy(bundle, images, tmp_path):
         assert 0.3 < found.max() <= 1
 
 
+@pytest.mark.slow
 def test_flips_are_eight(bundle, images, tmp_path):
     record = run(bundle, images[0], tmp_path, "--tta-axes", "0,1,2", "--probabilities")["spleen_0"]
     reference = Reference(bundle, images[0])
@@ -159,6 +162,7 @@ def test_flips_are_eight(bundle, images, tmp_path):
     np.testing.assert_allclose(found, reference.back(mean.softmax(0), nearest=False), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_flips_are_those_that_the_bundle_names(bundle, images, tmp_path, capsys):
     named = written(tmp_path / "bundle", flip_axes="$[0, 2]")
     record = run(named, images[0], tmp_path / "out", "--tta", "--safe")["spleen_0"]
@@ -176,6 +180,7 @@ def test_flips_are_those_that_the_bundle_names(bundle, images, tmp_path, capsys)
         assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("roi", [zoo.WINDOW, (40, 40, 24)])
 def test_variance_is_that_over_the_flips(images, tmp_path, roi):
     inferer = {"_target_": "SlidingWindowInferer", "roi_size": list(roi), "mode": "gaussian", "overlap": 0.5}

@@ -69,6 +69,7 @@ def test_a_run_leaves_labels_pictures_and_tables(clean_run):
         assert {row["label"]: row["voxels"] for row in one["stats"]} == {k: (labels == k).sum() for k in (1, 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 3])
 @pytest.mark.parametrize("given_as", ["folder", "files", "backwards", "list", "twice"])
 def test_order_threads_and_the_way_of_naming_inputs_change_no_byte(
@@ -123,6 +124,7 @@ def test_other_weights_do_all_again(mine, clean_run):
     assert {f"{name}_seg.nii.gz" for name in NAMES} <= changed
 
 
+@pytest.mark.slow
 def test_another_config_does_all_again(mine):
     scans, out, bundle = mine
     config = bundle / "configs" / "inference.yaml"
@@ -130,6 +132,7 @@ def test_another_config_does_all_again(mine):
     assert resumed(scans, out, bundle) == (0, [])
 
 
+@pytest.mark.slow
 def test_other_options_do_all_again(mine):
     scans, out, bundle = mine
     assert resumed(scans, out, bundle, "--uncertainty", "entropy") == (0, [])
@@ -145,6 +148,7 @@ def test_a_missing_output_is_made_again(mine, clean_run, lost):
     assert products(out) == products(clean_run)
 
 
+@pytest.mark.slow
 def test_an_output_that_somebody_edited_is_kept(mine, clean_run, capsys):
     scans, out, bundle = mine
     edited = out / "case03_seg.nii.gz"
@@ -208,6 +212,7 @@ def told(out):
     return [{key: one.get(key) for key in keys} for one in records(out).values()]
 
 
+@pytest.mark.slow
 def test_shards_make_one_run(tmp_path, cohort, clean_run, tiny_bundle):
     out = tmp_path / "out"
     for part in ("2/3", "3/3", "1/3"):
@@ -222,6 +227,7 @@ def test_shards_make_one_run(tmp_path, cohort, clean_run, tiny_bundle):
     assert products(out) == products(clean_run)
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_missing_is_left_for_resume(tmp_path, cohort, clean_run, tiny_bundle):
     out = tmp_path / "out"
     for part in ("1/3", "3/3"):

@@ -69,7 +69,7 @@ def voxels_of(patches, grid=GRID, patch=TINY["patch_size"]):
 def test_hidden_voxels_reach_targets_only(prefix):
     model, hide = exact(**prefix), masks()
     changed = torch.where(voxels_of(hide.targets.flatten(1)), 50 * volume(seed=8), volume())
-    context = model.context_encoder.forward_visible
+    context = model.context_encoder.forward_masked
     assert torch.equal(context(changed, hide.context), context(volume(), hide.context))
     before, after = model(volume(), hide), model(changed, hide)
     assert torch.equal(after.predictions, before.predictions)
@@ -108,8 +108,8 @@ def test_an_embedding_that_mixes_patches_does_not_leak():
     model, hide = exact(embed_layer=ConvStem3D), masks()
     changed = torch.where(voxels_of(hide.context), volume(), torch.nan)
     assert torch.equal(
-        model.context_encoder.forward_visible(changed, hide.context),
-        model.context_encoder.forward_visible(volume(), hide.context),
+        model.context_encoder.forward_masked(changed, hide.context),
+        model.context_encoder.forward_masked(volume(), hide.context),
     )
 
 
@@ -137,7 +137,7 @@ def test_rotary_positions_do_not_leak(rope, prefix):
     # a context token knows the others' places, but not those of what is hidden: fewer of them, and nothing moves
     encoder, keep = model.context_encoder, hide.context
     alone = encoder.forward_features(volume(), _only(keep, encoder.num_prefix_tokens))
-    seen = encoder.forward_visible(volume(), keep)[:, encoder.num_prefix_tokens :]
+    seen = encoder.forward_masked(volume(), keep)[:, encoder.num_prefix_tokens :]
     index = keep[..., None].expand(-1, -1, 24)
     close(seen, alone[:, encoder.num_prefix_tokens :].gather(1, index), rtol=0, atol=1e-11)
 
@@ -182,7 +182,7 @@ def by_hand(model, x, hide):
     table = sincos_pos_embed(GRID, 12)[0].double()
     all_predictions, all_targets = [], []
     for b in range(len(x)):
-        tokens = model.context_encoder._embed(x[b : b + 1])
+        tokens = model.context_encoder._tokens(x[b : b + 1])[0]
         seen = torch.cat([tokens[:, :p], tokens[:, p:][:, hide.context[b]]], 1)
         seen = model.context_encoder.norm(model.context_encoder.blocks(seen))[:, p:]
         full = model.target_encoder.forward_features(x[b : b + 1])[0, p:]

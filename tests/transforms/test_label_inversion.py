@@ -22,6 +22,7 @@ from torch.nn.functional import interpolate
 
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.transforms import LabelInverter, SeparableSpacingd, argmax_classes, axis_aligned, trace_inverse
+from tests.helpers import pairwise
 
 SHAPE = (22, 24, 15)
 TURN = nib.eulerangles.euler2mat(*np.deg2rad([25, -10, 40])) @ np.diag([2.0, 2.0, 2.5])
@@ -89,9 +90,7 @@ def check(found, back):
     assert torch.equal(found[0][clear].long(), back.argmax(0)[clear])
 
 
-@pytest.mark.parametrize("smooth", [True, False])
-@pytest.mark.parametrize("affine", AFFINES)
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize(("chain", "affine", "smooth"), pairwise(CHAINS, AFFINES, [True, False]))
 def test_labels_are_those_of_monai(chain, affine, smooth):
     transform, image, values = prepared(CHAINS[chain], AFFINES[affine], smooth=smooth)
     way = trace_inverse(image, transform, SHAPE)

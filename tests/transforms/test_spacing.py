@@ -65,7 +65,7 @@ def separable(monkeypatch):
     return calls
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     shape=st.tuples(*[st.sampled_from([1, 2, 3, 5, 8, 13])] * 3),
     spacing_mm=st.tuples(*[SPACINGS_MM] * 3),

@@ -17,9 +17,11 @@ def vit(size=SIZE, patch=PATCH, **options):
     return roughened(net)
 
 
-def classifier(head="attentive", taps=None, freeze=None, task="multi-class", backbone=None, **options):
+def classifier(head="attentive", out_indices=None, freeze=None, task="multi-class", backbone=None, **options):
     backbone = {"num_classes": 0, **(backbone or {})}
-    return roughened(TokenClassifier(vit(**backbone), head, 3, task=task, taps=taps, freeze=freeze, **options))
+    return roughened(
+        TokenClassifier(vit(**backbone), head, 3, task=task, out_indices=out_indices, freeze=freeze, **options)
+    )
 
 
 def roughened(net):

@@ -105,12 +105,12 @@ def pool_by_hand(pool, tokens):
     "backbone", [{}, {"reg_tokens": 2, "class_token": False, "global_pool": "avg"}, {"depth": 4}], ids=str
 )
 def test_attentive_head_by_hand(backbone, fused):
-    net, x = classifier(taps=[0, 2], backbone=backbone, num_queries=2), volume(2, 1, *SIZE)
+    net, x = classifier(out_indices=[0, 2], backbone=backbone, num_queries=2), volume(2, 1, *SIZE)
     maps = attention_maps(net, x)
     levels, attentions = by_hand(net.backbone, x)
     norm, p = copy.deepcopy(net.backbone.norm).double(), net.backbone.num_prefix_tokens
     embed = net.head.level_embed.detach().double()
-    seen = [norm(levels[i])[:, p:] + embed[n] for n, i in enumerate(net.taps)]
+    seen = [norm(levels[i])[:, p:] + embed[n] for n, i in enumerate(net.out_indices)]
     weights = pool_by_hand(net.head.pool, torch.cat(seen, 1))
     first, second = weights.chunk(2, 1)
     assert (first - second).abs().max() > 1e-3

@@ -28,9 +28,9 @@ NETS = {
     "class token and registers": lambda **o: vit(reg_tokens=2, **o),
     "mean": lambda **o: vit(class_token=False, global_pool="avg", **o),
     "map": lambda **o: vit(global_pool="map", **o),
-    "linear": lambda **o: classifier("linear", taps=[0, 1], backbone=o, pool="cls_token"),
+    "linear": lambda **o: classifier("linear", out_indices=[0, 1], backbone=o, pool="cls_token"),
     "mlp": lambda **o: classifier("mlp", backbone=o),
-    "attentive": lambda **o: classifier("attentive", taps=[0, 1], backbone=o, num_queries=2),
+    "attentive": lambda **o: classifier("attentive", out_indices=[0, 1], backbone=o, num_queries=2),
 }
 
 

@@ -146,7 +146,7 @@ def test_a_flipped_byte_among_the_tensors_is_refused(whole, tmp_path_factory, da
     refused(small(), path, "damaged, the sha256 of its tensors is not the one that its header has")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_flipped_bit_of_the_header_is_refused_or_changes_no_weight(whole, tmp_path_factory, data):
     content, start = whole
@@ -303,7 +303,7 @@ def test_segmenter_and_classifier_start_from_one_encoder(tmp_path):
     path, source = tmp_path / "encoder.safetensors", bundles_network((32, 48, 32), seed=1)
     save_backbone(source, path)
     segmenter = TokenSegmenter(bundles_network((32, 48, 32)), "unetr", 3, feature_size=2)
-    grader = TokenClassifier(bundles_network(48), "linear", 3, taps=(1, 3))
+    grader = TokenClassifier(bundles_network(48), "linear", 3, out_indices=(1, 3))
     for net in (segmenter, grader):
         rest = {key: value for key, value in copied(net).items() if not key.startswith("backbone.")}
         load_backbone(net, path)
@@ -448,7 +448,7 @@ def test_backbone_of_another_architecture(tmp_path, options, message):
 
 
 def test_backbone_of_a_deeper_network(tmp_path):
-    path, net = tmp_path / "model.pt", classifier(taps=(0,))  # the block behind its last tap is gone
+    path, net = tmp_path / "model.pt", classifier(out_indices=(0,))  # the block behind its last tap is gone
     torch.save(network(seed=1).state_dict(), path)
     with pytest.raises(WeightsError, match=r"blocks\.1\.norm1\.weight is not known; .*more"):
         load_backbone(net, path)

@@ -97,7 +97,7 @@ def test_one_token_along_the_slices_gives_the_2d_logits(family, axis):
     assert set(report.loaded) | set(report.converted) == set(net.state_dict())
     assert (report.missing, report.unexpected) == ((), ())
     if family.rope is not None:  # and the angles matter
-        net.rope = RotaryPositions3D(net.rope.head_dim, "patch", half=net.rope.half)
+        net.rope = RotaryPositions3D(net.rope.head_dim, "patch", rotate_half=net.rope.rotate_half)
         assert not torch.allclose(net(stack(x, axis)), want, rtol=0, atol=1e-6)
 
 

@@ -27,11 +27,11 @@ def monai_unetr(img_size=(32, 48, 32), in_channels=2, out_channels=3, **options)
     return net.eval()
 
 
-def ours(img_size=(32, 48, 32), patch=16, taps=(3, 6, 9), decoder=None, **options):
+def ours(img_size=(32, 48, 32), patch=16, out_indices=(3, 6, 9), decoder=None, **options):
     torch.manual_seed(0)
     plain = {"class_token": False, "global_pool": "", "embed_dim": 24, "depth": 12, "num_heads": 2}
     backbone = VisionTransformer3D(img_size, patch, 2, **{**plain, **options})
-    return TokenSegmenter(backbone, "unetr", 3, taps, **{"feature_size": 4, **(decoder or {})}).eval()
+    return TokenSegmenter(backbone, "unetr", 3, out_indices, **{"feature_size": 4, **(decoder or {})}).eval()
 
 
 @torch.no_grad()
@@ -167,9 +167,9 @@ def test_norm_options_are_kept_or_refused(norm, convert):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"taps": (2, 5, 8)}, r"taps=\(2, 5, 8\), \(3, 6, 9\) are needed"),
+        ({"out_indices": (2, 5, 8)}, r"out_indices=\(2, 5, 8\), \(3, 6, 9\) are needed"),
         ({"patch": (16, 16, 8)}, r"patch_size=\(16, 16, 8\), 16 is needed"),
-        ({"patch": 8, "taps": (3, 6)}, r"patch_size=\(8, 8, 8\), 16 is needed; taps=\(3, 6\)"),
+        ({"patch": 8, "out_indices": (3, 6)}, r"patch_size=\(8, 8, 8\), 16 is needed; out_indices=\(3, 6\)"),
         ({"depth": 10}, "10 blocks, 12 are needed"),
         ({"reg_tokens": 1}, "prefix tokens"),
         ({"class_token": True}, "prefix tokens"),
@@ -195,7 +195,7 @@ class OtherDecoder(nn.Module):
 def test_another_decoder_refused():
     backbone = ours().backbone
     with pytest.raises(WeightsError, match="not a UNETRDecoder"):
-        to_monai_unetr(TokenSegmenter(backbone, OtherDecoder(), taps=(3, 6, 9)))
+        to_monai_unetr(TokenSegmenter(backbone, OtherDecoder(), out_indices=(3, 6, 9)))
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,18 @@ import json
 import pytest
 import torch
 
+from monai_vit3d import weights
 from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.decoders import DECODERS, LightDecoder
 from monai_vit3d.layers import ConvStem3D
-from monai_vit3d.networks import TokenClassifier, TokenSegmenter, VisionTransformer3D, build_network, model_args
+from monai_vit3d.networks import (
+    TokenClassifier,
+    TokenSegmenter,
+    VisionTransformer3D,
+    build_network,
+    checkpoints,
+    model_args,
+)
 from monai_vit3d.networks.heads import HEADS
 from monai_vit3d.networks.wrappers import plain_state_dict
 from monai_vit3d.weights import backbone_from, describe_weights, load_backbone, network_from
@@ -33,7 +41,7 @@ def classifier(head="linear", **options):
 NETWORKS = {
     **{decoder: (segmenter, {"decoder": decoder}) for decoder in DECODERS},
     **{head: (classifier, {"head": head}) for head in HEADS},
-    "ordinal": (classifier, {"task": "ordinal", "taps": (1, 3), "freeze": "backbone"}),
+    "ordinal": (classifier, {"task": "ordinal", "out_indices": (1, 3), "freeze": "backbone"}),
     "options": (segmenter, {"decoder": "unetr", "feature_size": 4, "norm_name": ("instance", {"affine": True})}),
     "backbone": (backbone, {"rope": "box", "reg_tokens": 2}),
 }
@@ -121,7 +129,13 @@ def test_files_that_build_nothing(tmp_path):
     again.load_state_dict(own.state_dict())
     assert_equal(own.eval(), again.eval())
     state = network.state_dict()
-    for change in ({"backbone": None}, {"backbone": 3}, {"taps": "x"}, {"options": None}, {"decoder": "os.system"}):
+    for change in (
+        {"backbone": None},
+        {"backbone": 3},
+        {"out_indices": "x"},
+        {"options": None},
+        {"decoder": "os.system"},
+    ):
         state._metadata[""]["model_args"] = {**model_args(network), **change}
         torch.save(state, tmp_path / "odd.pt")
         with pytest.raises(WeightsError, match=r"odd\.pt: "):
@@ -158,3 +172,8 @@ def test_the_backbone_of_a_recorded_network_needs_no_options(tmp_path):
     load_backbone(larger, tmp_path / "model.pt")  # positions are resampled: the file says their grid
     network.backbone.set_input_size((32, 16, 8))
     torch.testing.assert_close(larger.backbone.pos_embed, network.backbone.pos_embed)
+
+
+def test_the_old_home_of_readers_warns():
+    with pytest.warns(DeprecationWarning, match=r"weights\.files is now monai_vit3d\.weights\.checkpoints"):
+        assert weights.files.read_checkpoint is checkpoints.read_checkpoint

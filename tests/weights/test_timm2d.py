@@ -399,7 +399,7 @@ def test_names_and_ways_that_are_not_known_are_refused(tmp_path):
 
 
 @given(st.integers(1, 4096), st.integers(1, 16384))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_mlp_ratio_gives_the_hidden_width_back(width, hidden):
     assert int(width * mlp_ratio(width, hidden)) == hidden
 

@@ -18,6 +18,7 @@ from .suv import is_pet, suv_factors, units_warning
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.uid import UID
 
 VOXEL_UNITS = ("stored", "suv")
 _ADVICE = "Copy it again if it is cut off, or convert it, for instance with gdcmconv --raw."
@@ -125,12 +126,12 @@ def _open(path: Path) -> Dataset:
     return image
 
 
-def _transfer_syntax(image: Dataset) -> str:
-    """What a file without a file meta header must be in, as it was parsed."""
+def _transfer_syntax(image: Dataset) -> UID:
+    """Return the transfer syntax that a file without a file meta header was parsed in."""
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     implicit, little = image.original_encoding
-    return str(ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian)
+    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
 def _why(image: Dataset, error: Exception) -> str:

@@ -20,8 +20,11 @@ from .stack import stack_slices
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-_TYPE_2 = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate")
-_TYPE_2 += ("StudyTime", "ReferringPhysicianName")
+# attributes that highdicom requires, even empty
+_REQUIRED = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+    "StudyTime", "ReferringPhysicianName",
+)  # fmt: skip
 
 
 def write_dicom_seg(
@@ -146,7 +149,7 @@ def _complete(header: Dataset, series: Series, step_mm: float) -> None:
     """Add what highdicom copies from an image and what those of some exporters lack; in memory only."""
     from pydicom.uid import generate_uid
 
-    for tag in _TYPE_2:
+    for tag in _REQUIRED:
         setattr(header, tag, element(header, tag) or "")
     header.SliceThickness = element(header, "SliceThickness") or f"{step_mm:.6g}"
     if element(header, "FrameOfReferenceUID") is None:  # the series' own, that no other image has

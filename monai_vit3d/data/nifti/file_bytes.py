@@ -1,4 +1,4 @@
-"""The bytes of an image file, plain or gzip: sizes are checked before memory is asked for, checksums to the end."""
+"""Read the bytes of an image file, plain or gzip; check sizes before memory is allocated, and checksums to the end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AGAIN = "Copy, download or export it again."
 
 
 def refusal(path: str | Path, found: str, advice: str) -> ImageError:
-    """The one wording of this package: file, what came and what is needed, what to do."""
+    """Word an error: the file, what came and what is expected, what to do."""
     return ImageError(f"{path}: {found}. {advice}")
 
 
@@ -36,11 +36,11 @@ def open_stream(path: str | Path, hashed: bool = False, suffixes: tuple[str, ...
 
     Args:
         path: the file.
-        hashed: whether its SHA-256 will be asked for.
+        hashed: whether to compute its SHA-256.
         suffixes: that its name may have, lower-case.
 
     Raises:
-        ImageError: another format by its name, or nothing that can be read.
+        ImageError: another format by its name, or a file that cannot be read.
     """
     path = Path(path)
     if not path.name.lower().endswith(suffixes):
@@ -53,7 +53,7 @@ def open_stream(path: str | Path, hashed: bool = False, suffixes: tuple[str, ...
 
 
 class Stream:
-    """The bytes of one file, inflated where its first two bytes say gzip.
+    """The bytes of one file, inflated if its first two bytes are those of gzip.
 
     Args:
         path: its name, for messages.
@@ -64,7 +64,7 @@ class Stream:
         hashed: whether the bytes that are read are hashed.
         packed: whether it is gzip.
         size: bytes on disk.
-        warnings: what was odd so far, a sentence each.
+        warnings: a sentence for each oddity so far.
     """
 
     def __init__(self, path: Path, file: BinaryIO, hashed: bool = False) -> None:
@@ -75,27 +75,27 @@ class Stream:
         self.path, self.hashed, self.warnings = path, hashed, list[str]()
         self._hashed = HashedFile(file) if hashed else None
         self._stored: Any = self._hashed or file
-        self._file: BinaryIO | GzipReader = GzipReader(self._stored) if self.packed else self._stored
+        self._file: Any = GzipReader(self._stored) if self.packed else self._stored
         self._at = 0
         if self.packed != path.name.lower().endswith((".gz", ".mgz")):
             self.warnings.append(f"read as {'gzip' if self.packed else 'not compressed'}, whatever its name says")
 
     def peek(self, count: int) -> bytes:
-        """The first bytes as they are stored, ``count`` of them or all; only before anything else is read."""
+        """Return the first ``count`` bytes of the file as they are stored; only before anything else is read."""
         with reworded(self.path):
             head: bytes = self._stored.read(count)
             self._stored.seek(0)
         return head
 
     def read(self, count: int) -> bytes:
-        """The next bytes, ``count`` of them or all that are left."""
+        """Read the next ``count`` bytes, or all that are left."""
         with reworded(self.path):
-            piece = self._file.read(count)
+            piece: bytes = self._file.read(count)
         self._at += len(piece)
         return piece
 
     def sha256(self) -> tuple[str, ...]:
-        """Hexadecimal SHA-256 of the file, of the bytes that were read; empty if they were not hashed."""
+        """Return the hexadecimal SHA-256 of the bytes that were read; empty if they were not hashed."""
         if self._hashed is None:
             return ()
         with reworded(self.path):
@@ -117,13 +117,13 @@ class Stream:
             raise self._short(self.size, declared)
 
     def block(self, start: int, length: int, declared: int, footer: bool = False) -> Array:
-        """One run of bytes; the rest of the stream is read too, so that its checksums are verified.
+        """Read one run of bytes, and then the rest of the stream, so that its checksums are verified.
 
         Args:
-            start: where the run begins, not before what was read already.
+            start: where the run begins, not before the bytes that were read already.
             length: bytes of the run.
             declared: bytes from the beginning of the stream to the end of the voxels.
-            footer: whether the format has more behind the voxels, so that nothing is odd about it.
+            footer: whether the format has more after the voxels, so that it is not worth a warning.
 
         Returns:
             ``(length,)`` uint8, the only copy.
@@ -134,7 +134,7 @@ class Stream:
         self.check_size(declared)
         self._skip_to(start, declared)
         block = np.empty(length, np.uint8)
-        view = memoryview(block)
+        view = memoryview(block)  # type: ignore[arg-type]  # numpy's arrays are buffers
         with reworded(self.path):
             # in pieces: a gzip reader makes a copy of what it is asked for
             for first in range(0, length, CHUNK):
@@ -150,7 +150,7 @@ class Stream:
 
         Args:
             start: where the compressed bytes begin.
-            length: how many bytes they stand for.
+            length: bytes when inflated.
             wbits: as of ``zlib``.
 
         Raises:
@@ -159,7 +159,7 @@ class Stream:
         packed = self.block(start, self.size - start, self.size)
         inflater = zlib.decompressobj(wbits)
         try:
-            content = inflater.decompress(packed, length + 1)
+            content = inflater.decompress(packed.data, length + 1)
         except zlib.error as error:
             raise refusal(self.path, f"the compressed voxels are damaged ({error})", AGAIN) from error
         # zlib verifies a stream's checksum at its end only
@@ -180,7 +180,7 @@ class Stream:
                 raise self._short(self._at, declared)
 
     def _finish(self, declared: int, footer: bool) -> None:
-        """Go to the end; nothing of what is read is kept."""
+        """Read to the end, keeping nothing."""
         if not self.packed:
             after = self.size - declared
         else:
@@ -198,10 +198,10 @@ class Stream:
 
 
 def describe_content(head: bytes) -> tuple[str, str] | None:
-    """What a file that is no NIfTI is, by its first bytes, and what to do; None where they do not tell.
+    """Recognise a file that is not NIfTI by its first bytes, and say what to do; None for unknown content.
 
     Args:
-        head: the first bytes, inflated; 132 or more tell all that is known here.
+        head: the first bytes, inflated; 132 or more are enough for all kinds.
     """
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
@@ -231,11 +231,9 @@ def reworded(path: Path) -> Iterator[None]:
     except EOFError as error:
         raise refusal(path, "truncated: the gzip stream is cut off", AGAIN) from error
     except (gzip.BadGzipFile, zlib.error) as error:
-        trailing = str(error).startswith("Not a gzipped file")  # its beginning was gzip
-        found = (
-            "bytes that are not gzip follow the gzip stream" if trailing else f"the gzip stream is damaged ({error})"
-        )
-        raise refusal(path, found, AGAIN) from error
+        is_trailing = str(error).startswith("Not a gzipped file")  # its beginning was gzip
+        trailing = "bytes that are not gzip follow the gzip stream"
+        raise refusal(path, trailing if is_trailing else f"the gzip stream is damaged ({error})", AGAIN) from error
     except PermissionError as error:
         raise refusal(path, "no permission to read it", "Ask its owner, or change its permissions.") from error
     except OSError as error:
@@ -243,10 +241,10 @@ def reworded(path: Path) -> Iterator[None]:
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is not a regular file with bytes in it, without opening it: a pipe would wait for ever."""
+    """Refuse all but regular files that are not empty, without opening them: a pipe would wait for ever."""
     if path.is_symlink() and not path.exists():
         target = os.readlink(path)
-        advice = "Fetch it with datalad get." if "annex" in target else "Mend the link, or mount the disk it leads to."
+        advice = "Fetch it with datalad get." if "annex" in target else "Fix the link, or mount the disk it leads to."
         raise refusal(path, f"a link to {target}, which is not there", advice)
     try:
         status = path.stat()

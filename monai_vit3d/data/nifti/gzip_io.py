@@ -1,10 +1,12 @@
-"""gzip by ISA-L (https://github.com/pycompression/python-isal) where it is installed, else by the standard library."""
+"""Read and write gzip by ISA-L (https://github.com/pycompression/python-isal) or, without it, the standard library."""
 
 from __future__ import annotations
 
 import gzip
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
+igzip: Any
+isal_zlib: Any
 try:
     from isal import igzip, isal_zlib
 except ImportError:  # no wheel for this platform
@@ -18,10 +20,10 @@ _LEVEL = 1
 
 
 class GzipReader:
-    """The inflated bytes of a gzip file of one or more members, each checked against its CRC-32 and length.
+    """Inflate a gzip file of one or more members, and check each against its CRC-32 and length.
 
-    Where ISA-L finds a fault, the standard library reads the file anew and has the last word: the same files are
-    refused in the same words, whichever is installed.
+    If ISA-L finds a fault, the standard library reads the file again and decides: the same files are refused in the
+    same words, whichever is installed.
 
     Args:
         file: opened for reading at its beginning.
@@ -30,31 +32,33 @@ class GzipReader:
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._at = file, 0
         self._packed: Any = (igzip or gzip).GzipFile(fileobj=file, mode="rb")
-        self._violations = (EOFError, gzip.BadGzipFile, isal_zlib.error) if igzip else ()
+        self._faults: tuple[type[BaseException], ...] = ()
+        if igzip:
+            self._faults = (EOFError, gzip.BadGzipFile, isal_zlib.error)
 
     def read(self, count: int) -> bytes:
-        """The next bytes, ``count`` of them or all that are left; errors as of :meth:`readinto`."""
+        """Read the next ``count`` bytes, or all that are left; errors as of :meth:`readinto`."""
         piece = bytearray(count)
         return bytes(piece[: self.readinto(memoryview(piece))])
 
     def readinto(self, view: memoryview) -> int:
-        """Fill a buffer as far as there are bytes, and say how many; a copy of them is made on the way.
+        """Fill a buffer with the next bytes, and return their number; they are copied once on the way.
 
         Raises:
             EOFError: the file is cut off.
-            gzip.BadGzipFile: a checksum or length is wrong, or what follows is no gzip.
+            gzip.BadGzipFile: a checksum or length is wrong, or bytes that are not gzip follow.
             zlib.error: damaged.
         """
         try:
             count = self._packed.readinto(view)
-        except self._violations:
-            self._packed, self._violations = self._standard(), ()
+        except self._faults:
+            self._packed, self._faults = self._standard_reader(), ()
             count = self._packed.readinto(view)
         self._at += count
         return int(count)
 
-    def _standard(self) -> gzip.GzipFile:
-        """The standard library's reader, as far as this one came."""
+    def _standard_reader(self) -> gzip.GzipFile:
+        """Open the standard library's reader at the current position."""
         self._file.seek(0)
         packed, left = gzip.GzipFile(fileobj=self._file, mode="rb"), self._at
         while left and (piece := packed.read(min(CHUNK, left))):
@@ -62,8 +66,8 @@ class GzipReader:
         return packed
 
 
-def gzip_writer(file: BinaryIO) -> gzip.GzipFile:
-    """A gzip file to write to, without a time and a name in it: the same writes give the same bytes by one library.
+def gzip_writer(file: IO[bytes]) -> Any:
+    """Open a gzip file to write to, without time and name in it: the same writes give the same bytes by one library.
 
     Args:
         file: opened for writing; it stays open.

@@ -15,12 +15,14 @@ from ..files import replacing
 from ..volume import Array, Grid
 from .gzip_io import gzip_writer
 
-_GEOMETRY = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
-_GEOMETRY += ("srow_x", "srow_y", "srow_z", "xyzt_units")
+_GEOMETRY = (
+    "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x",
+    "srow_y", "srow_z", "xyzt_units",
+)  # fmt: skip
 _LABEL_TYPES = ("uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "uint64")
-_LONGEST = 32767  # what NIfTI-1 can hold of an axis
-_SLAB = 2**25  # bytes that are written at a time: no second copy of a large volume in memory
-_CACHED = 2**13  # cache lines of 64 bytes that a core keeps, whatever its kind
+_MAX_NIFTI1_SIDE = 32767  # voxels along an axis
+_SLAB_BYTES = 2**25  # that are written at a time: no second copy of a large volume in memory
+_CACHED_LINES = 2**13  # cache lines of 64 bytes that any core keeps
 
 
 def write_labels(labels: Array, grid: Grid, path: str | Path) -> None:
@@ -101,7 +103,7 @@ def _fractions(path: str | Path) -> ImageError:
 def _write(values: Array, dtype: np.dtype, grid: Grid, path: Path) -> None:
     header = labels_header(values, grid)
     header.set_data_dtype(dtype)
-    planes = max(1, _SLAB // (grid.shape[0] * grid.shape[1] * dtype.itemsize))
+    planes = max(1, _SLAB_BYTES // (grid.shape[0] * grid.shape[1] * dtype.itemsize))
     with _stream(path) as file:
         header.write_to(file)
         for volume in values if values.ndim == 4 else (values,):
@@ -112,7 +114,7 @@ def _write(values: Array, dtype: np.dtype, grid: Grid, path: Path) -> None:
 def _in_file_order(values: Array, dtype: np.dtype) -> Array:
     """The bytes of (H, W, D) values in a file, uint8: little-endian, the first axis the fastest."""
     out = np.empty(values.shape[::-1], dtype.newbyteorder("<"))
-    rows = max(1, _CACHED // values.shape[1])  # a line, once fetched, serves all voxels of the third axis in it
+    rows = max(1, _CACHED_LINES // values.shape[1])  # a line, once fetched, serves all voxels of the third axis in it
     for first in range(0, len(values), rows):
         out[:, :, first : first + rows] = values[first : first + rows].astype(dtype, copy=False).T
     return out.reshape(-1).view(np.uint8)
@@ -137,7 +139,7 @@ def labels_header(values: Array, grid: Grid) -> nib.Nifti1Header:
         grid: of the image that they were made from.
     """
     shape = (*grid.shape, len(values)) if values.ndim == 4 else (*grid.shape, *(1,) * grid.trailing)
-    large = grid.version == 2 or max(shape) > _LONGEST
+    large = grid.version == 2 or max(shape) > _MAX_NIFTI1_SIDE
     header = (nib.Nifti2Header if large else nib.Nifti1Header)(endianness="<")
     header.set_data_shape(shape)
     # 1 and 0, not nibabel's NaN: every reader takes them as "as stored"

@@ -76,7 +76,7 @@ def from_monai_unetr(unetr: UNETR) -> TokenSegmenter:
         feature_size=unetr.encoder1.layer.conv1.conv.out_channels,
         **_decoder_options(unetr.encoder1, unetr.encoder2),
     )
-    net = TokenSegmenter(backbone, decoder, taps=MONAI_TAPS).to(weight.device, weight.dtype)
+    net = TokenSegmenter(backbone, decoder, out_indices=MONAI_TAPS).to(weight.device, weight.dtype)
     net.load_state_dict({_rename(k, True): v for k, v in state.items() if not STALE.match(k)})
     return net.train(unetr.training)
 
@@ -111,7 +111,7 @@ def to_monai_unetr(segmenter: TokenSegmenter, proj_type: str = "conv") -> UNETR:
     """The MONAI UNETR that computes what ``segmenter`` computes, with its weights.
 
     Args:
-        segmenter: a patch of 16, 12 blocks, taps 3, 6, 9, no prefix tokens, learned positions, UNETRDecoder.
+        segmenter: a patch of 16, 12 blocks, out_indices 3, 6, 9, no prefix tokens, learned positions, UNETRDecoder.
         proj_type: MONAI's kind of patch embedding, ``"conv"`` or ``"perceptron"``; they compute the same.
 
     Returns:
@@ -122,13 +122,13 @@ def to_monai_unetr(segmenter: TokenSegmenter, proj_type: str = "conv") -> UNETR:
         UsageError: another ``proj_type``.
     """
     check_proj_type(proj_type)
-    backbone, decoder = segmenter.backbone, segmenter.decoder
+    backbone, decoder, out_indices = segmenter.backbone, segmenter.decoder, tuple(segmenter.out_indices)
     reasons = {
         "the decoder is not a UNETRDecoder": not isinstance(decoder, UNETRDecoder),
         "the decoder has image_levels > 1": len(getattr(decoder, "image_downs", [])) > 0,
         "the decoder has heads for deep supervision": len(getattr(decoder, "coarse_heads", [])) > 0,
         f"patch_size={backbone.patch_embed.patch_size}, 16 is needed": backbone.patch_embed.patch_size != (16,) * 3,
-        f"taps={tuple(segmenter.taps)}, {MONAI_TAPS} are needed": tuple(segmenter.taps) != MONAI_TAPS,
+        f"out_indices={out_indices}, {MONAI_TAPS} are needed": out_indices != MONAI_TAPS,
         f"{len(backbone.blocks)} blocks, 12 are needed": len(backbone.blocks) != 12,
         "it has prefix tokens": backbone.num_prefix_tokens > 0,
         "its positions are not learned": not isinstance(backbone.pos_embed, nn.Parameter),

@@ -63,7 +63,7 @@ def eva_rope(model: nn.Module, axis: int) -> partial[RotaryPositions3D] | None:
     options: dict[str, Any] = {
         "pairs": tuple(pairs),
         "temperature": float(rope.temperature),
-        "half": bool(rope.rotate_half),
+        "rotate_half": bool(rope.rotate_half),
     }
     if type(rope) is RotaryEmbeddingDinoV3:
         return partial(RotaryPositions3D, unit="box", **options)

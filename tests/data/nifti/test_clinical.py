@@ -1,4 +1,4 @@
-"""The clinical folder through the strict reader: read alike, warned of or refused, in little memory; and labels back."""
+"""The clinical folder through the strict reader: read alike, warned of or refused, in little memory; labels back."""
 
 import sys
 

@@ -201,7 +201,7 @@ def test_pipe_is_refused_at_once(tmp_path):
     refused(tmp_path / "t1.nii", "device or pipe", "Save")
 
 
-@pytest.mark.parametrize(("target", "advice"), [("gone.nii", "Mend the link"), (".git/annex/objects/x", "datalad get")])
+@pytest.mark.parametrize(("target", "advice"), [("gone.nii", "Fix the link"), (".git/annex/objects/x", "datalad get")])
 def test_broken_link(tmp_path, target, advice):
     (tmp_path / "t1.nii").symlink_to(target)
     refused(tmp_path / "t1.nii", f"a link to {target}", advice)

@@ -169,8 +169,8 @@ def test_without_isal_the_package_reads(tmp_path):
     (tmp_path / "t1.nii.gz").write_bytes(PACKED)
     program = (
         "import sys; sys.modules['isal'] = None\n"
-        "from monai_vit3d.data.nifti import codec, read_volume\n"
-        "print(codec.igzip, read_volume(sys.argv[1]).voxels.sum())"
+        "from monai_vit3d.data.nifti import gzip_io, read_volume\n"
+        "print(gzip_io.igzip, read_volume(sys.argv[1]).voxels.sum())"
     )
     out = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "t1.nii.gz")], capture_output=True, text=True, check=True
@@ -190,7 +190,7 @@ def test_any_partition_writes_the_same_file(tmp_path_factory, shape, order, give
     labels = np.asarray(np.random.default_rng(0).integers(0, 2, shape), given_, order=order)
     path = tmp_path_factory.mktemp("any") / "x.nii"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "_SLAB", slab)
-        patch.setattr(writer, "_CACHED", cached)
+        patch.setattr(writer, "_SLAB_BYTES", slab)
+        patch.setattr(writer, "_CACHED_LINES", cached)
         write_labels(labels, Grid(shape, np.eye(4)), path)
     assert path.read_bytes()[352:] == labels.astype(np.uint8).tobytes("F")

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from monai_vit3d.data import ImageError
 from monai_vit3d.data.nifti import read_volume, voxels
 from monai_vit3d.data.nifti.voxels import to_float32
+from tests.helpers import pairwise
 
 SHAPE = (8, 9, 10)
 TYPES = ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"]
@@ -34,12 +35,9 @@ def data_of(dtype, seed=0):
     return rng.integers(low, high, SHAPE, dtype, endpoint=True)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("endian", ["<", ">"])
-@pytest.mark.parametrize(("slope", "inter"), SCALINGS)
-@pytest.mark.parametrize("version", [1, 2])
-def test_values_are_nibabels(save, dtype, endian, slope, inter, version):
-    fields = {"scl_slope": slope, "scl_inter": inter}
+@pytest.mark.parametrize(("dtype", "scaling", "endian", "version"), pairwise(TYPES, SCALINGS, "<>", [1, 2]))
+def test_values_are_nibabels(save, dtype, scaling, endian, version):
+    fields = dict(zip(("scl_slope", "scl_inter"), scaling))
     path = save("t1.nii", data=data_of(dtype), endian=endian, version=version, **fields)
     volume = read_volume(path)
     assert (volume.voxels.dtype, volume.voxels.dtype.isnative, volume.warnings) == (np.float32, True, ())

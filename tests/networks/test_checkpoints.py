@@ -4,8 +4,6 @@ import math
 import os
 import pickle
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from monai_vit3d.data.errors import Vit3dError, WeightsError
+from monai_vit3d.networks.checkpoints import is_ours, read_checkpoint, read_with_metadata, write_safetensors
+from monai_vit3d.networks.meta_init import fill
 from monai_vit3d.weights import create_model, load_backbone, load_weights, save_backbone
-from monai_vit3d.weights.files import is_ours, read_checkpoint, read_with_metadata, write_safetensors
-from monai_vit3d.weights.meta_init import fill
+from tests.helpers import run_warm
 from tests.weights.nets import FORMATS, Payload, network, stored
 
 DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32,
@@ -408,5 +407,6 @@ start = kernel_bytes("VmRSS")
 net = create_model("vit3d_tiny", 16, 8, **{options}, pretrained={str(path)!r})
 print(kernel_bytes("VmHWM") - start)
 """
-    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True)
-    assert int(out.stdout.splitlines()[-1]) < 1.25 * path.stat().st_size  # 400 MB
+    code, out = run_warm("-c", code)
+    assert code == 0, out
+    assert int(out.splitlines()[-1]) < 1.25 * path.stat().st_size  # 400 MB

@@ -24,9 +24,9 @@ from torch import nn
 
 from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.layers import ConvStem3D, RotaryPositions3D, set_spacing
-from monai_vit3d.networks import VisionTransformer3D
+from monai_vit3d.networks import VisionTransformer3D, hub
 from monai_vit3d.networks.model_args import model_args
-from monai_vit3d.weights import hub, load_backbone, save_backbone
+from monai_vit3d.weights import load_backbone, save_backbone
 from monai_vit3d.weights.convert.timm2d import from_timm2d
 from monai_vit3d.weights.info import describe_weights
 from tests.weights.test_timm2d import FAMILIES, flat, sizes
@@ -374,7 +374,7 @@ def test_a_new_head_only_where_another_is_asked_for(saved, caplog):
     bare = VisionTransformer3D.from_pretrained(folder, num_classes=0)
     assert torch.equal(bare(x), net.forward_head(net.forward_features(x), pre_logits=True))
     pooled = VisionTransformer3D.from_pretrained(folder, global_pool="avg")
-    want = net.head(net.norm(net._run_blocks(net._embed(x), [], None)[0][:, 1:].mean(1)))
+    want = net.head(net.norm(net._run_blocks(net._tokens(x)[0], [], None)[0][:, 1:].mean(1)))
     torch.testing.assert_close(pooled(x), want)  # the norm moved behind the pooling, the head is the file's
 
 

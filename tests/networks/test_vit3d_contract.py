@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 from contextlib import contextmanager
 from functools import partial
@@ -18,8 +19,8 @@ from timm.optim import param_groups_layer_decay
 from timm.utils import AttentionExtract
 from torch import nn
 
-from monai_vit3d.layers import PatchEmbed3D
-from monai_vit3d.networks import PRESETS, VisionTransformer3D, create_model
+from monai_vit3d.layers import EMBED_LAYERS, PatchEmbed3D
+from monai_vit3d.networks import PRESETS, TokenClassifier, TokenSegmenter, VisionTransformer3D, create_preset
 from tests.helpers import randn
 
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-9)
@@ -121,7 +122,7 @@ def test_get_intermediate_layers(norm):
     close(net.get_intermediate_layers(volume(), 2, reshape=True, norm=norm), maps)
     pairs = net.get_intermediate_layers(volume(), 2, return_prefix_tokens=True, norm=norm)
     close([torch.cat(pair[::-1], dim=1) for pair in pairs], whole)
-    with pytest.raises(ValueError, match=r"last 4 blocks .* has 3"):
+    with pytest.raises(ValueError, match=r"last 4 blocks.* has 3"):
         net.get_intermediate_layers(volume(), 4)
 
 
@@ -145,7 +146,7 @@ def test_timm_create_model():
     torch.manual_seed(0)
     net = timm.create_model("vit3d_tiny", **options).eval()
     torch.manual_seed(0)
-    same = create_model("vit3d_tiny", **options).eval()
+    same = create_preset("vit3d_tiny", **options).eval()
     x = volume(16, 8, 8).float()
     assert (type(net), net.embed_dim, len(net.blocks)) == (VisionTransformer3D, 192, 3)
     torch.testing.assert_close(net(x), same(x), rtol=0, atol=0)
@@ -163,7 +164,7 @@ def test_timm_create_model():
 @torch.no_grad()
 def test_timm_create_model_loads_a_checkpoint(tmp_path):
     options = {"img_size": 8, "patch_size": 4, "depth": 1, "num_classes": 2}
-    net = create_model("vit3d_tiny", **options).eval()
+    net = create_preset("vit3d_tiny", **options).eval()
     torch.save(net.state_dict(), tmp_path / "w.pth")
     loaded = timm.create_model("vit3d_tiny", checkpoint_path=tmp_path / "w.pth", **options).eval()
     x = volume(8, 8, 8).float()
@@ -183,7 +184,7 @@ def test_timm_create_model_loads_a_checkpoint(tmp_path):
 def test_preset_has_timms_names_and_shapes(name, width, peer):
     preset = PRESETS[name]
     assert (preset.embed_dim, preset.embed_dim / preset.num_heads) == (width, 64)
-    ours = create_model(name, device="meta", num_classes=7).state_dict()
+    ours = create_preset(name, device="meta", num_classes=7).state_dict()
     theirs = timm.create_model(peer, device="meta", num_classes=7).state_dict()
     assert ours.pop("patch_embed.proj.weight").shape == (width, 1, 16, 16, 16)
     assert ours.pop("pos_embed").shape == (1, 1 + 6**3, width)
@@ -193,7 +194,7 @@ def test_preset_has_timms_names_and_shapes(name, width, peer):
 
 def test_unknown_preset():
     with pytest.raises(ValueError, match=r"vit3d_giant.*vit3d_tiny.*vit3d_huge"):
-        create_model("vit3d_giant")
+        create_preset("vit3d_giant")
 
 
 # ---- input size
@@ -287,14 +288,17 @@ def test_set_input_size_refuses_and_changes_nothing(sizes, match):
 # ---- training
 
 
-@pytest.mark.parametrize("options", [{}, {"attn_layer": "diff", "reg_tokens": 2}])
-def test_grad_checkpointing(options):
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("options", [{}, {"attn_layer": "diff", "reg_tokens": 2}, {"rope": "patch"}])
+def test_grad_checkpointing(options, masked):
     results = []
     for enable in (False, True):
         net, runs = noisy(num_classes=5, **options), []
         net.set_grad_checkpointing(enable)
         net.blocks[0].register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
-        out = net.train()(volume())
+        tokens = net.num_patches + net.num_prefix_tokens
+        mask = torch.ones(tokens, tokens, dtype=torch.bool).tril(4) if masked else None
+        out = net.train()(volume(), attn_mask=mask)
         out.square().sum().backward()
         assert len(runs) == 1 + enable  # once more in the backward pass
         results.append((out, {name: p.grad for name, p in net.named_parameters()}))
@@ -445,7 +449,7 @@ def test_reset_classifier_equals_building(options):
 def test_reset_classifier_refuses_and_changes_nothing(pool):
     net = noisy(class_token=False, global_pool="avg", num_classes=3)
     want = net(volume())
-    with pytest.raises(ValueError, match=f"'{pool}'.*(needs a class token|needed)"):
+    with pytest.raises(ValueError, match=f"'{pool}'.*(needs a class token|expected one of)"):
         net.reset_classifier(5, pool)
     assert (net.global_pool, net.num_classes) == ("avg", 3)
     close(net(volume()), want)
@@ -633,3 +637,79 @@ def test_copies_after_another_size(clone, pos_embed):
         new.pos_embed.add_(randn(*new.pos_embed.shape))
     assert (new(x) - want).abs().max() > 1e-3
     close(net(x), want)
+
+
+# ---- former names
+
+
+def test_taps_is_the_former_name_of_out_indices():
+    with pytest.warns(DeprecationWarning, match="taps is called out_indices"):
+        net = TokenSegmenter(noisy(depth=4), "light", num_classes=2, taps=(1,))
+    assert net.out_indices == [1]
+    with pytest.warns(DeprecationWarning, match="taps is called out_indices"):
+        assert net.taps == [1]
+    with pytest.warns(DeprecationWarning, match="taps is called out_indices"):
+        classifier = TokenClassifier(noisy(depth=4), "linear", num_classes=2, taps=(0, 2))
+    assert classifier.out_indices == [0, 2]
+    both = pytest.raises(ValueError, match="one argument: expected out_indices")
+    with pytest.warns(DeprecationWarning, match="taps is called"), both:
+        TokenClassifier(noisy(depth=4), "linear", num_classes=2, taps=(0,), out_indices=(1,))
+
+
+@torch.no_grad()
+def test_forward_visible_is_the_former_name_of_forward_masked():
+    net, ids_keep = noisy(), torch.tensor([[0, 3], [2, 1]])
+    with pytest.warns(DeprecationWarning, match="forward_visible is called forward_masked"):
+        assert torch.equal(net.forward_visible(volume(), keep=ids_keep), net.forward_masked(volume(), ids_keep))
+
+
+# ---- embeddings by name
+
+
+@pytest.mark.parametrize(("name", "kind"), EMBED_LAYERS.items())
+def test_embeddings_by_name(name, kind):
+    net = VisionTransformer3D((8, 16, 8), (4, 8, 2), embed_dim=12, depth=1, num_heads=2, embed_layer=name)
+    assert type(net.patch_embed) is kind
+    assert net(torch.zeros(1, 1, 8, 16, 8)).shape == (1, 12)
+
+
+def test_unknown_embedding():
+    with pytest.raises(ValueError, match=r"embed_layer='stem'; expected one of 'patch', 'conv_stem'"):
+        VisionTransformer3D(8, 4, embed_dim=12, depth=1, num_heads=2, embed_layer="stem")
+
+
+# ---- timm's newest arguments
+
+
+def test_fix_init_scales_the_two_projections_of_each_block_as_timm():
+    nets = []
+    for fix_init in (False, True):
+        torch.manual_seed(0)
+        nets.append(VisionTransformer3D(8, 4, embed_dim=12, depth=3, num_heads=2, fix_init=fix_init))
+    plain, fixed = (net.state_dict() for net in nets)
+    for key, value in fixed.items():
+        scaled = key.endswith(("attn.proj.weight", "mlp.fc2.weight"))
+        scale = math.sqrt(2 * (int(key.split(".")[1]) + 1)) if scaled else 1
+        torch.testing.assert_close(value * scale, plain[key])
+    peer = timm.models.VisionTransformer(8, 4, embed_dim=12, depth=3, num_heads=2, weight_init="skip")
+    peer.blocks.load_state_dict(nets[0].blocks.state_dict())
+    peer.fix_init_weight()
+    for key, value in peer.blocks.state_dict().items():
+        torch.testing.assert_close(fixed[f"blocks.{key}"], value)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", ["rmsnorm", nn.LayerNorm])
+def test_norm_of_the_patch_embedding(layer):
+    net = noisy(embed_norm_layer=layer)
+    tokens = net.patch_embed.proj(volume()).flatten(2).mT
+    close(net.patch_embed(volume()), net.patch_embed.norm(tokens))
+    assert isinstance(net.patch_embed.norm, nn.LayerNorm if layer is nn.LayerNorm else nn.Module)
+    assert not isinstance(net.patch_embed.norm, nn.Identity)
+    assert isinstance(noisy().patch_embed.norm, nn.Identity)
+
+
+@torch.no_grad()
+def test_patch_grids_are_contiguous():
+    net = noisy()
+    assert all(grid.is_contiguous() for grid in net.forward_intermediates(volume(), [0, 1], output_fmt="NCHWD")[1])

@@ -78,7 +78,7 @@ def test_parameters_are_those_of_the_plain_network():
 def test_without_rope_the_blocks_run_as_they_are():
     net = noisy(reg_tokens=1)
     assert net.rope is None
-    assert torch.equal(net.forward_features(volume()), net.norm(net.blocks(net._embed(volume()))))
+    assert torch.equal(net.forward_features(volume()), net.norm(net.blocks(net._tokens(volume())[0])))
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def test_blocks_by_hand(rope, prefix):
     table, p = net.rope(volume(), (2, 3, 4), (4, 4, 2))[0, 0], net.num_prefix_tokens
     turn = torch.polar(torch.ones(24, 6).double(), torch.atan2(table[:, 0:12:2], table[:, 12::2]))
     turn = torch.cat([torch.ones(p, 6), turn])
-    x = net._embed(volume())
+    x = net._tokens(volume())[0]
     for block in net.blocks:
         q, k, v = block.attn.qkv(block.norm1(x)).unflatten(2, (3, 2, 12)).permute(2, 0, 3, 1, 4)
         q, k = (torch.view_as_complex(t.unflatten(3, (6, 2)).contiguous()) * turn for t in (q, k))
@@ -119,7 +119,7 @@ def test_equals_dinov3_of_timm():
     theirs = theirs.double().eval()
     for i, parameter in enumerate(theirs.parameters()):
         parameter.add_(0.2 * randn(*parameter.shape, seed=i))
-    rope = partial(RotaryPositions3D, unit="box", pairs=(4, 4, 0), half=True)
+    rope = partial(RotaryPositions3D, unit="box", pairs=(4, 4, 0), rotate_half=True)
     ours = VisionTransformer3D((12, 20, 1), (4, 4, 1), **shared, reg_tokens=4, pos_embed="none", rope=rope)
     ours = ours.double().eval()
     ours.load_state_dict(_from_eva(theirs.state_dict()))
@@ -137,9 +137,9 @@ def test_visible_patches_keep_their_angles(rope, prefix):
     net, p = noisy(rope=rope, **prefix), int(not prefix)
     everything = torch.arange(24).expand(2, -1)
     features = net.forward_features(volume())
-    torch.testing.assert_close(net.forward_visible(volume(), everything), features, rtol=0, atol=1e-12)
+    torch.testing.assert_close(net.forward_masked(volume(), everything), features, rtol=0, atol=1e-12)
     order = randn(2, 24, seed=3).argsort(1)
-    mixed = net.forward_visible(volume(), order)[:, p:]
+    mixed = net.forward_masked(volume(), order)[:, p:]
     back = torch.zeros_like(mixed).scatter(1, order[..., None].expand(-1, -1, 24), mixed)
     torch.testing.assert_close(back, features[:, p:], rtol=0, atol=1e-12)
     # fewer patches: as if attention were forbidden to the others
@@ -148,7 +148,7 @@ def test_visible_patches_keep_their_angles(rope, prefix):
     mask[..., :p] = True
     mask.scatter_(3, (keep + p)[:, None, None], True)
     masked = net.forward_features(volume(), mask)[:, p:].gather(1, keep[..., None].expand(-1, -1, 24))
-    torch.testing.assert_close(net.forward_visible(volume(), keep)[:, p:], masked, rtol=0, atol=1e-12)
+    torch.testing.assert_close(net.forward_masked(volume(), keep)[:, p:], masked, rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
@@ -156,12 +156,12 @@ def test_each_sample_with_its_spacing_is_as_alone():
     net, keep = noisy(rope=MM), randn(2, 24, seed=3).argsort(1)[:, :9]
     spacings = [(0.7, 0.7, 5.0), (1.0, 1.2, 1.0)]
     set_spacing(net, spacings)
-    both, seen = net.forward_features(volume()), net.forward_visible(volume(), keep)
+    both, seen = net.forward_features(volume()), net.forward_masked(volume(), keep)
     for i, spacing in enumerate(spacings):
         set_spacing(net, spacing)
         one, patches = volume()[i : i + 1], keep[i : i + 1]
         torch.testing.assert_close(net.forward_features(one), both[i : i + 1], rtol=0, atol=1e-12)
-        torch.testing.assert_close(net.forward_visible(one, patches), seen[i : i + 1], rtol=0, atol=1e-12)
+        torch.testing.assert_close(net.forward_masked(one, patches), seen[i : i + 1], rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
@@ -254,7 +254,7 @@ def test_gradient_checkpoints_recompute_with_their_own_angles():
         set_spacing(net, (1, 1, 1))
         loss = net(volume()).square().sum()
         set_spacing(net, (0.5, 0.5, 8))
-        loss = loss + net.forward_visible(volume(), torch.tensor([[1, 5], [3, 0]])).square().sum()
+        loss = loss + net.forward_masked(volume(), torch.tensor([[1, 5], [3, 0]])).square().sum()
         set_spacing(net, (3, 3, 3))
         loss.backward()
         grads.append([p.grad for p in net.parameters() if p.grad is not None])
@@ -311,7 +311,8 @@ def test_a_compiled_network_follows_the_spacing():
 
 @torch.no_grad()
 def test_a_segmenter_scripted_and_told_the_spacing():
-    net = TokenSegmenter(noisy(rope="mm", patch_size=4, depth=4), "unetr", num_classes=2, feature_size=4, taps=(0,))
+    backbone = noisy(rope="mm", patch_size=4, depth=4)
+    net = TokenSegmenter(backbone, "unetr", num_classes=2, feature_size=4, out_indices=(0,))
     net = net.double().eval()
     with pytest.raises(ValueError, match="none was set"):
         net(volume())
@@ -345,4 +346,4 @@ def test_partial_blocks_and_blocks_without_angles():
     assert type(net.blocks[0]) is RotaryBlock
     assert net.blocks[0].ls1.gamma.shape == (24,)
     with pytest.raises(ValueError, match="needs the patches' angles"):
-        net.blocks(net._embed(volume()))
+        net.blocks(net._tokens(volume())[0])

@@ -242,7 +242,7 @@ def test_output_dict(fmt, reg_tokens):
     [
         ({"indices": 3}, "index 3 .* 3 blocks, -3 to 2"),
         ({"indices": [0, -4]}, "index -4"),
-        ({"output_fmt": "NHWC"}, "'NHWC'.*'NLC', 'NCHWD'"),
+        ({"output_fmt": "NHWC"}, "'NHWC'; expected 'NLC' or 'NCHWD'"),
     ],
 )
 def test_forward_intermediates_refuses(options, match):
