@@ -141,7 +141,7 @@ def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: VoxelwiseP
                 reduction.inverter.restart()
     logits = inferer(volume.to(bundle.device), network)
     if not isinstance(logits, Tensor):
-        raise BundleError(f"{bundle.metadata.name}: the network gives {type(logits).__name__}; one tensor is needed.")
+        raise BundleError(f"{bundle.metadata.name}: the network gives {type(logits).__name__}; expected one tensor.")
     logits = logits.as_subclass(Tensor)
     if bundle.metadata.classifies or logits.dim() == 2:
         return logits.float().cpu()
