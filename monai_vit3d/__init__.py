@@ -25,7 +25,7 @@ _HOMES = {
     "attention_maps": "visualize.attention",
     "backbone_from": "weights.sources",
     "create_model": "weights.create",
-    "load_weights": "weights.files",
+    "load_weights": "networks.checkpoints",
     "merge_lora": "networks.lora",
     "set_spacing": "layers.rope",
 }

@@ -30,6 +30,7 @@ RENAMED = {
     },
     "monai_vit3d.networks": {"create_model": "create_preset"},
     "monai_vit3d.pretraining": {"describe": "collapse_report"},
+    "monai_vit3d.weights": {"files": "checkpoints"},
 }
 
 

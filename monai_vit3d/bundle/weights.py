@@ -57,7 +57,7 @@ class WeightsFile:
 
     def state(self, keys: tuple[str, ...]) -> Any:
         """What the file holds, or what a checkpoint holds under the first of these keys that it has."""
-        from ..weights.files import read_checkpoint
+        from ..networks.checkpoints import read_checkpoint
 
         if not self.sha256:
             raise WeightsError(f"{self.path}: no such file. Fetch the bundle's weights, or train it.")
@@ -86,7 +86,7 @@ def load_bundle_network(
     """
     from torch import nn
 
-    from ..weights.files import load_state
+    from ..networks.checkpoints import load_state
 
     loader = checkpoint_loader(parser.get())
     weights = WeightsFile.of(build(f"{loader}::load_path") if loader else build("ckpt_path", default), config)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..data.files import write_text_atomic
 from ..data.task_names import resolve_task
 from ..metrics import decode, expected_calibration_error, fit_temperature, negative_log_likelihood
+from ..networks.checkpoints import load_weights
 from ..networks.task_losses import probabilities
-from ..weights.files import load_weights
 from .checkpoint import save_atomic
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ..data.errors import WeightsError
 from ..data.files import remove_parts, replacing
 from ..data.training_lock import lock_training, unlock_training
+from ..networks.checkpoints import read_checkpoint
 from ..networks.wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
-from ..weights.files import read_checkpoint
 from .finite import parameter_versions, require_finite_weights
 
 logger = logging.getLogger(__name__)

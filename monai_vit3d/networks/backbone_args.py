@@ -11,7 +11,7 @@ from timm.models import vision_transformer as timm_vit
 from torch import nn
 
 from ..data.errors import WeightsError
-from ..layers import ConvStem3D, PatchEmbed3D, RotaryBlock, RotaryPositions3D
+from ..layers import EMBED_LAYERS, RotaryBlock, RotaryPositions3D
 from .layer_facts import block_facts, is_layer, layer_details, norm_details, parts_of
 from .options import MLPS
 
@@ -40,7 +40,7 @@ def _table(*layers: type[nn.Module]) -> dict[str, type[nn.Module]]:
 
 # layers that have a name: argument -> name -> class; timm's LayerNorm and GELU compute what torch's do
 LAYERS: dict[str, dict[str, type[nn.Module]]] = {
-    "embed_layer": _table(PatchEmbed3D, ConvStem3D),
+    "embed_layer": _table(*EMBED_LAYERS.values()),
     "block_fn": _table(*(getattr(timm_vit, name) for name in _BLOCKS), RotaryBlock),
     "attn_layer": _table(Attention, AttentionRope, DiffAttention),
     "mlp_layer": _table(*MLPS.values()),
@@ -95,9 +95,9 @@ def class_path(layer: nn.Module) -> str:
 
 def missing_classes(names: Mapping[str, Any]) -> str:
     """Return the message on arguments whose classes must be passed."""
-    named = "; ".join(f"{key}: {name!r}" for key, name in names.items())
-    handed = ", ".join(f"{key}=..." for key in names)
-    return f"layers that are known neither to torch, timm nor this package: {named}. Pass the classes: {handed}"
+    listed = "; ".join(f"{key}: {name!r}" for key, name in names.items())
+    keywords = ", ".join(f"{key}=..." for key in names)
+    return f"layers that are known neither to torch, timm nor this package: {listed}. Pass the classes: {keywords}"
 
 
 def _numbers(backbone: VisionTransformer3D) -> dict[str, Any]:
@@ -142,11 +142,11 @@ def _are_trained(backbone: VisionTransformer3D) -> bool:
 def _rope(rope: nn.Module | None) -> dict[str, Any] | None:
     if type(rope) is not RotaryPositions3D:
         return None
-    found = {"unit": rope.unit, "pairs": list(rope.pairs), "temperature": rope.temperature}
-    found["rotate_half"] = rope.rotate_half
+    rope_args = {"unit": rope.unit, "pairs": list(rope.pairs), "temperature": rope.temperature}
+    rope_args["rotate_half"] = rope.rotate_half
     if rope.reference is not None or rope.offset:
-        found |= {"reference": rope.reference and list(rope.reference), "offset": rope.offset}
-    return found | ({"unit_mm": rope.unit_mm} if rope.unit == "mm" else {})
+        rope_args |= {"reference": rope.reference and list(rope.reference), "offset": rope.offset}
+    return rope_args | ({"unit_mm": rope.unit_mm} if rope.unit == "mm" else {})
 
 
 def _embed_norm(norm: nn.Module | None) -> dict[str, Any] | None:
@@ -168,30 +168,34 @@ def _plain_options(args: Mapping[str, Any]) -> dict[str, Any]:
     return options if rope is None else {**options, "rope": partial(RotaryPositions3D, **rope)}
 
 
-def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _layer_options(args: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the constructors that recorded names stand for."""
-    unsaid = ("NoneType", None)  # a block that has no such layer
-    names = {key: found[key] for key in LAYERS if key not in overrides and found.get(key) not in unsaid}
-    foreign = dict(found.get("foreign") or {})
+    absent = ("NoneType", None)  # a block that has no such layer
+    names = {key: args[key] for key in LAYERS if key not in overrides and args.get(key) not in absent}
+    foreign = dict(args.get("foreign") or {})
     unknown = {key: foreign.get(key, name) for key, name in names.items() if key in foreign or name not in LAYERS[key]}
     unknown |= {key: name for key, name in foreign.items() if key not in LAYERS and key not in overrides}
     if unknown:
         raise WeightsError(missing_classes(unknown))
     options: dict[str, Any] = {key: LAYERS[key][name] for key, name in names.items()}
     for key in ("block_fn", "mlp_layer", "act_layer"):
-        how = found.get(key.split("_")[0] + "_options")
-        if how and key in options:
-            options[key] = partial(options[key], **how)
-    if "norm_layer" not in overrides and (found.get("norm_eps") is not None or found.get("norm_options")):
-        options["norm_layer"] = _norm(found)
-    if found.get("embed_norm") and "embed_layer" in options:
-        options["embed_layer"] = partial(options["embed_layer"], norm_layer=_norm(found["embed_norm"]))
+        layer_args = args.get(key.split("_")[0] + "_options")
+        if layer_args and key in options:
+            options[key] = partial(options[key], **layer_args)
+    if "norm_layer" not in overrides and (args.get("norm_eps") is not None or args.get("norm_options")):
+        options["norm_layer"] = _norm(args)
+    if args.get("embed_norm") and "embed_layer" in options:
+        options["embed_layer"] = partial(options["embed_layer"], norm_layer=_norm(args["embed_norm"]))
     return options
 
 
-def _norm(found: Mapping[str, Any]) -> Any:
-    layer = LAYERS["norm_layer"][found.get("norm_layer", "LayerNorm")]
-    how = dict(found.get("norm_options") or {})
-    if "elementwise_affine" in how and layer.__module__.startswith("timm."):
-        how["affine"] = how.pop("elementwise_affine")
-    return partial(layer, **how) if found.get("norm_eps") is None else partial(layer, eps=found["norm_eps"], **how)
+def _norm(args: Mapping[str, Any]) -> Any:
+    layer = LAYERS["norm_layer"][args.get("norm_layer", "LayerNorm")]
+    layer_args = dict(args.get("norm_options") or {})
+    if "elementwise_affine" in layer_args and layer.__module__.startswith("timm."):
+        layer_args["affine"] = layer_args.pop("elementwise_affine")
+    return (
+        partial(layer, **layer_args)
+        if args.get("norm_eps") is None
+        else partial(layer, eps=args["norm_eps"], **layer_args)
+    )

@@ -10,16 +10,14 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import nn
 
 from ..data.errors import UsageError
-from .model_args import CLASSES, RECORD, model_args
+from .hub import load_pretrained, model_card, save_network
+from .model_args import NETWORK_CLASSES, RECORD, model_args
 
 T = TypeVar("T", bound="Pretrained")
 
 
 class Pretrained(ModelHubMixin, nn.Module, library_name="monai_vit3d", tags=["monai_vit3d", "3d", "medical"]):
-    """``from_pretrained``, ``save_pretrained`` and ``push_to_hub``, spelled as huggingface_hub spells them.
-
-    What they do is done by :mod:`monai_vit3d.weights.hub`, which knows files; networks do not.
-    """
+    """``from_pretrained``, ``save_pretrained`` and ``push_to_hub``, spelled as huggingface_hub spells them."""
 
     def __new__(cls: type[T], *args: Any, **kwargs: Any) -> T:
         """Return a plain instance: the mixin would keep the arguments as its config, which soon are no longer true."""
@@ -28,7 +26,7 @@ class Pretrained(ModelHubMixin, nn.Module, library_name="monai_vit3d", tags=["mo
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if cls.__module__.startswith(f"{__package__}."):
-            CLASSES[cls.__name__] = cls
+            NETWORK_CLASSES[cls.__name__] = cls
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
         """Return torch's state dict; its metadata hold :func:`model_args`, so that a saved one can build the network.
@@ -66,8 +64,6 @@ class Pretrained(ModelHubMixin, nn.Module, library_name="monai_vit3d", tags=["mo
         Example:
             >>> net = VisionTransformer3D.from_pretrained("folder", img_size=(64, 64, 32), num_classes=3)
         """
-        from ..weights.hub import load_pretrained
-
         return load_pretrained(pretrained_model_name_or_path, factory=cls, **options)  # type: ignore[type-var]
 
     def save_pretrained(  # type: ignore[override]
@@ -99,8 +95,6 @@ class Pretrained(ModelHubMixin, nn.Module, library_name="monai_vit3d", tags=["mo
         Raises:
             UsageError: layers that no file can name, or options without ``push_to_hub``.
         """
-        from ..weights.hub import save_network
-
         card = {"license": license, "tags": tuple(tags), **(options.pop("model_card_kwargs", None) or {})}
         if options.pop("config", None) is not None:  # the mixin hands on one of None
             raise UsageError("config=...: config.json says what the network is. Leave it out.")
@@ -133,6 +127,4 @@ class Pretrained(ModelHubMixin, nn.Module, library_name="monai_vit3d", tags=["mo
         Args:
             options: ``license`` and ``tags``.
         """
-        from ..weights.hub import model_card
-
         return model_card(self, **options)

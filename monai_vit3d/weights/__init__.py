@@ -1,14 +1,18 @@
 """Weights: reading them safely, encoders' own files, and those of other projects made ours."""
 
+from typing import Any
+
+from ..deprecated import find_renamed
+from ..networks import checkpoints as checkpoints  # for the old name of it
+from ..networks.checkpoints import load_weights
+from ..networks.load_report import LoadReport
 from .adapters import load_adapter, save_adapter, start_network
 from .backbone import embed_layer_of, load_backbone, save_backbone
 from .convert import from_monai_unetr, from_monai_vit, to_monai_unetr, to_monai_vit
 from .convert.timm2d import checkpoint_filter_fn, create_timm2d, from_timm2d, load_timm2d
 from .convert.timm2d_stats import timm_normalisation
 from .create import create_model
-from .files import load_weights
 from .info import convert_weights, describe_weights
-from .report import LoadReport
 from .sources import Source, backbone_from, identify, read_source
 from .whole_network import load_network, network_from
 
@@ -40,3 +44,7 @@ __all__ = [
     "to_monai_unetr",
     "to_monai_vit",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return find_renamed(__name__, name)

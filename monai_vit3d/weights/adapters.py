@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data.errors import UsageError, WeightsError
+from ..networks.checkpoints import as_state_dict, read_with_metadata, refuse_differences, write_safetensors
 from ..networks.lora import ADAPTER, LoraSettings, adapter_layers, apply_lora, refuse_adapters
 from ..networks.wrappers import unwrap_network
 from .backbone import load_backbone
-from .files import as_state_dict, read_with_metadata, refuse_differences, write_safetensors
 from .whole_network import load_network
 
 _LORA = (".lora_A.", ".lora_B.")

@@ -14,13 +14,20 @@ from ..data.errors import UsageError, WeightsError
 from ..layers import ConvStem3D, PatchEmbed3D, resample_patch_kernel
 from ..layers.pos_embed import GridShape, resample_pos_embed, sincos_pos_embed
 from ..networks import VisionTransformer3D
+from ..networks.checkpoints import (
+    as_state_dict,
+    key_names,
+    read_with_metadata,
+    refuse_differences,
+    without_wrappers,
+    write_safetensors,
+)
 from ..networks.lora import merged_lora
+from ..networks.meta_init import fill
 from ..networks.model_args import RECORD, args_in_state, model_args
+from ..networks.recorded import args_in, checked_args
 from ..networks.wrappers import unwrap_network
-from .files import as_state_dict, key_names, read_with_metadata, refuse_differences, without_wrappers, write_safetensors
 from .inflate import adapt_channels
-from .meta_init import fill
-from .pretrained import args_in, checked_args
 
 NetworkOrState = TypeVar("NetworkOrState")
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ import torch
 
 from ..data.errors import UsageError
 from ..networks import PRESETS, VisionTransformer3D, create_preset
+from ..networks.meta_init import blank_network
 from .backbone import load_backbone
 from .convert.timm2d import create_timm2d, timms_name
-from .meta_init import blank_network
 
 
 def create_model(

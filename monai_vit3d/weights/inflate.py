@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data.errors import UsageError, WeightsError
 from ..layers import resample_patch_kernel, to_3tuple
+from ..layers.adapt_channels import adapt_channels
 
 INFLATE_KERNELS = ("mean", "center", "trilinear")
 INFLATE_POSITIONS = ("repeat", "factored")
@@ -58,31 +59,6 @@ def _shares(depth: int, mode: str) -> Tensor:
         return torch.full((depth,), 1.0 / depth, dtype=torch.float64)
     hat = 1 - (2 * place - (depth - 1)).abs() / (depth + 1)
     return hat / hat.sum()
-
-
-def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
-    """A patch kernel for another number of input channels, as timm's ``adapt_input_conv`` does it.
-
-    Args:
-        weight: ``(E, C, ...)``.
-        in_chans: the C that is needed. 1 sums the channels: a gray image then gives what it gives as RGB. Others
-            repeat them in order and scale by ``C / in_chans``.
-
-    Returns:
-        ``(E, in_chans, ...)`` in the dtype of ``weight``.
-
-    Raises:
-        UsageError: no positive number of channels.
-    """
-    if in_chans < 1:
-        raise UsageError(f"in_chans={in_chans}: 1 or more are needed.")
-    have = weight.shape[1]
-    if in_chans == have:
-        return weight
-    if in_chans == 1:
-        return weight.double().sum(1, keepdim=True).to(weight.dtype)
-    order = torch.arange(in_chans, device=weight.device) % have
-    return (weight.double()[:, order] * (have / in_chans)).to(weight.dtype)
 
 
 def fit_kernel(

@@ -12,9 +12,9 @@ import timm
 from torch import Tensor
 
 from ..data.errors import UsageError, WeightsError
+from ..networks.load_report import Inflated, LoadReport
 from .backbone import save_backbone
 from .convert.timm2d import TIMM_MODULES, create_timm2d
-from .report import Inflated, LoadReport
 from .sources import Source, backbone_from, read_source
 
 _INFLATE = ("axis", "kernel", "positions")

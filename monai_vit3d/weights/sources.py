@@ -14,7 +14,11 @@ from torch import Tensor
 from ..data.errors import UsageError, WeightsError
 from ..layers.patch_embed import to_3tuple
 from ..networks import VisionTransformer3D
+from ..networks.checkpoints import as_state_dict, is_ours, read_with_metadata
+from ..networks.load_report import Inflated
+from ..networks.meta_init import blank_network
 from ..networks.model_args import RECORD
+from ..networks.recorded import build_own, checked_args, files_in, recorded_args
 from .convert import nidl
 from .convert.building import options_checked
 from .convert.families import FAMILIES, OURS, family_of
@@ -22,10 +26,6 @@ from .convert.monai_vit import add_tanh
 from .convert.shapes import HEAD_WIDTH, POS
 from .convert.timm2d import load_timm2d
 from .convert.unwrap import unwrap
-from .files import as_state_dict, is_ours, read_with_metadata
-from .meta_init import blank_network
-from .pretrained import build_own, checked_args, files_in, recorded_args
-from .report import Inflated
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ..data.errors import UsageError, WeightsError
 from ..networks import VisionTransformer3D
+from ..networks.checkpoints import as_state_dict, read_checkpoint, read_with_metadata, refuse_differences
 from ..networks.model_args import class_of
+from ..networks.recorded import build_own, build_whole, files_in, recorded_args
 from ..networks.wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
 from .backbone import PREFIX, load_backbone
-from .files import as_state_dict, read_checkpoint, read_with_metadata, refuse_differences
-from .pretrained import build_own, build_whole, files_in, recorded_args
 
 logger = logging.getLogger(__name__)
 _ENTRIES = ("model", "network")  # of a checkpoint that holds more, as last.pt

@@ -97,7 +97,7 @@ EXPRESSIONS = {
     "numpy tofile": "$np.zeros(3).tofile('/tmp/x')",
     "monai reaches subprocess": "$monai.bundle.scripts.subprocess.run('id')",
     "monai.bundle.run": "$monai.bundle.run(config_file='x.json')",
-    "ours reaches torch.load": "$monai_vit3d.weights.files.torch.load('x')",
+    "ours reaches torch.load": "$monai_vit3d.networks.checkpoints.torch.load('x')",
     "method of an allowed function": "$os.path.join.__globals__['os']",
     "method of an allowed module": "$os.get('x')",
     "attribute by a similar letter": "$@names.__clas\u017f__",

@@ -24,7 +24,7 @@ from monai_vit3d.networks import (
     task_loss,
 )
 from tests.helpers import pairwise
-from tests.networks.test_timm_parity import pair, randn, randomise
+from tests.networks.test_vit3d_timm_parity import pair, randn, randomise
 
 SIZE, PATCH, CLASSES = (16, 24, 8), (8, 8, 4), 3
 TASKS = ["multi-class", "multi-label", "ordinal", "regression"]

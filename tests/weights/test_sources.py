@@ -15,11 +15,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.layers import ConvStem3D
-from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
+from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D, hub
+from monai_vit3d.networks.checkpoints import read_with_metadata
 from monai_vit3d.networks.layer_facts import unlike_layers
-from monai_vit3d.weights import hub, save_backbone, sources
+from monai_vit3d.weights import save_backbone, sources
 from monai_vit3d.weights.convert.unwrap import WORDS
-from monai_vit3d.weights.files import read_with_metadata
 from monai_vit3d.weights.sources import Source, identify, read_source
 
 WIDE = {"embed_dim": 64, "depth": 1, "num_heads": 1}

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from ...data.errors import WeightsError
 from ...networks import VisionTransformer3D
+from ...networks.checkpoints import read_checkpoint, refuse_differences
+from ...networks.load_report import Inflated, LoadReport
+from ...networks.meta_init import blank_network, fill
 from ..backbone import HEAD
-from ..files import read_checkpoint, refuse_differences
 from ..inflate import check_how
-from ..meta_init import blank_network, fill
-from ..report import Inflated, LoadReport
 from .building import options_checked
 from .shapes import KERNEL, POS
 from .timm2d_filter import assumed_grid, checkpoint_filter_fn

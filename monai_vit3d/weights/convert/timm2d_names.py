@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ...data.errors import WeightsError
-from ..files import as_state_dict
+from ...networks.checkpoints import as_state_dict
 from .shapes import KERNEL
 from .timm_eva import under_block_names
 from .unwrap import holds_known, unwrap

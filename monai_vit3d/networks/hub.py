@@ -14,12 +14,11 @@ from torch import nn
 
 from ..data.errors import UsageError, WeightsError
 from ..data.files import replacing
-from ..networks import VisionTransformer3D
-from ..networks.layer_facts import unlike_layers
-from ..networks.lora import merged_lora
-from ..networks.model_args import CLASSES, RECORD, build_network, class_of, model_args
-from .files import as_state_dict, read_with_metadata, write_safetensors
-from .pretrained import CONFIG, WEIGHTS, build_own, build_whole, files_in, recorded_args
+from .checkpoints import as_state_dict, read_with_metadata, write_safetensors
+from .layer_facts import unlike_layers
+from .lora import merged_lora
+from .model_args import BACKBONE, NETWORK_CLASSES, RECORD, build_network, class_of, model_args
+from .recorded import CONFIG, WEIGHTS, build_own, build_whole, files_in, recorded_args
 
 N = TypeVar("N", bound=nn.Module)
 CARD = "README.md"
@@ -112,7 +111,7 @@ def _mark(text: str) -> str:
 def load_pretrained(
     source: str | Path,
     *,
-    factory: type[N] = VisionTransformer3D,  # type: ignore[assignment]
+    factory: type[N],
     **options: Any,
 ) -> N:
     """Load the network in a folder of :func:`save_network`, a repository of the hub, or a file with its arguments.
@@ -134,9 +133,9 @@ def load_pretrained(
     state = as_state_dict(read, weights)
     said = recorded_args(state, metadata, config, weights)
     kind = class_of(said)
-    if not issubclass(factory, CLASSES[kind]):
+    if not issubclass(factory, NETWORK_CLASSES[kind]):
         raise UsageError(f"{source}: a {kind}, not a {factory.__name__}. Load it with {kind}.from_pretrained.")
-    if kind != VisionTransformer3D.__name__:
+    if kind != BACKBONE:
         return build_whole(said, state, str(weights), factory, **options)  # type: ignore[return-value]
     return build_own(said, state, str(weights), factory, owned=True, **options).network  # type: ignore[arg-type,return-value]
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from monai_vit3d.data.errors import Vit3dError, WeightsError
+from monai_vit3d.networks.checkpoints import is_ours, read_checkpoint, read_with_metadata, write_safetensors
+from monai_vit3d.networks.meta_init import fill
 from monai_vit3d.weights import create_model, load_backbone, load_weights, save_backbone
-from monai_vit3d.weights.files import is_ours, read_checkpoint, read_with_metadata, write_safetensors
-from monai_vit3d.weights.meta_init import fill
 from tests.helpers import run_warm
 from tests.weights.nets import FORMATS, Payload, network, stored
 

@@ -18,8 +18,8 @@ from torch import nn
 from ..data.confinement import check_confined
 from ..data.errors import WeightsError
 from ..data.files import replacing
-from ..networks.wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
 from .tensor_bytes import HEADER, HEADER_SUM, TENSORS_SUM, header_sha256, tensors_in
+from .wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
 
 logger = logging.getLogger(__name__)
 

@@ -7,20 +7,22 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..data.errors import UsageError, WeightsError
-from ..networks import VisionTransformer3D
-from ..networks.model_args import RECORD, args_in_state, build_network, model_args
-from ..networks.options import resolve_pool
-from .files import is_ours, refuse_differences
-from .inflate import adapt_channels
+from ..layers.adapt_channels import adapt_channels
+from .checkpoints import is_ours, refuse_differences
 from .load_options import check_options
+from .load_report import Inflated, LoadReport
 from .meta_init import blank_network, fill
-from .report import Inflated, LoadReport
+from .model_args import BACKBONE, NETWORK_CLASSES, RECORD, args_in_state, build_network, model_args
+from .options import resolve_pool
+
+if TYPE_CHECKING:
+    from .vit3d import VisionTransformer3D
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +185,7 @@ def build_own(
     said: Mapping[str, Any],
     state: Mapping[str, Tensor],
     name: str,
-    factory: type[VisionTransformer3D] = VisionTransformer3D,
+    factory: type[VisionTransformer3D] | None = None,
     *,
     owned: bool,
     **options: Any,
@@ -194,7 +196,7 @@ def build_own(
         said: what :func:`recorded_args` returned.
         state: the tensors.
         name: where they came from, for messages.
-        factory: the class to build.
+        factory: the class to build; None takes this package's.
         owned: nobody else has the tensors: they become the network's own.
         options: as for :meth:`VisionTransformer3D.from_pretrained`.
 
@@ -205,7 +207,7 @@ def build_own(
         WeightsError: tensors that are not of this architecture, or one that cannot be built.
         UsageError: options that would change what the weights compute.
     """
-    check_options(options, said, factory, name)
+    check_options(options, said, factory or NETWORK_CLASSES[BACKBONE], name)
     if options.get("fc_norm") is False and not said.get("fc_norm") and said.get("global_pool") != "avg":
         said = {**said, "fc_norm": False}  # the norm is before the pooling, and stays there whatever the new one is
     sizes, head, place = ({key: options.pop(key) for key in keys if key in options} for keys in (_SIZES, _HEAD, _PLACE))
@@ -231,7 +233,7 @@ def build_own(
 def _blank(
     said: Mapping[str, Any],
     state: Mapping[str, Tensor],
-    factory: type[VisionTransformer3D],
+    factory: type[VisionTransformer3D] | None,
     options: dict[str, Any],
     name: str,
 ) -> VisionTransformer3D:

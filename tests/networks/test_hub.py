@@ -24,9 +24,9 @@ from torch import nn
 
 from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.layers import ConvStem3D, RotaryPositions3D, set_spacing
-from monai_vit3d.networks import VisionTransformer3D
+from monai_vit3d.networks import VisionTransformer3D, hub
 from monai_vit3d.networks.model_args import model_args
-from monai_vit3d.weights import hub, load_backbone, save_backbone
+from monai_vit3d.weights import load_backbone, save_backbone
 from monai_vit3d.weights.convert.timm2d import from_timm2d
 from monai_vit3d.weights.info import describe_weights
 from tests.weights.test_timm2d import FAMILIES, flat, sizes

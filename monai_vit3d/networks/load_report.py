@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..networks import VisionTransformer3D
+if TYPE_CHECKING:
+    from .vit3d import VisionTransformer3D
 
 
 @dataclass(frozen=True)

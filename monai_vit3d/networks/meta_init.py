@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..data.errors import WeightsError
-from ..networks import VisionTransformer3D
-from .files import unlike_kinds
+from .checkpoints import unlike_kinds
+
+if TYPE_CHECKING:
+    from .vit3d import VisionTransformer3D
 
 
 def blank_network(make: Callable[..., VisionTransformer3D], **options: Any) -> VisionTransformer3D:
