@@ -35,8 +35,8 @@ def units_warning(header: Dataset) -> str:
     units = element(header, "Units")
     if units == "GML":
         return ""
-    shown = f"in {_UNITS[units]} (Units {units})" if units in _UNITS else "in units that its header does not say"
-    return f"PET voxels are {shown}; units=suv gives SUV by body weight"
+    unit = f"in {_UNITS[units]} (Units {units})" if units in _UNITS else "in units that its header does not say"
+    return f"PET voxels are {unit}; units=suv gives SUV by body weight"
 
 
 def suv_factors(headers: Sequence[Dataset]) -> tuple[list[float], list[str]]:
