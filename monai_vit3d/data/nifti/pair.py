@@ -11,10 +11,10 @@ from nibabel.analyze import AnalyzeHeader
 from nibabel.spatialimages import HeaderDataError
 from nibabel.spm2analyze import Spm2AnalyzeHeader
 
-from ..image_file import ImageHeader
-from ..readers import partner
+from ..formats import partner
 from .file_bytes import AGAIN, Stream, open_stream, refusal
 from .header import magic_of, parse_header, read_head
+from .image_file import ImageHeader
 from .read import with_geometry
 
 _HEADER = (".hdr", ".hdr.gz")
