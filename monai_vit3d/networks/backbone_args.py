@@ -53,10 +53,15 @@ def describe_backbone(backbone: VisionTransformer3D) -> dict[str, Any]:
     """Return the arguments of a backbone, for :func:`model_args`."""
     block, embed = backbone.blocks[0], backbone.patch_embed
     norm = backbone.norm_layer(int(backbone.embed_dim), device="meta")
-    layers = {"embed_layer": embed, "block_fn": block, "act_layer": backbone.act_layer(), "norm_layer": norm}
+    layers: dict[str, Any] = {
+        "embed_layer": embed,
+        "block_fn": block,
+        "act_layer": backbone.act_layer(),
+        "norm_layer": norm,
+    }
     layers |= {"attn_layer": parts_of(block).get("attn"), "mlp_layer": parts_of(block).get("mlp")}
     foreign = {key: layer for key, layer in layers.items() if layer is not None and not _has_name(key, layer)}
-    embed_norm = getattr(embed, "norm", None) if "embed_layer" not in foreign else None
+    embed_norm: Any = getattr(embed, "norm", None) if "embed_layer" not in foreign else None
     if is_layer(embed_norm) and not _has_name("norm_layer", embed_norm):
         foreign["embed_layer"] = embed_norm
     if backbone.rope is not None and type(backbone.rope) is not RotaryPositions3D:
@@ -142,11 +147,11 @@ def _are_trained(backbone: VisionTransformer3D) -> bool:
 def _rope(rope: nn.Module | None) -> dict[str, Any] | None:
     if type(rope) is not RotaryPositions3D:
         return None
-    found = {"unit": rope.unit, "pairs": list(rope.pairs), "temperature": rope.temperature}
-    found["rotate_half"] = rope.rotate_half
+    args = {"unit": rope.unit, "pairs": list(rope.pairs), "temperature": rope.temperature}
+    args["rotate_half"] = rope.rotate_half
     if rope.reference is not None or rope.offset:
-        found |= {"reference": rope.reference and list(rope.reference), "offset": rope.offset}
-    return found | ({"unit_mm": rope.unit_mm} if rope.unit == "mm" else {})
+        args |= {"reference": rope.reference and list(rope.reference), "offset": rope.offset}
+    return args | ({"unit_mm": rope.unit_mm} if rope.unit == "mm" else {})
 
 
 def _embed_norm(norm: nn.Module | None) -> dict[str, Any] | None:
@@ -168,30 +173,30 @@ def _plain_options(args: Mapping[str, Any]) -> dict[str, Any]:
     return options if rope is None else {**options, "rope": partial(RotaryPositions3D, **rope)}
 
 
-def _layer_options(found: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _layer_options(args: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the constructors that recorded names stand for."""
     unsaid = ("NoneType", None)  # a block that has no such layer
-    names = {key: found[key] for key in LAYERS if key not in overrides and found.get(key) not in unsaid}
-    foreign = dict(found.get("foreign") or {})
+    names = {key: args[key] for key in LAYERS if key not in overrides and args.get(key) not in unsaid}
+    foreign = dict(args.get("foreign") or {})
     unknown = {key: foreign.get(key, name) for key, name in names.items() if key in foreign or name not in LAYERS[key]}
     unknown |= {key: name for key, name in foreign.items() if key not in LAYERS and key not in overrides}
     if unknown:
         raise WeightsError(missing_classes(unknown))
     options: dict[str, Any] = {key: LAYERS[key][name] for key, name in names.items()}
     for key in ("block_fn", "mlp_layer", "act_layer"):
-        how = found.get(key.split("_")[0] + "_options")
+        how = args.get(key.split("_")[0] + "_options")
         if how and key in options:
             options[key] = partial(options[key], **how)
-    if "norm_layer" not in overrides and (found.get("norm_eps") is not None or found.get("norm_options")):
-        options["norm_layer"] = _norm(found)
-    if found.get("embed_norm") and "embed_layer" in options:
-        options["embed_layer"] = partial(options["embed_layer"], norm_layer=_norm(found["embed_norm"]))
+    if "norm_layer" not in overrides and (args.get("norm_eps") is not None or args.get("norm_options")):
+        options["norm_layer"] = _norm(args)
+    if args.get("embed_norm") and "embed_layer" in options:
+        options["embed_layer"] = partial(options["embed_layer"], norm_layer=_norm(args["embed_norm"]))
     return options
 
 
-def _norm(found: Mapping[str, Any]) -> Any:
-    layer = LAYERS["norm_layer"][found.get("norm_layer", "LayerNorm")]
-    how = dict(found.get("norm_options") or {})
+def _norm(args: Mapping[str, Any]) -> Any:
+    layer = LAYERS["norm_layer"][args.get("norm_layer", "LayerNorm")]
+    how = dict(args.get("norm_options") or {})
     if "elementwise_affine" in how and layer.__module__.startswith("timm."):
         how["affine"] = how.pop("elementwise_affine")
-    return partial(layer, **how) if found.get("norm_eps") is None else partial(layer, eps=found["norm_eps"], **how)
+    return partial(layer, **how) if args.get("norm_eps") is None else partial(layer, eps=args["norm_eps"], **how)

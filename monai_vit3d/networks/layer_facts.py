@@ -63,10 +63,10 @@ def layer_details(argument: str, layer: nn.Module | None) -> dict[str, Any]:
         layer: the layer, or None for none.
     """
     table = _DETAILS[argument].items()
-    found = {key: getattr(layer, key) for key, usual in table if getattr(layer, key, usual) != usual}
+    details = {key: getattr(layer, key) for key, usual in table if getattr(layer, key, usual) != usual}
     if type(layer) is ParallelScalingBlock:
-        found["fuse_out_proj"] = layer.out_proj is not None
-    return found
+        details["fuse_out_proj"] = layer.out_proj is not None
+    return details
 
 
 def constructor(argument: str, layer: nn.Module) -> Callable[..., nn.Module]:
