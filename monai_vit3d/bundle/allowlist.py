@@ -1,4 +1,4 @@
-"""The tables of safe mode: what a stranger's bundle may name. Whatever is not here is refused."""
+"""Tables of what a bundle may name in safe mode; whatever is not listed here is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALLOWED_CALLS = _split(
     "monai_vit3d.weights.load_backbone monai_vit3d.weights.network_from monai_vit3d.data.medmnist3d_info "
     "monai_vit3d.data.class_names monai_vit3d.data.nifti_files monai_vit3d.networks.probabilities"
 )
-# of tensors, voxel by voxel or smaller than what they are given: neither files nor memory without bounds
+# functions of tensors whose result is no larger than their arguments: no files, no unbounded memory
 _TENSOR_FUNCTIONS = _split(
     "where argmax argmin softmax sigmoid clamp round floor ceil abs sign isnan isinf isfinite nan_to_num eq ne lt le "
     "gt ge maximum minimum logical_and logical_or logical_not logical_xor any all sum mean amax amin"
@@ -48,16 +48,16 @@ def is_enum_member(name: str) -> bool:
 
     from monai.utils import enums
 
-    found = _ENUM_MEMBER.fullmatch(name)
-    kind = getattr(enums, found[2], None) if found else None
-    return found is not None and isinstance(kind, EnumMeta) and found[3] in kind.__members__
+    match = _ENUM_MEMBER.fullmatch(name)
+    kind = getattr(enums, match[2], None) if match else None
+    return match is not None and isinstance(kind, EnumMeta) and match[3] in kind.__members__
 
 
 # targets
 
 DOTTED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 SPECIAL_KEYS = _split("_target_ _disabled_ _requires_ _desc_ _mode_")
-FILE_FUNCTIONS = (
+ALLOWED_MODULE_PREFIXES = (
     "monai.transforms.", "monai.networks.nets.", "monai.networks.blocks.", "monai.networks.layers.",
     "monai.inferers.", "monai.data.", "torch.nn.", "monai_vit3d.layers.", "monai_vit3d.decoders.",
     "monai_vit3d.networks.", "monai_vit3d.transforms.", "monai_vit3d.inferers.", "monai_vit3d.data.",
@@ -76,12 +76,12 @@ _NETS = _split(
 _BLOCKS = _split("ADN Convolution ResidualUnit SubpixelUpsample UpSample Warp")
 _LAYERS = _split("Flatten GaussianFilter Reshape SkipConnection")
 _INFERERS = _split("SimpleInferer SlidingWindowInferer SlidingWindowInfererAdapt SliceInferer")
-# they name other libraries by text, write or wait
+# transforms that name other libraries as text, write files or wait
 _NOT_TRANSFORMS = re.compile(
     r".*(TorchVision|TorchIO|CuCIM|[Aa]daptor|SaveClassification|WriteFileMapping|SimulateDelay)"
 )
-# home of the class, what it derives from, names (None: all)
-_ROOMS: tuple[tuple[str, str, frozenset[str] | None], ...] = (
+# where the class is defined, what it derives from, names (None: all)
+_CLASS_RULES: tuple[tuple[str, str, frozenset[str] | None], ...] = (
     ("monai.transforms.", "monai.transforms.Transform", None),
     ("monai.networks.nets.", "torch.nn.Module", _NETS),
     ("monai.networks.blocks.", "torch.nn.Module", _BLOCKS),
@@ -97,7 +97,7 @@ _ROOMS: tuple[tuple[str, str, frozenset[str] | None], ...] = (
     ("monai_vit3d.transforms.spacing.", "monai.transforms.Transform", None),
     ("monai_vit3d.data.", "monai.data.ImageReader", READER_CLASSES),
 )
-_HANDED_ON = ("torch.nn.modules.", "monai_vit3d.layers.")
+_UNCALLED = ("torch.nn.modules.", "monai_vit3d.layers.")
 
 # arguments
 
@@ -115,37 +115,37 @@ _SAVE_ARGUMENTS = _split(
 )
 
 
-def class_violation(found: Any) -> str:
-    """Why an object may not be a target, or "" if it may: its own home counts, not the name by which it was reached.
+def class_violation(target: Any) -> str:
+    """Say why an object may not be a target, or "" if it may; where it is defined counts, not the name in the config.
 
     Args:
-        found: what a ``_target_`` leads to.
+        target: what the name of a ``_target_`` leads to.
     """
-    if not isinstance(found, type):
-        return "a class is needed" if found is not None else "no such class"
-    home = f"{found.__module__}.{found.__qualname__}"
-    for room, base, names in _ROOMS:
-        if home.startswith(room):
-            if not issubclass(found, _base(base)):
+    if not isinstance(target, type):
+        return "a class is needed" if target is not None else "no such class"
+    home = f"{target.__module__}.{target.__qualname__}"
+    for prefix, base, names in _CLASS_RULES:
+        if home.startswith(prefix):
+            if not issubclass(target, _base(base)):
                 return f"{home} is not a {base}"
-            if names is not None and found.__name__ not in names:
+            if names is not None and target.__name__ not in names:
                 return f"{home} is not among {', '.join(sorted(names))}"
-            return f"{home} reaches out of the language" if _NOT_TRANSFORMS.match(found.__name__) else ""
-    return f"it is {home}, outside {', '.join(room for room, _, _ in _ROOMS)}"
+            return f"{home} reaches other libraries or files" if _NOT_TRANSFORMS.match(target.__name__) else ""
+    return f"it is {home}, outside {', '.join(prefix for prefix, _, _ in _CLASS_RULES)}"
 
 
-def may_be_handed_on(found: Any) -> bool:
-    """Whether a class may be had uncalled: with one of LoadImage's kind, data would decide what is built."""
-    return isinstance(found, type) and found.__module__.startswith(_HANDED_ON)
+def may_be_uncalled(target: Any) -> bool:
+    """Whether a class may be passed on uncalled; with LoadImage or its like, data would choose what runs."""
+    return isinstance(target, type) and target.__module__.startswith(_UNCALLED)
 
 
-def harmless_saving(key: str, raw: Any, value: Any) -> bool:
-    """Whether an argument of SaveImage keeps the file in the run's own folder.
+def is_harmless_save_argument(key: str, raw: Any, value: Any) -> bool:
+    """Whether an argument of SaveImage keeps the file in the output folder.
 
     Args:
         key: its name.
-        raw: as it stands in the config.
-        value: what it leads to.
+        raw: its value in the config.
+        value: what a reference leads to.
     """
     if key == "output_dir":
         return bool(raw == "@output_dir")
@@ -160,7 +160,7 @@ def harmless_saving(key: str, raw: Any, value: Any) -> bool:
 
 @cache
 def plain_types() -> tuple[type, ...]:
-    """Types of a config's leaves: YAML's and JSON's, and what overrides hand in."""
+    """Return the types that a config's leaves may have: those of YAML and JSON, and of values set from Python."""
     import torch
 
     return (str, int, float, os.PathLike, torch.device)  # type: ignore[return-value]
@@ -170,7 +170,7 @@ def plain_types() -> tuple[type, ...]:
 def _base(path: str) -> type:
     from pydoc import locate
 
-    found = locate(path)
-    if not isinstance(found, type):
+    base = locate(path)
+    if not isinstance(base, type):
         raise LookupError(f"{path} is no class; {__name__} needs another entry.")
-    return found
+    return base

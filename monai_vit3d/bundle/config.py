@@ -15,14 +15,22 @@ if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
 CONFIG_SUFFIXES = ("yaml", "yml", "json")
-DEFAULT = ("inference",)
-OPTIONAL = ("ckpt_path", "class_names", "task", "flip_axes", "inferer", "postprocessing")  # read if they are there
+DEFAULT_CONFIGS = ("inference",)
+# may be set where the config has no such entry
+OPTIONAL_ENTRIES = (
+    "ckpt_path",
+    "class_names",
+    "task",
+    "flip_axes",
+    "inferer",
+    "postprocessing",
+)
 _SET_BY_ARGUMENT = {"bundle_root": "bundle=", "device": "device=", "dataset_dir": "inputs", "output_dir": "output="}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which of a bundle's entries are run.
+    """Which config files of a bundle are read, and what is set in them.
 
     Args:
         names: config files of the bundle's ``configs``, with or without suffix, merged from the first to the last as
@@ -30,12 +38,12 @@ class Choice:
         overrides: values by id, as ``--id value`` of ``monai.bundle run``; they win over the files.
     """
 
-    names: tuple[str, ...] = DEFAULT
+    names: tuple[str, ...] = DEFAULT_CONFIGS
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
-        """One line that differs for choices that differ; empty for the bundle as it is."""
+        """The choice as one line, for hashes; empty for the bundle as it is shipped."""
         if self == AS_SHIPPED:
             return ""
         values = [f"{key}={value!r}" for key, value in sorted(self.overrides.items())]
@@ -46,17 +54,17 @@ AS_SHIPPED = Choice()
 
 
 def choice_of(config: str | Sequence[str] | None, overrides: Mapping[str, Any] | None) -> Choice:
-    """Make a choice of what a caller gave.
+    """Make a :class:`Choice` of a function's arguments.
 
     Args:
         config: one name, or several; None is ``inference``.
         overrides: values by id.
     """
-    names = DEFAULT if not config else (config,) if isinstance(config, str) else tuple(config)
+    names = DEFAULT_CONFIGS if not config else (config,) if isinstance(config, str) else tuple(config)
     return Choice(names, dict(overrides or {}))
 
 
-def config_files(root: Path, names: Sequence[str] = DEFAULT) -> list[Path]:
+def config_files(root: Path, names: Sequence[str] = DEFAULT_CONFIGS) -> list[Path]:
     """Find the config files of a bundle.
 
     Args:
@@ -71,7 +79,7 @@ def config_files(root: Path, names: Sequence[str] = DEFAULT) -> list[Path]:
 
 def has_inference(root: Path) -> bool:
     """Whether a bundle has the config file that is run by default."""
-    return any((root / "configs" / f"{DEFAULT[0]}.{suffix}").is_file() for suffix in CONFIG_SUFFIXES)
+    return any((root / "configs" / f"{DEFAULT_CONFIGS[0]}.{suffix}").is_file() for suffix in CONFIG_SUFFIXES)
 
 
 def _config_file(root: Path, name: str) -> Path:
@@ -85,7 +93,7 @@ def _config_file(root: Path, name: str) -> Path:
     for path in paths:
         if path.is_file():
             return path
-    if name == DEFAULT[0]:
+    if name == DEFAULT_CONFIGS[0]:
         raise BundleError(f"{root}: no configs/inference.yaml or .json here. Give the folder of a MONAI bundle.")
     there = sorted(path.stem for path in folder.glob("*") if path.suffix[1:] in CONFIG_SUFFIXES)
     raise UsageError(f"config={name}: no such file in {folder}. Expected one of {', '.join(there) or 'none'}.")
@@ -98,12 +106,12 @@ def read_parser(root: Path, choice: Choice, device: torch.device | str) -> Confi
         BundleError: a file that cannot be read.
         UsageError: an id that cannot be set, or no such file.
     """
+    paths = config_files(root, choice.names)
+    where = paths[-1]
+    contents = [read_config(path) for path in paths]  # refused, if it must be, before MONAI takes its time to load
     from monai.bundle import ConfigParser
     from monai.bundle.utils import merge_kv
 
-    paths = config_files(root, choice.names)
-    where = paths[-1]
-    contents = [read_config(path) for path in paths]
     try:
         merged = ConfigParser(config={})
         for content in contents:
@@ -135,7 +143,7 @@ def _check_override(name: str, config: Mapping[str, Any]) -> None:
     first = name.replace("#", "::").partition("::")[0]
     if first in _SET_BY_ARGUMENT:
         raise UsageError(f"overrides={name}: set by {_SET_BY_ARGUMENT[first]}. Leave it out.")
-    if first not in config and first not in OPTIONAL:
+    if first not in config and first not in OPTIONAL_ENTRIES:
         close = ", ".join(key for key in config if not key.startswith("_"))
         raise UsageError(f"overrides={name}: no such entry; expected one of {close}.")
 

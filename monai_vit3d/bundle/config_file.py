@@ -1,4 +1,4 @@
-"""A bundle's config file as MONAI reads it, after a check that reading and walking it come to an end."""
+"""Read a bundle's config file as MONAI does, after a check that its size and depth are bounded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..data.errors import BundleError
 from ..data.files import read_regular
 
 MAX_CONFIG_BYTES = 8 * 2**20
-MAX_DEPTH, MAX_ITEMS = 60, 200_000  # with every YAML alias written out
+MAX_CONFIG_DEPTH, MAX_CONFIG_ITEMS = 60, 200_000  # with every YAML alias written out
 
 logger = logging.getLogger(__name__)
 
@@ -25,21 +25,21 @@ def read_config(path: Path) -> dict[str, Any]:
         path: the file.
 
     Raises:
-        BundleError: no regular file, too large, too deep, with aliases that grow beyond measure or hold themselves, or
-            no config.
+        BundleError: not a regular file, too large or too deep (also by YAML aliases, or aliases inside themselves), or
+            not a config.
     """
     try:
         raw = read_regular(path, MAX_CONFIG_BYTES)
-        with warnings.catch_warnings(record=True) as odd:
+        with warnings.catch_warnings(record=True) as duplicates:
             warnings.simplefilter("always")
             content = _parse(raw.decode("utf-8-sig"), is_json=path.suffix.lower() == ".json")
-        fault = _nesting_violation(content)
-        if fault or not isinstance(content, dict):
-            raise ValueError(fault or f"{type(content).__name__} at the top, where names with values are expected")
+        violation = _nesting_violation(content)
+        if violation or not isinstance(content, dict):
+            raise ValueError(violation or f"{type(content).__name__} at the top, where names with values are expected")
     except Exception as error:  # of YAML's and JSON's readers, and of its own constructors
         reason = " ".join(str(error).split())
         raise BundleError(f"{path}: not a readable config ({reason}). Fetch the bundle again.") from error
-    for warning in odd:
+    for warning in duplicates:
         logger.warning("%s: %s; the last one counts", path, warning.message)
     return content
 
@@ -51,14 +51,14 @@ def _parse(text: str, is_json: bool) -> Any:
         return json.loads(text, object_pairs_hook=check_key_duplicates)
     import yaml
 
-    fault = _alias_violation(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-    if fault:
-        raise ValueError(fault)
+    violation = _alias_violation(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    if violation:
+        raise ValueError(violation)
     return yaml.load(text, CheckKeyDuplicatesYamlLoader)
 
 
 def _alias_violation(events: Iterator[Any]) -> str:
-    """Why a YAML text may not be built, by its events alone: a few lines of aliases can stand for 10^9 items."""
+    """Say why a YAML text must not be built, or "": a few lines of aliases can stand for 10^9 items."""
     from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
     sizes: dict[str, int] = {}
@@ -82,19 +82,19 @@ def _alias_violation(events: Iterator[Any]) -> str:
             size += 1
             if event.anchor:
                 sizes[event.anchor] = 1
-        if size > MAX_ITEMS or len(opened) > MAX_DEPTH:
-            return f"more than {MAX_ITEMS} items with all aliases written out, or nested deeper than {MAX_DEPTH}"
+        if size > MAX_CONFIG_ITEMS or len(opened) > MAX_CONFIG_DEPTH:
+            return f"more than {MAX_CONFIG_ITEMS} items with all aliases written out, or deeper than {MAX_CONFIG_DEPTH}"
     return ""
 
 
 def _nesting_violation(content: Any) -> str:
-    """Why a config may not be walked through: MONAI does so by recursion."""
+    """Say why a config is too large or too deep for MONAI, which walks it recursively, or ""."""
     waiting, count = [(content, 0)], 0
     while waiting:
         value, depth = waiting.pop()
         count += 1
-        if count > MAX_ITEMS or depth > MAX_DEPTH:
-            return f"more than {MAX_ITEMS} items, or nested deeper than {MAX_DEPTH}"
+        if count > MAX_CONFIG_ITEMS or depth > MAX_CONFIG_DEPTH:
+            return f"more than {MAX_CONFIG_ITEMS} items, or nested deeper than {MAX_CONFIG_DEPTH}"
         if isinstance(value, dict | list):
-            waiting += [(one, depth + 1) for one in (value.values() if isinstance(value, dict) else value)]
+            waiting += [(part, depth + 1) for part in (value.values() if isinstance(value, dict) else value)]
     return ""

@@ -1,4 +1,4 @@
-"""What a bundle is for, what it needs, and whether it runs under --safe."""
+"""Describe a bundle: what it is for, what it needs, and whether it runs with ``safe``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from .kinds import Kind, kind_of
 from .load import BundleSteps, load_bundle, load_steps
 from .metadata import Metadata, read_metadata
 from .unpack import open_bundle
-from .value_names import ValueNames
 
 
 def describe_bundle(
     bundle: str | Path, config: str | Sequence[str] | None = None, overrides: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """A line for each thing that one wants to know before a run.
+    """Describe a bundle in a line for each thing that one wants to know before a run.
 
     Args:
         bundle: the bundle's folder or zip.
@@ -33,7 +32,7 @@ def describe_bundle(
     with open_bundle(bundle) as root:
         metadata = read_metadata(root)
         kind = _kind(root, choice, metadata)
-        steps = _steps(root, choice) if kind.served and not metadata.classifies else None
+        steps = _safe_steps(root, choice) if kind.served and not metadata.classifies else None
         content = metadata.content
         lines = {
             "name": metadata.name,
@@ -55,7 +54,7 @@ def _kind(root: Path, choice: Choice, metadata: Metadata) -> Kind:
     return kind_of(read_parser(root, choice, "cpu").get(), metadata)
 
 
-def _steps(root: Path, choice: Choice) -> BundleSteps | None:
+def _safe_steps(root: Path, choice: Choice) -> BundleSteps | None:
     """Build a bundle's steps if they are settings only; None if they are not, or cannot be built."""
     try:
         return load_steps(root, True, choice)
@@ -69,10 +68,10 @@ def _names(metadata: Metadata, steps: BundleSteps | None) -> str:
     if metadata.classifies or not metadata.channel_names:
         return channels
     classes = metadata.output_channels
-    known = steps.value_names(classes) if steps is not None and classes is not None else ValueNames()
-    if not known.names:
+    values = steps.value_names(classes) if steps is not None and classes is not None else None
+    if values is None or not values.names:
         return f"{channels} (channels of the network; label values may differ)"
-    return _listed({0: known.background, **known.names} if known.background else known.names)
+    return _listed({0: values.background, **values.names} if values.background else values.names)
 
 
 def _listed(names: Mapping[int, str]) -> str:

@@ -1,4 +1,4 @@
-"""What kind of bundle a config describes, and whether ``vit3d predict`` serves it; read without running anything."""
+"""Tell what kind of bundle a config describes, and whether ``vit3d predict`` runs it; nothing of it is executed."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ CLASSIFICATION = Kind("classification of volumes", "predictions.csv", served=Tru
 
 @dataclass(frozen=True)
 class Traits:
-    """What rules look at.
+    """The properties of a bundle that :data:`RULES` look at.
 
     Args:
         code: names of classes and expressions in the entries that inference runs, a line each.
         pred: type and format of the output, by metadata.json.
         inputs: types and formats of the inputs, by metadata.json.
-        dims: spatial axes of the network's input; None where neither config nor metadata tell.
-        task: what metadata.json says it is for.
-        classifies: whether it is probabilities of classes.
+        dims: spatial axes of the network's input; None where neither config nor metadata say.
+        task: by metadata.json.
+        classifies: whether the output is probabilities of classes.
     """
 
     code: str
@@ -76,7 +76,7 @@ _SLIDES = r"WSI|CuCIM|cuCIM|HoVerNet|OpenSlide|ProbMapProducer|MILModel|TileOnGr
 _SLICES = r"\bSliceInferer$"
 _REGISTERS = r"Warp\b|DVF2DDF|VoxelMorph|GlobalNet|LocalNet|RegUNet|RegResNet|AffineHead"
 
-# the first that holds; what serves 3D labels alone is told apart by what a config runs, then by metadata.json
+# the first rule that holds names the kind; rules look at what the config runs, then at metadata.json
 RULES: tuple[Rule, ...] = (
     (Kind("interactive segmentation", "labels for a user's clicks, boxes or class prompts"),
      lambda t: t.runs(_PROMPTS)),
@@ -125,7 +125,7 @@ def refuse_unserved(root: Path, config: Mapping[str, Any], metadata: Metadata) -
     """Refuse a bundle of a kind that is not served, before anything of it runs.
 
     Raises:
-        BundleError: it names the kind, and how to run the bundle.
+        BundleError: not served; the message names the kind, and how to run the bundle.
     """
     kind = kind_of(config, metadata)
     if not kind.served:
@@ -134,14 +134,14 @@ def refuse_unserved(root: Path, config: Mapping[str, Any], metadata: Metadata) -
 
 def _traits(config: Mapping[str, Any], metadata: Metadata) -> Traits:
     formats = metadata.content.get("network_data_format", {})
-    inputs = [one for one in formats.get("inputs", {}).values() if isinstance(one, Mapping)]
+    inputs = [form for form in formats.get("inputs", {}).values() if isinstance(form, Mapping)]
     outputs = formats.get("outputs", {})
     pred = outputs.get("pred", next(iter(outputs.values()), {}))
     code = "\n".join(_code(config))
     return Traits(
         code=code,
         pred=f"{pred.get('type', '')} {pred.get('format', '')}".lower(),
-        inputs=" ".join(f"{one.get('type', '')} {one.get('format', '')}" for one in inputs).lower(),
+        inputs=" ".join(f"{form.get('type', '')} {form.get('format', '')}" for form in inputs).lower(),
         # a 2D network that is moved over slices reads volumes
         dims=3 if re.search(_SLICES, code, re.MULTILINE) else _dims(config, inputs),
         task=str(metadata.content.get("task", "")).lower(),
@@ -150,20 +150,20 @@ def _traits(config: Mapping[str, Any], metadata: Metadata) -> Traits:
 
 
 def _dims(config: Mapping[str, Any], inputs: list[Mapping[str, Any]]) -> int | None:
-    """Spatial axes of what the network reads, as config or metadata tell."""
+    """Number of spatial axes of the network's input, by config or metadata; None where neither says."""
     network = config.get("network_def", config.get("network"))
-    said = network.get("spatial_dims") if isinstance(network, Mapping) else None
+    dims = network.get("spatial_dims") if isinstance(network, Mapping) else None
     if isinstance(network, Mapping) and "TorchVision" in str(network.get("_target_")):
-        said = 2
-    if isinstance(said, int):
-        return said
-    shapes = [one.get("spatial_shape") for one in inputs]
+        dims = 2
+    if isinstance(dims, int):
+        return dims
+    shapes = [form.get("spatial_shape") for form in inputs]
     lengths = {len(shape) for shape in shapes if isinstance(shape, list) and shape}
     return lengths.pop() if len(lengths) == 1 else None
 
 
 def _code(config: Mapping[str, Any]) -> Iterator[str]:
-    """Names of classes and texts of expressions of the entries that inference runs, and of all that they refer to."""
+    """List class names and expressions of the entries that inference runs, and of all that they refer to."""
     waiting: list[Any] = [config[name] for name in _ENTRIES if name in config]
     seen: set[int] = set()
     referred: set[str] = set()

@@ -1,4 +1,4 @@
-"""A MONAI bundle, built: what its inference config describes, as the parts that one volume goes through."""
+"""Load a MONAI bundle: build what its inference config describes, with the weights in the network."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, kw_only=True)
 class BundleSteps:
-    """What a bundle does around its network.
+    """The steps of a bundle around its network.
 
     Args:
-        metadata: what the bundle says of itself.
+        metadata: of the bundle.
         preprocessing: transforms from files to the network's input.
         inferer: how the network runs over an input.
-        postprocessing: what the transforms from the network's output to the answer mean.
+        postprocessing: transforms from the network's output to labels or probabilities.
     """
 
     metadata: Metadata
@@ -44,7 +44,11 @@ class BundleSteps:
     _value_names: dict[int, ValueNames] = field(default_factory=dict, init=False, repr=False)
 
     def value_names(self, classes: int) -> ValueNames:
-        """Names of the label values that its steps make of an output of so many channels."""
+        """Return names of the label values after all steps.
+
+        Args:
+            classes: channels of the network's output.
+        """
         from .value_names import value_names
 
         if classes not in self._value_names:
@@ -85,7 +89,7 @@ class Bundle(BundleSteps):
 
 @contextmanager
 def collecting_no_garbage() -> Iterator[None]:
-    """Imports of PyTorch, timm and MONAI make a million objects; to look for dead ones among them takes a second."""
+    """Switch garbage collection off: it takes a second for the million objects that PyTorch and MONAI import."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -97,11 +101,11 @@ def collecting_no_garbage() -> Iterator[None]:
 
 @contextmanager
 def _loading(root: Path) -> Iterator[None]:
-    """Give whatever a bundle's own entries raise as one line that names the bundle."""
-    # where pydicom is installed, MONAI's LoadImaged tells of a GPU decoder that nobody asked for
+    """Raise whatever a bundle's own entries raise as one line that names the bundle."""
+    # where pydicom is installed, MONAI's LoadImaged warns of a GPU decoder that is not used here
     warnings.filterwarnings("ignore", message=".*nvImageCodec")
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
-    # for the bundle's author, as that Orientationd got another default for its labels
+    # addressed to the bundle's author: Orientationd got another default for its labels
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"monai\.")
     try:
         with collecting_no_garbage():
@@ -113,7 +117,7 @@ def _loading(root: Path) -> Iterator[None]:
 
 
 def load_steps(root: Path, safe: bool = False, choice: Choice = AS_SHIPPED) -> BundleSteps:
-    """Build what a bundle does around its network; neither network nor weights are touched.
+    """Build a bundle's steps; its network is not built, its weights are not read.
 
     Args:
         root: the bundle's folder.
@@ -125,7 +129,7 @@ def load_steps(root: Path, safe: bool = False, choice: Choice = AS_SHIPPED) -> B
         UsageError: a config file or entry that is not there.
     """
     with _loading(root), open_config(root, "cpu", safe, choice) as config:
-        return BundleSteps(**_steps(config))
+        return BundleSteps(**_build_steps(config))
 
 
 def load_bundle(root: Path, device: str | None = None, safe: bool = False, choice: Choice = AS_SHIPPED) -> Bundle:
@@ -149,30 +153,30 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False, choic
 
         from ..inferers import sliding_over_slices
 
-        where = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        with open_config(root, where, safe, choice) as config:
+        torch_device = _check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        with open_config(root, torch_device, safe, choice) as config:
             network, weights = load_bundle_network(
                 config.build, config.parser, config.path, root / "models" / "model.pt"
             )
-            steps = _steps(config)
+            steps = _build_steps(config)
             with config.naming_file():
-                steps["inferer"], network = sliding_over_slices(steps["inferer"], network.to(where).eval())
+                steps["inferer"], network = sliding_over_slices(steps["inferer"], network.to(torch_device).eval())
             return Bundle(
                 **steps,
                 network=network,
-                device=where,
+                device=torch_device,
                 weights=weights.path,
                 weights_sha256=weights.sha256,
                 config_sha256=config.sha256,
                 class_names=_class_names(config),
                 task=str(config.build("task", "multi-class")),
-                autocast=config.build("evaluator::amp", False) is True and where.type == "cuda",
+                autocast=config.build("evaluator::amp", False) is True and torch_device.type == "cuda",
                 flip_axes=_flip_axes(config),
             )
 
 
-def _steps(config: OpenConfig) -> dict[str, Any]:
-    """Fields of :class:`BundleSteps`."""
+def _build_steps(config: OpenConfig) -> dict[str, Any]:
+    """Build the fields of :class:`BundleSteps`."""
     from monai.inferers import SimpleInferer
 
     from .postprocessing import Postprocessing, without_labels
@@ -210,7 +214,7 @@ def _flip_axes(config: OpenConfig) -> tuple[int, ...]:
     return tuple(axes)
 
 
-def _usable(device: str) -> torch.device:
+def _check_device(device: str) -> torch.device:
     import torch
 
     try:

@@ -1,4 +1,4 @@
-"""What a bundle says of itself, read without torch or MONAI."""
+"""A bundle's metadata.json, read without torch or MONAI."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHAPE = {
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a bundle says of itself in configs/metadata.json; the file may be missing.
+    """The content of a bundle's configs/metadata.json; the file may be missing.
 
     Args:
         name: of the bundle, or of its folder.
@@ -42,7 +42,7 @@ class Metadata:
 
     @property
     def channels(self) -> int:
-        """Images that make one input."""
+        """Number of images (channels) that make one input."""
         formats = self.content.get("network_data_format", {}).get("inputs", {})
         return int(formats.get("image", next(iter(formats.values()), {})).get("num_channels", 1))
 
@@ -55,7 +55,7 @@ class Metadata:
 
     @property
     def classifies(self) -> bool:
-        """Whether the answer is a row of numbers for a volume instead of a map."""
+        """Whether the network classifies whole volumes instead of giving a map."""
         pred = self._pred
         return pred.get("format") in ("classes", "probability_vector") or pred.get("type") == "probabilities"
 
@@ -72,7 +72,7 @@ class Metadata:
 
     @cached_property
     def trained_on(self) -> TrainedOn:
-        """What new cases are compared with."""
+        """Ranges over the training cases, with which new cases are compared."""
         return read_trained_on(self.content.get("trained_on"))
 
     @property
@@ -82,10 +82,10 @@ class Metadata:
 
 
 def read_metadata(root: Path) -> Metadata:
-    """What a bundle says of itself.
+    """Read a bundle's configs/metadata.json; without the file, the folder's name is the bundle's.
 
     Raises:
-        BundleError: configs/metadata.json is not JSON.
+        BundleError: the file is not JSON, or not of the shape that MONAI's metadata have.
     """
     path = root / "configs" / "metadata.json"
     folder = root.resolve().name
@@ -93,20 +93,20 @@ def read_metadata(root: Path) -> Metadata:
         return Metadata(folder, "unknown")
     try:
         content = json.loads(read_regular(path, MAX_METADATA_BYTES).decode("utf-8-sig"))
-        fault = shape_violation(content, _SHAPE, "it") or _number_violation(content)
-        if fault:
-            raise ValueError(fault)
-        found = Metadata(content.get("name") or folder, str(content.get("version", "unknown")), content)
-        _ = found.trained_on  # of the shape that it is read in
+        violation = shape_violation(content, _SHAPE, "it") or _number_violation(content)
+        if violation:
+            raise ValueError(violation)
+        metadata = Metadata(content.get("name") or folder, str(content.get("version", "unknown")), content)
+        _ = metadata.trained_on  # raises if it is malformed
     except (ValueError, AttributeError, TypeError, OverflowError, RecursionError, OSError) as error:
         raise BundleError(
             f"{path}: not what MONAI's metadata.json holds ({error}). Correct that entry, or fetch it again."
         ) from error
-    return found
+    return metadata
 
 
 def _number_violation(content: Mapping[str, Any]) -> str:
-    """What is wrong with the numbers of channels and labels."""
+    """Say what is wrong with the numbers of channels and labels, or ""."""
     formats = content.get("network_data_format", {})
     for place, one in formats.get("inputs", {}).items():
         # 0 is a generator's latent code

@@ -1,4 +1,4 @@
-"""A bundle's inference config, opened to build its entries: read, checked, and allowed to import from the bundle."""
+"""Open a bundle's inference config: read and check it, let it import from the bundle, and build its entries."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class OpenConfig:
         parser: of the config.
         path: the config's file; the last one if several were merged.
         metadata: what the bundle says of itself.
-        sha256: of the bundle's ``configs`` and Python files, on any of which an answer may depend.
+        sha256: of the bundle's ``configs`` and Python files, on any of which the labels may depend.
     """
 
     def __init__(self, parser: ConfigParser, path: Path, metadata: Metadata, sha256: str) -> None:
@@ -49,10 +49,10 @@ class OpenConfig:
 
         Args:
             entry: its id.
-            default: what is given where the config has no such entry; without one, the entry is required.
+            default: returned where the config has no such entry; without a default, the entry is required.
 
         Raises:
-            BundleError: it is not there, or cannot be built.
+            BundleError: the entry is missing, or cannot be built.
         """
         if entry not in self.parser:
             if default:
@@ -71,7 +71,7 @@ class OpenConfig:
 
     @contextmanager
     def naming_file(self) -> Iterator[None]:
-        """Put the config's file before our errors about what was built."""
+        """Put the name of the config's file before our errors."""
         try:
             yield
         except Vit3dError as error:
@@ -84,7 +84,7 @@ def open_config(root: Path, device: torch.device | str, safe: bool, choice: Choi
 
     Args:
         root: the bundle's folder.
-        device: what ``device`` of the config becomes.
+        device: the config's ``device`` is set to it.
         safe: whether to refuse a config that is more than settings; see :mod:`monai_vit3d.bundle.safety`.
         choice: config files other than ``inference``, and values that are set in them.
 
@@ -112,7 +112,7 @@ def open_config(root: Path, device: torch.device | str, safe: bool, choice: Choi
 
 
 def _config_hashes(root: Path, choice: Choice) -> list[str]:
-    """SHA-256 and name of each file in ``configs``, and of the bundle's Python files; the choice, if one was made."""
+    """List SHA-256 and name of each file in ``configs`` and each Python file of the bundle, and the choice if any."""
     configs = root / "configs"
     files = sorted(path for path in configs.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     lines = [f"{file_sha256(path)}  {path.relative_to(configs).as_posix()}" for path in files]
@@ -121,17 +121,17 @@ def _config_hashes(root: Path, choice: Choice) -> list[str]:
 
 
 def _is_settings_only(config: dict[str, Any], roots: list[str], safe: bool) -> bool:
-    """Whether a config is no more than settings; import statements that settings do not need are dropped from it then.
+    """Whether a config holds settings only; if so, import statements that settings do not need are removed from it.
 
     Raises:
-        BundleError: with ``safe``, if it is more.
+        BundleError: with ``safe``, where the config is more than settings.
     """
     from .safety import check_config, drop_imports
 
-    tried = copy.deepcopy(config)
-    drop_imports(tried)
+    without_imports = copy.deepcopy(config)
+    drop_imports(without_imports)
     try:
-        check_config(tried, roots)
+        check_config(without_imports, roots)
     except BundleError:
         if safe:
             raise
@@ -142,7 +142,7 @@ def _is_settings_only(config: dict[str, Any], roots: list[str], safe: bool) -> b
 
 @contextmanager
 def _trusted(root: Path, settings_only: bool, safe: bool) -> Iterator[None]:
-    """Let a bundle that is code import from its folder, and say so; of others nothing is imported."""
+    """Let a bundle that is more than settings import from its folder, and warn; with ``safe``, confine reading."""
     if not settings_only:
         if TorchrunProcess.from_environment().first:
             logger.warning("%s is code that runs here; safe=True takes settings only", root)

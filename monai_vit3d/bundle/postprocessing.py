@@ -1,8 +1,8 @@
-"""What a bundle's steps after the network mean, worked out once when the bundle is loaded.
+"""Interpret a bundle's steps after the network, once, when the bundle is loaded.
 
 MONAI runs them one after another on whole maps, classes x volume in float32. Here the leading steps that treat each
 voxel alone run on planes as soon as their windows are stitched, and class scores that go back to the file's grid are
-interpolated only where labels meet. Both are done exactly where the labels are MONAI's; all other steps run as MONAI
+interpolated only at label borders. Both are done only where the labels equal MONAI's; all other steps run as MONAI
 runs them, in the bundle's own order.
 """
 
@@ -34,10 +34,10 @@ from ..inferers.spacing import inferer_wrappers
 from ..transforms import argmax
 
 PRED = "pred"  # the network's output in MONAI's evaluators
-# they drop labels or spread them, and leave the values as they are
+# steps that remove or spread labels, and make no new values
 KEEP_LABELS = (KeepLargestConnectedComponentd, FillHolesd, RemoveSmallObjectsd)
-# their inverses take voxels as they are, or zeros, if they interpolate by nearest neighbour
-_MOVING = (
+# transforms whose inverses only move voxels, or add zeros, if they interpolate by nearest neighbour
+_VOXEL_MOVING = (
     "monai.transforms.spatial.",
     "monai.transforms.croppad.",
     "monai.transforms.utility.dictionary.ToTensord",
@@ -50,11 +50,11 @@ class Postprocessing:
     """A bundle's postprocessing: ``voxelwise``, then ``inversion`` and ``decision``, then ``rest``.
 
     Args:
-        steps: all steps up to the one that saves, in the bundle's order, without saving.
-        key: of the item that is saved.
+        steps: all steps before the one that saves, in the bundle's order.
+        key: under which the labels are saved.
         voxelwise: the leading steps that treat each voxel alone; they run on planes.
         inversion: the Invertd of interpolated class scores that follows directly; None where there is none.
-        decision: the steps behind ``inversion`` that make labels of the scores on the file's grid.
+        decision: the steps after ``inversion`` that make labels of the scores on the file's grid.
         rest: the steps that follow, on whole volumes.
         activation: ``"softmax"`` for classes that exclude each other, ``"sigmoid"`` for masks that may overlap.
         completed: whether the last step of ``steps`` is ours, as the bundle itself would write probabilities.
@@ -71,36 +71,36 @@ class Postprocessing:
 
     @classmethod
     def of(cls, steps: Iterable[Any]) -> Postprocessing:
-        """Work out what the steps of a bundle mean.
+        """Interpret the steps of a bundle.
 
         Args:
-            steps: the bundle's, flattened, with those that save.
+            steps: flattened, including those that save.
         """
-        own, key = _until_saved(list(steps))
-        own, completed = _completed(own)
-        found = cls(tuple(own), key, activation=activation_of(own), completed=completed)
-        lead = tuple(takewhile(is_voxelwise, own))
-        rest = tuple(own[len(lead) :])
-        found = replace(found, voxelwise=lead, rest=rest)
+        before_saving, key = _until_saved(list(steps))
+        before_saving, completed = _completed(before_saving)
+        voxelwise = tuple(takewhile(is_voxelwise, before_saving))
+        rest = tuple(before_saving[len(voxelwise) :])
+        activation = activation_of(before_saving)
+        plain = cls(tuple(before_saving), key, voxelwise, None, (), rest, activation, completed)
         if not rest or not _inverts_scores(rest[0]):
-            return found
-        behind = _through_first_labels(rest[1:])
-        after = rest[1 + len(behind) :]
-        if rest[0].nearest_interp[0]:
-            swapped = bool(behind) and _commutes_with_nearest(rest[0], behind)
-            return replace(found, voxelwise=lead + behind, rest=(rest[0], *after)) if swapped else found
-        if decision(behind) is None:
-            return found
-        return replace(found, inversion=rest[0], decision=behind, rest=after)
+            return plain
+        inversion, decision = rest[0], _until_first_labels(rest[1:])
+        after = rest[1 + len(decision) :]
+        if inversion.nearest_interp[0]:
+            swapped = bool(decision) and _commutes_with_nearest(inversion, decision)
+            return replace(plain, voxelwise=voxelwise + decision, rest=(inversion, *after)) if swapped else plain
+        if label_rule(decision) is None:
+            return plain
+        return replace(plain, inversion=inversion, decision=decision, rest=after)
 
     @property
     def makes_labels(self) -> bool:
-        """Whether labels come out of ``voxelwise``."""
+        """Whether ``voxelwise`` ends with labels."""
         return bool(self.voxelwise) and discretizes(self.voxelwise[-1])
 
     @property
     def inverts(self) -> bool:
-        """Whether the bundle itself goes back to the file's grid."""
+        """Whether the bundle's own steps go back to the file's grid."""
         return any(isinstance(step, Invertd) for step in self.steps)
 
     @property
@@ -115,22 +115,27 @@ class Postprocessing:
 
     @property
     def own_steps(self) -> tuple[Any, ...]:
-        """The bundle's own steps, all that follow a classifier."""
+        """The bundle's own steps; after a classifier, only these run."""
         return self.steps[:-1] if self.completed else self.steps
 
+    @property
+    def rule(self) -> Callable[[Tensor], Tensor] | None:
+        """The rule by which ``decision`` makes labels of scores; None without ``decision``."""
+        return label_rule(self.decision)
+
     def masks(self, classes: int) -> int:
-        """Channels of the labels that ``voxelwise`` and ``decision`` make; 1 where they make none."""
+        """Count the channels of the labels that ``voxelwise`` and ``decision`` make; 1 where they make none."""
         if not self.makes_labels and self.inversion is None:
             return 1
-        return len(through((*self.voxelwise, *self.decision), torch.zeros(classes, 1, 1, 1)))
+        return len(apply_steps((*self.voxelwise, *self.decision), torch.zeros(classes, 1, 1, 1)))
 
     def behind_scores(self) -> tuple[Any, ...]:
-        """All that follows ``voxelwise`` where MONAI inverts the scores."""
+        """List all steps after ``voxelwise``, for cases whose scores MONAI inverts."""
         return (self.inversion, *self.decision, *self.rest) if self.inversion is not None else self.rest
 
 
 def is_voxelwise(step: Any) -> bool:
-    """Whether a step gives each voxel of ``pred``, and of nothing else, what follows from this voxel's channels."""
+    """Whether a step changes only ``pred``, and each voxel of it by its own channels alone."""
     if not isinstance(step, Activationsd | AsDiscreted) or tuple(step.keys) != (PRED,):
         return False
     options = step.converter.kwargs
@@ -146,10 +151,10 @@ def discretizes(step: Any) -> bool:
     return bool(step.argmax[0]) or step.threshold[0] is not None or step.rounding[0] is not None
 
 
-def decision(steps: Sequence[Any]) -> Callable[[Tensor], Tensor] | None:
-    """Activations and one AsDiscreted as a function for :class:`LabelInverter`; None where it is not for that.
+def label_rule(steps: Sequence[Any]) -> Callable[[Tensor], Tensor] | None:
+    """Return activations and one AsDiscreted as a function for :class:`LabelInverter`.
 
-    Known are argmax, also of a softmax, and a threshold, also of a sigmoid.
+    These are argmax, also of a softmax, and a threshold, also of a sigmoid; None for all others.
     """
     *activations, last = steps or [None]
     if not isinstance(last, AsDiscreted) or last.to_onehot[0] is not None or last.rounding[0] is not None:
@@ -159,12 +164,12 @@ def decision(steps: Sequence[Any]) -> Callable[[Tensor], Tensor] | None:
     if kind == "argmax" and last.threshold[0] is None and kinds in ([], [(False, True, None)]):
         return argmax
     if kind == "threshold" and kinds in ([], [(True, False, None)]):
-        return lambda values: through(steps, values).to(torch.uint8)
+        return lambda scores: apply_steps(steps, scores).to(torch.uint8)
     return None
 
 
 def activation_of(steps: Iterable[Any]) -> str:
-    """Which probabilities the bundle's logits stand for: of classes that exclude each other, or of each alone."""
+    """Return ``"softmax"`` if the bundle's classes exclude each other, ``"sigmoid"`` if they may overlap."""
     for step in steps:
         if isinstance(step, Activationsd):
             return "sigmoid" if step.sigmoid[0] else "softmax"
@@ -173,8 +178,8 @@ def activation_of(steps: Iterable[Any]) -> str:
     return "softmax"
 
 
-def through(steps: Iterable[Callable[..., Any]], pred: Tensor) -> Tensor:
-    """``pred`` after the steps, as a tensor."""
+def apply_steps(steps: Iterable[Callable[..., Any]], pred: Tensor) -> Tensor:
+    """Run dictionary transforms on ``pred`` alone."""
     data: dict[str, Any] = {PRED: pred}
     for step in steps:
         data = step(data)
@@ -182,14 +187,17 @@ def through(steps: Iterable[Callable[..., Any]], pred: Tensor) -> Tensor:
 
 
 def without_labels(inferer: Any) -> tuple[Any, list[Any]]:
-    """A bundle's inferer without its :class:`LabelInferer`, and the steps that make the same labels behind it.
+    """Replace a bundle's :class:`LabelInferer` by the inferer in it and steps that make the same labels.
 
-    Windows become labels here in any case; engines, flips and maps need the numbers.
+    Prediction makes labels of windows in any case; engines, flips and maps need the logits.
+
+    Returns:
+        The inferer, and the steps; none where there is no LabelInferer.
 
     Raises:
-        BundleError: one that gives maps beside the labels.
+        BundleError: a LabelInferer that gives maps besides the labels.
     """
-    around, inner = inferer_wrappers(inferer), unwrap_inferer(inferer)
+    wrappers, inner = inferer_wrappers(inferer), unwrap_inferer(inferer)
     if type(inner) is not LabelInferer:
         return inferer, []
     if inner.maps:
@@ -197,31 +205,30 @@ def without_labels(inferer: Any) -> tuple[Any, list[Any]]:
             "the bundle's LabelInferer has entropy or probabilities; labels alone are needed here. Leave them out: "
             "uncertainty=entropy and probabilities=True write them."
         )
-    found = inner.inferer
-    for wrapper in reversed(around):
-        wrapper = copy.copy(wrapper)
-        wrapper.inferer, found = found, wrapper
+    wrapped = inner.inferer
+    for wrapper in map(copy.copy, reversed(wrappers)):
+        wrapper.inferer, wrapped = wrapped, wrapper
     if inner.activation == "softmax":
-        return found, [AsDiscreted(PRED, argmax=True)]
-    return found, [Activationsd(PRED, sigmoid=True), AsDiscreted(PRED, threshold=0.5)]
+        return wrapped, [AsDiscreted(PRED, argmax=True)]
+    return wrapped, [Activationsd(PRED, sigmoid=True), AsDiscreted(PRED, threshold=0.5)]
 
 
 def _until_saved(steps: list[Any]) -> tuple[list[Any], str]:
-    """The steps before the last one that saves ``pred``, or what was made of it, without saving; and its key."""
+    """Return the steps before the last one that saves ``pred`` or a result of it, without saving steps; and its key."""
     images = {key for step in steps if isinstance(step, Invertd) for key in step.orig_keys}
     saved = [(i, key) for i, step in enumerate(steps) if isinstance(step, SaveImaged) for key in step.keys]
-    made = [one for one in saved if one[1] == PRED] or [one for one in saved if one[1] not in images]
-    place, key = made[-1] if made else (len(steps), PRED)
+    results = [(i, key) for i, key in saved if key == PRED] or [(i, key) for i, key in saved if key not in images]
+    place, key = results[-1] if results else (len(steps), PRED)
     return [step for step in steps[:place] if not _saves(step)], str(key)
 
 
 def _saves(step: Any) -> bool:
-    """Whether a step writes files, which is the pipeline's work."""
+    """Whether a step writes files, which the pipeline does itself."""
     return isinstance(step, SaveImaged) or type(step).__name__ in ("SaveImage", "SaveClassificationd")
 
 
 def _completed(steps: list[Any]) -> tuple[list[Any], bool]:
-    """Steps that end with probabilities get one that makes labels of them; whether it was needed."""
+    """Add a step that makes labels where the steps end with probabilities; return whether it was added."""
     plain = all(is_voxelwise(step) or _inverts_scores(step) for step in steps)
     scores = [step for step in steps if isinstance(step, Activationsd) and (step.softmax[0] or step.sigmoid[0])]
     if not plain or not scores or any(isinstance(step, AsDiscreted) for step in steps):
@@ -231,24 +238,24 @@ def _completed(steps: list[Any]) -> tuple[list[Any], bool]:
 
 
 def _inverts_scores(step: Any) -> bool:
-    """Whether a step is an Invertd of ``pred`` alone that hands on what it has inverted."""
+    """Whether a step is an Invertd of ``pred`` alone, without a function on its result."""
     return isinstance(step, Invertd) and tuple(step.keys) == (PRED,) and not callable(step.post_func[0])
 
 
-def _through_first_labels(steps: Sequence[Any]) -> tuple[Any, ...]:
-    """The leading voxelwise steps with the first that makes labels as their last; none where there is none."""
+def _until_first_labels(steps: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the leading voxelwise steps up to the first that makes labels; none where no step does."""
     lead = tuple(takewhile(is_voxelwise, steps))
     count = next((i for i, step in enumerate(lead, 1) if discretizes(step)), 0)
     return lead[:count]
 
 
 def _commutes_with_nearest(invert: Invertd, steps: tuple[Any, ...]) -> bool:
-    """Whether voxelwise steps give the same before an inversion by nearest neighbour as behind it.
+    """Whether voxelwise steps give the same before and after an inversion by nearest neighbour.
 
-    They do if voxels are only moved, and if zeros, which come in where preprocessing has cropped, stay zeros.
+    They do if voxels are only moved, and if zeros, which fill what preprocessing has cropped, stay zeros.
     """
-    own = invert.transform
-    transforms = own.flatten().transforms if isinstance(own, Compose) else [own]
+    composed = invert.transform
+    transforms = composed.flatten().transforms if isinstance(composed, Compose) else [composed]
     kinds = [type(step) for step in transforms if isinstance(step, InvertibleTransform)]
-    moved = all(f"{kind.__module__}.{kind.__qualname__}".startswith(_MOVING) for kind in kinds)
-    return moved and not bool(through(steps, torch.zeros(2, 1, 1, 1)).any())
+    moved = all(f"{kind.__module__}.{kind.__qualname__}".startswith(_VOXEL_MOVING) for kind in kinds)
+    return moved and not bool(apply_steps(steps, torch.zeros(2, 1, 1, 1)).any())

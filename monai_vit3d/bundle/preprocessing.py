@@ -1,4 +1,4 @@
-"""A bundle's steps before the network: what they load and how, worked out once when the bundle is loaded."""
+"""Interpret a bundle's steps before the network, once, when the bundle is loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Preprocessing:
     Args:
         steps: the transforms, one after another.
         load_keys: under which keys they load images, in order; more than one where each modality has its own.
-        max_voxels: the largest image that the bundle's own reader takes; None is any.
+        max_voxels: the largest image that the bundle's own reader accepts; None is any.
         lazy: whether their Compose resamples once for several transforms.
     """
 
@@ -31,13 +31,13 @@ class Preprocessing:
 
     @classmethod
     def of(cls, composed: Any) -> Preprocessing:
-        """Read a bundle's ``preprocessing``.
+        """Interpret a bundle's ``preprocessing``.
 
         An Orientationd is added where the reader was to turn the image (``as_closest_canonical``), so that its inverse
         is known. Where several images become one, the inverse leads from the one to the first of them.
 
         Args:
-            composed: the entry as MONAI builds it; a Compose gets the same steps, as the bundle's Invertd inverts it.
+            composed: the entry as MONAI builds it; a Compose gets the same steps, which the bundle's Invertd inverts.
 
         Raises:
             BundleError: no LoadImaged, a reader that is not known, or options that are not served.
@@ -61,12 +61,12 @@ class Preprocessing:
 
     @property
     def image_key(self) -> str:
-        """Under which key the network's input is: MONAI's own, unless one image is loaded."""
+        """The key of the network's input: of the image, if one is loaded, else MONAI's ``"image"``."""
         return _image_key(self.load_keys)
 
 
 def flatten(transform: Any) -> list[Any]:
-    """List the transforms of a Compose, or of Composes in it; a transform alone, or none."""
+    """List the transforms of a Compose and of those inside it; of a single transform or None, it or nothing."""
     if transform is None:
         return []
     return list(transform.flatten().transforms) if isinstance(transform, Compose) else [transform]
@@ -93,7 +93,7 @@ def _is_lazy(composed: Any) -> bool:
 
 
 def _channel_first(steps: list[Any], loader: LoadImaged) -> int:
-    """The place behind the step after which a loader's images have their channels first."""
+    """Return the index after the step that puts the channels of a loader's images first."""
     place = steps.index(loader) + 1
     if loader._loader.ensure_channel_first:
         return place
@@ -101,32 +101,32 @@ def _channel_first(steps: list[Any], loader: LoadImaged) -> int:
         if isinstance(step, EnsureChannelFirstd) and set(loader.keys) <= set(step.keys):
             return i + 1
     raise BundleError(
-        "LoadImaged(as_closest_canonical=True): no ensure_channel_first there and no EnsureChannelFirstd behind it; "
+        "LoadImaged(as_closest_canonical=True): no ensure_channel_first there and no EnsureChannelFirstd after it; "
         "one is needed."
     )
 
 
 class _SameImage(InvertibleTransform):
-    """Where an image is from there on under another key: on the way back, the inverse goes on under the first one.
+    """Rename an image for the inverse: later transforms know it under one key, earlier ones under another.
 
     Args:
-        before: the key under which earlier transforms know the image.
-        after: the key under which later ones do.
+        before: its key in earlier transforms.
+        after: its key in later ones.
     """
 
     def __init__(self, before: str, after: str) -> None:
         self.before, self.after = before, after
 
     def __call__(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leave the data as they are."""
+        """Return the data unchanged."""
         return data
 
     def inverse(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Know the image under the earlier key, too."""
-        known = dict(data)
-        if self.after in known:
-            known[self.before] = known[self.after]
-        return known
+        """Add the image under the earlier key."""
+        renamed = dict(data)
+        if self.after in renamed:
+            renamed[self.before] = renamed[self.after]
+        return renamed
 
 
 def _with_keys_joined(steps: list[Any], load_keys: tuple[str, ...]) -> list[Any]:

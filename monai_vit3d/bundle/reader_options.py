@@ -1,4 +1,4 @@
-"""What a bundle's LoadImaged asks of its reader: obeyed, without meaning here, or refused, never dropped."""
+"""Options that a bundle's LoadImaged gives to its reader: each is obeyed, irrelevant or refused, never ignored."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ITKOptions(ImageReader):
 
 
 @dataclass(frozen=True)
-class Option:
+class ReaderOption:
     """An option of a reader.
 
     Args:
@@ -73,38 +73,40 @@ def _unset(value: Any) -> bool:
 
 _ONE_FILE_A_CHANNEL = "channels within one file are not read; name a file for each channel in a CSV or JSON list"
 _SERIES = "every series of a folder is a case of its own; give the folder of the one that is meant"
-OPTIONS: dict[str, Option] = {
-    # the same voxels on the same grid whatever the value
-    "squeeze_non_spatial_dims": Option(_any),  # axes of 1 behind the third are dropped while reading
-    "series_meta": Option(_any),
-    "prune_metadata": Option(_any),
-    "to_gpu": Option(_any),
-    "mmap": Option(_any),
-    "keep_file_open": Option(_any),
+READER_OPTIONS: dict[str, ReaderOption] = {
+    # irrelevant: the same voxels on the same grid whatever the value
+    "squeeze_non_spatial_dims": ReaderOption(_any),  # axes of 1 behind the third are dropped while reading
+    "series_meta": ReaderOption(_any),
+    "prune_metadata": ReaderOption(_any),
+    "to_gpu": ReaderOption(_any),
+    "mmap": ReaderOption(_any),
+    "keep_file_open": ReaderOption(_any),
     # obeyed
-    "as_closest_canonical": Option(_any),
-    "max_voxels": Option(_any),
+    "as_closest_canonical": ReaderOption(_any),
+    "max_voxels": ReaderOption(_any),
     # refused unless it is the default
-    "channel_dim": Option(_no_axis, _ONE_FILE_A_CHANNEL),
-    "reverse_indexing": Option(
+    "channel_dim": ReaderOption(_no_axis, _ONE_FILE_A_CHANNEL),
+    "reverse_indexing": ReaderOption(
         lambda value: not value,
         "the array's axes come in reverse order, and the affine does not follow; leave it out and add a Transposed",
     ),
-    "series_name": Option(_unset, _SERIES),
-    "fname_regex": Option(_unset, _SERIES),
-    "label_dict": Option(_unset, "images are read, not DICOM segmentations; leave it out"),
-    "affine_lps_to_ras": Option(bool, "affines are in RAS here; leave it out and turn the image by an Orientationd"),
-    "swap_ij": Option(bool, "slices come transposed, and the affine does not follow; leave it out"),
-    "index_order": Option(lambda value: value == "F", "the array's axes come in reverse order; leave it out"),
-    "labels": Option(lambda value: not value, "images are read, not label maps; leave it out"),
-    "volume": Option(_unset, "which volume of a 4D file is the user's choice: volume=N"),
+    "series_name": ReaderOption(_unset, _SERIES),
+    "fname_regex": ReaderOption(_unset, _SERIES),
+    "label_dict": ReaderOption(_unset, "images are read, not DICOM segmentations; leave it out"),
+    "affine_lps_to_ras": ReaderOption(
+        bool, "affines are in RAS here; leave it out and turn the image by an Orientationd"
+    ),
+    "swap_ij": ReaderOption(bool, "slices come transposed, and the affine does not follow; leave it out"),
+    "index_order": ReaderOption(lambda value: value == "F", "the array's axes come in reverse order; leave it out"),
+    "labels": ReaderOption(lambda value: not value, "images are read, not label maps; leave it out"),
+    "volume": ReaderOption(_unset, "which volume of a 4D file is the user's choice: volume=N"),
 }
 
-# what of MONAI's reads images that the pipeline reads itself, by exact class: a subclass may do anything
+# readers of images that the pipeline reads itself, by exact class: a subclass may do anything
 MONAI_READERS: tuple[type, ...] = (
     NibabelReader, ITKReader, ITKOptions, PydicomReader, NvImgCodecPydicomReader, NrrdReader, NiftiReader,
 )  # fmt: skip
-# for other files than those that a case may have; MONAI falls back on the others
+# readers of files that no case has; MONAI falls back on the others
 _PASSED_OVER: tuple[type, ...] = (NumpyReader, PILReader)
 
 
@@ -119,7 +121,7 @@ def without_itk(config: Any) -> Any:
         if key in ("reader", "_target_") and _is_itk(value, lower=key == "reader"):
             holder[key] = stand_in
         elif key == "reader" and isinstance(value, list):
-            holder[key] = [stand_in if _is_itk(one, lower=True) else one for one in value]
+            holder[key] = [stand_in if _is_itk(name, lower=True) else name for name in value]
         elif key == "reader" and isinstance(value, str) and value.startswith("@"):
             name = value[1:]
             if isinstance(config, dict) and _is_itk(config.get(name), lower=True):
@@ -164,15 +166,15 @@ def reader_options(step: LoadImaged) -> dict[str, Any]:
             f"LoadImaged(reader={type(reader).__name__}): a reader of the bundle's own cannot be obeyed, files are "
             "read by vit3d itself. Use NibabelReader or ITKReader, or run the bundle by monai.bundle run."
         )
-    found = {name: getattr(reader, name) for name in OPTIONS if hasattr(reader, name)}
-    found |= getattr(reader, "kwargs", {})
-    for name, value in found.items():
-        option = OPTIONS.get(name)
+    options = {name: getattr(reader, name) for name in READER_OPTIONS if hasattr(reader, name)}
+    options |= getattr(reader, "kwargs", {})
+    for name, value in options.items():
+        option = READER_OPTIONS.get(name)
         if option is None:
             raise BundleError(f"LoadImaged({name}={value!r}): not known to vit3d, so not served. Leave it out.")
         if not option.served(value):
             raise BundleError(f"LoadImaged({name}={value!r}): not served: {option.refusal}.")
-    return found
+    return options
 
 
 def _is_number(dtype: Any) -> bool:

@@ -17,54 +17,54 @@ _PLAIN = (
     ast.cmpop, ast.boolop, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.BitAnd, ast.BitOr,
     ast.Not, ast.USub, ast.UAdd,
 )  # fmt: skip
-# a name that is bound in one place and read in another is Python's own there: no builtin may be had so
+# a bound name that is read outside of its scope is a builtin there: so none may be bound
 _NOT_TO_BIND = {*dir(builtins), *words.ALLOWED_MODULE_NAMES}
 
 
 def import_violation(text: str) -> str:
-    """Why a text that is an import statement may not run, or "" if it may or is none.
+    """Say why an import statement may not run, or "" if it may or the text is none.
 
     Args:
-        text: what follows the ``$``.
+        text: the part after the ``$``.
     """
-    tree, fault = _tree(text)
-    if fault:
-        return fault
+    tree, violation = _tree(text)
+    if violation:
+        return violation
     first = tree[0] if tree else None
     if not isinstance(first, ast.Import | ast.ImportFrom):
         return ""
-    known = f"allowed are {', '.join(sorted(words.ALLOWED_IMPORTS))}"
+    allowed = f"allowed are {', '.join(sorted(words.ALLOWED_IMPORTS))}"
     if len(tree) > 1 or isinstance(first, ast.ImportFrom) or len(first.names) > 1:
-        return f"one module in an 'import' is needed; {known}"
+        return f"one module in an 'import' is needed; {allowed}"
     name = first.names[0]
     statement = f"import {name.name}" + (f" as {name.asname}" if name.asname else "")
-    return "" if statement in words.ALLOWED_IMPORTS else known
+    return "" if statement in words.ALLOWED_IMPORTS else allowed
 
 
 def is_lone_import(text: str) -> bool:
     """Whether a text is one import statement and nothing else.
 
     Args:
-        text: what follows the ``$``.
+        text: the part after the ``$``.
     """
-    tree, fault = _tree(text)
-    return not fault and len(tree) == 1 and isinstance(tree[0], ast.Import | ast.ImportFrom)
+    tree, violation = _tree(text)
+    return not violation and len(tree) == 1 and isinstance(tree[0], ast.Import | ast.ImportFrom)
 
 
 def expression_violation(config: str) -> str:
-    """Why an expression may not be evaluated, or "" if it may.
+    """Say why an expression may not be evaluated, or "" if it may.
 
     Args:
         config: the expression with its ``$``, its relative ids made absolute.
     """
     from monai.bundle.reference_resolver import ReferenceResolver
 
-    # MONAI replaces references in the text, even within quotes: what it evaluates is what must be checked
+    # MONAI replaces references in the text, even within quotes; so check the text that it evaluates
     references = set(ReferenceResolver.match_refs_pattern(config))
     text = ReferenceResolver.update_refs_pattern(config, dict.fromkeys(references))
-    tree, fault = _tree(text[1:])
-    if fault:
-        return fault
+    tree, violation = _tree(text[1:])
+    if violation:
+        return violation
     if len(tree) == 1 and isinstance(tree[0], ast.Import | ast.ImportFrom):
         return import_violation(text[1:])
     if len(tree) != 1 or not isinstance(tree[0], ast.Expr):
@@ -110,9 +110,9 @@ def _violations(node: ast.AST, bound: set[str], references: set[str]) -> Iterato
         if _dotted(node) not in words.ALLOWED_VALUES and not words.is_enum_member(_dotted(node)):
             yield f"{_dotted(node) or '.' + node.attr} is not allowed; {_known(words.ALLOWED_VALUES)}"
     else:
-        fault = _own_violation(node)
-        if fault:
-            yield fault
+        violation = _own_violation(node)
+        if violation:
+            yield violation
             return
         for child in _children(node):
             yield from _violations(child, bound, references)

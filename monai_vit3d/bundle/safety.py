@@ -1,8 +1,8 @@
-"""What a stranger's bundle may say: a small, harmless part of MONAI's config language, checked before anything runs.
+"""Safe mode: allow only a small, harmless part of MONAI's config language, checked before anything runs.
 
 MONAI evaluates every ``$`` expression with Python's ``eval`` and calls whatever ``_target_`` names, so a config is a
 program. :func:`check_config` reads it as MONAI would, with MONAI's own parser of ids and references, and refuses
-whatever the tables of :mod:`monai_vit3d.bundle.allowlist` do not allow.
+whatever the tables of :mod:`monai_vit3d.bundle.allowlist` do not list.
 """
 
 from __future__ import annotations
@@ -10,18 +10,24 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..data.errors import BundleError
 from . import allowlist as words
 from .safe_expression import expression_violation, import_violation, is_lone_import
 
-MAX_DEPTH, MAX_ITEMS, SHOWN = 40, 20_000, 5
+MAX_SAFE_DEPTH, MAX_SAFE_ITEMS, MAX_SHOWN = 40, 20_000, 5
 _ADVICE = "Read the bundle; if you trust it, run without safe=True."
-_BAD_IN_KEYS = ":#@%$"  # with them a key could stand for another item's id
+_BAD_IN_KEYS = frozenset(":#@%$")  # with them a key could stand for another item's id
 _RENAMED_BY_MONAI = "optional_packages_version"  # MONAI moves its content to another key
 
-SafetyFinding = tuple[str, Any, str]
+
+class SafetyFinding(NamedTuple):
+    """A part of a config that is not allowed: its id, its content, and the reason."""
+
+    id: str
+    content: Any
+    reason: str
 
 
 def check_config(config: Mapping[str, Any], roots: Sequence[str]) -> None:
@@ -36,27 +42,27 @@ def check_config(config: Mapping[str, Any], roots: Sequence[str]) -> None:
             id that is not in the config is passed over: nothing can run for it.
 
     Raises:
-        BundleError: something is not allowed; the message names its id, what stood there and what is allowed.
+        BundleError: something is not allowed; the message names its id, its content and what is allowed.
     """
     _refuse(list(_shape_findings(config)))
     parser = _parsed(config)
     items = parser.ref_resolver.items
     findings = list(_import_findings(items))
-    fed: list[str] = []
+    loaders: list[str] = []
     for root in sorted(dict.fromkeys([*roots, "imports"]), key=lambda name: name != "preprocessing"):
         root = parser.ref_resolver.normalize_id(root)
         if root in items:
-            findings += _root_findings(parser, root, fed)
+            findings += _root_findings(parser, root, loaders)
     _refuse(findings)
 
 
 def drop_imports(config: Any) -> None:
-    """Take import statements of modules that are not allowed out of a config, so that they are not executed.
+    """Remove import statements of modules that are not allowed from a config, so that they are not executed.
 
-    No expression that :func:`check_config` allows can name such a module, so nothing that is resolved misses it.
+    No expression that :func:`check_config` allows can name such a module, so nothing that is resolved needs it.
 
     Args:
-        config: as for :func:`check_config`; it is changed in place. An import becomes None where it stands.
+        config: as for :func:`check_config`; it is changed in place; such an import becomes None.
     """
     waiting, seen = [config], set()
     while waiting:
@@ -75,31 +81,39 @@ def _refuse(findings: list[SafetyFinding]) -> None:
     if not findings:
         return
     # several roots lead to the same items
-    named = [(w if w.isprintable() else repr(w), what, why) for w, what, why in findings]
-    lines = list(dict.fromkeys(f"  {where or 'the config'}: {_short(what)}: {why}." for where, what, why in named))
-    more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    raise BundleError("not allowed in a bundle with safe=True:", *lines[:SHOWN], *more, _ADVICE)
+    lines = list(dict.fromkeys(_line(finding) for finding in findings))
+    rest = [f"  and {len(lines) - MAX_SHOWN} more"] if len(lines) > MAX_SHOWN else []
+    raise BundleError("not allowed in a bundle with safe=True:", *lines[:MAX_SHOWN], *rest, _ADVICE)
 
 
-def _short(what: Any) -> str:
-    text = repr(what)
+def _line(finding: SafetyFinding) -> str:
+    name = finding.id if finding.id.isprintable() else repr(finding.id)
+    return f"  {name or 'the config'}: {_shortened(finding.content)}: {finding.reason}."
+
+
+def _shortened(content: Any) -> str:
+    text = repr(content)
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def _shape_findings(config: Any) -> Iterator[SafetyFinding]:
-    """What MONAI's parser could read in another way than this module, or not come to an end with."""
+    """Find what MONAI's parser could read in another way than this module, or could not finish reading."""
     seen: set[int] = set()
     waiting: list[tuple[str, Any, int]] = [("", config, 0)]
     while waiting:
         where, value, depth = waiting.pop()
         if isinstance(value, str) and value.startswith("%"):
-            yield where, value, "macros are not allowed, they read other files; write the content itself"
+            yield SafetyFinding(where, value, "macros are not allowed, they read other files; write their content")
         if not isinstance(value, dict | list):
             if value is not None and not isinstance(value, words.plain_types()):
-                yield where, value, f"a {type(value).__name__}; text, numbers, lists and dictionaries are needed"
+                yield SafetyFinding(
+                    where, value, f"a {type(value).__name__}; text, numbers, lists and dictionaries are needed"
+                )
             continue
-        if id(value) in seen or depth > MAX_DEPTH or len(seen) > MAX_ITEMS:
-            yield where, type(value).__name__, f"used twice (a YAML alias), deeper than {MAX_DEPTH}, or too much"
+        if id(value) in seen or depth > MAX_SAFE_DEPTH or len(seen) > MAX_SAFE_ITEMS:
+            yield SafetyFinding(
+                where, type(value).__name__, f"used twice (a YAML alias), deeper than {MAX_SAFE_DEPTH}, or too much"
+            )
             return
         seen.add(id(value))
         if isinstance(value, dict):
@@ -111,15 +125,19 @@ def _shape_findings(config: Any) -> Iterator[SafetyFinding]:
 def _key_findings(where: str, value: dict[Any, Any]) -> Iterator[SafetyFinding]:
     for key in value:
         text = str(key)
-        odd = not text.isprintable() or text != text.strip() or text.startswith("+") or set(text) & set(_BAD_IN_KEYS)
-        if not text or odd or type(key) not in (str, int) or text == _RENAMED_BY_MONAI:
-            yield where, key, f"a key like this can stand for another id; plain names without {_BAD_IN_KEYS} are needed"
+        plain = (
+            text.isprintable() and text == text.strip() and not text.startswith("+") and not set(text) & _BAD_IN_KEYS
+        )
+        if not text or not plain or type(key) not in (str, int) or text == _RENAMED_BY_MONAI:
+            yield SafetyFinding(
+                where, key, "a key like this can stand for another id; plain names without : # @ % $ are needed"
+            )
     if len({str(key) for key in value}) < len(value):
-        yield where, list(value), "two keys that MONAI takes for one; keys that differ are needed"
+        yield SafetyFinding(where, list(value), "two keys that MONAI takes for one; keys that differ are needed")
 
 
 def _parsed(config: Mapping[str, Any]) -> Any:
-    """MONAI's parser, which has listed every item by its id and evaluated none."""
+    """Return MONAI's parser with every item listed by its id, and none evaluated."""
     from monai.bundle import ConfigParser
 
     try:
@@ -131,80 +149,89 @@ def _parsed(config: Mapping[str, Any]) -> Any:
 
 
 def _import_findings(items: Mapping[str, Any]) -> Iterator[SafetyFinding]:
-    """MONAI runs the import statements of all items, whatever is resolved."""
+    """Find import statements that are not allowed; MONAI runs those of all items, whatever is resolved."""
     for where, item in items.items():
         text = item.get_config()
         if isinstance(text, str) and text.startswith("$") and "import" in text:
-            fault = import_violation(text[1:])
-            if fault:
-                yield where, text, fault
+            violation = import_violation(text[1:])
+            if violation:
+                yield SafetyFinding(where, text, violation)
 
 
-def _root_findings(parser: Any, root: str, fed: list[str]) -> list[SafetyFinding]:
-    """All that stands in the way of resolving one root.
-
-    SaveImage is passed over where the pipeline takes it out again: it writes where metadata say. So is the LoadImage
-    that the pipeline feeds; Invertd may hold it, too, and undoes nothing of it.
+def _root_findings(parser: Any, root: str, loaders: list[str]) -> list[SafetyFinding]:
+    """Find all that must not be resolved for one root.
 
     Args:
         parser: of the config.
         root: the entry.
-        fed: ids of loaders in the preprocessing's Compose, which is looked through first; they are added.
+        loaders: ids of the LoadImage in the preprocessing's Compose, which is searched first; they are added.
     """
     resolver, items = parser.ref_resolver, parser.ref_resolver.items
     findings: list[SafetyFinding] = []
-    # an item, and the kind of component other than Compose that has it: that one could call it
+    # an item, and the component other than Compose that gets it as an argument, and so could call it
     waiting, seen = [(root, "")], {(root, "")}
     while waiting:
-        where, held = waiting.pop()
+        where, holder = waiting.pop()
         if where not in items:
-            findings.append((where, "@" + where, "no such id"))
+            findings.append(SafetyFinding(where, "@" + where, "no such id"))
             continue
         value = items[where].get_config()
         if isinstance(value, dict) and "_target_" in value:
-            findings += [(where, what, why) for what, why in _component_violations(parser, value)]
-            if "LoadImage" in str(value["_target_"]):
-                if root == "preprocessing" and not held:
-                    fed.append(where)
-                    if len(fed) > 1:
-                        findings.append((where, value["_target_"], f"a second one beside {fed[0]}; one is allowed"))
-                elif held != "Invertd" or where not in fed:
-                    findings.append((where, value["_target_"], "allowed in the Compose of preprocessing only"))
-            if "SaveImage" in str(value["_target_"]) and (held or root != "postprocessing"):
-                findings.append((where, value["_target_"], "allowed in the Compose of postprocessing only"))
-            held = _holder(held, str(value["_target_"]).rpartition(".")[2])
+            target = str(value["_target_"])
+            findings += [SafetyFinding(where, *violation) for violation in _component_violations(parser, value)]
+            misplaced = _placement_violation(target, where, root, holder, loaders)
+            findings += [SafetyFinding(where, target, misplaced)] if misplaced else []
+            holder = _holder_of_arguments(holder, target.rpartition(".")[2])
         elif isinstance(value, str) and value.startswith("$"):
-            fault = expression_violation(value)
-            findings += [(where, value, fault)] if fault else []
-            held = "lambda" if "lambda" in value else held
-        needed = [(r, held) for r in _next_ids(resolver, value, where) if (r, held) not in seen]
+            violation = expression_violation(value)
+            findings += [SafetyFinding(where, value, violation)] if violation else []
+            holder = "lambda" if "lambda" in value else holder
+        needed = [(id_, holder) for id_ in _next_ids(resolver, value, where) if (id_, holder) not in seen]
         seen.update(needed)
         waiting += needed[::-1]
     return findings
 
 
+def _placement_violation(target: str, where: str, root: str, holder: str, loaders: list[str]) -> str:
+    """Say why a LoadImage or SaveImage may not stand where it stands, or "" if it may.
+
+    The pipeline feeds the LoadImage of the preprocessing's Compose (Invertd may hold it, too, and has nothing to
+    invert of it), and removes the SaveImage of the postprocessing's.
+    """
+    if "LoadImage" in target:
+        if root == "preprocessing" and not holder:
+            loaders.append(where)
+            if len(loaders) > 1:
+                return f"a second one beside {loaders[0]}; one is allowed"
+        elif holder != "Invertd" or where not in loaders:
+            return "allowed in the Compose of preprocessing only"
+    if "SaveImage" in target and (holder or root != "postprocessing"):
+        return "allowed in the Compose of postprocessing only"
+    return ""
+
+
 def _next_ids(resolver: Any, value: Any, where: str) -> list[str]:
-    """Ids of an item's own parts, or of what its text refers to; MONAI's own search goes into parts' parts, too."""
+    """List the ids of an item's own parts, or of what its text refers to (MONAI's search adds parts of parts)."""
     if isinstance(value, dict | list):
-        return [inner for _, inner, _ in resolver.iter_subconfigs(where, value)]
+        return [part for _, part, _ in resolver.iter_subconfigs(where, value)]
     return list(resolver.match_refs_pattern(value)) if isinstance(value, str) else []
 
 
-def _holder(held: str, name: str) -> str:
-    """What holds the parts of a component of this name, which itself is held by another one."""
+def _holder_of_arguments(holder: str, name: str) -> str:
+    """Name what could call the arguments of a component: the component, or for a Compose its own holder."""
     if name == "Compose":
-        return held
-    return "Invertd" if not held and name in ("Invertd", "InvertD", "InvertDict") else name
+        return holder
+    return "Invertd" if not holder and name in ("Invertd", "InvertD", "InvertDict") else name
 
 
 def _component_violations(parser: Any, component: dict[str, Any]) -> Iterator[tuple[Any, str]]:
-    found, fault = _located(parser, component["_target_"])
-    if fault:
-        yield component["_target_"], fault
+    target, violation = _located(parser, component["_target_"])
+    if violation:
+        yield component["_target_"], violation
         return
-    name = getattr(found, "__name__", "")
+    name = getattr(target, "__name__", "")
     mode = component.get("_mode_", "default")
-    if mode != "default" and not (mode == "callable" and words.may_be_handed_on(found)):
+    if mode != "default" and not (mode == "callable" and words.may_be_uncalled(target)):
         yield f"_mode_: {mode}", "'default' is needed; 'callable' is for torch.nn and monai_vit3d.layers only"
     saves, loads = name.startswith("SaveImage"), name.startswith("LoadImage")
     for key, raw in component.items():
@@ -213,7 +240,7 @@ def _component_violations(parser: Any, component: dict[str, Any]) -> Iterator[tu
             continue
         if str(key).startswith("_"):
             yield f"{key}: {raw}", f"of such keys only {', '.join(sorted(words.SPECIAL_KEYS))} are allowed"
-        elif saves and not words.harmless_saving(key, raw, value):
+        elif saves and not words.is_harmless_save_argument(key, raw, value):
             yield f"{key}: {raw}", "SaveImage may only write NIfTI files into @output_dir, named by their inputs"
         elif loads and key not in words.LOAD_ARGUMENTS:
             yield f"{key}: {raw}", f"LoadImage may have {', '.join(sorted(words.LOAD_ARGUMENTS))}"
@@ -224,7 +251,7 @@ def _component_violations(parser: Any, component: dict[str, Any]) -> Iterator[tu
 
 
 def _located(parser: Any, target: Any) -> tuple[Any, str]:
-    """What MONAI would call for a target, and why it may not be."""
+    """Return what MONAI would call for a target, and why it may not be called ("" if it may)."""
     from pydoc import locate  # MONAI's own way from a dotted name to an object
 
     if not isinstance(target, str) or not words.DOTTED.fullmatch(target) or "__" in target:
@@ -234,19 +261,19 @@ def _located(parser: Any, target: Any) -> tuple[Any, str]:
     path = f"{first}.{target}" if first else target
     if path in words.TARGET_FUNCTIONS:
         return locate(path), ""
-    if not path.startswith(words.FILE_FUNCTIONS):
-        return None, f"not in a room that is allowed: {', '.join(words.FILE_FUNCTIONS)}"
+    if not path.startswith(words.ALLOWED_MODULE_PREFIXES):
+        return None, f"not in a module that is allowed: {', '.join(words.ALLOWED_MODULE_PREFIXES)}"
     try:
-        found = locate(path)
+        located = locate(path)
     except Exception as error:  # whatever a module's import raises
         return None, f"it cannot be imported ({error})"
-    return found, words.class_violation(found)
+    return located, words.class_violation(located)
 
 
 def _followed(parser: Any, value: Any) -> Any:
-    """What a chain of plain references ends in."""
+    """Follow a chain of plain references to its end."""
     items = parser.ref_resolver.items
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_SAFE_DEPTH):
         if not isinstance(value, str) or not value.startswith("@"):
             break
         key = parser.ref_resolver.normalize_id(value[1:])
@@ -258,6 +285,6 @@ def _followed(parser: Any, value: Any) -> Any:
 
 def _is_reader(parser: Any, value: Any) -> bool:
     if isinstance(value, dict):
-        found, _ = _located(parser, value.get("_target_"))
-        return getattr(found, "__name__", "") in words.READER_CLASSES
+        reader, _ = _located(parser, value.get("_target_"))
+        return getattr(reader, "__name__", "") in words.READER_CLASSES
     return value is None or (isinstance(value, str | os.PathLike) and str(value) in words.ALLOWED_READERS)

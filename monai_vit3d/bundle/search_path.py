@@ -1,4 +1,4 @@
-"""Where Python looks for modules: never in the folder that one happens to be in, nor in a stranger's bundle.
+"""Keep Python from importing modules out of the current folder or of a bundle.
 
 MONAI imports optional packages by name long after its start, so a file ``itk.py`` in such a folder would run.
 """
@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_folders(*folders: str | os.PathLike[str]) -> Iterator[None]:
-    """Within the ``with`` block, import nothing from the current folder and from these; installed packages stay.
+    """Import nothing from the current folder and from these within the ``with`` block; installed packages stay.
 
     Args:
-        folders: with all that is below them, but for Python environments there.
+        folders: folders with all subfolders, except Python environments in them.
     """
     before = list(sys.path)
     sys.path[:] = [entry for entry in before if _is_trusted(entry, [os.path.realpath(folder) for folder in folders])]
@@ -26,13 +26,13 @@ def without_folders(*folders: str | os.PathLike[str]) -> Iterator[None]:
 
 def _is_trusted(entry: str, folders: list[str]) -> bool:
     """Whether modules may come from an entry: an absolute path, outside the folders or of installed packages."""
-    place = os.path.realpath(entry)
-    if not os.path.isabs(entry) or place == os.path.realpath(os.getcwd()):
+    path = os.path.realpath(entry)
+    if not os.path.isabs(entry) or path == os.path.realpath(os.getcwd()):
         return False
     environments = [os.path.realpath(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix)]
-    installed = any(_lies_in(place, one) for one in environments) or os.path.basename(place) == "site-packages"
-    return installed or not any(_lies_in(place, folder) for folder in folders)
+    installed = any(_is_below(path, prefix) for prefix in environments) or os.path.basename(path) == "site-packages"
+    return installed or not any(_is_below(path, folder) for folder in folders)
 
 
-def _lies_in(place: str, folder: str) -> bool:
-    return place == folder or place.startswith(os.path.join(folder, ""))
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(os.path.join(folder, ""))

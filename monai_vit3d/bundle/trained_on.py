@@ -1,4 +1,4 @@
-"""What a bundle was trained on, by ``trained_on`` in its metadata.json: ranges that new cases are compared with."""
+"""``trained_on`` of a bundle's metadata.json: ranges over its training cases, with which new cases are compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TrainedOn:
     """The lowest and the highest value of each measured quantity over a bundle's training cases.
 
     Args:
-        cases: how many were measured; 0 where the bundle says nothing.
+        cases: number of cases measured; 0 where the bundle does not say.
         ranges: by place in ``trained_on``.
         orientations: axis codes such as ``"RAS"`` of the training files, of a bundle that does not turn its input.
     """
@@ -45,7 +45,7 @@ def read_trained_on(content: Any) -> TrainedOn:
         raise ValueError(f"trained_on: {type(content).__name__}; an object is expected, as `vit3d measure` writes it")
     ranges = dict(_ranges(content, ("trained_on",)))
     orientations = content.get("orientation", [])
-    if not isinstance(orientations, list) or not all(isinstance(one, str) for one in orientations):
+    if not isinstance(orientations, list) or not all(isinstance(codes, str) for codes in orientations):
         raise ValueError(f"trained_on/orientation: {orientations!r}; a list such as ['RAS'] is expected")
     cases = content.get("cases", 0)
     if not isinstance(cases, int):
@@ -70,13 +70,13 @@ def _range(value: list[Any], place: str) -> ValueRange:
 
 
 def merge_ranges(cases: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Bring the measured values of all cases, nested alike, into ranges; a quantity that a case lacks is not counted.
+    """Merge the measured values of all cases, nested alike, into ranges; a case may lack a quantity.
 
     Args:
         cases: as the functions of :mod:`monai_vit3d.pipeline.measures` give them.
 
     Returns:
-        ``[lowest, highest]`` with four digits that count, outwards rounded, in place of each value.
+        ``[lowest, highest]`` in place of each value, rounded outwards to four significant digits.
     """
     merged: dict[str, Any] = {}
     for case in cases:
@@ -100,11 +100,11 @@ def _rounded(merged: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _outwards(value: float, way: int) -> float:
+def _outwards(value: float, direction: int) -> float:
     if value == 0:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(abs(value))) - 3)
     nearest = round(value / unit)
     if abs(nearest * unit - value) > 1e-9 * abs(value):
-        nearest = math.floor(value / unit) if way < 0 else math.ceil(value / unit)
+        nearest = math.floor(value / unit) if direction < 0 else math.ceil(value / unit)
     return float(f"{nearest * unit:.4g}")

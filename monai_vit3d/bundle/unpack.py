@@ -46,8 +46,8 @@ def open_bundle(path: str | Path) -> Iterator[Path]:
             _extract(bundle, Path(folder))
             yield _checked(_entered(Path(folder)), str(bundle))
     else:
-        what = "neither a folder nor a .zip" if bundle.exists() else "no such file or folder"
-        raise BundleError(f"{bundle}: {what}; give the folder of a MONAI bundle, or its zip.")
+        reason = "neither a folder nor a .zip" if bundle.exists() else "no such file or folder"
+        raise BundleError(f"{bundle}: {reason}; give the folder of a MONAI bundle, or its zip.")
 
 
 def _checked(folder: Path, name: str | None = None) -> Path:
@@ -129,7 +129,7 @@ def _member_violation(member: zipfile.ZipInfo) -> str:
 
 def _sum_violation(members: list[zipfile.ZipInfo]) -> str:
     """Why the members together may not be extracted, or ""."""
-    total, packed = (sum(getattr(one, size) for one in members) for size in ("file_size", "compress_size"))
+    total, packed = (sum(getattr(member, size) for member in members) for size in ("file_size", "compress_size"))
     if total > RATIO_FROM_BYTES and total > RATIO * packed:
         return f"its members are {total} bytes out of {packed} in all, more than {RATIO} times."
     if total > MAX_UNPACKED_BYTES or len(members) > MAX_MEMBERS:

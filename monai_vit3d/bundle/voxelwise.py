@@ -1,4 +1,4 @@
-"""The network's output to labels: plane by plane while windows come, and whole numbers at the end."""
+"""Turn logits into labels, plane by plane, and what the last step leaves into whole numbers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 from ..data.errors import BundleError
 from ..inferers import OUTPUT_MAPS, PredictionEntropy
 from ..transforms import LabelInverter, argmax, require_finite_scores
-from .postprocessing import Postprocessing, decision, through
+from .postprocessing import Postprocessing, apply_steps, label_rule
 
-SCORES_PER_SLAB = 2**22  # of the network's numbers that are turned into labels at a time
+SCORES_PER_SLAB = 2**22  # logits that are turned into labels at a time
 _DECIDED = {
     "softmax": "the bundle leaves a score for each class; written is the label of the highest",
     "sigmoid": "the bundle leaves probabilities; written are masks where they are 0.5 and above",
@@ -21,14 +21,14 @@ _DECIDED = {
 
 
 class VoxelwisePostprocessing:
-    """The voxelwise part of a bundle's postprocessing: logits to labels, and what else was asked for, as channels.
+    """Apply the voxelwise part of a bundle's postprocessing: logits to labels, and further maps as channels.
 
     Args:
         postprocessing: the bundle's.
         uncertainty: ``"entropy"``, ``"variance"`` (then the network is a :class:`FlipSpread`) or None.
         probabilities: whether to keep them.
-        inverter: of a bundle that inverts before it makes labels; it gets what the steps leave.
-        entropy: is shown the logits, too.
+        inverter: for a bundle that inverts before it makes labels; it gets the output of the steps.
+        entropy: gets the logits, too.
     """
 
     def __init__(
@@ -51,38 +51,38 @@ class VoxelwisePostprocessing:
         self.sizes: dict[str, int] = {}
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """(1, C, h, W, D) to (1, C', h, W, D): labels, then maps; a few planes at a time, as each step makes copies."""
+        """Turn (1, C, h, W, D) into (1, C', h, W, D), labels then maps; few planes at a time, as each step copies."""
         planes = max(1, SCORES_PER_SLAB * logits.shape[2] // logits.numel())
-        return torch.cat([self._reduced(part) for part in logits.split(planes, dim=2)], dim=2)
+        return torch.cat([self._postprocess(part) for part in logits.split(planes, dim=2)], dim=2)
 
-    def _reduced(self, logits: Tensor) -> Tensor:
+    def _postprocess(self, logits: Tensor) -> Tensor:
         self.classes = classes = logits.shape[1] // 3 if self.needs_flips else logits.shape[1]
         mean = require_finite_scores(logits[:, :classes].float())
         if self.entropy is not None:
             self.entropy.add(mean)
         labels = self._labels(mean[0])[None]
-        extra = {name: OUTPUT_MAPS[name].compute(logits, classes, self.activation) for name in self.maps}
-        self.sizes = {"labels": labels.shape[1], **{kind: value.shape[1] for kind, value in extra.items()}}
-        if not extra:
+        maps = {name: OUTPUT_MAPS[name].compute(logits, classes, self.activation) for name in self.maps}
+        self.sizes = {"labels": labels.shape[1], **{kind: value.shape[1] for kind, value in maps.items()}}
+        if not maps:
             return labels.to(torch.uint8) if self.small and classes <= 256 else labels
-        return torch.cat([labels.float(), *extra.values()], dim=1)
+        return torch.cat([labels.float(), *maps.values()], dim=1)
 
-    def _labels(self, values: Tensor) -> Tensor:
-        if self.completed and self.activation == "softmax" and len(values) == 1:
+    def _labels(self, logits: Tensor) -> Tensor:
+        if self.completed and self.activation == "softmax" and len(logits) == 1:
             raise no_labels(1)
         if self.inverter is not None:
-            return self.inverter.feed(through(self.steps, values))
-        if len(self.steps) == 1 and decision(self.steps) is argmax:
-            return argmax(values)
-        return through(self.steps, values)
+            return self.inverter.feed(apply_steps(self.steps, logits))
+        if len(self.steps) == 1 and label_rule(self.steps) is argmax:
+            return argmax(logits)
+        return apply_steps(self.steps, logits)
 
-    def split(self, reduced: Tensor) -> dict[str, Tensor]:
-        """(C', H, W, D) into labels and maps, by kind."""
-        return dict(zip(self.sizes, reduced.split(list(self.sizes.values()))))
+    def split(self, channels: Tensor) -> dict[str, Tensor]:
+        """Split (C', H, W, D) into ``"labels"`` and maps by name."""
+        return dict(zip(self.sizes, channels.split(list(self.sizes.values()))))
 
 
 def no_labels(maps: int) -> BundleError:
-    """The error of a postprocessing whose result cannot be taken for labels."""
+    """Return the error for a postprocessing whose result cannot be read as labels."""
     return BundleError(
         f"the bundle's postprocessing leaves {maps} map(s) of fractions; labels are needed. Add an AsDiscreted with "
         "argmax or threshold to it."
@@ -90,10 +90,10 @@ def no_labels(maps: int) -> BundleError:
 
 
 def whole_numbers(pred: Any, postprocessing: Postprocessing) -> tuple[Tensor, str | None]:
-    """Labels from what a bundle's postprocessing left.
+    """Turn the result of a bundle's postprocessing into labels.
 
     Args:
-        pred: (C, h, w, d).
+        pred: (C, h, w, d) the result.
         postprocessing: the bundle's.
 
     Returns:
@@ -107,7 +107,7 @@ def whole_numbers(pred: Any, postprocessing: Postprocessing) -> tuple[Tensor, st
     decided = postprocessing.completed
     if labels.is_floating_point():
         whole = labels.round()
-        # probabilities that happen to be 0 and 1 are no masks
+        # probabilities that happen to be 0 and 1 are not masks
         if not torch.equal(whole, labels) or (several and postprocessing.only_scores and not decided):
             probabilities = float(labels.min()) >= 0 and float(labels.max()) <= 1
             if not (several if softmax else probabilities):

@@ -1,4 +1,4 @@
-"""The weights of a bundle: which file they are from, loaded or compared with it, and hashed as they ran."""
+"""A bundle's weights: find their file, load or compare them, and hash the file that was read."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _CHECKPOINT_KEYS = ("model", "network")
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file of weights as it was before anything read it.
+    """A file of weights, hashed before anything reads it.
 
     Args:
         path: where it lies.
-        sha256: of its bytes; "" if there was no file.
-        identity: what changes if another file takes its place, or its bytes change.
+        sha256: of its bytes; "" if there is no file.
+        identity: device, inode, size and times, which change with the file or its bytes.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class WeightsFile:
         """Hash a file.
 
         Raises:
-            BundleError: no path, or one outside of the folder that reading is confined to.
+            BundleError: not a path, or one outside the folder that reading is confined to.
         """
         if not isinstance(path, str | os.PathLike) or "\0" in str(path):
             raise BundleError(f"{config}: weights {path!r}; the path of a file is expected. Correct ckpt_path.")
@@ -51,12 +51,14 @@ class WeightsFile:
         return cls(path, file_sha256(path) if path.is_file() else "", identity)
 
     def check_unchanged(self) -> None:
-        """Raise :class:`WeightsError` if these are not the bytes any more that were hashed."""
+        """Raise :class:`WeightsError` if the file is no longer the one that was hashed."""
         if _identity(self.path) != self.identity:
-            raise WeightsError(f"{self.path}: changed while it was being loaded. Start again when it is at rest.")
+            raise WeightsError(
+                f"{self.path}: changed while it was being loaded. Start again when nothing writes to it."
+            )
 
     def state(self, keys: tuple[str, ...]) -> Any:
-        """What the file holds, or what a checkpoint holds under the first of these keys that it has."""
+        """Read the file; of a checkpoint, return what it has under the first of these keys that it has."""
         from ..networks.checkpoints import read_checkpoint
 
         if not self.sha256:
@@ -75,13 +77,13 @@ def load_bundle_network(
     it already, and is compared with the file; into any other one it is loaded.
 
     Args:
-        build: resolves an entry of the config.
+        build: builds an entry of the config.
         parser: of the config.
         config: the config's file, for messages.
         default: the file where the config has no ``ckpt_path``.
 
     Raises:
-        BundleError: an entry that is no network or no path.
+        BundleError: an entry that is not a network, or not a path.
         WeightsError: weights that are missing, damaged, of another network, or not those that the network has.
     """
     from torch import nn
@@ -106,21 +108,21 @@ def load_bundle_network(
 
 
 def checkpoint_loader(config: Any, entry: str = "") -> str | None:
-    """Where in a config MONAI's CheckpointLoader stands."""
+    """Return the id of MONAI's CheckpointLoader in a config; None where there is none."""
     if isinstance(config, dict) and str(config.get("_target_", "")).rpartition(".")[2] == "CheckpointLoader":
         return entry
     items = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
-    found = (checkpoint_loader(value, f"{entry}::{key}" if entry else str(key)) for key, value in items)
-    return next((one for one in found if one is not None), None)
+    ids = (checkpoint_loader(value, f"{entry}::{key}" if entry else str(key)) for key, value in items)
+    return next((id_ for id_ in ids if id_ is not None), None)
 
 
-def refers_to(parser: ConfigParser, entry: str, wanted: str) -> bool:
+def refers_to(parser: ConfigParser, entry: str, target: str) -> bool:
     """Whether MONAI resolves one entry of a config to build another; descriptions do not count.
 
     Args:
         parser: of the config.
         entry: what is built.
-        wanted: the entry that may be needed for it.
+        target: the entry that may be needed for it.
     """
     from monai.bundle import ConfigParser
 
@@ -130,7 +132,7 @@ def refers_to(parser: ConfigParser, entry: str, wanted: str) -> bool:
     waiting, seen = [entry], {entry}
     while waiting:
         where = waiting.pop()
-        if where == wanted:
+        if where == target:
             return True
         if where not in resolver.items:
             continue
@@ -154,11 +156,13 @@ def _check_loaded(network: nn.Module, weights: WeightsFile) -> None:
     except WeightsError:
         if not weights.sha256:
             raise
-        state = {}  # of another project, read by the bundle's own code
-    held = network.state_dict()
-    common = [key for key, value in held.items() if _same_shape(value, state, key)]
+        state = {}  # in another project's format, which the bundle's own code reads
+    loaded = network.state_dict()
+    common = [key for key, value in loaded.items() if _same_shape(value, state, key)]
     for key in common:
-        if not bool((held[key].cpu() == state[key].to(held[key].dtype)).logical_or(held[key].cpu().isnan()).all()):
+        if not bool(
+            (loaded[key].cpu() == state[key].to(loaded[key].dtype)).logical_or(loaded[key].cpu().isnan()).all()
+        ):
             raise WeightsError(
                 f"{weights.path}: the network that the config builds from it holds other weights ({key} differs), so "
                 "this is not the file that would run. Correct the network's entry, or ckpt_path."
@@ -177,5 +181,5 @@ def _identity(path: Path) -> tuple[int, ...]:
         status = os.stat(path)
     except OSError:
         return ()
-    # the time of the last change of any kind, which nobody can set
+    # ctime, of the last change of any kind, cannot be set by a user
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

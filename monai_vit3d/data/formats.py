@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 from .errors import ImageError
 
@@ -40,3 +42,15 @@ def unknown_name(path: str | os.PathLike[str]) -> ImageError:
         kind, tool = foreign
         return ImageError(f"{path}: {kind}; .nii or .nii.gz is needed. Convert it with {tool}.")
     return ImageError(f"{path}: no image by its name; .nii or .nii.gz is needed. Convert or rename it.")
+
+
+def partner(path: str | Path) -> Path | None:
+    """The header of a pair's ``.img``, or the ``.img`` of its header, if it is there; None for all other files."""
+    path = Path(path)
+    ends = {".img": ".hdr", ".hdr": ".img"}
+    match = re.search(r"(\.img|\.hdr)(\.gz)?\Z", path.name, re.IGNORECASE)
+    if match is None:
+        return None
+    other = ends[match[1].lower()]
+    names = (path.name[: match.start()] + end + gz for end in (other, other.upper()) for gz in ("", ".gz"))
+    return next((path.with_name(name) for name in names if os.path.isfile(path.with_name(name))), None)

@@ -7,9 +7,9 @@ import struct
 
 import numpy as np
 
-from .image_file import ImageHeader
 from .nifti.file_bytes import AGAIN, Stream, refusal
 from .nifti.header import check_volume_index
+from .nifti.image_file import ImageHeader
 from .volume import Array, Grid
 
 _HEADER = struct.Struct(">7ih15f")  # big-endian always; the voxels begin at byte 284

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .image_file import ImageHeader
 from .nifti.file_bytes import AGAIN, Stream, refusal
+from .nifti.image_file import ImageHeader
 from .text_headers import HEADER_LIMIT, attached_voxels, parse_numbers
 from .volume import Array
 

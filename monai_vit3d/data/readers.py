@@ -9,11 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .formats import unknown_name
+from .formats import partner, unknown_name
 from .volume import MAX_VOXELS, Grid, Volume
 
 if TYPE_CHECKING:
-    from .image_file import ParseHeader
+    from .nifti.image_file import ParseHeader
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Reader:
     Args:
         name: what messages call it.
         suffixes: lower-case, with the dot.
-        module: of this package; its ``parse(stream, volume)`` gives an :class:`~.image_file.ImageHeader` or refuses
-            the file. It is imported when the first such file is read.
+        module: of this package; its ``parse(stream, volume)`` gives an :class:`~.nifti.image_file.ImageHeader` or
+            refuses the file. It is imported when the first such file is read.
         converter: what makes NIfTI of such files.
         partner: suffix of a second file that each image needs, beside it and of the same name.
     """
@@ -62,18 +62,6 @@ def reader_for(path: str | Path) -> Reader | None:
     return reader if not reader.partner or partner(path) else None
 
 
-def partner(path: str | Path) -> Path | None:
-    """The header of a pair's ``.img``, or the ``.img`` of its header, if it is there; None for all other files."""
-    path = Path(path)
-    ends = {".img": ".hdr", ".hdr": ".img"}
-    match = re.search(r"(\.img|\.hdr)(\.gz)?\Z", path.name, re.IGNORECASE)
-    if match is None:
-        return None
-    other = ends[match[1].lower()]
-    names = (path.name[: match.start()] + end + gz for end in (other, other.upper()) for gz in ("", ".gz"))
-    return next((path.with_name(name) for name in names if os.path.isfile(path.with_name(name))), None)
-
-
 def read_volume(
     path: str | Path,
     volume: int | None = None,
@@ -100,7 +88,7 @@ def read_volume(
         >>> t1 = read_volume("t1.nii.gz")  # doctest: +SKIP
         >>> t1.voxels.shape, t1.grid.spacing_mm, t1.warnings  # doctest: +SKIP
     """
-    from .image_file import read_image
+    from .nifti.image_file import read_image
 
     return read_image(*_parser(path), path, volume, max_voxels, exact, hashed)
 
@@ -116,7 +104,7 @@ def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX
     Raises:
         ImageError: as :func:`read_volume`, so far as header and file size show.
     """
-    from .image_file import read_image_grid
+    from .nifti.image_file import read_image_grid
 
     return read_image_grid(*_parser(path), path, volume, max_voxels)
 

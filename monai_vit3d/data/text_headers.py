@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .image_file import ImageHeader
 from .nifti.file_bytes import AGAIN, refusal
+from .nifti.image_file import ImageHeader
 from .volume import Array, Grid
 
 HEADER_LIMIT = 2**20  # bytes

@@ -59,11 +59,11 @@ def create_decoder(
     """
     build = decoder_class(name)
     given = {key: value for key, value in options.items() if value is not None}
-    known = {key: value.kind for key, value in signature(build).parameters.items() if key not in _COMMON}
-    unknown = [key for key in given if key not in known]
-    if unknown and Parameter.VAR_KEYWORD not in known.values():
+    parameters = {key: value.kind for key, value in signature(build).parameters.items() if key not in _COMMON}
+    unknown = [key for key in given if key not in parameters]
+    if unknown and Parameter.VAR_KEYWORD not in parameters.values():
         raise ValueError(
-            f"decoder={name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}. Leave out what it "
+            f"decoder={name!r} has no option {', '.join(unknown)}; it has {', '.join(parameters)}. Leave out what it "
             "does not have."
         )
     return build(in_chans, embed_dim, patch_size, num_classes, **given)

@@ -53,15 +53,10 @@ def describe_backbone(backbone: VisionTransformer3D) -> dict[str, Any]:
     """Return the arguments of a backbone, for :func:`model_args`."""
     block, embed = backbone.blocks[0], backbone.patch_embed
     norm = backbone.norm_layer(int(backbone.embed_dim), device="meta")
-    layers: dict[str, Any] = {
-        "embed_layer": embed,
-        "block_fn": block,
-        "act_layer": backbone.act_layer(),
-        "norm_layer": norm,
-    }
+    layers = {"embed_layer": embed, "block_fn": block, "act_layer": backbone.act_layer(), "norm_layer": norm}
     layers |= {"attn_layer": parts_of(block).get("attn"), "mlp_layer": parts_of(block).get("mlp")}
     foreign = {key: layer for key, layer in layers.items() if layer is not None and not _has_name(key, layer)}
-    embed_norm: Any = getattr(embed, "norm", None) if "embed_layer" not in foreign else None
+    embed_norm = getattr(embed, "norm", None) if "embed_layer" not in foreign else None
     if is_layer(embed_norm) and not _has_name("norm_layer", embed_norm):
         foreign["embed_layer"] = embed_norm
     if backbone.rope is not None and type(backbone.rope) is not RotaryPositions3D:
@@ -100,9 +95,9 @@ def class_path(layer: nn.Module) -> str:
 
 def missing_classes(names: Mapping[str, Any]) -> str:
     """Return the message on arguments whose classes must be passed."""
-    named = "; ".join(f"{key}: {name!r}" for key, name in names.items())
-    handed = ", ".join(f"{key}=..." for key in names)
-    return f"layers that are known neither to torch, timm nor this package: {named}. Pass the classes: {handed}"
+    listed = "; ".join(f"{key}: {name!r}" for key, name in names.items())
+    keywords = ", ".join(f"{key}=..." for key in names)
+    return f"layers that are known neither to torch, timm nor this package: {listed}. Pass the classes: {keywords}"
 
 
 def _numbers(backbone: VisionTransformer3D) -> dict[str, Any]:
@@ -147,11 +142,11 @@ def _are_trained(backbone: VisionTransformer3D) -> bool:
 def _rope(rope: nn.Module | None) -> dict[str, Any] | None:
     if type(rope) is not RotaryPositions3D:
         return None
-    args = {"unit": rope.unit, "pairs": list(rope.pairs), "temperature": rope.temperature}
-    args["rotate_half"] = rope.rotate_half
+    rope_args = {"unit": rope.unit, "pairs": list(rope.pairs), "temperature": rope.temperature}
+    rope_args["rotate_half"] = rope.rotate_half
     if rope.reference is not None or rope.offset:
-        args |= {"reference": rope.reference and list(rope.reference), "offset": rope.offset}
-    return args | ({"unit_mm": rope.unit_mm} if rope.unit == "mm" else {})
+        rope_args |= {"reference": rope.reference and list(rope.reference), "offset": rope.offset}
+    return rope_args | ({"unit_mm": rope.unit_mm} if rope.unit == "mm" else {})
 
 
 def _embed_norm(norm: nn.Module | None) -> dict[str, Any] | None:
@@ -175,8 +170,8 @@ def _plain_options(args: Mapping[str, Any]) -> dict[str, Any]:
 
 def _layer_options(args: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the constructors that recorded names stand for."""
-    unsaid = ("NoneType", None)  # a block that has no such layer
-    names = {key: args[key] for key in LAYERS if key not in overrides and args.get(key) not in unsaid}
+    absent = ("NoneType", None)  # a block that has no such layer
+    names = {key: args[key] for key in LAYERS if key not in overrides and args.get(key) not in absent}
     foreign = dict(args.get("foreign") or {})
     unknown = {key: foreign.get(key, name) for key, name in names.items() if key in foreign or name not in LAYERS[key]}
     unknown |= {key: name for key, name in foreign.items() if key not in LAYERS and key not in overrides}
@@ -184,9 +179,9 @@ def _layer_options(args: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
         raise WeightsError(missing_classes(unknown))
     options: dict[str, Any] = {key: LAYERS[key][name] for key, name in names.items()}
     for key in ("block_fn", "mlp_layer", "act_layer"):
-        how = args.get(key.split("_")[0] + "_options")
-        if how and key in options:
-            options[key] = partial(options[key], **how)
+        layer_args = args.get(key.split("_")[0] + "_options")
+        if layer_args and key in options:
+            options[key] = partial(options[key], **layer_args)
     if "norm_layer" not in overrides and (args.get("norm_eps") is not None or args.get("norm_options")):
         options["norm_layer"] = _norm(args)
     if args.get("embed_norm") and "embed_layer" in options:
@@ -196,7 +191,11 @@ def _layer_options(args: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
 
 def _norm(args: Mapping[str, Any]) -> Any:
     layer = LAYERS["norm_layer"][args.get("norm_layer", "LayerNorm")]
-    how = dict(args.get("norm_options") or {})
-    if "elementwise_affine" in how and layer.__module__.startswith("timm."):
-        how["affine"] = how.pop("elementwise_affine")
-    return partial(layer, **how) if args.get("norm_eps") is None else partial(layer, eps=args["norm_eps"], **how)
+    layer_args = dict(args.get("norm_options") or {})
+    if "elementwise_affine" in layer_args and layer.__module__.startswith("timm."):
+        layer_args["affine"] = layer_args.pop("elementwise_affine")
+    return (
+        partial(layer, **layer_args)
+        if args.get("norm_eps") is None
+        else partial(layer, eps=args["norm_eps"], **layer_args)
+    )

@@ -55,6 +55,7 @@ class TokenClassifier(Pretrained):
     out_indices: list[int]
     if TYPE_CHECKING:  # TorchScript would read annotations of modules that it cannot compile
         backbone: VisionTransformer3D  # or any network that keeps its contract
+        num_classes: int | None
         head: Any
     taps = renamed_attribute("taps", "out_indices")
 

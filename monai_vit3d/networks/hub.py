@@ -17,7 +17,7 @@ from ..data.files import replacing
 from .checkpoints import as_state_dict, read_with_metadata, write_safetensors
 from .layer_facts import unlike_layers
 from .lora import merged_lora
-from .model_args import BACKBONE, CLASSES, RECORD, build_network, class_of, model_args
+from .model_args import BACKBONE, NETWORK_CLASSES, RECORD, build_network, class_of, model_args
 from .recorded import CONFIG, WEIGHTS, build_own, build_whole, files_in, recorded_args
 
 N = TypeVar("N", bound=nn.Module)
@@ -133,7 +133,7 @@ def load_pretrained(
     state = as_state_dict(read, weights)
     args = recorded_args(state, metadata, config, weights)
     kind = class_of(args)
-    if not issubclass(factory, CLASSES[kind]):
+    if not issubclass(factory, NETWORK_CLASSES[kind]):
         raise UsageError(f"{source}: a {kind}, not a {factory.__name__}. Load it with {kind}.from_pretrained.")
     if kind != BACKBONE:
         return build_whole(args, state, str(weights), factory, **options)  # type: ignore[return-value]

@@ -26,8 +26,8 @@ def backbone_no_weight_decay(backbone: nn.Module) -> set[str]:
     Args:
         backbone: the network's ``backbone``; one without that method names nothing.
     """
-    named = getattr(backbone, "no_weight_decay", set)
-    return {f"backbone.{name}" for name in named()}
+    no_decay = getattr(backbone, "no_weight_decay", set)
+    return {f"backbone.{name}" for name in no_decay()}
 
 
 def layer_decay_groups(

@@ -63,7 +63,7 @@ def layer_details(argument: str, layer: nn.Module | None) -> dict[str, Any]:
         layer: the layer, or None for none.
     """
     table = _DETAILS[argument].items()
-    details = {key: getattr(layer, key) for key, usual in table if getattr(layer, key, usual) != usual}
+    details = {key: getattr(layer, key) for key, default in table if getattr(layer, key, default) != default}
     if type(layer) is ParallelScalingBlock:
         details["fuse_out_proj"] = layer.out_proj is not None
     return details
@@ -76,8 +76,8 @@ def constructor(argument: str, layer: nn.Module) -> Callable[..., nn.Module]:
         argument: ``"block_fn"``, ``"mlp_layer"`` or ``"act_layer"``.
         layer: the layer.
     """
-    how = layer_details(argument, layer)
-    return partial(type(layer), **how) if how else type(layer)
+    details = layer_details(argument, layer)
+    return partial(type(layer), **details) if details else type(layer)
 
 
 def norm_details(norm: nn.Module | None) -> dict[str, Any]:
@@ -95,12 +95,12 @@ def layer_facts(module: nn.Module | None) -> tuple[str, dict[str, Any]] | None:
     """
     if module is None or isinstance(module, _REGULARISERS):
         return None
-    usual = {key: value for table in _DETAILS.values() for key, value in table.items()}
+    defaults = {key: value for table in _DETAILS.values() for key, value in table.items()}
     plain = {
         key: value
         for key, value in vars(module).items()
         if key[0] != "_" and key not in _NOT_FACTS and isinstance(value, (bool, int, float, str, tuple, list))
-        if key not in usual or value != usual[key]
+        if key not in defaults or value != defaults[key]
     }
     return type(module).__name__, plain
 

@@ -194,19 +194,19 @@ def adapter_layers(network: nn.Module, targets: Sequence[str], trained: Sequence
     Raises:
         UsageError: no targets, or one that no block has.
     """
-    found = {
+    layers = {
         name: layer
         for name, layer in network.named_modules()
         if isinstance(layer, nn.Linear) and _in_block(name) and not any(_within(name, part) for part in trained)
     }
-    known = sorted({name.rpartition(".")[2] for name in found})
-    if not targets or not set(targets) <= set(known):
+    names = sorted({name.rpartition(".")[2] for name in layers})
+    if not targets or not set(targets) <= set(names):
         but = f" besides {', '.join(trained)}" if trained else ""
         raise UsageError(
             f"targets={tuple(targets)}; expected one or more of the linear layers in the blocks of "
-            f"{type(network).__name__}; it has {', '.join(map(repr, known)) or 'none'}{but}."
+            f"{type(network).__name__}; it has {', '.join(map(repr, names)) or 'none'}{but}."
         )
-    return {name: layer for name, layer in found.items() if name.rpartition(".")[2] in targets}
+    return {name: layer for name, layer in layers.items() if name.rpartition(".")[2] in targets}
 
 
 def refuse_adapters(network: nn.Module) -> None:
@@ -235,14 +235,14 @@ def _within(name: str, part: str) -> bool:
 
 
 def _parameters(network: nn.Module, part: str, argument: str) -> list[nn.Parameter]:
-    found = [parameter for name, parameter in network.named_parameters() if part and _within(name, part)]
-    if not found:
+    parameters = [parameter for name, parameter in network.named_parameters() if part and _within(name, part)]
+    if not parameters:
         names = ", ".join(dict.fromkeys(name.partition(".")[0] for name, _ in network.named_parameters()))
         raise UsageError(
             f"{argument}={part!r}: {type(network).__name__} has no parameters of that name. Its parts are {names}; "
             "name one of them, or a part of one with its dots."
         )
-    return found
+    return parameters
 
 
 def _adapters(network: nn.Module) -> dict[str, Any]:

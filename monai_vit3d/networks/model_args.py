@@ -14,7 +14,7 @@ from .backbone_args import built_backbone, class_path, missing_classes
 RECORD = "model_args"  # the key in the metadata of a state dict and of a file
 BACKBONE = "VisionTransformer3D"  # the class without a decoder or head
 _BY_KEY = {"decoder": "TokenSegmenter", "head": "TokenClassifier"}
-CLASSES: dict[str, type[nn.Module]] = {}  # this package's networks by name, filled where they are defined
+NETWORK_CLASSES: dict[str, type[nn.Module]] = {}  # this package's networks by name, filled where they are defined
 
 
 def model_args(network: nn.Module) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def model_args(network: nn.Module) -> dict[str, Any]:
     """
     describe = getattr(network, "_described", None)
     if describe is None:
-        raise TypeError(f"network is a {type(network).__name__}; expected one of {', '.join(CLASSES)}.")
+        raise TypeError(f"network is a {type(network).__name__}; expected one of {', '.join(NETWORK_CLASSES)}.")
     return {"class": type(network).__name__, **describe()}
 
 
@@ -59,7 +59,7 @@ def build_network(args: Mapping[str, Any], factory: Callable[..., nn.Module] | N
         WeightsError: a class without a name here that was not passed, or arguments that build no network.
     """
     kind = class_of(args)
-    factory = factory or CLASSES[kind]
+    factory = factory or NETWORK_CLASSES[kind]
     try:
         if kind == BACKBONE:
             return built_backbone(args, factory, overrides)

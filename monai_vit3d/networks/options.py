@@ -144,10 +144,10 @@ def _by_table(
 
 def build(constructor: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:
     """Call ``constructor`` with those keywords that its signature knows."""
-    known = inspect.signature(constructor).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+    parameters = inspect.signature(constructor).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return constructor(**kwargs)
-    return constructor(**{k: v for k, v in kwargs.items() if k in known})
+    return constructor(**{k: v for k, v in kwargs.items() if k in parameters})
 
 
 def resolve_indices(indices: Indices, depth: int, *, once: bool = True) -> list[int]:
@@ -235,14 +235,14 @@ def patch_size_of(backbone: Any) -> GridShape:
     return to_3tuple(patch, "patch_size")
 
 
-def require_final_norm(backbone: nn.Module, who: str) -> None:
-    """Refuse a backbone whose final norm stands behind a pooling that ``who`` does not have.
+def require_final_norm(backbone: nn.Module, owner: str) -> None:
+    """Refuse a backbone whose final norm stands behind a pooling that ``owner`` does not have.
 
     Raises:
         ValueError: it was built with ``fc_norm=True``.
     """
     if getattr(backbone, "fc_norm_arg", None):
-        raise ValueError(f"fc_norm=True puts the final norm behind a pooling that a {who} has not: use None.")
+        raise ValueError(f"fc_norm=True puts the final norm behind a pooling that a {owner} has not: use None.")
 
 
 def check_numbers(embed_dim: int, depth: int, num_heads: int, reg_tokens: int, pos_embed: str) -> None:

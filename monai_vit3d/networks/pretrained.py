@@ -11,7 +11,7 @@ from torch import nn
 
 from ..data.errors import UsageError
 from .hub import load_pretrained, model_card, save_network
-from .model_args import CLASSES, RECORD, model_args
+from .model_args import NETWORK_CLASSES, RECORD, model_args
 
 T = TypeVar("T", bound="Pretrained")
 
@@ -26,7 +26,7 @@ class Pretrained(ModelHubMixin, nn.Module, library_name="monai_vit3d", tags=["mo
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if cls.__module__.startswith(f"{__package__}."):
-            CLASSES[cls.__name__] = cls
+            NETWORK_CLASSES[cls.__name__] = cls
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
         """Return torch's state dict; its metadata hold :func:`model_args`, so that a saved one can build the network.

@@ -18,7 +18,7 @@ from .checkpoints import is_ours, refuse_differences
 from .load_options import check_options
 from .load_report import Inflated, LoadReport
 from .meta_init import blank_network, fill
-from .model_args import BACKBONE, CLASSES, RECORD, args_in_state, build_network, class_of, model_args
+from .model_args import BACKBONE, NETWORK_CLASSES, RECORD, args_in_state, build_network, class_of, model_args
 from .options import resolve_pool
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def build_whole(
         UsageError: a ``dtype`` or ``num_classes`` that is none.
     """
     options = {"num_classes": num_classes, "dtype": dtype}
-    check_options(options, {}, factory or CLASSES[class_of(args)], name)
+    check_options(options, {}, factory or NETWORK_CLASSES[class_of(args)], name)
     _refuse_counts(args.get("backbone") or {}, state, name)
     try:
         network = build_network(args, factory)
@@ -213,7 +213,7 @@ def build_own(
         WeightsError: tensors that are not of this architecture, or one that cannot be built.
         UsageError: options that would change what the weights compute.
     """
-    check_options(options, args, factory or CLASSES[BACKBONE], name)
+    check_options(options, args, factory or NETWORK_CLASSES[BACKBONE], name)
     if options.get("fc_norm") is False and not args.get("fc_norm") and args.get("global_pool") != "avg":
         args = {**args, "fc_norm": False}  # the norm is before the pooling, and stays there whatever the new one is
     sizes, head, place = ({key: options.pop(key) for key in keys if key in options} for keys in (_SIZES, _HEAD, _PLACE))

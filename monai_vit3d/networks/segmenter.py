@@ -50,6 +50,7 @@ class TokenSegmenter(Pretrained):
     out_indices: list[int]
     if TYPE_CHECKING:  # TorchScript would read annotations of modules that it cannot compile
         backbone: VisionTransformer3D  # or any network that keeps its contract
+        num_classes: int | None
         decoder: Any
     taps = renamed_attribute("taps", "out_indices")
 

@@ -171,6 +171,7 @@ class VisionTransformer3D(Pretrained):
         feature_info: list[dict[str, Any]]
         pretrained_cfg: dict[str, Any]
         default_cfg: dict[str, Any]
+        _model_args: dict[str, Any]  # written by timm's factory
 
     def __init__(
         self,
@@ -238,7 +239,12 @@ class VisionTransformer3D(Pretrained):
         self.norm_layer, self.act_layer = resolve_norm(norm_layer), resolve_act(act_layer)
 
         # patches; sizes as they came, for layers of one's own
-        embed_options = {"img_size": img_size, "patch_size": patch_size, "bias": not pre_norm, **factory}
+        embed_options: dict[str, Any] = {
+            "img_size": img_size,
+            "patch_size": patch_size,
+            "bias": not pre_norm,
+            **factory,
+        }
         if embed_norm_layer is not None:
             embed_options["norm_layer"] = resolve_norm(embed_norm_layer)
         self._build_patch_embed(resolve_embed(embed_layer), embed_options)
@@ -264,7 +270,7 @@ class VisionTransformer3D(Pretrained):
         self.rope = resolve_rope(rope, embed_dim // num_heads)
         if self.rope is not None:
             block_fn, attention = rotary_block(self.rope, block_fn, attention, self.num_prefix_tokens), AttentionRope
-        block_options = {
+        block_options: dict[str, Any] = {
             **{"dim": embed_dim, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "attn_layer": attention},
             **{"norm_layer": self.norm_layer, "act_layer": self.act_layer, "mlp_layer": resolve_mlp(mlp_layer)},
             **{"qkv_bias": qkv_bias, "proj_bias": proj_bias, "qk_norm": qk_norm},
@@ -336,19 +342,17 @@ class VisionTransformer3D(Pretrained):
         if self.global_pool != "map":
             self.attn_pool = None
         elif self.attn_pool is None:
-            pool = AttentionPoolLatent(
-                self.embed_dim,
-                num_heads=self.num_heads,
-                mlp_ratio=self.mlp_ratio,
-                norm_layer=self.norm_layer,
-                act_layer=self.act_layer,
-                **self._factory(),
-            )
+            layers: dict[str, Any] = {"norm_layer": self.norm_layer, "act_layer": self.act_layer, **self._factory()}
+            pool = AttentionPoolLatent(self.embed_dim, num_heads=self.num_heads, mlp_ratio=self.mlp_ratio, **layers)
             self.attn_pool = pool.train(self.training)
 
     def _describe_features(self) -> None:
         # timm's FeatureInfo compares reductions as numbers: the largest axis, and the whole patch beside it
-        info = {"num_chs": self.embed_dim, "reduction": max(self.patch_size), "patch_size": self.patch_size}
+        info: dict[str, Any] = {
+            "num_chs": self.embed_dim,
+            "reduction": max(self.patch_size),
+            "patch_size": self.patch_size,
+        }
         self.feature_info = [{"module": f"blocks.{i}", **info} for i in range(len(self.blocks))]
 
     def _describe_data(self) -> None:

@@ -47,7 +47,7 @@ def order_channels(plan: Plan, bundle: Bundle) -> tuple[Plan, list[str]]:
 
 
 def _input_names(bundle: Bundle) -> list[str]:
-    """Names of the inputs, in their order; empty where the bundle names none, or not each."""
+    """List the names of the inputs, in order; empty where the bundle does not name each."""
     if len(bundle.preprocessing.load_keys) > 1:
         return list(bundle.preprocessing.load_keys)
     names = bundle.metadata.input_names

@@ -37,7 +37,7 @@ def check_files(
     config: str | Sequence[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Read every file to its end, as ``vit3d predict`` would.
+    """Read every file to its end, as :func:`~.folder.predict_folder` does.
 
     Args:
         inputs: one or several NIfTI files, folders or lists.
@@ -81,7 +81,7 @@ def check_files(
 def _comparing(
     bundle: str | Path | None, safe: bool, anyway: bool, choice: Choice
 ) -> Iterator[Callable[[Volume], list[str]]]:
-    """What compares an image with a bundle's training; nothing is unlike where there is no bundle."""
+    """Yield a function that compares an image with a bundle's training; without a bundle it finds nothing."""
     if bundle is None:
         yield lambda volume: []
     else:
@@ -90,10 +90,10 @@ def _comparing(
 
 
 def _doubts(volume: Volume, bundle: BundleSteps, anyway: bool) -> list[str]:
-    """Name what of an image is unlike a bundle's training; of a bundle for several images, brightness is not compared.
+    """Compare an image with a bundle's training; brightness only if the bundle takes one image a case.
 
     Raises:
-        ImageError: it is too far from it, or the bundle's preprocessing fails.
+        ImageError: too far from the training, or the bundle's preprocessing fails.
     """
     from .prepare import prepare
 

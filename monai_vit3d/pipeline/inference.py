@@ -14,7 +14,7 @@ from monai.inferers import SlidingWindowInferer
 from torch import Tensor
 
 from ..bundle.load import Bundle
-from ..bundle.postprocessing import decision, through
+from ..bundle.postprocessing import apply_steps
 from ..bundle.voxelwise import VoxelwisePostprocessing
 from ..data.errors import BundleError, ImageError
 from ..inferers import (
@@ -110,7 +110,7 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> NetworkOutpu
     with torch.no_grad(), precision:
         reduced = _run(prepared, network, bundle, reduction)
     if reduced.dim() == 2:
-        scores = require_finite_scores(through(post.own_steps, reduced[0]))
+        scores = require_finite_scores(apply_steps(post.own_steps, reduced[0]))
         return NetworkOutput(prepared, scores=scores.double().flatten().tolist())
     maps = reduction.split(reduced[0])
     labels = maps.pop("labels")
@@ -141,7 +141,7 @@ def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: VoxelwiseP
                 reduction.inverter.restart()
     logits = inferer(volume.to(bundle.device), network)
     if not isinstance(logits, Tensor):
-        raise BundleError(f"{bundle.metadata.name}: the network gives {type(logits).__name__}; one tensor is needed.")
+        raise BundleError(f"{bundle.metadata.name}: the network gives {type(logits).__name__}; expected one tensor.")
     logits = logits.as_subclass(Tensor)
     if bundle.metadata.classifies or logits.dim() == 2:
         return logits.float().cpu()
@@ -153,7 +153,7 @@ def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: VoxelwiseP
 def inverter_for(prepared: Prepared) -> LabelInverter | None:
     """Make the inverter that takes class scores to the file's grid and labels them there; None leaves it to MONAI."""
     post, path = prepared.postprocessing, prepared.volume.path
-    decide = decision(post.decision)
+    decide = post.rule
     if post.inversion is None or decide is None:
         if post.inverts_scores:
             logger.info("%s: the bundle's postprocessing is inverted by MONAI, all classes at once", path)
@@ -182,7 +182,7 @@ def check_grid(prepared: Prepared, values: Tensor) -> None:
 
 def _dtype_after(steps: tuple[Any, ...], classes: int) -> torch.dtype:
     """The type of what voxelwise steps leave."""
-    return through(steps, torch.zeros(classes, 1, 1, 1)).dtype
+    return apply_steps(steps, torch.zeros(classes, 1, 1, 1)).dtype
 
 
 def _free() -> None:

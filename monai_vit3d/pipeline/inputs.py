@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ..data.errors import UsageError
+from ..data.formats import partner
 from ..data.passed_over import PassedOver
-from ..data.readers import partner, reader_for
+from ..data.readers import reader_for
 from .case import Case
 from .lists import read_csv, read_json
 from .passed_over_summary import describe_passed_over
@@ -64,10 +65,10 @@ def find_images(
     """
     given = [Path(inputs)] if isinstance(inputs, str | os.PathLike) else [Path(path) for path in inputs]
     if not given:
-        raise UsageError(f"no input; {_TAKEN} is needed.")
+        raise UsageError(f"no input; expected {_TAKEN}.")
     missing = [printable(path) for path in given if not os.path.exists(path)]
     if missing:
-        raise UsageError(f"{some(missing)}: no such file or folder. Check the spelling; {_TAKEN} is needed.")
+        raise UsageError(f"{some(missing)}: no such file or folder. Check the spelling; expected {_TAKEN}.")
     search = Search(os.path.realpath(output), include_labels, suffixes)
     bounded = [pair for path in given for pair in _cases(absolute(path), search)]
     folders = {folder for folder, case in bounded if not case.relative.name}
@@ -107,12 +108,10 @@ def _cases(path: Path, search: Search) -> list[tuple[Path, Case]]:
         return [(case.images[0].parent, case) for case in listed]
     if suffix in DICOM_SUFFIXES or is_dicom(path):
         raise UsageError(
-            f"{printable(path)}: one DICOM file; a series is needed. Give its folder, {printable(path.parent)}."
+            f"{printable(path)}: one DICOM file; expected a series. Give its folder, {printable(path.parent)}."
         )
     kind = kind_by_name(path)
-    raise UsageError(
-        f"{printable(path)}: {'a file of another kind' if kind == NO_IMAGE else kind}; {_TAKEN} is needed."
-    )
+    raise UsageError(f"{printable(path)}: {'a file of another kind' if kind == NO_IMAGE else kind}; expected {_TAKEN}.")
 
 
 def _cases_in_folder(folder: Path, search: Search) -> list[tuple[Path, Case]]:

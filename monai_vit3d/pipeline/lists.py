@@ -98,7 +98,7 @@ def _channel(column: str) -> str:
 def _case(images: Sequence[str], name: str | None, where: str, folder: Path, channels: Sequence[str] = ()) -> Case:
     unusable = [printable(text) for text in images if not text or _NO_PATH.search(text)]
     if unusable:
-        raise UsageError(f"{where}: image '{unusable[0]}'; the path of a file is needed. Fill it in or leave it out.")
+        raise UsageError(f"{where}: image '{unusable[0]}'; the path of a file is expected. Fill it in or leave it out.")
     paths = tuple(absolute(folder / text) for text in images)
     for text, path in zip(images, paths):
         usable = holds_dicom(path) and len(paths) == 1 if os.path.isdir(path) else reader_for(path)
@@ -110,7 +110,7 @@ def _case(images: Sequence[str], name: str | None, where: str, folder: Path, cha
     if name is not None:
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or ".." in parts or "\\" in name or _NO_PATH.search(name):
-            raise UsageError(f"{where}: name '{printable(name)}'; one below OUT is needed, such as 'a' or 'a/b'.")
+            raise UsageError(f"{where}: name '{printable(name)}'; one below OUT is expected, such as 'a' or 'a/b'.")
     relative = PurePosixPath(name or "")
     return Case(paths, relative, dicom=os.path.isdir(paths[0]), channels=tuple(channels) if any(channels) else ())
 

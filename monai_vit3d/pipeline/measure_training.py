@@ -31,15 +31,15 @@ def measure_training(
     safe: bool = False,
     on_case: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
-    """Measure a bundle's training cases: images, labels, the network's inputs and how decided its predictions are.
+    """Measure a bundle's training cases: images, labels, the network's inputs and the entropy of its predictions.
 
     Args:
         cases: ``{"image": path or [paths], "label": path}``, as ``decathlon_split`` and MONAI's lists have them; labels
             may be missing, as for classification.
-        bundle: the bundle's folder; without one, only what files themselves say is measured.
+        bundle: the bundle's folder; without one, the network's input and entropy are not measured.
         device: a torch device; None takes a GPU where there is one.
         safe: whether to refuse a bundle whose config is more than settings.
-        on_case: is given the number of cases measured so far.
+        on_case: called with the number of cases measured so far.
 
     Returns:
         ``trained_on``: ranges ``[lowest, highest]`` over the cases, by quantity.

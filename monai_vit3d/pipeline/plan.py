@@ -120,7 +120,7 @@ def plan_cases(
     _check_shard(shard)
     if not outputs or not set(outputs) <= set(KINDS) or existing not in _EXISTING:
         raise UsageError(
-            f"outputs={outputs!r}, existing={existing!r}; some of {tuple(KINDS)} and one of {_EXISTING} are needed."
+            f"outputs={outputs!r}, existing={existing!r}; expected some of {tuple(KINDS)} and one of {_EXISTING}."
         )
     _check_folder(output)
     inputs_found = find_images(inputs, output, include_labels=include_labels, suffixes=suffixes)

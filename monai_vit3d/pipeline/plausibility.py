@@ -1,4 +1,4 @@
-"""Whether a case is like those that a bundle was trained on, and whether its labels can be true.
+"""Check whether a case resembles a bundle's training cases, and whether its labels are plausible.
 
 One rule for all: a value is suspicious outside the training's range widened by the row's tolerance, and a case is
 refused where a value lies far outside. Each number of the rule stands once, in :data:`PLAUSIBILITY_ROWS`.
@@ -23,23 +23,23 @@ from .stats import LabelSummary
 if TYPE_CHECKING:
     from torch import Tensor
 
-HALF = (0.0, 0.5)  # of a label over one image value, of a foreground: more is suspicious whatever the bundle says
+UP_TO_HALF = (0.0, 0.5)  # of a label over one image value, or of the foreground: more is suspicious for any bundle
 
 
 @dataclass(frozen=True)
-class Row:
-    """One question that is asked of a case.
+class PlausibilityRow:
+    """One check of a case.
 
     Args:
         kind: what run.json calls it.
-        key: which measured values; ``"*"`` is any name.
-        text: of each suspicious value, with its ``{subject}``, ``{value}``, ``{low}``, ``{high}`` and ``{cases}``.
-        before: what stands before the texts of all suspicious values.
+        key: path of the measured values; ``"*"`` is any name.
+        text: for each suspicious value, with ``{subject}``, ``{value}``, ``{low}``, ``{high}`` and ``{cases}``.
+        before: put before the texts of all suspicious values.
         factor: how many times below the lowest or above the highest of the training is suspicious.
-        spreads: how much of the spread of the training's inputs (5 % to 95 %) below or above, besides.
-        far_below: how many times below the lowest the case is refused.
-        far_above: how many times above the highest.
-        always: a range that is plausible whatever the training's is.
+        spreads: further tolerance, as a share of the spread of the training's inputs (5 % to 95 %).
+        far_below: how many times below the lowest a case is refused.
+        far_above: how many times above the highest a case is refused.
+        always: a range that is plausible whatever the training's range is.
     """
 
     kind: str
@@ -56,43 +56,49 @@ class Row:
 _OF_TRAINING = "{value:.4g} (in training {low:.4g} to {high:.4g})"
 _MM = "{subject} {value:.4g} mm (in training {low:.4g} to {high:.4g})"
 PLAUSIBILITY_ROWS = (
-    Row("field of view", ("field_of_view_mm", "*"), _MM, "field of view ", 1.25, far_below=2.5, far_above=2.5),
+    PlausibilityRow(
+        "field of view", ("field_of_view_mm", "*"), _MM, "field of view ", 1.25, far_below=2.5, far_above=2.5
+    ),
     # finer voxels are resampled without loss; what coarser ones lack does not come back
-    Row("spacing", ("spacing_mm", "*"), _MM, "spacing ", 1.25, far_above=2.5),
-    Row("intensities", ("input", "*"), "{subject} quantile " + _OF_TRAINING, "brightness of the input: ", spreads=0.5),
-    Row(
+    PlausibilityRow("spacing", ("spacing_mm", "*"), _MM, "spacing ", 1.25, far_above=2.5),
+    PlausibilityRow(
+        "intensities", ("input", "*"), "{subject} quantile " + _OF_TRAINING, "brightness of the input: ", spreads=0.5
+    ),
+    PlausibilityRow(
         "constant voxels",
         ("labels", "*", "share_of_one_value"),
         "{value:.0%} of {subject} lies where the image has one value only, as air or padding has",
-        always=HALF,
+        always=UP_TO_HALF,
     ),
-    Row(
+    PlausibilityRow(
         "foreground",
         ("share_of_foreground",),
         "labels cover {value:.0%} of the image's foreground",
-        always=HALF,
+        always=UP_TO_HALF,
     ),
-    Row("missing", ("labels", "*", "present"), "no {subject}, which each of {cases} training cases has"),
-    Row("volume", ("labels", "*", "volume_ml"), "{subject} " + _OF_TRAINING, "volume in ml: ", 1.25),
-    Row(
+    PlausibilityRow("missing", ("labels", "*", "present"), "no {subject}, which each of {cases} training cases has"),
+    PlausibilityRow("volume", ("labels", "*", "volume_ml"), "{subject} " + _OF_TRAINING, "volume in ml: ", 1.25),
+    PlausibilityRow(
         "border",
         ("labels", "*", "border_voxels"),
         "{subject} reaches the image's border in {value:.0f} voxels (in training at most {high:.0f})",
         factor=1.25,
     ),
-    Row("pieces", ("labels", "*", "pieces"), "{subject} " + _OF_TRAINING, "pieces: ", 1.25),
-    Row("entropy", ("entropy",), "the network is undecided: entropy per labelled voxel " + _OF_TRAINING, factor=1.75),
+    PlausibilityRow("pieces", ("labels", "*", "pieces"), "{subject} " + _OF_TRAINING, "pieces: ", 1.25),
+    PlausibilityRow(
+        "entropy", ("entropy",), "the network is undecided: entropy per labelled voxel " + _OF_TRAINING, factor=1.75
+    ),
 )
 
 
 @dataclass(frozen=True)
 class Implausibility:
-    """Something that does not fit the training, or cannot be true.
+    """A property of a case that is unlike the training's, or implausible.
 
     Args:
         kind: see :data:`PLAUSIBILITY_ROWS`.
-        text: a sentence for people.
-        far: whether it is so far off that the case is refused.
+        text: a message for the user.
+        far: whether it is so far outside that the case is refused.
     """
 
     kind: str
@@ -101,11 +107,11 @@ class Implausibility:
 
 
 def check_geometry(grid: Grid, metadata: Metadata) -> list[Implausibility]:
-    """Compare field of view, spacing and orientation with the training's; takes no voxels."""
+    """Compare field of view, spacing and orientation with the training's; voxels are not needed."""
     findings = compare(measure_grid(grid), metadata.trained_on)
-    known, letters = metadata.trained_on.orientations, axis_letters(grid.affine_mm)
-    if known and letters not in known:
-        text = f"orientation {letters} (in training {', '.join(known)}), and the bundle does not turn its input"
+    orientations, letters = metadata.trained_on.orientations, axis_letters(grid.affine_mm)
+    if orientations and letters not in orientations:
+        text = f"orientation {letters} (in training {', '.join(orientations)}), and the bundle does not turn its input"
         findings.append(Implausibility("orientation", text))
     return findings
 
@@ -121,10 +127,10 @@ def check_input(image: Tensor, metadata: Metadata) -> list[Implausibility]:
     return compare(measure_input(image), trained_on) if trained_on.has("input") else []
 
 
-def check_labels(
+def check_predicted_labels(
     labels: Array, volume: Volume, stats: Sequence[LabelSummary], entropy: float | None, metadata: Metadata
 ) -> list[Implausibility]:
-    """Ask whether labels can be true, and compare them with the training's.
+    """Check whether labels are plausible, and compare them with the training's.
 
     Args:
         labels: (H, W, D) integers, or (C, H, W, D) masks; channel c is label c + 1.
@@ -137,16 +143,16 @@ def check_labels(
     measured = measure_labels(labels, volume.voxels, stats, pieces=trained_on.has("pieces"))
     if entropy is not None:
         measured["entropy"] = entropy
-    return compare(measured, trained_on, {str(one.label): one.name for one in stats})
+    return compare(measured, trained_on, {str(summary.label): summary.name for summary in stats})
 
 
 def compare(measured: Values, trained_on: TrainedOn, names: Mapping[str, str] | None = None) -> list[Implausibility]:
-    """Find the values that are outside of the training's ranges, one finding a row of :data:`PLAUSIBILITY_ROWS`.
+    """Find the values outside the training's ranges, one finding for each row of :data:`PLAUSIBILITY_ROWS`.
 
     Args:
         measured: as the functions of :mod:`monai_vit3d.pipeline.measures` give them.
-        trained_on: the ranges; a value without one is judged only where its row says what is plausible always.
-        names: of labels, by their value.
+        trained_on: the ranges; a value without one is checked only against its row's ``always``.
+        names: of labels, by value.
     """
     values = dict(_flat(measured))
     findings = []
@@ -169,7 +175,7 @@ def refuse(path: Path, findings: Sequence[Implausibility], metadata: Metadata) -
     """Refuse a case that is far from what the bundle was trained on.
 
     Raises:
-        ImageError: it is.
+        ImageError: a finding is ``far``.
     """
     far = [finding.text for finding in findings if finding.far]
     if far:
@@ -179,13 +185,13 @@ def refuse(path: Path, findings: Sequence[Implausibility], metadata: Metadata) -
         )
 
 
-def _allowed(row: Row, key: Key, trained_on: TrainedOn) -> ValueRange | None:
-    """The values that are not suspicious; None where nothing is known."""
-    known = trained_on.ranges.get(key)
-    if known is None:
+def _allowed(row: PlausibilityRow, key: Key, trained_on: TrainedOn) -> ValueRange | None:
+    """Return the range of values that are not suspicious; None where there is none."""
+    trained = trained_on.ranges.get(key)
+    if trained is None:
         return row.always
     slack = row.spreads * _spread(trained_on) if row.spreads else 0.0
-    low, high = known[0] / row.factor - slack, known[1] * row.factor + slack
+    low, high = trained[0] / row.factor - slack, trained[1] * row.factor + slack
     return (low, high) if row.always is None else (min(low, row.always[0]), max(high, row.always[1]))
 
 

@@ -21,7 +21,7 @@ from .acceleration import accelerated
 from .inference import NetworkOutput, infer
 from .memory import check_memory
 from .options import Options, choose_flip_axes, output_kinds
-from .plausibility import Implausibility, check_geometry, check_input, check_labels, refuse
+from .plausibility import Implausibility, check_geometry, check_input, check_predicted_labels, refuse
 from .prepare import Prepared, prepare
 from .stats import LabelSummary, label_stats
 from .to_file_grid import labels_on_file_grid, map_on_file_grid
@@ -185,7 +185,7 @@ class Predictor:
         labels = labels[0] if len(labels) == 1 else labels
         names = self.bundle.value_names(output.classes)
         stats = label_stats(labels, volume.voxels, volume.grid, names.names)
-        findings = check_labels(labels, volume, stats, output.entropy, self.bundle.metadata)
+        findings = check_predicted_labels(labels, volume, stats, output.entropy, self.bundle.metadata)
         warnings = [*output.warnings, *warnings, *_values_without_names(labels, names, self.bundle)]
         return Prediction(volume, labels, maps, None, stats, findings, tuple(warnings))
 

@@ -27,8 +27,8 @@ class Prepared:
     """A case as the network takes it, with the transforms that lead back to the file's grid.
 
     Args:
-        volume: the first of the case, whose grid the labels get.
-        data: all that preprocessing has made, by key.
+        volume: the first of the case; labels get its grid.
+        data: the result of preprocessing, by key.
         image_key: of the network's input in ``data``.
         preprocessing: the case's own transforms.
         postprocessing: the case's own steps; those that invert, invert ``preprocessing``.
@@ -53,11 +53,11 @@ class _HeldVolumes(ImageReader):
         self.volumes = {str(volume.path): volume for volume in volumes}
 
     def verify_suffix(self, filename: Any) -> bool:
-        """Accept whatever LoadImaged is asked for: it is these volumes."""
+        """Accept any file: it is one of these volumes."""
         return True
 
     def read(self, data: Any, **kwargs: Any) -> Any:
-        """Return the names: nothing is left to read."""
+        """Return the names; the volumes are read already."""
         return data
 
     def get_data(self, img: Any) -> tuple[Array, dict[str, Any]]:

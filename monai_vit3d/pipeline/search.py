@@ -10,10 +10,10 @@ from pathlib import Path
 
 from ..data.earlier_outputs import written_files
 from ..data.errors import UsageError
-from ..data.formats import foreign_format
+from ..data.formats import foreign_format, partner
 from ..data.label_names import is_label_folder, is_label_name
 from ..data.passed_over import PassedOver
-from ..data.readers import READERS, partner, reader_for, without_suffix
+from ..data.readers import READERS, reader_for, without_suffix
 from .paths import DICOM_SUFFIXES, is_dicom, printable
 
 HIDDEN = "hidden"

@@ -8,7 +8,7 @@ from monai.data import NibabelReader
 from monai.transforms import LoadImaged, Orientation
 
 from monai_vit3d.bundle.load import load_bundle
-from monai_vit3d.bundle.reader_options import MONAI_READERS, OPTIONS, reader_options, without_itk
+from monai_vit3d.bundle.reader_options import MONAI_READERS, READER_OPTIONS, reader_options, without_itk
 from monai_vit3d.cli import main
 from monai_vit3d.data.errors import BundleError, ImageError
 from monai_vit3d.data.nifti import read_volume
@@ -161,7 +161,7 @@ def test_the_table_knows_every_option_of_monais_readers():
     """A new version of MONAI with a new option has to be looked at."""
     import inspect
 
-    known = set(OPTIONS) | {"self", "kwargs", "dtype"}
+    known = set(READER_OPTIONS) | {"self", "kwargs", "dtype"}
     for reader in MONAI_READERS:
         assert set(inspect.signature(reader.__init__).parameters) <= known, reader
 

@@ -69,9 +69,9 @@ def test_out_at_once_with_all_that_was_said(bundle, code):
 
 def test_the_log_goes_to_standard_error():
     code = (
-        "import logging; from monai_vit3d import cli\n"
-        "cli.main = lambda: logging.getLogger('monai_vit3d.inferers').info('exporting') or 3\n"
-        "cli.run_process()"
+        "import logging; from monai_vit3d.cli import command\n"
+        "command.main = lambda: logging.getLogger('monai_vit3d.inferers').info('exporting') or 3\n"
+        "command.run_process()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "vit3d: exporting\n")
@@ -88,7 +88,7 @@ def test_a_reader_that_has_gone_gets_no_traceback(tmp_path):
 
 STREAMS = """
 import logging, os, sys, warnings
-from monai_vit3d import cli
+from monai_vit3d.cli import command
 
 def main():
     print("a\\x1b[31m\\u202eb")
@@ -97,8 +97,8 @@ def main():
     print("written", file=open(sys.argv[1], "w"))
     return 3
 
-cli.main = main
-cli.run_process()
+command.main = main
+command.run_process()
 """
 
 

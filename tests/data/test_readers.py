@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_vit3d.data import ImageError, NiftiReader, read_grid, read_volume, write_labels
-from monai_vit3d.data.readers import READERS, partner, reader_for, without_suffix
+from monai_vit3d.data.formats import partner
+from monai_vit3d.data.readers import READERS, reader_for, without_suffix
 
 SHAPE = (9, 10, 11)
 VALUES = np.random.default_rng(0).integers(0, 120, SHAPE)

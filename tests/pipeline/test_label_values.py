@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from monai_vit3d.data import Grid, ImageError, Volume
-from monai_vit3d.pipeline.label_values import FEW, check_label_values, few_whole_values
+from monai_vit3d.pipeline.label_values import MAX_LABEL_VALUES, check_label_values, few_whole_values
 
 
 def volume(voxels):
@@ -41,7 +41,7 @@ def test_scans_of_few_values_are_warned_of(values):
     assert warning.startswith(f"{len(values)} different values, all whole (")
 
 
-@pytest.mark.parametrize("values", [(0,), (7,), (0, 0.5), (0, 1, 2.001), tuple(range(FEW + 1))])
+@pytest.mark.parametrize("values", [(0,), (7,), (0, 0.5), (0, 1, 2.001), tuple(range(MAX_LABEL_VALUES + 1))])
 def test_scans_are_left_alone(values):
     given_one = of(*values)
     assert check_label_values(given_one) is given_one
@@ -53,7 +53,7 @@ def test_scans_are_left_alone(values):
 )
 def test_few_whole_values_as_numpy_counts_them(voxels):
     values = np.unique(voxels)
-    expected = 2 <= len(values) <= FEW and (values % 1 == 0).all()
+    expected = 2 <= len(values) <= MAX_LABEL_VALUES and (values % 1 == 0).all()
     found = few_whole_values(voxels)
     assert (found is not None) == expected
     if expected:

@@ -16,7 +16,7 @@ from monai_vit3d.data.errors import ImageError
 from monai_vit3d.data.volume import Grid, Volume
 from monai_vit3d.pipeline.check import check_files
 from monai_vit3d.pipeline.measure_training import measure_training
-from monai_vit3d.pipeline.plausibility import PLAUSIBILITY_ROWS, check_geometry, check_labels, compare, refuse
+from monai_vit3d.pipeline.plausibility import PLAUSIBILITY_ROWS, check_geometry, check_predicted_labels, compare, refuse
 from monai_vit3d.pipeline.stats import label_stats
 from tests.clinical import AFFINE, SHAPE
 from tests.pipeline.tiny import METADATA, predict, records, write_bundle
@@ -98,7 +98,7 @@ def labelled(boxes, shape=(40, 50, 40), voxels=None, metadata=HIPPOCAMPUS, entro
         labels[tuple(slice(start, start + 11) for start in box)] = 1
     volume = Volume("a.nii", voxels, Grid(shape, np.eye(4)))
     stats = label_stats(labels, voxels, volume.grid, {1: "front"})
-    return {finding.kind: finding.text for finding in check_labels(labels, volume, stats, entropy, metadata)}
+    return {finding.kind: finding.text for finding in check_predicted_labels(labels, volume, stats, entropy, metadata)}
 
 
 def test_labels_like_the_trainings():

@@ -74,7 +74,8 @@ class Stream:
             file.seek(0)
         self.path, self.hashed, self.warnings = path, hashed, list[str]()
         self._hashed = HashedFile(file) if hashed else None
-        self._stored: Any = self._hashed or file
+        stored: Any = self._hashed or file
+        self._stored = stored
         self._file: Any = GzipReader(self._stored) if self.packed else self._stored
         self._at = 0
         if self.packed != path.name.lower().endswith((".gz", ".mgz")):

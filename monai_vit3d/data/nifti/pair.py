@@ -1,4 +1,4 @@
-"""NIfTI and Analyze 7.5 pairs: a header, .hdr, and voxels, .img. Read as strictly as a single file."""
+"""Read NIfTI and Analyze 7.5 pairs, a header .hdr and voxels .img, as strictly as single files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from nibabel.analyze import AnalyzeHeader
 from nibabel.spatialimages import HeaderDataError
 from nibabel.spm2analyze import Spm2AnalyzeHeader
 
-from ..image_file import ImageHeader
-from ..readers import partner
+from ..formats import partner
 from .file_bytes import AGAIN, Stream, open_stream, refusal
 from .header import magic_of, parse_header, read_head
+from .image_file import ImageHeader
 from .read import with_geometry
 
 _HEADER = (".hdr", ".hdr.gz")
@@ -49,7 +49,7 @@ def parse(stream: Stream, volume: int | None) -> ImageHeader:
 
 
 def _nifti_of_analyze(head: bytes, path: Path, other: Path) -> bytes:
-    """The NIfTI header of an Analyze image: shape, voxel type and size, scale, and the affine that nibabel gives it."""
+    """Make a NIfTI header of an Analyze one: shape, voxel type and size, scale, and nibabel's affine."""
     if path.with_suffix(".mat").exists():
         found = f"an affine of SPM's lies beside it, {path.with_suffix('.mat').name}, which is not read"
         raise refusal(path, found, "Convert the three files with SPM or nibabel.")

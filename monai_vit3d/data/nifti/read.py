@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..image_file import ImageHeader, read_image, read_image_grid
 from ..volume import MAX_VOXELS, Grid, Volume
 from .file_bytes import NIFTI_SUFFIXES, Stream
 from .geometry import read_geometry
 from .header import NiftiHeader, parse_header, read_head
+from .image_file import ImageHeader, read_image, read_image_grid
 
 
 def read_volume(

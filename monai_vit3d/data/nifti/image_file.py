@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .nifti.file_bytes import Stream, open_stream, refusal
-from .nifti.geometry import check_affine, oddities
-from .nifti.voxels import to_float32
-from .volume import MAX_VOXELS, Array, Grid, Volume
+from ..volume import MAX_VOXELS, Array, Grid, Volume
+from .file_bytes import Stream, open_stream, refusal
+from .geometry import check_affine, oddities
+from .voxels import to_float32
 
 
 @dataclass(frozen=True, eq=False)
