@@ -129,8 +129,8 @@ class Predictor:
         prediction = self.predict_volumes(volumes_from(image, affine))
         for text in (*prediction.warnings, *(finding.text for finding in prediction.findings)):
             logger.warning("%s: %s", prediction.volume.path, text)
-        if prediction.scores is not None:
-            return dict(zip(self.bundle.class_names, prediction.scores))
+        if prediction.labels is None:
+            return dict(zip(self.bundle.class_names, prediction.scores or ()))
         return labels_like(image, prediction.labels, prediction.volume.grid)
 
     def predict_volumes(self, volumes: Sequence[Volume]) -> Prediction:
