@@ -1,4 +1,8 @@
-"""What lets timm and MONAI find this package's names after a bare ``import monai_vit3d``, which loads neither."""
+"""Let timm and MONAI find this package's names after a bare ``import monai_vit3d``, which loads neither.
+
+importlib's LazyLoader does not serve: it loads a module as soon as anything looks at its ``__spec__`` or ``__file__``,
+as everything does that walks ``sys.modules``.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ default_cfgs: dict[str, dict[str, Any]] = {
 
 
 def announce(modules: Iterable[str]) -> None:
-    """Put the presets into timm's registry and the public modules before MONAI's locator, both on demand.
+    """Register the presets in timm once it is imported, and show the public modules to MONAI's ComponentLocator.
 
     Args:
         modules: full names of the modules that define public names.
@@ -38,7 +42,7 @@ def announce(modules: Iterable[str]) -> None:
 
 
 def register_presets() -> None:
-    """Register the presets in timm; what builds them loads when one is asked for."""
+    """Register the presets in timm; the code that builds them is imported when one is created."""
     from timm.models import register_model
 
     for name in TIMM_NAMES:
@@ -55,7 +59,7 @@ def _entry(name: str) -> Callable[..., Any]:
 
 
 class _OnDemand(ModuleType):
-    """Stands in ``sys.modules`` for a module until something is read from it, as MONAI's ComponentLocator does."""
+    """A stand-in in ``sys.modules`` that imports its module when one of its attributes is read."""
 
     def _load(self) -> ModuleType:
         if sys.modules.get(self.__name__) is self:
@@ -72,7 +76,7 @@ class _OnDemand(ModuleType):
 
 
 class _AfterImport(MetaPathFinder):
-    """Calls a function once when a module was imported."""
+    """An import hook that calls a function once, after a module was imported."""
 
     def __init__(self, name: str, action: Callable[[], None]) -> None:
         self.name, self.action = name, action
@@ -80,7 +84,7 @@ class _AfterImport(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec that others find, with the function after its execution."""
+        """Return the module's usual spec, with the function called after its execution."""
         if fullname != self.name:
             return None
         sys.meta_path.remove(self)

@@ -1,4 +1,4 @@
-"""The command as a whole: its verbs, its exit codes, and what it does to its process."""
+"""Run the command: parse its verb, turn errors into lines and exit codes, and set up its process."""
 
 from __future__ import annotations
 
@@ -86,5 +86,8 @@ def run_process() -> NoReturn:
 
 
 class _LogFormatter(logging.Formatter):
+    """Formats log lines with flags in place of arguments."""
+
     def format(self, record: logging.LogRecord) -> str:
+        """Format a record."""
         return with_flags(super().format(record))

@@ -1,4 +1,4 @@
-"""Arguments of the Python functions, as their errors name them, in the spelling of the command's flags.
+"""Replace the Python arguments that errors name by the command's flags.
 
 Errors and warnings name arguments as ``volume=2``, ``anyway=True`` or, without a value, ``take=``. The parser of the
 verb knows which flag stands for each, so there is no other table.

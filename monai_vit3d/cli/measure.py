@@ -1,4 +1,4 @@
-"""`vit3d measure`: say what a bundle was trained on, from its training files."""
+"""`vit3d measure`: measure a bundle's training files, for comparison with new ones."""
 
 from __future__ import annotations
 

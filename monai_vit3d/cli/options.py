@@ -1,4 +1,4 @@
-"""Arguments that several verbs have. Each is stored under the name that the Python functions have for it."""
+"""Arguments that several verbs share, each stored under its name in the Python functions."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def add_anyway(parser: argparse.ArgumentParser) -> None:
 
 
 def parsed(args: argparse.Namespace, *without: str) -> dict[str, Any]:
-    """Give a verb's arguments as keywords of its Python function.
+    """Return a verb's arguments as keywords of its Python function.
 
     Args:
-        args: as argparse gives them.
-        without: names that the function does not have.
+        args: the parsed arguments.
+        without: names of arguments that the function does not have.
     """
     keywords = {key: value for key, value in vars(args).items() if key not in ("run", "parser", *without)}
     if "overrides" in keywords:

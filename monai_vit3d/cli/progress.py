@@ -1,4 +1,4 @@
-"""Progress of a run, and lines for people, on standard error."""
+"""Print a run's progress, notes and errors to standard error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A bar on a terminal; a line for each file elsewhere."""
+    """Show a bar on a terminal, or a line for each file elsewhere."""
 
     def __init__(self) -> None:
         self.bar: Any = None
@@ -29,7 +29,7 @@ class Progress:
             self.bar.close()
 
     def begin(self, plan: Plan) -> None:
-        """Take in how many cases there are."""
+        """Print the plan's notes, and start to count its cases."""
         from tqdm import tqdm
 
         print_notes(plan)
@@ -71,5 +71,5 @@ def print_error(text: str) -> None:
 
 
 def _terminal() -> Any:
-    """Standard error as it is, for a bar that moves the cursor."""
+    """Return standard error without escaping, for a bar that moves the cursor."""
     return sys.stderr.raw if isinstance(sys.stderr, EscapedStream) else sys.stderr

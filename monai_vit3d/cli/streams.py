@@ -1,4 +1,4 @@
-"""Standard output and error of the command: nothing raw reaches a terminal, and a reader that has gone ends no run."""
+"""Guard the command's standard streams and signals: control characters are escaped, a closed pipe ends no run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP came; raised in the main thread, so that all is cleaned up on the way out.
+    """Raised in the main thread when SIGTERM or SIGHUP comes, so that everything is cleaned up.
 
     Attributes:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -28,15 +28,15 @@ class Terminated(BaseException):
 
 
 class EscapedStream:
-    """A text stream that shows control characters as escapes, and takes in what nobody reads any more.
+    """A text stream that escapes control characters, and discards text once its reader has gone.
 
     Python's warnings, other libraries' logs and argparse write here too, with names and header texts as they are.
 
     Args:
-        raw: what is written to; a progress bar may use it as it is.
+        raw: the stream to write to; a progress bar may use it directly.
 
     Attributes:
-        lost: why something could not be written, if not for want of a reader.
+        lost: the error if something could not be written although there was a reader.
     """
 
     def __init__(self, raw: TextIO) -> None:
@@ -49,11 +49,11 @@ class EscapedStream:
         return len(text)
 
     def flush(self) -> None:
-        """Flush what is held back."""
+        """Flush the stream."""
         self._tried(self.raw.flush)
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else a text stream has: encoding, isatty, fileno."""
+        """Return any other attribute of the raw stream: encoding, isatty, fileno."""
         return getattr(self.raw, name)
 
     def _tried(self, function: Any, *args: str) -> None:
@@ -62,7 +62,7 @@ class EscapedStream:
         except OSError as error:
             if error.errno not in _GONE:
                 self.lost = self.lost or error
-            # what is held back goes there, too: else each later flush would fail anew
+            # buffered text goes there, too: else each later flush would fail again
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.raw.fileno())
             os.close(nowhere)

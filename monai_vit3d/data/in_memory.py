@@ -1,4 +1,4 @@
-"""Images in memory as volumes: arrays, tensors, MONAI's and nibabel's images; and labels in the kind that came."""
+"""Convert images in memory (arrays, tensors, MONAI's, nibabel's) to volumes, and labels to the same kind."""
 
 from __future__ import annotations
 

@@ -318,7 +318,7 @@ FAULTS = {
     "missing": (lambda ds, k: k != 4, r"1 slice\(s\) missing.* between IM\d+ and IM\d+: 5\.000 mm.* others 2\.500"),
     "missing many": (lambda ds, k: k not in (2, 3, 5), r"3 slice\(s\) missing.*7\.500 mm"),
     "missing of four": (lambda ds, k: k in (0, 1, 3), r"1 slice\(s\) missing"),
-    "two echoes": (_at_the_same_place, r"2 volumes in one series \(5, 4 slices\).* differ in EchoTime;.*--volume N"),
+    "two echoes": (_at_the_same_place, r"2 volumes in one series \(5, 4 slices\).* differ in EchoTime;.*volume=N"),
     "uneven": (_uneven, r"uneven slices, 1\.900 to 2\.800 mm"),
     "to the side": (_wobbling, r"uneven slices, 2\.500 to 2\.500 mm apart and up to 0\.3"),
     "drift": (_drifting, r"uneven slices"),
@@ -505,7 +505,7 @@ def test_a_seg_of_anonymised_images_with_umlauts_elsewhere(tmp_path):
 @pytest.mark.parametrize(
     ("change", "names", "error", "message"),
     [
-        (lambda a: a[:-1], NAMES, ImageError, r"uint8 \(13, 20, 9\); integers \(14, 20, 9\)"),
+        (lambda a: a[:-1], NAMES, ImageError, r"uint8 \(13, 20, 9\); expected integers \(14, 20, 9\)"),
         (lambda a: a.transpose(1, 0, 2), NAMES, ImageError, r"\(20, 14, 9\)"),
         (lambda a: a.astype(np.float32), NAMES, ImageError, "float32"),
         (lambda a: 0 * a, {0: "background"}, UsageError, "no label is there and none has a name"),

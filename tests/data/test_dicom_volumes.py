@@ -484,9 +484,7 @@ def test_headers_that_suv_cannot_be_had_from(tmp_path, values, named):
 
 def test_a_pet_says_what_its_voxels_are(tmp_path):
     bqml = read(series(tmp_path / "b", sop_class=PET, edit=pet()))
-    assert bqml.warnings == (
-        "PET voxels are in Bq/ml (Units BQML); --units suv (units='suv' in Python) gives SUV by body weight",
-    )
+    assert bqml.warnings == ("PET voxels are in Bq/ml (Units BQML); units=suv gives SUV by body weight",)
     assert read(series(tmp_path / "g", sop_class=PET, edit=pet(Units="GML"))).warnings == ()
     odd = read(series(tmp_path / "m", sop_class=PET, edit=pet(RadionuclideTotalDose=400)), units="suv").warnings
     assert odd == ("RadionuclideTotalDose is 400 Bq; if that is MBq, SUV are a million times too high",)

@@ -71,9 +71,10 @@ def by_torch(tmp_path, tiny_bundle, cohort):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [["--backend", "openvino"], ["--backend", "auto"], pytest.param(["--backend", "compile"], marks=pytest.mark.slow)],
+    [["--backend", "openvino"], ["--backend", "auto"], ["--backend", "compile"]],
 )
 def test_labels_are_those_of_pytorch(tmp_path, tiny_bundle, cohort, by_torch, options):
     out = tmp_path / "out"
@@ -82,6 +83,7 @@ def test_labels_are_those_of_pytorch(tmp_path, tiny_bundle, cohort, by_torch, op
     assert products(out) == products(by_torch)
 
 
+@pytest.mark.slow
 def test_bfloat16_labels_differ_in_few_voxels(tmp_path, tiny_bundle, cohort, by_torch):
     """Half the brightness' digits: a voxel next to the limit of 20.3 or 60.3 may fall on its other side."""
     out = tmp_path / "out"
@@ -152,6 +154,7 @@ def test_torch_changes_nothing(loaded):
     assert accelerate(loaded, "torch") is loaded
 
 
+@pytest.mark.slow
 def test_the_engine_is_there_before_the_first_image(loaded, cache):
     fast = accelerate(loaded, "auto")
     assert engines(fast) == ["OpenVINOEngine"]
@@ -166,6 +169,7 @@ WINDOWS = SlidingWindowInferer((16, 16, 16), sw_batch_size=4)
 HALF = AutocastInferer(WINDOWS, "float16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("inferer", "precision"),
     [
@@ -215,6 +219,7 @@ def test_the_command_knows_every_backend():
     assert tuple(action.choices) == BACKENDS
 
 
+@pytest.mark.slow
 def test_an_engine_that_gives_another_answer_is_not_used(loaded, monkeypatch, caplog):
     call = openvino.OpenVINOEngine.__call__
     monkeypatch.setattr(openvino.OpenVINOEngine, "__call__", lambda self, x: 1.1 * call(self, x))
@@ -243,6 +248,7 @@ def test_other_inferers_are_left_alone(loaded):
     assert not engines(fast)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("roi_size", [-1, (16, 16, -1), (16, 16, None)])
 def test_windows_of_the_images_size_wait_for_the_image(loaded, roi_size):
     fast = accelerate(replace(loaded, inferer=SlidingWindowInferer(roi_size, sw_batch_size=4)), "openvino")

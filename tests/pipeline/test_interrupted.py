@@ -91,6 +91,7 @@ def test_a_full_disk_fails_files_and_leaves_no_half_ones(disk, cohort, clean_run
     assert leftovers(folder / "out") == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_already_keeps_the_earlier_run(disk, cohort, clean_run, tiny_bundle, capsys):
     folder, resize = disk
     resize(8000)

@@ -200,6 +200,7 @@ def test_variance_is_that_over_the_flips(images, tmp_path, roi):
     np.testing.assert_array_equal(voxels(record["output"]), reference.labels(mean))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--tta-axes", "0,1,2", "--uncertainty", "variance", "--probabilities"]])
 def test_stitched_or_not_is_the_same_to_the_last_bit(bundle, images, tmp_path, monkeypatch, flags):
     stitched = run(bundle, images, tmp_path / "a", *flags)
@@ -262,6 +263,7 @@ GRIDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--uncertainty", "entropy"]])
 def test_labels_come_back_to_any_grid(bundle, tmp_path, flags):
     paths = []
@@ -279,6 +281,7 @@ def test_labels_come_back_to_any_grid(bundle, tmp_path, flags):
     assert seen == {0, 1, 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stitched", [True, False])
 def test_mixed_precision(bundle, images, tmp_path, monkeypatch, stitched):
     def load(*args, **options):
@@ -303,6 +306,7 @@ def test_mixed_precision(bundle, images, tmp_path, monkeypatch, stitched):
 # other shapes of bundles
 
 
+@pytest.mark.slow
 def test_overlapping_masks(images, tmp_path):
     steps = [{"_target_": "Activationsd", "keys": "pred", "sigmoid": True}, zoo.inverting()]
     steps += [{"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5}, zoo.saving()]
@@ -328,6 +332,7 @@ def test_overlapping_masks(images, tmp_path):
     np.testing.assert_allclose(voxels(tmp_path / "out" / "spleen_0_entropy.nii.gz"), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_single_mask(images, tmp_path):
     steps = [{"_target_": "Activationsd", "keys": "pred", "sigmoid": True}]
     steps += [{"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5}, zoo.inverting(), zoo.saving()]
@@ -353,6 +358,7 @@ SIGMOID = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("around", [False, True])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_an_inferer_that_makes_the_labels(images, tmp_path, activation, around):
@@ -451,6 +457,7 @@ def test_what_only_monai_can_invert_is_left_to_it(images, tmp_path, caplog, step
     np.testing.assert_array_equal(np.moveaxis(found, 3, 0) if found.ndim == 4 else found[None], expected)
 
 
+@pytest.mark.slow
 def test_probabilities_of_0_and_1_are_no_masks(images, tmp_path):
     state = zoo.seeded_state(3)
     final = {name: value * 1e6 if name.startswith(zoo.FINAL) else value for name, value in state.items()}
@@ -461,6 +468,7 @@ def test_probabilities_of_0_and_1_are_no_masks(images, tmp_path):
     np.testing.assert_array_equal(voxels(record["output"]), reference.labels_first(reference.logits()))
 
 
+@pytest.mark.slow
 def test_masks_need_a_threshold(images, tmp_path):
     steps = [{"_target_": "GaussianSmoothd", "keys": "pred", "sigma": 0.5}, zoo.inverting(), zoo.saving()]
     bundle = written(tmp_path / "bundle", ("lesion",), postprocessing=steps)
@@ -494,6 +502,7 @@ def test_the_whole_volume_at_once(images, tmp_path):
     np.testing.assert_allclose(found, reference.back(reference.logits().softmax(0), nearest=False), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--uncertainty", "entropy"]])
 def test_more_than_256_classes(tmp_path, flags):
     names = [f"parcel {i}" for i in range(300)]
@@ -702,6 +711,7 @@ def test_another_error_of_the_network_is_not_tried_twice(bundle, images, tmp_pat
 # classifiers
 
 
+@pytest.mark.slow
 def test_predictions_are_those_of_monai_bundle_run(tmp_path):
     folder_in = tmp_path / "in"
     folder_in.mkdir()
@@ -743,6 +753,7 @@ def toy_classifier(path, task, names):
     return zoo.write_bundle(path, config, about, Classifier(**network).state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["multi-class", "ordinal", "multi-label", "regression"])
 def test_classifiers_of_every_task(images, tmp_path, task):
     names = ["age"] if task == "regression" else ["none", "some", "much"]

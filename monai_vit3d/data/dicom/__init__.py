@@ -1,4 +1,4 @@
-"""DICOM series: found, read as volumes, answered with a DICOM SEG. The only room that imports pydicom and highdicom."""
+"""Find DICOM series, read them as volumes, and write DICOM SEG. Only this package imports pydicom and highdicom."""
 
 from .reader import VOXEL_UNITS, read_series
 from .seg import write_dicom_seg

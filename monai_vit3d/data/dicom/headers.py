@@ -1,7 +1,7 @@
-"""DICOM headers: recognised, read and asked, without a word of what they say of a patient.
+"""Recognise and read DICOM headers without showing what they say about a patient.
 
 pydicom's warnings quote values and UIDs; from the first file that is read here they are no longer shown, neither as
-Python warnings nor in pydicom's log. Messages of ours name files and attributes, and numbers at most.
+Python warnings nor in pydicom's log. Our own messages name files and attributes, and quote numbers at most.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read_header(path: Path, tags: list[str] | None = None) -> Dataset | None:
 
     Args:
         path: the file.
-        tags: the elements that are needed; None is all.
+        tags: the elements to read; None is all.
 
     Returns:
         The elements; None if the file is not DICOM.
@@ -47,7 +47,7 @@ def read_header(path: Path, tags: list[str] | None = None) -> Dataset | None:
         with path.open("rb") as file:
             if not has_dicom_signature(file.read(HEAD_BYTES)):
                 return None
-        # force: of a file without preamble; that it is DICOM is known
+        # force: the file may have no preamble; its signature was checked above
         return dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
     except OSError as error:
         raise ImageError(f"{path.name}: cannot be read ({error.strerror}). Make it readable.") from error
@@ -59,13 +59,13 @@ def element(header: Dataset, name: str) -> Any:
     """Return an attribute's value; None if it is missing, empty, or cannot be parsed."""
     try:
         value = header.get(name)
-    except Exception:  # elements are parsed when asked for, and damaged ones raise what they like
+    except Exception:  # elements are parsed on access, and damaged ones raise errors of any class
         return None
     return None if value == "" else value
 
 
 def element_number(header: Dataset, name: str) -> float | None:
-    """Return an attribute's finite number; None if it is none."""
+    """Return an attribute's finite number; None if it is missing or not a finite number."""
     try:
         value = float(element(header, name))
     except (TypeError, ValueError, OverflowError):
@@ -94,7 +94,7 @@ def element_numbers(header: Dataset, name: str, count: int) -> Array:
 def hush_pydicom() -> None:
     """Keep pydicom's and highdicom's warnings, which quote headers, from terminal and log.
 
-    By a filter for these modules, not by catch_warnings, which is not safe where several threads read.
+    This installs a filter for these modules; catch_warnings is not safe if several threads read.
     """
     warnings.filterwarnings("ignore", module=r"(pydicom|highdicom|monai_vit3d\.data\.dicom)(\.|$)")
     for package in ("pydicom", "highdicom"):

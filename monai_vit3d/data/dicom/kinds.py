@@ -1,4 +1,4 @@
-"""Which DICOM objects are volumes of a patient in space, and what the others are."""
+"""Tell DICOM objects that belong to a volume from others, such as reports, scouts and screenshots."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SURVEY_SLICES = 15  # of a plane: a volume has more
 
 
 def passed_over_for(header: Dataset) -> str:
-    """Return why an object is no part of a volume, by its class; empty if it may be one.
+    """Say why an object is not part of a volume, by its class; empty if it may be.
 
     Args:
         header: with SOPClassUID, Rows, SamplesPerPixel, PhotometricInterpretation, ImagePositionPatient and
@@ -54,7 +54,7 @@ def sop_class(header: Dataset) -> tuple[str, str]:
 
 
 def is_cut_image(header: Dataset) -> bool:
-    """Whether an image has no Rows, or a file of no known class not even a SeriesInstanceUID: it ends too early."""
+    """Whether a file is cut off: an image without Rows, or a file of unknown class without a SeriesInstanceUID."""
     if "Rows" in header:
         return False
     _, name = sop_class(header)
@@ -62,10 +62,10 @@ def is_cut_image(header: Dataset) -> bool:
 
 
 def is_survey(headers: Sequence[Dataset]) -> bool:
-    """Whether a series is no volume, by its orientations.
+    """Whether the orientations of a series are those of a scout or of radial planes.
 
-    A scout has two or three, nearly at right angles, each of a like, small number of slices; of radial planes and some
-    scouts each has its own.
+    A scout has two or three orientations, nearly at right angles, each with about the same small number of slices; in
+    radial planes and some scouts each slice has its own.
     """
     normals: list[tuple[float, ...]] = []
     for header in headers:

@@ -1,4 +1,4 @@
-"""Siemens mosaics: the slices of a volume as tiles of one image (nibabel's documentation, "Siemens mosaic format")."""
+"""Read Siemens mosaics, the slices of a volume as tiles of one image (nibabel, "Siemens mosaic format")."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ADVICE = "a Siemens mosaic whose private CSA header is {}; convert the original
 
 @dataclass(frozen=True, eq=False)
 class Mosaic:
-    """Where the slices of a mosaic are, in the image and in space.
+    """Positions of a mosaic's slices, in the image and in space.
 
     Args:
         count: number of slices.
@@ -34,7 +34,7 @@ class Mosaic:
     step: Array
 
     def tile(self, index: int) -> tuple[slice, slice]:
-        """Rows and columns of a slice in the image; tiles follow each other along rows."""
+        """Return rows and columns of a slice in the image; tiles follow each other along rows."""
         rows, columns = self.shape
         down, along = divmod(index, math.ceil(math.sqrt(self.count)))
         return slice(down * rows, (down + 1) * rows), slice(along * columns, (along + 1) * columns)
@@ -49,10 +49,10 @@ def is_mosaic(header: Dataset) -> bool:
 def read_mosaic(header: Dataset) -> Mosaic:
     """Read where a mosaic's slices are.
 
-    Siemens gives the corner that an image of the mosaic's size would have around the same centre.
+    Siemens stores the corner that an image of the mosaic's size would have around the same centre.
 
     Raises:
-        HeaderError: what Siemens' private header says of the slices is missing or cannot be.
+        HeaderError: the slices' fields in Siemens' private header are missing or contradictory.
     """
     csa = _csa_header(header)
     try:
@@ -79,5 +79,5 @@ def _csa_header(header: Dataset) -> dict[str, Any]:
 
     try:
         return dict(get_csa_header(header)["tags"])
-    except Exception as error:  # none is None; a damaged one raises what it likes
+    except Exception as error:  # a missing header is None, a damaged one raises errors of any class
         raise HeaderError(_ADVICE.format("missing or damaged")) from error

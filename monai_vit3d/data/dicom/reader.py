@@ -1,4 +1,4 @@
-"""A DICOM series as a volume."""
+"""Read a DICOM series as a volume."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ def read_series(
 ) -> Volume:
     """Read a series of single-frame files, of enhanced multi-frame files or of Siemens mosaics as a volume.
 
-    Values are rescaled as each slice says (CT: HU; a PET's slopes differ from slice to slice). The affine comes from
-    the positions and orientation of the slices alone; slice thickness and instance numbers are not trusted, and the
-    spacing between slices only in a mosaic. With a tilted gantry the affine has a shear, so that every voxel is where
-    it was. Slices off the even grid from first to last by more than 0.1 mm and 1 % of the spacing are warned of, by
-    more than 10 % refused. A slice that is missing at either end is noticed only where the headers count the files.
+    Values are rescaled by each slice's own slope and intercept (CT: HU; a PET's slopes differ from slice to slice). The
+    affine comes from the positions and orientation of the slices alone; slice thickness and instance numbers are not
+    used, and the spacing between slices only in a mosaic. With a tilted gantry the affine has a shear, so that every
+    voxel keeps its place. Slices off the even grid from first to last by more than 0.1 mm and 1 % of the spacing cause
+    a warning, by more than 10 % an error. A slice that is missing at either end is noticed only if the headers count
+    the files.
 
     Args:
         series: from :func:`find_series`.
-        max_voxels: more are refused before memory is taken.
+        max_voxels: more are refused before memory is allocated.
         volume: which volume of a series with several (time points, echoes, b-values, stacks), from 0; None refuses
-            them.
+            such a series.
         units: ``"stored"``, or ``"suv"``: a PET's standardised uptake values by body weight.
 
     Returns:
@@ -48,7 +49,7 @@ def read_series(
 
     Raises:
         ImageError: missing, doubled or unevenly spaced slices, fewer than two, several volumes and none picked,
-            pixels that are cut off or cannot be decoded, headers that SUV cannot be had from, or pydicom is not there.
+            pixels that are cut off or cannot be decoded, headers without the fields for SUV, or pydicom is missing.
         UsageError: other units.
     """
     if units not in VOXEL_UNITS:
@@ -63,7 +64,7 @@ def read_series(
 
 
 def _factors(slices: Sequence[Slice], units: str, where: str) -> tuple[list[float], list[str]]:
-    """What each slice's rescaled values are multiplied by, and what was odd."""
+    """Compute the factor for each slice's rescaled values, and a sentence for each oddity."""
     headers = [s.header for s in slices]
     ones = [1.0] * len(slices)
     if not is_pet(headers[0]):
@@ -80,12 +81,12 @@ def _factors(slices: Sequence[Slice], units: str, where: str) -> tuple[list[floa
 
 
 def _planes(slices: Sequence[Slice], factors: Sequence[float]) -> Array:
-    """(slices, rows, columns) float32, rescaled."""
+    """Decode and rescale all slices: (slices, rows, columns) float32."""
     planes: Array = np.empty((len(slices), *slices[0].shape), np.float32)
-    wanted: dict[Path, dict[int, list[int]]] = {}
-    for k, one in enumerate(slices):
-        wanted.setdefault(one.path, {}).setdefault(one.frame, []).append(k)
-    for path, frames in wanted.items():
+    frames_by_file: dict[Path, dict[int, list[int]]] = {}
+    for k, plane in enumerate(slices):
+        frames_by_file.setdefault(plane.path, {}).setdefault(plane.frame, []).append(k)
+    for path, frames in frames_by_file.items():
         image = _open(path)
         try:
             _fill(planes, image, frames, slices, factors)
@@ -135,7 +136,7 @@ def _transfer_syntax(image: Dataset) -> UID:
 
 
 def _why(image: Dataset, error: Exception) -> str:
-    """What is the matter with the pixels, in words of ours."""
+    """Say what is wrong with the pixels, without quoting the header."""
     from pydicom.pixels import get_decoder
 
     if isinstance(error, HeaderError):

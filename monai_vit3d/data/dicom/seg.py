@@ -1,4 +1,4 @@
-"""Labels as a DICOM SEG."""
+"""Write labels as a DICOM SEG."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def write_dicom_seg(
 ) -> None:
     """Write labels as one DICOM SEG, of type BINARY, that refers to the images they were made from.
 
-    Segments are numbered from 1 in the order of the label values and carry the names; one that is nowhere is described
-    all the same. A value without a name, or with one that a SEG cannot hold (empty, above 64 characters, with a
-    backslash), is called "label 2". A bundle has no codes for its classes, so each segment is coded as the general
-    "Tissue" (SNOMED CT 85756007), as 3D Slicer does by default. Patient and study are copied from the images, names and
-    dates included: a SEG is part of the patient's study. Whoever may not see the images may not see it either.
+    Segments are numbered from 1 in the order of the label values and have the names; an empty segment is described,
+    too. A value without a name, or with one that a SEG cannot hold (empty, above 64 characters, with a backslash), is
+    called "label 2". A bundle has no codes for its classes, so each segment is coded as the general "Tissue" (SNOMED CT
+    85756007), as 3D Slicer does by default. Patient and study are copied from the images, names and dates included: a
+    SEG is part of the patient's study, and needs the same protection as the images.
 
     Args:
         labels: (columns, rows, slices) integers, on the grid of :func:`read_series`; 0 is background. Or (C, columns,
             rows, slices) masks that may overlap: mask c is label c + 1.
         series: the images; their headers are read again.
         names: label value to name.
-        path: the file, whole or not there.
+        path: the file, written atomically.
         volume: as given to :func:`read_series`.
 
     Raises:
-        ImageError: another shape than the series', images a SEG cannot refer to, or highdicom is not there.
-        UsageError: neither a label nor a name, so that there is no segment.
+        ImageError: another shape than the series', images that a SEG cannot refer to, or highdicom is missing.
+        UsageError: neither a label nor a name, so that there would be no segment.
     """
     slices, grid, _ = stack_slices(series, volume)
     labels = np.asarray(labels)
@@ -61,10 +61,10 @@ def write_dicom_seg(
     _check_references(slices, series)
     segments = _segments(labels, list(ordered))
     frames = [s.frame for s in slices]
-    one_file = len({s.path for s in slices}) == 1  # whose frames are told apart by their order in it alone
+    one_file = len({s.path for s in slices}) == 1  # only their order identifies its frames
     if one_file:
         segments, slices = segments[np.argsort(frames)], slices[:1]
-    hush_pydicom()  # warnings quote what the images say of the patient
+    hush_pydicom()  # warnings quote the patient's data
     try:
         for plane in slices:
             _complete(plane.header, series, grid.spacing_mm[2])
@@ -75,7 +75,7 @@ def write_dicom_seg(
             _refer_to_frames(seg, sorted(frames))
     except ImportError as error:
         raise ImageError(f"{describe_series(series)}: a DICOM SEG needs pip install monai-vit3d[dicom]") from error
-    except Exception as error:  # what an odd header makes highdicom and pydicom raise is of no one class
+    except Exception as error:  # odd headers make highdicom and pydicom raise errors of any class
         why = error if isinstance(error, AttributeError) else type(error).__name__  # others may quote the patient too
         raise ImageError(
             f"{describe_series(series)}: no DICOM SEG can refer to these images ({why}). "
@@ -86,9 +86,9 @@ def write_dicom_seg(
 
 
 def _segment_names(labels: Array, names: Mapping[int, str]) -> dict[int, str]:
-    """A name for each label value that is there or has one, in order."""
-    there = range(1, len(labels) + 1) if labels.ndim == 4 else np.unique(labels[labels != 0]).tolist()
-    values = sorted({*there, *(value for value in names if value)})
+    """Name each label value that occurs or has a name, in order."""
+    present = range(1, len(labels) + 1) if labels.ndim == 4 else np.unique(labels[labels != 0]).tolist()
+    values = sorted({*present, *(value for value in names if value)})
     if not values:
         raise UsageError("labels: no label is there and none has a name; a DICOM SEG has one segment or more.")
     return {value: _segment_name(names.get(value, ""), value) for value in values}
@@ -100,7 +100,7 @@ def _segment_name(name: str, value: int) -> str:
 
 
 def _segments(labels: Array, values: list[int]) -> Array:
-    """Segment numbers (slices, rows, columns); of masks, (slices, rows, columns, segments)."""
+    """Convert labels to segment numbers (slices, rows, columns); masks, to (slices, rows, columns, segments)."""
     if labels.ndim == 4:
         masks = np.zeros((*labels.shape[:0:-1], len(values)), np.uint8)
         for n, value in enumerate(values):
@@ -114,13 +114,13 @@ def _segments(labels: Array, values: list[int]) -> Array:
 
 
 def _keep_frames(header: Dataset, frames: list[int]) -> None:
-    """Leave the frames of one volume of several in an image's header; in memory only. highdicom takes no others."""
+    """Keep the frames of one volume of several in an image's header, in memory only, as highdicom requires."""
     header.PerFrameFunctionalGroupsSequence = [header.PerFrameFunctionalGroupsSequence[frame] for frame in frames]
     header.NumberOfFrames = len(frames)
 
 
 def _refer_to_frames(seg: Dataset, frames: list[int]) -> None:
-    """Number the frames that a SEG refers to as they are in the file, not among those that were kept."""
+    """Number the frames that a SEG refers to by their order in the file, not among those that were kept."""
     sources = {  # one item may stand in several frames of the SEG
         id(source): source
         for group in seg.PerFrameFunctionalGroupsSequence
@@ -132,7 +132,7 @@ def _refer_to_frames(seg: Dataset, frames: list[int]) -> None:
 
 
 def _check_references(slices: list[Slice], series: Series) -> None:
-    """Refuse images that a SEG cannot name one by one."""
+    """Refuse images that a SEG cannot refer to one by one."""
     images = {s.path: element(s.header, "SOPInstanceUID") for s in slices}
     why = ""
     if slices[0].tile is not None:
@@ -146,7 +146,7 @@ def _check_references(slices: list[Slice], series: Series) -> None:
 
 
 def _complete(header: Dataset, series: Series, step_mm: float) -> None:
-    """Add what highdicom copies from an image and what those of some exporters lack; in memory only."""
+    """Add attributes that highdicom copies from an image and some exporters leave out; in memory only."""
     from pydicom.uid import generate_uid
 
     for tag in _REQUIRED:
@@ -159,7 +159,7 @@ def _complete(header: Dataset, series: Series, step_mm: float) -> None:
 
 
 def _share_groups(header: Dataset) -> None:
-    """Copy what highdicom looks for among the shared functional groups from the first frame's own."""
+    """Copy attributes that highdicom expects in the shared functional groups from the first frame's own groups."""
     from pydicom import Dataset
 
     first = header.PerFrameFunctionalGroupsSequence[0]
@@ -172,7 +172,7 @@ def _share_groups(header: Dataset) -> None:
 
 
 def _segmentation(segments: Array, sources: list[Dataset], names: list[str], series: Series) -> Any:
-    """The SEG of segment numbers or masks, in the order of the sources or of the one source's frames."""
+    """Build the SEG of segment numbers or masks, in the order of the sources or of the one source's frames."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 

@@ -1,4 +1,4 @@
-"""Finding the image series of a folder, and what is in it besides."""
+"""Find the image series of a folder, and report its other files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "ImageType", "Rows"]
 _TAGS += ["NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "SharedFunctionalGroupsSequence"]
 _TAGS += ["SamplesPerPixel", "PhotometricInterpretation", "StudyInstanceUID"]
-_Key = tuple[str, ...]  # a SeriesInstanceUID; without one an empty text and what else tells series apart
+_Key = tuple[str, ...]  # a SeriesInstanceUID; without one, an empty text and other attributes that separate series
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Series:
     """The files of one DICOM series.
 
     Args:
-        uid: SeriesInstanceUID, empty where an anonymiser has blanked it; it identifies the patient's examination: not
-            for file names or reports.
-        number: SeriesNumber, if it has one.
-        name: for file names: nothing that was typed at the scanner, other than its series' number.
+        uid: SeriesInstanceUID, empty if an anonymiser has blanked it; it identifies the patient's examination: not for
+            file names or reports.
+        number: SeriesNumber, if there is one.
+        name: for file names: it contains nothing that was typed at the scanner but the series' number.
         files: sorted by name.
         images: SOPInstanceUIDs.
-        warnings: what was odd about the folder.
+        warnings: a sentence for each oddity of the folder.
     """
 
     uid: str
@@ -48,12 +48,12 @@ class Series:
 
 @dataclass(frozen=True)
 class FolderScan:
-    """What lies in a folder.
+    """Content of a folder.
 
     Args:
         series: by SeriesNumber, then UID; series without a number come last.
-        passed_over: files that belong to none of them: DICOM that is no volume (reports, screenshots, scouts), and
-            files that are named like slices and are no DICOM.
+        passed_over: files that belong to none of them: DICOM other than volumes (reports, screenshots, scouts), and
+            files that are named like slices but are not DICOM.
     """
 
     series: tuple[Series, ...]
@@ -65,7 +65,7 @@ def find_series(folder: str | Path) -> list[Series]:
 
     Raises:
         DatasetError: no such folder.
-        ImageError: no series in it; the message says what is there.
+        ImageError: no series in it; the message lists the other files.
     """
     scan = scan_folder(folder)
     if scan.series:
@@ -88,12 +88,12 @@ def _listed(passed_over: Sequence[PassedOver]) -> str:
 def scan_folder(folder: str | Path) -> FolderScan:
     """Sort the files that lie directly in a folder into series; only headers are read.
 
-    Names do not matter, preambles neither; hidden files are not looked at. Files without a SeriesInstanceUID are one
-    series for each study, modality and SeriesNumber. A damaged file goes to its series, which then cannot be read.
+    File names and preambles do not matter; hidden files are skipped. Files without a SeriesInstanceUID are one series
+    for each study, modality and SeriesNumber. A damaged file goes to its series, which then cannot be read.
 
     Raises:
         DatasetError: no such folder.
-        ImageError: pydicom is not there, or a file cannot be read.
+        ImageError: pydicom is missing, or a file cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -106,13 +106,13 @@ def scan_folder(folder: str | Path) -> FolderScan:
 
 @dataclass
 class _Sorting:
-    """Files on their way into series."""
+    """Sorts files into series."""
 
     scans: dict[_Key, list[tuple[Path, Dataset]]] = field(default_factory=dict)
     other: list[Path] = field(default_factory=list)
-    damaged: list[tuple[str, PassedOver]] = field(default_factory=list)  # with the UID, as far as it is there
+    damaged: list[tuple[str, PassedOver]] = field(default_factory=list)  # with the UID, if it could be read
     passed_over: list[PassedOver] = field(default_factory=list)
-    suspicious: list[str] = field(default_factory=list)  # what may have been a slice
+    suspicious: list[str] = field(default_factory=list)  # files that may have been slices
 
     def add(self, path: Path) -> None:
         """Sort one file."""
@@ -132,8 +132,8 @@ class _Sorting:
         elif reason := passed_over_for(header):
             self.passed_over.append(PassedOver(path, reason))
         else:
-            apart = [str(element(header, name)) for name in ("StudyInstanceUID", "Modality", "SeriesNumber")]
-            self.scans.setdefault((uid,) if uid else ("", *apart), []).append((path, header))
+            other_key = [str(element(header, name)) for name in ("StudyInstanceUID", "Modality", "SeriesNumber")]
+            self.scans.setdefault((uid,) if uid else ("", *other_key), []).append((path, header))
 
     def end(self) -> FolderScan:
         """Return the series, once all files are sorted."""
@@ -154,7 +154,7 @@ class _Sorting:
         return FolderScan(tuple(series), tuple(sorted(self.passed_over, key=lambda file: file.path)))
 
     def _damaged_files(self) -> dict[_Key, list[Path]]:
-        """The damaged files of each series; those that may be of several are passed over."""
+        """Assign damaged files to series; pass over those that may belong to several."""
         damaged: dict[_Key, list[Path]] = {}
         for uid, file in self.damaged:
             keys = [key for key in self.scans if uid and key[0] == uid] or list(self.scans)
@@ -169,28 +169,25 @@ class _Sorting:
         """Pass over scouts, in series of their own or among slices, and single slices."""
         for key, files in list(self.scans.items()):
             scouts = [path for path, header in files if _is_localizer(header)]
-            kept = [(path, header) for path, header in files if path not in scouts]
+            slices = [(path, header) for path, header in files if path not in scouts]
             reason = "a scout (localizer)"
             if not scouts and len(files) == 1 and not _has_slices(files[0][1]) and not self._has_damaged(key[0]):
-                scouts, kept, reason = [files[0][0]], [], "1 slice; a volume needs two or more"
+                scouts, slices, reason = [files[0][0]], [], "1 slice; a volume needs two or more"
             elif not scouts and is_survey([header for _, header in files]):
-                scouts, kept, reason = (
-                    [path for path, _ in files],
-                    [],
-                    "a scout or radial planes: a few slices of each orientation",
-                )
+                scouts, slices = [path for path, _ in files], []
+                reason = "a scout or radial planes: a few slices of each orientation"
             self.passed_over += [PassedOver(path, reason) for path in scouts]
-            if kept:
-                self.scans[key] = kept
+            if slices:
+                self.scans[key] = slices
             else:
                 del self.scans[key]
 
     def _has_damaged(self, uid: str) -> bool:
-        """Whether a damaged file may be of a series."""
+        """Whether a damaged file may belong to a series."""
         return any(own == uid or len(self.scans) == 1 for own, _ in self.damaged)
 
     def _pass_over_others(self) -> None:
-        """Pass over what is named as slices are and is no DICOM."""
+        """Pass over files that are named like slices but are not DICOM."""
         suffixes = {path.suffix.lower() for files in self.scans.values() for path, _ in files}
         for path in self.other:
             size, suffix = path.stat().st_size, path.suffix.lower()
@@ -204,7 +201,7 @@ class _Sorting:
 
 
 def describe_series(series: Series) -> str:
-    """A series in a message: no UID, and no more of the path than the folder's name."""
+    """Name a series in a message: without its UID, and with no more of the path than the folder's name."""
     return f"{series.files[0].parent.name}, {series.name}"
 
 

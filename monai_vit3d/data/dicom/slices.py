@@ -1,4 +1,4 @@
-"""The planes of DICOM files: one of a classic file, a frame of a multi-frame file, a tile of a Siemens mosaic."""
+"""Read the planes of DICOM files: of a classic file, frames of a multi-frame file, tiles of a Siemens mosaic."""
 
 from __future__ import annotations
 

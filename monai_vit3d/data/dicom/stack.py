@@ -1,4 +1,4 @@
-"""Slices put in their order in space, and the affine that their positions give."""
+"""Order slices in space, and compute the affine from their positions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,11 @@ from .slices import Slice, read_slices
 from .volumes import SAME_PLACE_MM, pick_volume
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_TILT_DEGREES = 0.1  # from here on the tilt is told; the affine holds any
-# how far slices may be off the even grid: headers with positions of one decimal are everyday
-_OFF_GRID_MM, _OFF_GRID, _OFF_GRID_AT_MOST = (
-    0.1,
-    0.01,
-    0.25,
-)  # taken: mm or share of the step, but no more than this one
-_REFUSED_OFF_GRID = 0.1  # warned up to this share of the step
+_TILT_DEGREES = 0.1  # more causes a warning; the affine represents any tilt
+# how far slices may be off the even grid without a warning; positions with one decimal are common:
+_OFF_GRID_MM, _OFF_GRID_SHARE = 0.1, 0.01  # the larger of mm and share of the step ...
+_MAX_OFF_GRID_SHARE = 0.25  # ... but at most this share of it
+_REFUSED_OFF_GRID = 0.1  # share of the step; less causes a warning
 
 
 def stack_slices(series: Series, volume: int | None = None) -> tuple[list[Slice], Grid, tuple[str, ...]]:
@@ -33,10 +30,10 @@ def stack_slices(series: Series, volume: int | None = None) -> tuple[list[Slice]
         volume: which one of a series with several (time points, echoes, stacks), from 0.
 
     Returns:
-        The slices, the grid, and what was odd.
+        The slices, the grid, and a sentence for each oddity.
 
     Raises:
-        ImageError: as :func:`read_series`, but for pixels.
+        ImageError: as :func:`read_series`, except for errors of pixels.
     """
     where = describe_series(series)
     every = [plane for path in series.files for plane in read_slices(path)]
@@ -65,15 +62,15 @@ def stack_slices(series: Series, volume: int | None = None) -> tuple[list[Slice]
 
 
 def _even_step(slices: Sequence[Slice], normal: Array, where: str) -> tuple[Array, list[str]]:
-    """From each slice to the next, (3,) LPS mm, the same everywhere; and a warning if it is so only roughly."""
+    """Compute the step between neighbouring slices, (3,) LPS mm, and a warning if the steps are not quite equal."""
     positions = np.array([s.position for s in slices])
     gaps = np.diff(positions @ normal)
     step = (positions[-1] - positions[0]) / len(gaps)
     length = float(np.linalg.norm(step))
     off = np.linalg.norm(positions - positions[0] - np.arange(len(positions))[:, None] * step, axis=1).max()
-    taken = min(max(_OFF_GRID * length, _OFF_GRID_MM), _OFF_GRID_AT_MOST * length)
-    # the sum of rounding errors that make up the tolerance is not to be decided by float64's own
-    if gaps.min() >= SAME_PLACE_MM and off <= taken * (1 + 1e-6):
+    tolerance = min(max(_OFF_GRID_SHARE * length, _OFF_GRID_MM), _MAX_OFF_GRID_SHARE * length)
+    # 1e-6: float64's own rounding must not decide about positions that are exactly the tolerance away
+    if gaps.min() >= SAME_PLACE_MM and off <= tolerance * (1 + 1e-6):
         return step, []
     steps, k = gaps / gaps.min(), int(gaps.argmax())
     missing = int(steps.round().sum()) - len(steps)
@@ -93,7 +90,7 @@ def _even_step(slices: Sequence[Slice], normal: Array, where: str) -> tuple[Arra
 
 
 def _count_warnings(slices: Sequence[Slice], several: bool) -> list[str]:
-    """What InstanceNumber and ImagesInAcquisition say of files that are not there; each file counts once."""
+    """Warn of missing files by InstanceNumber and ImagesInAcquisition; each file counts once."""
     headers = list({s.path: s.header for s in slices}.values())
     warnings: list[str] = []
     if len(headers) == 1:
@@ -110,9 +107,9 @@ def _count_warnings(slices: Sequence[Slice], several: bool) -> list[str]:
             warnings.append(f"InstanceNumber {doubled[0]} is there {instances[doubled[0]]} times")
     acquisitions = Counter(element(header, "AcquisitionNumber") for header in headers)
     for header in headers:
-        wanted = element_number(header, "ImagesInAcquisition") or 0
-        have = acquisitions[element(header, "AcquisitionNumber")]
-        if have < wanted:
-            warnings.append(f"{have} files of an acquisition that has {wanted:.0f} (ImagesInAcquisition)")
+        expected = element_number(header, "ImagesInAcquisition") or 0
+        present = acquisitions[element(header, "AcquisitionNumber")]
+        if present < expected:
+            warnings.append(f"{present} files of an acquisition that has {expected:.0f} (ImagesInAcquisition)")
             break
     return warnings

@@ -1,4 +1,4 @@
-"""Standardised uptake values of a PET, by body weight (SUVbw), from what its headers say.
+"""Compute standardised uptake values of a PET by body weight (SUVbw) from its headers.
 
 After the DICOM standard's PET modules (PS3.3 C.8.9) and QIBA's vendor-neutral pseudo-code: the decay-corrected activity
 concentration in Bq/ml, divided by the dose in Bq that is left at the time the correction refers to, times grams.
@@ -31,22 +31,22 @@ def is_pet(header: Dataset) -> bool:
 
 
 def units_warning(header: Dataset) -> str:
-    """Say what a PET's voxels are; empty where they are SUV already."""
+    """Say which unit a PET's voxels have; empty if they are SUV already."""
     units = element(header, "Units")
     if units == "GML":
         return ""
-    shown = f"in {_UNITS[units]} (Units {units})" if units in _UNITS else "in units that its header does not say"
-    return f"PET voxels are {shown}; units=suv gives SUV by body weight"
+    unit = f"in {_UNITS[units]} (Units {units})" if units in _UNITS else "in units that its header does not say"
+    return f"PET voxels are {unit}; units=suv gives SUV by body weight"
 
 
 def suv_factors(headers: Sequence[Dataset]) -> tuple[list[float], list[str]]:
-    """Return what each image's rescaled values are multiplied by to be SUVbw, and what was odd.
+    """Compute the factors from each image's rescaled values to SUVbw, and a sentence for each oddity.
 
     Args:
         headers: of all images of the series.
 
     Raises:
-        HeaderError: an attribute that is needed is missing, cannot be used, or says that SUV cannot be had.
+        HeaderError: a required attribute is missing or cannot be used, or SUV cannot be computed from these images.
     """
     units = {str(element(header, "Units") or "") for header in headers}
     if units == {"GML"}:
@@ -62,7 +62,7 @@ def suv_factors(headers: Sequence[Dataset]) -> tuple[list[float], list[str]]:
 
 
 def _philips_factors(headers: Sequence[Dataset]) -> tuple[list[float], list[str]]:
-    """Of counts: Philips' own factor to SUV, or its factor to Bq/ml."""
+    """Read Philips' own factor from counts to SUV, or its factor to Bq/ml."""
     to_suv = [_private_number(header, 0x00) for header in headers]
     if all(to_suv):
         return [factor or 0.0 for factor in to_suv], []
@@ -70,7 +70,7 @@ def _philips_factors(headers: Sequence[Dataset]) -> tuple[list[float], list[str]
     if not all(to_bqml):
         raise HeaderError("Units is CNTS, and Philips' private scale factors (7053,xx00) and (7053,xx09) are missing")
     factor, warnings = _per_bqml(headers)
-    return [factor * (one or 0.0) for one in to_bqml], warnings
+    return [factor * (scale or 0.0) for scale in to_bqml], warnings
 
 
 def _private_number(header: Dataset, offset: int) -> float | None:
@@ -82,7 +82,7 @@ def _private_number(header: Dataset, offset: int) -> float | None:
 
 
 def _per_bqml(headers: Sequence[Dataset]) -> tuple[float, list[str]]:
-    """SUVbw for one Bq/ml."""
+    """Compute SUVbw for one Bq/ml."""
     header, warnings = headers[0], []
     corrected = element(header, "CorrectedImage")
     corrections = None if corrected is None else {corrected} if isinstance(corrected, str) else {*map(str, corrected)}
@@ -119,9 +119,9 @@ def _positive(header: Dataset, name: str) -> float:
 
 
 def _scan_start(headers: Sequence[Dataset]) -> datetime:
-    """The time that DecayCorrection START refers to: of the series; of its first image where that is earlier.
+    """Find the time that DecayCorrection START refers to: the series', or its first image's if that is earlier.
 
-    A series that is made later, of other images, has a time after all acquisitions.
+    A series that was derived later from other images has a time after all acquisitions.
     """
     series = _moment(headers[0], "SeriesDate", "SeriesTime")
     acquisitions = [_moment(header, "AcquisitionDate", "AcquisitionTime") for header in headers]
@@ -135,15 +135,15 @@ def _injection(drug: Dataset, headers: Sequence[Dataset]) -> datetime:
     moment = element(drug, "RadiopharmaceuticalStartDateTime")
     if moment is not None:
         text = str(moment)
-        found = _parsed(text[:8], text[8:])
-        if found is None:
+        start = _parsed(text[:8], text[8:])
+        if start is None:
             raise HeaderError("RadiopharmaceuticalStartDateTime is no date and time")
-        return found
+        return start
     scan = _scan_start(headers)
-    found = _parsed(scan.strftime("%Y%m%d"), str(element(drug, "RadiopharmaceuticalStartTime") or ""))
-    if found is None:
+    start = _parsed(scan.strftime("%Y%m%d"), str(element(drug, "RadiopharmaceuticalStartTime") or ""))
+    if start is None:
         raise HeaderError("RadiopharmaceuticalStartDateTime and RadiopharmaceuticalStartTime are missing")
-    return found if found <= scan else found - timedelta(days=1)  # injected before midnight
+    return start if start <= scan else start - timedelta(days=1)  # injected before midnight
 
 
 def _moment(header: Dataset, date: str, time: str) -> datetime | None:
@@ -151,7 +151,7 @@ def _moment(header: Dataset, date: str, time: str) -> datetime | None:
 
 
 def _parsed(date: str, time: str) -> datetime | None:
-    """A date and time as DICOM writes them, without a time zone; None if they are none."""
+    """Parse a date and time as DICOM writes them, without a time zone; None if they are invalid."""
     match = _TIME.match(time)
     try:
         day = datetime.strptime(date, "%Y%m%d")

@@ -1,9 +1,9 @@
-"""Several volumes in one series: time points, echoes, b-values, stacks, told apart by geometry and by attributes."""
+"""Split a series into volumes (time points, echoes, b-values, stacks) by geometry and by attributes."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -31,7 +31,7 @@ _LABELS = (
     ("NominalPercentageOfCardiacPhase", "CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase"),
     ("AcquisitionTime", "FrameContentSequence", "FrameAcquisitionDateTime"),
 )
-# these only put the slices of one place in an order
+# these only order the slices of one position
 _ORDER = ("TriggerTime", "AcquisitionTime", "InstanceNumber")
 
 
@@ -39,18 +39,18 @@ def split_volumes(slices: Sequence[Slice], where: str) -> tuple[list[list[Slice]
     """Sort the slices of a series into volumes.
 
     Args:
-        slices: all that the series has, in the order of its files.
+        slices: all slices of the series, in the order of its files.
         where: the series, for messages.
 
     Returns:
-        The volumes, and in what they differ, for a message.
+        The volumes, and the attributes in which they differ, for a message.
 
     Raises:
-        ImageError: an image is there twice, or several slices lie at one place and nothing sorts them.
+        ImageError: an image is there twice, or several slices have one position and no attribute separates them.
     """
     stacks, differences = _by_geometry(slices)
     parts = [_by_attributes(stack, where) for stack in stacks]
-    names = [*differences, *dict.fromkeys(name for _, apart in parts for name in apart)]
+    names = [*differences, *dict.fromkeys(name for _, separating in parts for name in separating)]
     return [volume for volumes, _ in parts for volume in volumes], ", ".join(names)
 
 
@@ -58,8 +58,8 @@ def pick_volume(slices: Sequence[Slice], volume: int | None, where: str) -> list
     """Return the slices of one volume of a series.
 
     Args:
-        slices: all that the series has.
-        volume: which one, from 0; None if there has to be one alone.
+        slices: all slices of the series.
+        volume: which one, from 0; None requires that there is only one.
         where: the series, for messages.
 
     Raises:
@@ -68,7 +68,7 @@ def pick_volume(slices: Sequence[Slice], volume: int | None, where: str) -> list
     volumes, differ = split_volumes(slices, where)
     last = len(volumes) - 1
     if volume is None and last:
-        sizes = ", ".join(str(len(one)) for one in volumes[:5]) + (", ..." if last > 4 else "")
+        sizes = ", ".join(str(len(slices)) for slices in volumes[:5]) + (", ..." if last > 4 else "")
         raise ImageError(
             f"{where}: {last + 1} volumes in one series ({sizes} slices), which differ in {differ}; one 3D volume is "
             f"needed. Pick one with volume=N, from 0 to {last}."
@@ -79,20 +79,20 @@ def pick_volume(slices: Sequence[Slice], volume: int | None, where: str) -> list
 
 
 def _by_geometry(slices: Sequence[Slice]) -> tuple[list[list[Slice]], list[str]]:
-    """Slices that can lie in one volume together, and where the first ones that cannot differ."""
+    """Group slices that can belong to one volume, and say how the first ones that cannot differ."""
     stacks: list[list[Slice]] = []
     differences: list[str] = []
-    for one in slices:
-        difference = ""
+    for plane in slices:
+        first_difference = ""
         for stack in stacks:
-            found = _geometry_difference(stack[0], one)
-            if not found:
-                stack.append(one)
+            difference = _geometry_difference(stack[0], plane)
+            if not difference:
+                stack.append(plane)
                 break
-            difference = difference or found
+            first_difference = first_difference or difference
         else:
-            stacks.append([one])
-            differences += [difference] if difference and not differences else []
+            stacks.append([plane])
+            differences += [first_difference] if first_difference and not differences else []
     return stacks, differences
 
 
@@ -114,15 +114,15 @@ def _geometry_difference(one: Slice, other: Slice) -> str:
 
 
 def _by_attributes(stack: list[Slice], where: str) -> tuple[list[list[Slice]], list[str]]:
-    """The volumes of slices of one geometry, and the attributes that tell them apart."""
+    """Split slices of one geometry into volumes, and name the attributes that separate them."""
     places = _places(stack)
     count = max(Counter(places).values())
     if count == 1:
         return [stack], []
     _check_copies(stack, places, where)
-    apart = [row for row in _LABELS if _differs_at_a_place(stack, places, lambda s, row=row: _label(s, row))]
-    for many in range(1, min(3, len(apart)) + 1):
-        for rows in combinations(apart, many):
+    separating = [row for row in _LABELS if _differs_at_a_place(places, [_label(s, row) for s in stack])]
+    for count_of_rows in range(1, min(3, len(separating)) + 1):
+        for rows in combinations(separating, count_of_rows):
             keys = [tuple(_label(s, row) for row in rows) for s in stack]
             if len(set(keys)) == count and len(set(zip(keys, places))) == len(stack):
                 return _grouped(stack, keys), [row[0] for row in rows]
@@ -131,11 +131,11 @@ def _by_attributes(stack: list[Slice], where: str) -> tuple[list[list[Slice]], l
             order = [_order(s, name) for s in stack]
             if None not in order and len(set(zip(order, places))) == len(stack):
                 return _ranked(stack, places, order, count), [name]
-    raise ImageError(_doubled(stack, places, [row[0] for row in apart], where))
+    raise ImageError(_doubled(stack, places, [row[0] for row in separating], where))
 
 
 def _places(stack: list[Slice]) -> list[int]:
-    """A number for each place along the normal."""
+    """Number the positions along the normal."""
     along, down = stack[0].orientation.reshape(2, 3)
     heights = np.array([s.position for s in stack]) @ np.cross(along, down)
     order = np.argsort(heights, kind="stable")
@@ -145,9 +145,9 @@ def _places(stack: list[Slice]) -> list[int]:
     return [int(place) for place in places]
 
 
-def _differs_at_a_place(stack: list[Slice], places: list[int], label: Callable[[Slice], Hashable]) -> bool:
+def _differs_at_a_place(places: list[int], labels: list[Hashable]) -> bool:
     first: dict[int, Hashable] = {}
-    return any(first.setdefault(place, label(s)) != label(s) for s, place in zip(stack, places))
+    return any(first.setdefault(place, label) != label for place, label in zip(places, labels))
 
 
 def _grouped(stack: list[Slice], keys: Sequence[Any]) -> list[list[Slice]]:
@@ -158,17 +158,17 @@ def _grouped(stack: list[Slice], keys: Sequence[Any]) -> list[list[Slice]]:
 
 
 def _ranked(stack: list[Slice], places: list[int], order: Sequence[Any], count: int) -> list[list[Slice]]:
-    """The n-th slices of all places, in the order of an attribute."""
+    """Group the n-th slices of all positions, in the order of an attribute."""
     volumes: list[list[Slice]] = [[] for _ in range(count)]
-    seen: Counter[int] = Counter()
+    sorted_at: Counter[int] = Counter()
     for k in sorted(range(len(stack)), key=lambda k: _sortable((order[k],))):
-        volumes[seen[places[k]]].append(stack[k])
-        seen[places[k]] += 1
+        volumes[sorted_at[places[k]]].append(stack[k])
+        sorted_at[places[k]] += 1
     return volumes
 
 
 def _sortable(key: tuple[Hashable, ...]) -> list[tuple[bool, bool, Any]]:
-    """Numbers before texts before what is missing."""
+    """Make a sort key: numbers first, then texts, then missing values."""
     return [(value is None, isinstance(value, str), value if value is not None else 0) for value in key]
 
 
@@ -183,7 +183,7 @@ def _value(one: Slice, macro: str, name: str) -> Hashable:
 
 
 def _plain(value: Any) -> Hashable:
-    """A number where it is one, else its text; None for none."""
+    """Convert a value to a number if possible, else to text; None stays."""
     if value is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Finding NIfTI files, cutting boxes out of them, and measuring labels."""
+"""Find NIfTI files, cut boxes out of them, and measure labels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 def nifti_files(folder: str | Path, include_labels: bool = False) -> list[str]:
-    """All NIfTI images of a folder and its subfolders, sorted, as ``vit3d predict`` takes them.
+    """List all NIfTI images of a folder and its subfolders, sorted, as ``vit3d predict`` reads them.
 
     Hidden files and folders (macOS' ``._name.nii.gz``), outputs of earlier runs that a run.json names, and labels by
-    their name or folder (``labelsTr``, ``*_mask``) are passed over; how many is logged.
+    their name or folder (``labelsTr``, ``*_mask``) are left out; their number is logged.
 
     Args:
-        folder: the folder to look through.
+        folder: the folder to search.
         include_labels: whether labels and outputs of earlier runs count as images.
 
     Raises:
@@ -41,23 +42,23 @@ def nifti_files(folder: str | Path, include_labels: bool = False) -> list[str]:
     kinds = {p: _no_image(p, root, written, include_labels) for p in paths}
     files = sorted(str(p) for p, kind in kinds.items() if not kind)
     counts = Counter(kind for kind in kinds.values() if kind)
-    told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    left_out = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     if not files:
-        found = f"no .nii or .nii.gz image in this folder or below{f' ({told})' if told else ''}"
-        raise DatasetError(f"{root}: {found}. Give a folder that holds some.")
-    if told:
-        logger.warning("%s: passed over %s", root, told)
+        problem = f"no .nii or .nii.gz image in this folder or below{f' ({left_out})' if left_out else ''}"
+        raise DatasetError(f"{root}: {problem}. Give a folder that holds some.")
+    if left_out:
+        logger.warning("%s: passed over %s", root, left_out)
     return files
 
 
 def _written(root: Path) -> set[str]:
-    """All that earlier runs wrote in a folder or below."""
+    """List all files that earlier runs wrote in a folder or below."""
     places = [(os.path.realpath(folder), names) for folder, _, names in os.walk(root)]
     return {path for folder, names in places for path in written_files(folder, names)}
 
 
 def _no_image(path: Path, root: Path, written: set[str], include_labels: bool) -> str:
-    """Why a NIfTI file is no image of a case; empty if it is one."""
+    """Say why a NIfTI file is not the image of a case; empty if it is."""
     below = path.relative_to(root).parts
     if any(part.startswith(".") for part in below):
         return "hidden"
@@ -73,7 +74,7 @@ def _no_image(path: Path, root: Path, written: set[str], include_labels: bool) -
 def cut_box(
     image: nib.spatialimages.SpatialImage, centre_mm: Sequence[float], size_mm: Sequence[float]
 ) -> nib.spatialimages.SpatialImage:
-    """The part of a volume around a point of world space, with the affine that keeps it in its place.
+    """Cut the part of a volume around a point of world space, with the affine that keeps it in its place.
 
     Args:
         image: a 3D image whose axes run along the world's.
@@ -102,13 +103,13 @@ def cut_box(
 
 
 def label_volumes_ml(path: str | Path, names: dict[int, str]) -> dict[str, float]:
-    """Volume of each label of a label file, in millilitres.
+    """Measure the volume of each label of a label file, in millilitres.
 
     Args:
         path: a NIfTI label file.
         names: label value to name.
     """
-    image = nib.load(path)
+    image: Any = nib.load(path)
     voxel_ml = abs(np.linalg.det(image.affine[:3, :3])) / 1000
     labels = np.asanyarray(image.dataobj)
     return {name: float((labels == value).sum() * voxel_ml) for value, name in names.items()}

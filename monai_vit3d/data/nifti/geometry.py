@@ -1,4 +1,4 @@
-"""Where a volume lies: the affine by the rules of nibabel and fMRIPrep, in mm, and a warning for all that is odd."""
+"""Read a volume's affine by the rules of nibabel and fMRIPrep, in mm, with a warning for each oddity."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _PLAUSIBLE_MM = (0.001, 100.0)
 def read_geometry(header: NiftiHeader) -> tuple[Grid, list[str]]:
     """Read the grid of a volume; its affine is not checked yet.
 
-    The sform counts if its code is above 0, else the qform if its code is above 0 and its quaternion valid, else
+    The sform is used if its code is above 0, else the qform if its code is above 0 and its quaternion valid, else
     nibabel's base affine: the order of nibabel, and of fMRIPrep's truth table (niworkflows' ``ValidateImage``).
-    No code is made up, and no axis flipped.
+    Codes are not changed, and no axis is flipped.
 
     Args:
         header: of the file.
@@ -67,7 +67,7 @@ def _chosen_affine(nifti: Nifti1Header, shape: tuple[int, ...]) -> tuple[Array, 
 
 
 def _qform(nifti: Nifti1Header) -> Array | None:
-    """The qform's affine, or None if its quaternion is none of a rotation."""
+    """Compute the qform's affine; None if its quaternion does not describe a rotation."""
     header = nifti.copy()
     if header["pixdim"][0] not in (-1, 1):
         header["pixdim"][0] = 1  # 0 stands for 1 in the standard; nibabel reads all others so too
@@ -82,8 +82,8 @@ def _sform_contradictions(nifti: Nifti1Header, sform: Array, qform: Array | None
     warnings = []
     sizes, pixdim = _sizes(sform), nifti["pixdim"][1:4].astype(float)
     if (np.abs(sizes - pixdim) > 0.01 * pixdim).any():
-        told = f"voxel sizes (pixdim) {_numbers(pixdim)} contradict the sform's {_numbers(sizes)}"
-        warnings.append(f"{told}; the sform was believed")
+        contradiction = f"voxel sizes (pixdim) {_numbers(pixdim)} contradict the sform's {_numbers(sizes)}"
+        warnings.append(f"{contradiction}; the sform was believed")
     if qform is not None and _is_regular(sform):
         shift = corner_shift(sform, qform, shape)
         if not shift <= SAME_PLACE_VOXELS:
@@ -111,17 +111,17 @@ def check_affine(affine: Array, path: str | Path) -> None:
     """Refuse an affine that is not finite or maps the volume to a plane.
 
     Raises:
-        ImageError: it is such a one.
+        ImageError: the affine is one of these.
     """
     if _is_regular(affine):
         return
     fault = "maps the volume to a plane" if _is_finite(affine) else "is not finite"
-    found = f"the affine {fault} ({affine[:3].tolist()}); three axes that span space are needed"
-    raise refusal(path, found, RESAVE)
+    problem = f"the affine {fault} ({affine[:3].tolist()}); three axes that span space are needed"
+    raise refusal(path, problem, RESAVE)
 
 
 def oddities(grid: Grid) -> list[str]:
-    """Sentences on a spacing that is hardly right, and on axes that are not at right angles."""
+    """Warn of an implausible spacing, and of axes that are not at right angles; a sentence each."""
     warnings, spacing = [], grid.spacing_mm
     if not all(_PLAUSIBLE_MM[0] <= s <= _PLAUSIBLE_MM[1] for s in spacing):
         warnings.append(f"spacing {_numbers(spacing)} mm is hardly that of an image; the unit may be wrong")

@@ -1,4 +1,4 @@
-"""What a NIfTI header declares, read strictly: one 3D image of real numbers, or a refusal that says why."""
+"""Read a NIfTI header strictly: it declares one 3D image of real numbers, or an error says why not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NiftiHeader:
     """One 3D image as its header declares it.
 
     Args:
-        nifti: the raw fields, in the file's byte order, nothing mended.
+        nifti: the raw fields, in the file's byte order, unchanged.
         version: 1 or 2.
         shape: voxels along the three axes.
         trailing: how many axes of 1 follow the third.
@@ -35,7 +35,7 @@ class NiftiHeader:
         end: byte at which the voxels of the file end.
         slope: of the stored values.
         inter: added to slope times value.
-        warnings: what was odd, a sentence each.
+        warnings: a sentence for each oddity.
     """
 
     nifti: Nifti1Header
@@ -51,7 +51,7 @@ class NiftiHeader:
 
 
 def read_head(read: Callable[[int], bytes]) -> bytes:
-    """The header and the four bytes after it, 352 of NIfTI-1 or 544 of NIfTI-2; less of a shorter file.
+    """Read the header and the four bytes after it, 352 of NIfTI-1 or 544 of NIfTI-2; fewer of a shorter file.
 
     Args:
         read: gives the next bytes of the file, from its beginning.
@@ -64,13 +64,13 @@ def parse_header(head: bytes, path: str | Path, volume: int | None = None, pair:
     """Read the header of a NIfTI-1 or NIfTI-2 image of either byte order.
 
     Args:
-        head: what :func:`read_head` gives.
+        head: from :func:`read_head`.
         path: its name, for messages.
         volume: which one of a 4D file, from 0.
-        pair: whether it is the header of a pair, whose voxels lie in the other file, instead of a single file's.
+        pair: whether it is the header of a pair, whose voxels are in the other file, instead of a single file's.
 
     Raises:
-        ImageError: anything that is not one 3D image of real numbers.
+        ImageError: the header does not declare one 3D image of real numbers.
     """
     nifti, version = _raw_fields(head, path, pair)
     shape, trailing, volumes = image_shape(nifti, path)
@@ -81,8 +81,8 @@ def parse_header(head: bytes, path: str | Path, volume: int | None = None, pair:
     try:
         slope, inter = nifti.get_slope_inter()  # None for "as stored"
     except HeaderDataError as error:
-        found = f"scl_slope {nifti['scl_slope']} with scl_inter {nifti['scl_inter']}; finite numbers are needed"
-        raise refusal(path, found, RESAVE) from error
+        problem = f"scl_slope {nifti['scl_slope']} with scl_inter {nifti['scl_inter']}; finite numbers are needed"
+        raise refusal(path, problem, RESAVE) from error
     bits = int(nifti["bitpix"])
     if bits != 8 * dtype.itemsize:
         warnings.append(f"bitpix {bits} contradicts datatype {dtype.name}; the datatype was believed")
@@ -109,15 +109,15 @@ def _raw_fields(head: bytes, path: str | Path, pair: bool) -> tuple[Nifti1Header
         if len(head) < least:
             raise refusal(path, f"truncated: {len(head)} bytes; the header alone takes {least}", AGAIN)
         _check_magic(head, size, path, pair)
-        # check=False: nibabel would mend what is refused here, or told
+        # check=False: nibabel would repair what is refused here or warned of
         kind = Nifti1Header if size == 348 else Nifti2Header
         return kind(head[:size], endianness=order, check=False), 1 if size == 348 else 2
-    known = describe_content(head)
-    if known:
-        raise refusal(path, *known)
+    description = describe_content(head)
+    if description:
+        raise refusal(path, *description)
     begins = f"it begins with {head[:4].hex(' ')}" if head else "there is nothing in it"
-    found = f"not NIfTI: {begins}; a header of 348 or 540 bytes is needed"
-    raise refusal(path, found, "Convert it to NIfTI with the program that wrote it, or copy it again.")
+    problem = f"not NIfTI: {begins}; a header of 348 or 540 bytes is needed"
+    raise refusal(path, problem, "Convert it to NIfTI with the program that wrote it, or copy it again.")
 
 
 def _sizes(head: bytes) -> tuple[int, int]:
@@ -126,7 +126,7 @@ def _sizes(head: bytes) -> tuple[int, int]:
 
 
 def magic_of(head: bytes) -> bytes:
-    """The four bytes that name the kind of NIfTI; of Analyze 7.5, anything else."""
+    """Return the four bytes that name the kind of NIfTI; in Analyze 7.5 they are anything else."""
     return head[4:8] if 540 in _sizes(head) else head[344:348]
 
 
@@ -135,8 +135,8 @@ def _check_magic(head: bytes, size: int, path: str | Path, pair: bool) -> None:
     if pair and magic == (b"ni1\0" if size == 348 else b"ni2\0"):
         return
     if not pair and magic in (b"ni1\0", b"ni2\0"):
-        found = "the header of a pair (.hdr and .img); one file with header and voxels is needed"
-        raise refusal(path, found, "Convert the pair with FSL's fslchfiletype NIFTI_GZ, or nibabel.")
+        problem = "the header of a pair (.hdr and .img); one file with header and voxels is needed"
+        raise refusal(path, problem, "Convert the pair with FSL's fslchfiletype NIFTI_GZ, or nibabel.")
     if magic != (b"n+1\0" if size == 348 else b"n+2\0"):
         kind = "Analyze 7.5, which does not tell left from right" if size == 348 else "not NIfTI-2"
         raise refusal(
@@ -162,8 +162,8 @@ def image_shape(nifti: Nifti1Header, path: str | Path) -> tuple[tuple[int, int, 
         raise refusal(path, f"{len(full)}D image {full}; one 3D volume is needed", "Give the volume, not a slice.")
     h, w, d, *extra = full
     if math.prod(extra[1:]) > 1:
-        found = f"{len(full)}D image {full}, several values a voxel; one 3D volume is needed"
-        raise refusal(path, found, "Save the volume that is meant as a file of its own.")
+        problem = f"{len(full)}D image {full}, several values a voxel; one 3D volume is needed"
+        raise refusal(path, problem, "Save the volume that is meant as a file of its own.")
     volumes = extra[0] if extra else 1
     return (h, w, d), len(extra) if volumes == 1 else 0, volumes
 
@@ -175,12 +175,12 @@ def check_volume_index(volume: int | None, volumes: int, shape: tuple[int, ...],
         ImageError: there are several and none was picked, or there is no such volume.
     """
     if volume is None and volumes > 1:
-        found = f"4D image {(*shape, volumes)}; one 3D volume is needed"
-        raise refusal(path, found, "Pick one with volume=N.")
+        problem = f"4D image {(*shape, volumes)}; one 3D volume is needed"
+        raise refusal(path, problem, "Pick one with volume=N.")
     index = volume or 0
     if not 0 <= index < volumes:
-        found = f"volume {index} of {volumes}; 0 to {volumes - 1} can be picked"
-        raise refusal(path, found, "Pick one of these with volume=N.")
+        problem = f"volume {index} of {volumes}; 0 to {volumes - 1} can be picked"
+        raise refusal(path, problem, "Pick one of these with volume=N.")
     return index
 
 
@@ -201,8 +201,8 @@ def check_pixdim(nifti: Nifti1Header, path: str | Path) -> None:
     """
     sizes = nifti["pixdim"][1:4].astype(float)
     if not (np.isfinite(sizes) & (sizes > 0)).all():
-        found = f"voxel sizes (pixdim) {sizes.tolist()}; numbers above 0 are needed"
-        raise refusal(path, found, RESAVE)
+        problem = f"voxel sizes (pixdim) {sizes.tolist()}; numbers above 0 are needed"
+        raise refusal(path, problem, RESAVE)
 
 
 def _offset(nifti: Nifti1Header, head: bytes, path: str | Path, pair: bool) -> tuple[int, list[str]]:

@@ -1,4 +1,4 @@
-"""NIfTI images in memory: nibabel's as volumes, under the checks of the reader of files, and labels as nibabel's."""
+"""Convert nibabel's images to volumes, with the checks for files, and labels to nibabel's images."""
 
 from __future__ import annotations
 

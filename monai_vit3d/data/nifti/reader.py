@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class NiftiReader(ImageReader):
-    """Reads NIfTI files through :func:`read_volume`; for ``LoadImage(d)`` in Python or in a bundle's config.
+    """Read NIfTI files through :func:`read_volume`; for ``LoadImage(d)`` in Python or in a bundle's config.
 
     Several files are channels of one image, stacked along a new first axis; they must lie on one grid. The metadata
-    hold what MONAI's spatial transforms and their inverses need, and under ``"warnings"`` what was odd, a line each.
+    hold all that MONAI's spatial transforms and their inverses need, and under ``"warnings"`` a line for each oddity.
 
     Args:
         volume: which one of 4D files, from 0.
@@ -40,7 +40,7 @@ class NiftiReader(ImageReader):
     def __init__(self, volume: int | None = None, max_voxels: int = MAX_VOXELS, labels: bool = False) -> None:
         super().__init__()
         self.volume, self.max_voxels, self.labels = volume, max_voxels, labels
-        self._logged: set[tuple[Path, str]] = set()  # an epoch does not repeat what the first one told
+        self._logged: set[tuple[Path, str]] = set()  # later epochs do not repeat the warnings of the first
 
     def verify_suffix(self, filename: Any) -> bool:
         """Whether all names end with ``.nii`` or ``.nii.gz``."""
@@ -49,12 +49,12 @@ class NiftiReader(ImageReader):
     def read(self, data: Any, **kwargs: Any) -> tuple[Path, ...]:
         """Keep the paths.
 
-        ``LoadImage`` takes an error of ``read`` as a reason to try MONAI's other readers, which accept what is refused
-        here; one of ``get_data`` it lets pass. So that is where files are opened.
+        On an error in ``read``, ``LoadImage`` tries MONAI's other readers, which accept files that are refused here; an
+        error in ``get_data`` it raises. So files are opened there.
 
         Args:
             data: one path or several.
-            kwargs: for the interface; none is used.
+            kwargs: not used.
         """
         return tuple(Path(p) for p in ensure_tuple(data))
 
@@ -62,7 +62,7 @@ class NiftiReader(ImageReader):
         """Read the files.
 
         Args:
-            img: what :meth:`read` returned.
+            img: from :meth:`read`.
 
         Returns:
             float32 (H, W, D), or (C, H, W, D) for C files above 1, and the metadata.
@@ -74,29 +74,29 @@ class NiftiReader(ImageReader):
         first = volumes[0]
         for other in volumes[1:]:
             check_same_grid(first, other)
-        told = [(v.path, text) for v in volumes for text in v.warnings]
-        for path, text in told:
+        all_warnings = [(v.path, text) for v in volumes for text in v.warnings]
+        for path, text in all_warnings:
             if (path, text) not in self._logged:
                 logger.warning("%s: %s", path, text)
-        self._logged.update(told)
-        # one text, for lists of different lengths cannot be collated
-        warnings = "\n".join(text if len(volumes) == 1 else f"{path}: {text}" for path, text in told)
+        self._logged.update(all_warnings)
+        # one text, as lists of different lengths cannot be collated
+        warnings = "\n".join(text if len(volumes) == 1 else f"{path}: {text}" for path, text in all_warnings)
         voxels, meta = as_monai(volumes)
         return voxels, {**meta, "warnings": warnings}
 
 
 def as_monai(volumes: Sequence[Volume]) -> tuple[Array, dict[str, Any]]:
-    """What a MONAI reader's ``get_data`` hands out for images on one grid, one for each channel.
+    """Build the return value of a MONAI reader's ``get_data`` for images on one grid, one for each channel.
 
     Returns:
         float32 (H, W, D), the volume's own voxels, or (C, H, W, D) of C volumes above 1, and the metadata.
     """
-    grid, one = volumes[0].grid, len(volumes) == 1
+    grid, is_single = volumes[0].grid, len(volumes) == 1
     meta: dict[str, Any] = {
         MetaKeys.AFFINE: grid.affine_mm.copy(),
         MetaKeys.ORIGINAL_AFFINE: grid.affine_mm.copy(),
         MetaKeys.SPATIAL_SHAPE: np.array(grid.shape),
-        MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan") if one else 0,  # NaN is MONAI's "no channel"
+        MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan") if is_single else 0,  # NaN is MONAI's "no channel"
         MetaKeys.SPACE: SpaceKeys.RAS,
     }
-    return volumes[0].voxels if one else np.stack([v.voxels for v in volumes]), meta
+    return volumes[0].voxels if is_single else np.stack([v.voxels for v in volumes]), meta

@@ -1,4 +1,4 @@
-"""Stored voxels to finite float32, whatever type they have; memory for the stored ones and the result, little more."""
+"""Convert stored voxels of any type to finite float32, with little memory beside the stored ones and the result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_ROUNDING_STD = 0.01  # of the standard deviation; more would be seen
 
 @dataclass
 class _Range:
-    """Finite extent of a volume, and how many voxels are not finite."""
+    """Finite range of a volume's values, and how many voxels are not finite."""
 
     low: float = np.inf
     high: float = -np.inf
@@ -40,7 +40,7 @@ class _Range:
 
 @dataclass(frozen=True)
 class _Source:
-    """Stored voxels, in the file's order, and what they stand for."""
+    """Stored voxels, in the file's order, with slope and intercept."""
 
     stored: Array
     slope: float
@@ -55,12 +55,12 @@ class _Source:
         return self.is_plain and self.stored.dtype.kind != "f"
 
     def parts(self) -> Iterator[Array]:
-        """Stored voxels one slab after another."""
+        """Yield stored voxels slab by slab."""
         flat = self.stored.reshape(-1, order="F")  # a view of what the file holds
         return (flat[first : first + SLAB_VOXELS] for first in range(0, flat.size, SLAB_VOXELS))
 
     def values(self, part: Array, extent: _Range | None = None) -> Array:
-        """Scaled values of stored ones, float64; with an extent, those that are not finite are repaired."""
+        """Scale stored values, in float64; with an extent, repair those that are not finite."""
         values = part.astype(np.float64)
         if not self.is_plain:
             values *= self.slope
@@ -72,7 +72,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Fit:
-    """What brings values into float32's reach: ``(value / unit - mean) / std``; the unit is a power of 2."""
+    """The scaling that fits values into float32: ``(value / unit - mean) / std``; the unit is a power of 2."""
 
     unit: float
     mean: float
@@ -89,23 +89,23 @@ class _Fit:
 def to_float32(
     raw: Array, slope: float, inter: float, path: str | Path, exact: bool = False
 ) -> tuple[Array, list[str]]:
-    """Scaled voxels as float32.
+    """Convert scaled voxels to float32.
 
-    NaN and -Inf become the smallest finite value, +Inf the largest. Values that float32 cannot serve (above 1e15, or
-    so far from 0 that rounding exceeds 1 % of their standard deviation) are shifted and scaled in float64 first.
+    NaN and -Inf become the smallest finite value, +Inf the largest. Values that float32 cannot represent well (above
+    1e15, or so far from 0 that rounding exceeds 1 % of their standard deviation) are shifted and scaled in float64.
 
     Args:
         raw: (H, W, D) stored values of any real type and byte order, in Fortran order.
         slope: of the values.
         inter: added to slope times value, as nibabel does.
         path: the file, for messages.
-        exact: refuse what would be repaired, shifted or scaled, as no label may be.
+        exact: refuse values that would be repaired, shifted or scaled, as for labels.
 
     Returns:
-        (H, W, D) float32 in C order, as torch wants it, and a sentence for each oddity.
+        (H, W, D) float32 in C order, as torch expects it, and a sentence for each oddity.
 
     Raises:
-        ImageError: no voxel is finite; with ``exact`` one is not, or float32 cannot hold the values.
+        ImageError: no voxel is finite; with ``exact``, one is not, or float32 cannot represent the values.
     """
     source = _Source(raw, slope, inter)
     extent = _extent(source)
@@ -114,11 +114,11 @@ def to_float32(
     fit = _fit(source, extent)
     if exact:
         _refuse_repairs(extent, fit, path)
-    # float64 on the way would change nothing: it holds all integers that are not fitted
+    # float64 in between would change nothing: it represents all integers that are not fitted
     straight = source.is_plain and not fit and not any(extent.odd.values())
     out = np.empty(raw.shape, np.float32)
     for tile in _tiles(raw.shape):
-        stored = raw[tile].copy(order="F")  # small, in the cache: from there it is turned
+        stored = raw[tile].copy(order="F")  # small enough for the cache, in which the order changes
         values = stored if straight else source.values(stored, extent)
         out[tile] = fit.apply(values) if fit else values
     return out, _warn_rounding(extent, raw.size, fit)
@@ -132,7 +132,7 @@ def _refuse_repairs(extent: _Range, fit: _Fit | None, path: str | Path) -> None:
 
 
 def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
-    """Parts of the first two axes: a whole volume turned at once would wait for memory at every voxel."""
+    """Yield tiles of the first two axes: reordering a whole volume at once would wait for memory at every voxel."""
     columns = max(1, TILE // (ROWS_AT_A_TIME * shape[2]))
     starts = product(range(0, shape[0], ROWS_AT_A_TIME), range(0, shape[1], columns))
     return ((slice(row, row + ROWS_AT_A_TIME), slice(column, column + columns)) for row, column in starts)
@@ -146,15 +146,15 @@ def _extent(source: _Source) -> _Range:
 
 
 def _fit(source: _Source, extent: _Range) -> _Fit | None:
-    """What float32 needs to serve these values; None, for nearly all images, is nothing."""
+    """Choose the scaling that float32 needs for these values; None for nearly all images."""
     peak, size = max(abs(extent.low), abs(extent.high)), source.stored.size
     if source.is_whole and peak <= 2**24:
-        return None  # float32 holds these integers as they are
+        return None  # float32 represents these integers exactly
     unit = float(2.0 ** (np.frexp(peak)[1] - 1))
     if extent.low == extent.high:
         return _Fit(unit, extent.low / unit, 0.0) if peak > MAX_FLOAT32_SQUARE else None
     rounding = float(np.spacing(np.float32(min(peak, MAX_FLOAT32_SQUARE)))) / 2
-    # two voxels at the ends of the range and all others amid: no volume of this range deviates less
+    # two voxels at the ends of the range and all others in the middle: the smallest possible deviation
     least = (extent.high - extent.low) / np.sqrt(2 * size)
     if peak <= MAX_FLOAT32_SQUARE and rounding <= MAX_ROUNDING_STD * least:
         return None
@@ -177,7 +177,7 @@ def _warn_rounding(extent: _Range, size: int, fit: _Fit | None) -> list[str]:
         warnings.append("all voxels are 0" if extent.low == 0 else f"all voxels have one value, {extent.low:g}")
     if fit:
         mean, std = fit.mean * fit.unit, fit.std * fit.unit
-        told = f"float32 cannot hold these values well (mean {mean:.15g}, standard deviation {std:.9g})"
+        problem = f"float32 cannot hold these values well (mean {mean:.15g}, standard deviation {std:.9g})"
         formula = "(value - mean) / standard deviation was taken"
-        warnings.append(f"{told}; {formula}. Only bundles that normalise intensity are served")
+        warnings.append(f"{problem}; {formula}. Only bundles that normalise intensity are served")
     return warnings

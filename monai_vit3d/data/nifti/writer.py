@@ -1,4 +1,4 @@
-"""Labels and maps written on the grid of the image they were made from; nothing else of that file comes along."""
+"""Write labels and maps on the grid of the image they were made from, without anything else of its header."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _CACHED_LINES = 2**13  # cache lines of 64 bytes that any core keeps
 def write_labels(labels: Array, grid: Grid, path: str | Path) -> None:
     """Write class numbers, or masks that may overlap, in the smallest integer type that holds them.
 
-    The file is whole or not there, and the same labels give the same bytes; compressed ones with the same codec.
+    The file is written atomically, and the same labels give the same bytes, compressed ones by the same gzip library.
 
     Args:
         labels: (H, W, D) or, for C masks, (C, H, W, D), which becomes the fourth axis (H, W, D, C) of the file.
             Integers, booleans, or floats that are whole numbers.
         grid: of the image; the header's geometry is copied from it bit for bit.
-        path: ends in ``.nii`` or ``.nii.gz``; its folder is made if it is not there.
+        path: ends in ``.nii`` or ``.nii.gz``; its folder is created if needed.
 
     Raises:
-        ImageError: another shape than the grid's, values that are no whole numbers, or another suffix.
+        ImageError: another shape than the grid's, values that are not whole numbers, or another suffix.
         OSError: it cannot be written; an older file of that name is still there.
     """
     labels = np.asarray(labels)
@@ -46,7 +46,7 @@ def write_labels(labels: Array, grid: Grid, path: str | Path) -> None:
 
 
 def write_map(values: Array, grid: Grid, path: str | Path) -> None:
-    """Write probabilities or other numbers as float32, in the same way as :func:`write_labels`.
+    """Write probabilities or other values as float32, in the same way as :func:`write_labels`.
 
     Args:
         values: (H, W, D) or (C, H, W, D), finite in float32.
@@ -59,7 +59,7 @@ def write_map(values: Array, grid: Grid, path: str | Path) -> None:
     """
     values = np.asarray(values)
     _check(values, grid, Path(path))
-    # NaN fails the comparison too, and so does what float32 would turn into infinity
+    # NaN fails the comparison too, and so do values that float32 would turn into infinity
     bad = sum(int((~(np.abs(part, dtype=np.float64) <= np.finfo(np.float32).max)).sum()) for part in values)
     if bad:
         raise ImageError(f"{path}: {bad} of {values.size} values are not finite in float32; finite ones are needed.")
@@ -112,7 +112,7 @@ def _write(values: Array, dtype: np.dtype, grid: Grid, path: Path) -> None:
 
 
 def _in_file_order(values: Array, dtype: np.dtype) -> Array:
-    """The bytes of (H, W, D) values in a file, uint8: little-endian, the first axis the fastest."""
+    """Order (H, W, D) values as the bytes of a file, uint8: little-endian, the first axis the fastest."""
     out = np.empty(values.shape[::-1], dtype.newbyteorder("<"))
     rows = max(1, _CACHED_LINES // values.shape[1])  # a line, once fetched, serves all voxels of the third axis in it
     for first in range(0, len(values), rows):
@@ -122,7 +122,7 @@ def _in_file_order(values: Array, dtype: np.dtype) -> Array:
 
 @contextmanager
 def _stream(path: Path) -> Iterator[IO[bytes]]:
-    """The file to write to; gzip without a time and a name in it."""
+    """Open the file to write to; gzip without time and name in it."""
     with replacing(path, "wb") as file:
         if path.suffix != ".gz":
             yield file
@@ -154,7 +154,7 @@ def labels_header(values: Array, grid: Grid) -> nib.Nifti1Header:
 
 
 def _set_affine(header: nib.Nifti1Header, grid: Grid) -> None:
-    """The affine as sform and, where a rotation can say it, as qform."""
+    """Set the affine as sform and, if it is a rotation and scaling, as qform."""
     header.set_xyzt_units("mm")
     header.set_sform(grid.affine_mm, code="scanner")
     header.set_qform(grid.affine_mm, code="scanner")

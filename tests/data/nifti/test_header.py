@@ -62,7 +62,7 @@ def test_one_volume_of_4d(save, name, extra):
 
 def test_4d_needs_a_volume(save):
     path = save(data=np.zeros((4, 5, 6, 7), np.int16))
-    needed = re.escape("(4, 5, 6, 7); one 3D volume is needed. Pick one with --volume N (volume= in Python).")
+    needed = re.escape("(4, 5, 6, 7); one 3D volume is needed. Pick one with volume=N.")
     refused(path, "4D image " + needed)
     for n in (-1, 7, 10**9):
         refused(path, f"volume {n} of 7; 0 to 6", "Pick one of these", volume=n)
