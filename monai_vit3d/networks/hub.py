@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
@@ -166,7 +166,7 @@ def model_card(network: nn.Module, license: str | None = None, tags: Collection[
         tags: more of them.
     """
     said = model_args(network)
-    known = network._hub_mixin_info.model_card_data.to_dict()
+    known = cast(Any, network)._hub_mixin_info.model_card_data.to_dict()
     encoder = said.get("backbone") or said
     known["tags"] = sorted({*known.get("tags", ()), *tags})
     task = "image-segmentation" if "decoder" in said else "image-classification"

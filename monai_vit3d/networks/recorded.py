@@ -159,7 +159,7 @@ def build_whole(
         UsageError: a ``dtype`` or ``num_classes`` that is none.
     """
     options = {"num_classes": num_classes, "dtype": dtype}
-    check_options(options, {}, build_whole, name)
+    check_options(options, {}, cast(Any, build_whole), name)
     _refuse_counts(args.get("backbone") or {}, state, name)
     try:
         network = build_network(args, factory)
