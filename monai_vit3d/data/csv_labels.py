@@ -217,8 +217,8 @@ def _class_number(cell: str, names: list[str], where: str) -> int:
         return names.index(cell)
     number = int(cell) if cell.isascii() and cell.isdigit() else -1
     if number < 0 or (names and number >= len(names)):
-        known = f"one of {', '.join(names)}, or its number from 0 to {len(names) - 1}," if names else "a class number"
-        raise DatasetError(f"{where}: label {cell!r}; {known} is needed.")
+        choices = f"one of {', '.join(names)}, or its number from 0 to {len(names) - 1}," if names else "a class number"
+        raise DatasetError(f"{where}: label {cell!r}; {choices} is needed.")
     return number
 
 

@@ -86,8 +86,8 @@ def _cases(split_file: Path, section: str) -> list[Any]:
     lists = {name: cases for name, cases in _read(split_file).items() if isinstance(cases, list)}
     if not lists.get(section):
         advice = f"Write a JSON file with {section!r} beside the others, its cases taken out of them."
-        known = ", ".join(f"{name} ({len(cases)} cases)" for name, cases in lists.items()) or "none"
-        raise DatasetError(f"{split_file}: no section {section!r} with cases; it has {known}. {advice}")
+        sections = ", ".join(f"{name} ({len(cases)} cases)" for name, cases in lists.items()) or "none"
+        raise DatasetError(f"{split_file}: no section {section!r} with cases; it has {sections}. {advice}")
     return lists[section]
 
 

@@ -1,4 +1,4 @@
-"""FreeSurfer's .mgh and .mgz (https://surfer.nmr.mgh.harvard.edu/fswiki/FsTutorial/MghFormat), as strictly as NIfTI."""
+"""Read FreeSurfer's .mgh and .mgz (https://surfer.nmr.mgh.harvard.edu/fswiki/FsTutorial/MghFormat) strictly."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def parse(stream: Stream, volume: int | None) -> ImageHeader:
     if min(dims) < 1:
         raise refusal(stream.path, f"shape {tuple(dims)}; every side needs a voxel", AGAIN)
     if kind not in _TYPES:
-        known = "uint8, int16, uint16, int32 or float32 is needed"
-        raise refusal(stream.path, f"voxel type {kind}; {known}", "Convert it with mri_convert -odt float.")
+        types = "uint8, int16, uint16, int32 or float32 is needed"
+        raise refusal(stream.path, f"voxel type {kind}; {types}", "Convert it with mri_convert -odt float.")
     h, w, d, volumes = dims
     shape = (h, w, d)
     if shape.count(1) > 1:
@@ -44,7 +44,7 @@ def parse(stream: Stream, volume: int | None) -> ImageHeader:
 
 
 def _affine(numbers: Array, shape: tuple[int, int, int], has_place: bool) -> tuple[Array, list[str]]:
-    """From spacing, the directions of the three axes, and the centre of the volume, RAS+ mm."""
+    """Compute the affine from spacing, the directions of the three axes, and the volume's centre, RAS+ mm."""
     spacing, axes, centre = numbers[:3], numbers[3:12].reshape(3, 3).T, numbers[12:15]
     warnings = []
     if not has_place:

@@ -30,10 +30,10 @@ def shape_violation(value: Any, shape: Shape, where: str = "it") -> str:
         if not isinstance(value, Mapping):
             return f"{where} is {_named(value)}; an object with names is expected"
         if ANY_KEY in shape:
-            inside = ((f"{where}.{key}", one, shape[ANY_KEY]) for key, one in value.items())
+            inner = ((f"{where}.{key}", item, shape[ANY_KEY]) for key, item in value.items())
         else:
-            inside = ((f"{where}.{key}", value[key], one) for key, one in shape.items() if key in value)
-        return next(filter(None, (shape_violation(one, wanted, place) for place, one, wanted in inside)), "")
+            inner = ((f"{where}.{key}", value[key], inner_shape) for key, inner_shape in shape.items() if key in value)
+        return next(filter(None, (shape_violation(item, expected, name) for name, item, expected in inner)), "")
     types = shape if isinstance(shape, tuple) else (shape,)
     if type(value) in types or (type(value) is int and float in types):
         finite = not isinstance(value, float) or math.isfinite(value)

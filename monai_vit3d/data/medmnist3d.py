@@ -1,4 +1,4 @@
-"""MedMNIST's six 3D sets (Yang et al. 2023, Scientific Data 10:41, doi 10.1038/s41597-022-01721-8) and one's own."""
+"""Load MedMNIST's six 3D sets (Yang et al. 2023, Scientific Data 10:41, 10.1038/s41597-022-01721-8) and your own."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ SECTION_NAMES = {"train": "train", "training": "train", "val": "val", "validatio
 
 
 def medmnist3d_info(dataset_name: str, info_file: str | Path | None = None) -> dict[str, Any]:
-    """What is known of a data set: an entry with the keys of ``medmnist.INFO``.
+    """Describe a data set by an entry with the keys of ``medmnist.INFO``.
 
     Args:
         dataset_name: one of MedMNIST's 3D sets, such as ``"organmnist3d"``, or a name of ``info_file``.
-        info_file: JSON ``{name: entry}`` of one's own sets. An entry has ``task`` and ``label`` (``{"0": name, ...}``)
+        info_file: JSON ``{name: entry}`` of your own sets. An entry has ``task`` and ``label`` (``{"0": name, ...}``)
             and may have ``n_channels``, ``n_samples`` (``{"train": n, ...}``), ``MD5`` and ``url`` (of size 28),
             ``MD5_64`` and ``url_64`` (of size 64, and so on) and keys of its own.
 
@@ -132,7 +132,7 @@ class MedMNIST3DDataset(Dataset):
 
 @dataclass(frozen=True)
 class _NpzFile:
-    """Where a file is or should be, and what is known of it."""
+    """Path, source and checksum of a data set's file."""
 
     path: Path
     url: str | None
@@ -144,15 +144,15 @@ class _NpzFile:
         return f"{source}{f' (MD5 {self.md5})' if self.md5 else ''} and put it at {self.path}."
 
     def make_sure(self, download: bool) -> None:
-        """The file is there, and the one that the entry's MD5 stands for."""
+        """Make sure that the file exists and has the entry's MD5; download it if allowed."""
         if not self.path.is_file():
             if not download:
                 raise DatasetError(f"{self.path}: no such file. {self.advice}")
             self._download()
-        found = _md5(self.path)
-        if self.md5 and found != self.md5:
+        md5 = _md5(self.path)
+        if self.md5 and md5 != self.md5:
             raise DatasetError(
-                f"{self.path}: damaged or another version; its MD5 is {found}, {self.md5} is needed. Fetch it "
+                f"{self.path}: damaged or another version; its MD5 is {md5}, {self.md5} is needed. Fetch it "
                 f"again. {self.advice}"
             )
 

@@ -1,4 +1,4 @@
-"""MetaImage files with their voxels in them, .mha (https://itk.org/Wiki/ITK/MetaIO/Documentation)."""
+"""Read MetaImage files that hold their voxels, .mha (https://itk.org/Wiki/ITK/MetaIO/Documentation)."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def parse(stream: Stream, volume: int | None) -> ImageHeader:
     pairs = (line.split("=", 1) for line in lines if "=" in line)
     fields = {name.strip(): value.strip() for name, value in pairs}
     if fields.get("NDims") != "3" or fields.get("ElementNumberOfChannels", "1") != "1":
-        found = f"{fields.get('NDims')} axes, {fields.get('ElementNumberOfChannels', '1')} values a voxel"
-        raise refusal(path, f"{found}; one 3D volume of one value a voxel is needed", _CONVERT)
+        problem = f"{fields.get('NDims')} axes, {fields.get('ElementNumberOfChannels', '1')} values a voxel"
+        raise refusal(path, f"{problem}; one 3D volume of one value a voxel is needed", _CONVERT)
     if _is_true(fields, "BinaryData", "True") is False or fields.get("HeaderSize", "0") != "0":
         raise refusal(path, "voxels as text, or behind a header of their own", _CONVERT)
     h, w, d = (int(n) for n in parse_numbers(fields.get("DimSize", ""), 3, "DimSize", path))

@@ -1,4 +1,4 @@
-"""NRRD files with their voxels in them (https://teem.sourceforge.net/nrrd/format.html)."""
+"""Read NRRD files that hold their voxels (https://teem.sourceforge.net/nrrd/format.html)."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def parse(stream: Stream, volume: int | None) -> ImageHeader:
     if any(fields.get(name, "0") != "0" for name in ("byte skip", "byteskip", "line skip", "lineskip")):
         raise refusal(path, "it skips bytes or lines before the voxels", _CONVERT)
     if fields.get("dimension") != "3":
-        found = f"dimension {fields.get('dimension')}; one 3D volume of one value a voxel is needed"
-        raise refusal(path, found, "Save the volume that is meant as .nii.gz.")
+        problem = f"dimension {fields.get('dimension')}; one 3D volume of one value a voxel is needed"
+        raise refusal(path, problem, "Save the volume that is meant as .nii.gz.")
     encoding = fields.get("encoding", "").lower()
     if encoding not in _WBITS:
         raise refusal(path, f"encoding '{encoding}'; raw or gzip is needed", _CONVERT)
@@ -60,7 +60,7 @@ def parse(stream: Stream, volume: int | None) -> ImageHeader:
 
 
 def _fields(head: bytes, path: Path) -> tuple[dict[str, str], int]:
-    """The fields by name, lower-case, and where the header ends, behind an empty line."""
+    """Parse the fields by name, lower-case, and find the end of the header, after an empty line."""
     match = re.match(rb"NRRD000\d\r?\n(.*?)\r?\n\r?\n", head, re.DOTALL)
     if match is None:
         raise refusal(path, "not NRRD, or its header does not end", AGAIN)
@@ -85,8 +85,8 @@ def _affine(fields: dict[str, str], path: Path) -> tuple[Array, list[str]]:
     space = fields.get("space", "").lower()
     signs = _SPACES.get(space)
     if signs is None:
-        what = f"its space, '{space}', is" if space else "no space in its header:"
-        warnings.append(f"{what} not one of left, right, anterior and posterior; ITK's default, LPS, was taken")
+        subject = f"its space, '{space}', is" if space else "no space in its header:"
+        warnings.append(f"{subject} not one of left, right, anterior and posterior; ITK's default, LPS, was taken")
     affine = np.eye(4)
     if "space directions" in fields:
         text = re.sub("[(),]", " ", fields["space directions"])

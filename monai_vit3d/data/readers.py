@@ -54,7 +54,7 @@ def without_suffix(name: str) -> str:
 
 
 def reader_for(path: str | Path) -> Reader | None:
-    """The format of an image by its name; None for other files, and for half of a pair whose other half is missing."""
+    """Find the format of an image by its name; None for other files, and for half of a pair without its other half."""
     match = _SUFFIX.search(os.path.basename(path))
     if match is None:
         return None

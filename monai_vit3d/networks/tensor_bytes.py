@@ -38,8 +38,7 @@ def tensors_in(file: BufferedReader) -> tuple[dict[str, torch.Tensor], dict[str,
     state, digest = {}, hashlib.sha256()
     for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):  # that is without holes
         state[key] = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
-        values: Any = state[key].reshape(-1).view(torch.uint8).numpy()
-        memory = memoryview(values)
+        memory = memoryview(state[key].reshape(-1).view(torch.uint8).numpy().data)
         for start in range(0, len(memory), _CHUNK):
             part = memory[start : start + _CHUNK]
             if file.readinto(part) != len(part):
@@ -56,7 +55,7 @@ def header_sha256(entries: Mapping[str, Any], metadata: Mapping[str, str]) -> st
         entries: of the tensors, by name: type, shape and place.
         metadata: the rest.
     """
-    said = sorted((key, value) for key, value in metadata.items() if key != HEADER_SUM)
+    pairs = sorted((key, value) for key, value in metadata.items() if key != HEADER_SUM)
     tensors = [(key, entry["dtype"], entry["shape"], entry["data_offsets"]) for key, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor[3], tensor[0]))
-    return hashlib.sha256(json.dumps([said, tensors]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([pairs, tensors]).encode()).hexdigest()

@@ -76,7 +76,7 @@ class AxisAligned(NoResampling):
         return self.resampled
 
     def _bordered(self, plane: Tensor, fill: Tensor | None = None) -> Tensor:
-        """A plane with zeros, or their labels, beyond its ends."""
+        """Pad a plane with zeros, or their labels, beyond its ends."""
         if not any(self.border[1:]):
             return plane
         wider = F.pad(plane, (0, self.border[2], 0, self.border[1]))
@@ -86,7 +86,7 @@ class AxisAligned(NoResampling):
         return wider
 
     def _plane(self, row: int) -> tuple[Tensor, Tensor]:
-        """Scores and labels of a plane; beyond the last, zeros and their labels."""
+        """Return scores and labels of a plane; beyond the last, zeros and their labels."""
         if row < self.sizes[0]:
             return self.held[row]
         scores, labels = next(iter(self.held.values()))
@@ -117,7 +117,7 @@ class AxisAligned(NoResampling):
             self.target[:, row] = labels
 
     def _interpolate_at(self, plane: Tensor, voxels: Tensor) -> Tensor:
-        """A plane's scores (K, N) at some voxels of the new grid's plane."""
+        """Interpolate a plane's scores (K, N) at some voxels of the new grid's plane."""
         width = len(self.lower[2])
         indices = voxels // width, voxels % width
         lower, upper, weights = (
@@ -130,7 +130,7 @@ class AxisAligned(NoResampling):
         return interpolate_corners(lambda at: scores.index_select(1, at), first_corner, steps, weights)
 
     def _interpolate_all(self, row: int, plane: Tensor) -> Tensor:
-        """A plane's scores (K, H', W') at all voxels of the new grid's plane."""
+        """Interpolate a plane's scores (K, H', W') at all voxels of the new grid's plane."""
         if row not in self.dense:
             for dim in (2, 1):
                 low, up = (select(plane, dim, side[dim]) for side in (self.lower, self.upper))

@@ -92,7 +92,7 @@ class SeparableResample(SpatialResample):
     def _with_trace(
         self, img: MetaTensor, mapping: GridMapping, mode: Any, padding_mode: Any, align_corners: bool, dtype: Any
     ) -> Any:
-        """The image's metadata with the trace that MONAI's own resampling leaves."""
+        """Add the trace that MONAI's own resampling leaves to the image's metadata."""
         extra = {"dtype": str(dtype)[6:], "mode": mode, "padding_mode": padding_mode, "align_corners": align_corners}
         return self.track_transform_meta(
             img,

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import re
 import struct
 import zlib
 
@@ -299,6 +300,16 @@ def test_outputs_go_to_nifti_on_the_same_grid(tmp_path):
 
 
 # names
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+def test_every_row_refuses_a_file_of_another_format(tmp_path, reader):
+    path = tmp_path / f"a{reader.suffixes[0]}"
+    for file in [path, *([path.with_suffix(reader.partner)] if reader.partner else [])]:
+        file.write_bytes(b"\0\1\2\3" * 200)
+    for read in (read_volume, read_grid):
+        with pytest.raises(ImageError, match=rf"^{re.escape(str(path.with_suffix('')))}.*: "):
+            read(path)
 
 
 def test_suffixes_are_those_of_one_reader_each():

@@ -158,17 +158,17 @@ def _grouped(stack: list[Slice], keys: Sequence[Any]) -> list[list[Slice]]:
 
 
 def _ranked(stack: list[Slice], places: list[int], order: Sequence[Any], count: int) -> list[list[Slice]]:
-    """The n-th slices of all places, in the order of an attribute."""
+    """Group the n-th slices of all positions, in the order of an attribute."""
     volumes: list[list[Slice]] = [[] for _ in range(count)]
-    seen: Counter[int] = Counter()
+    sorted_at: Counter[int] = Counter()
     for k in sorted(range(len(stack)), key=lambda k: _sortable((order[k],))):
-        volumes[seen[places[k]]].append(stack[k])
-        seen[places[k]] += 1
+        volumes[sorted_at[places[k]]].append(stack[k])
+        sorted_at[places[k]] += 1
     return volumes
 
 
 def _sortable(key: tuple[Hashable, ...]) -> list[tuple[bool, bool, Any]]:
-    """Numbers before texts before what is missing."""
+    """Make a sort key: numbers first, then texts, then missing values."""
     return [(value is None, isinstance(value, str), value if value is not None else 0) for value in key]
 
 
@@ -183,7 +183,7 @@ def _value(one: Slice, macro: str, name: str) -> Hashable:
 
 
 def _plain(value: Any) -> Hashable:
-    """A number where it is one, else its text; None for none."""
+    """Convert a value to a number if possible, else to text; None stays."""
     if value is None:
         return None
     try:

@@ -25,9 +25,9 @@ DEFLATE_LIMIT = 1032  # deflate cannot inflate more: 258 bytes from two bits
 AGAIN = "Copy, download or export it again."
 
 
-def refusal(path: str | Path, found: str, advice: str) -> ImageError:
+def refusal(path: str | Path, problem: str, advice: str) -> ImageError:
     """Word an error: the file, what came and what is expected, what to do."""
-    return ImageError(f"{path}: {found}. {advice}")
+    return ImageError(f"{path}: {problem}. {advice}")
 
 
 @contextmanager
@@ -112,8 +112,8 @@ class Stream:
             ImageError: it cannot.
         """
         if self.packed and declared > DEFLATE_LIMIT * self.size + CHUNK:
-            found = f"the header declares {declared} bytes, more than {self.size} compressed bytes can hold"
-            raise refusal(self.path, f"{found}; it is cut off, or its header is damaged", AGAIN)
+            problem = f"the header declares {declared} bytes, more than {self.size} compressed bytes can hold"
+            raise refusal(self.path, f"{problem}; it is cut off, or its header is damaged", AGAIN)
         if not self.packed and declared > self.size:
             raise self._short(self.size, declared)
 
@@ -165,8 +165,8 @@ class Stream:
             raise refusal(self.path, f"the compressed voxels are damaged ({error})", AGAIN) from error
         # zlib verifies a stream's checksum at its end only
         if len(content) != length or not inflater.eof:
-            found = f"the compressed voxels are cut off, or not the {length} bytes that the header declares"
-            raise refusal(self.path, found, AGAIN)
+            problem = f"the compressed voxels are cut off, or not the {length} bytes that the header declares"
+            raise refusal(self.path, problem, AGAIN)
         if inflater.unused_data:
             self.warnings.append(f"{len(inflater.unused_data)} bytes after the voxels were passed over")
         return content
@@ -189,8 +189,8 @@ class Stream:
                 pass
             after = self._at - declared
             if after > max(CHUNK, declared):
-                found = f"over {after} bytes follow the {declared} that the header declares"
-                raise refusal(self.path, f"{found}; this is no image, or its header is damaged", AGAIN)
+                problem = f"over {after} bytes follow the {declared} that the header declares"
+                raise refusal(self.path, f"{problem}; this is no image, or its header is damaged", AGAIN)
         if after and not footer:
             self.warnings.append(f"{after} bytes after the voxels were passed over")
 

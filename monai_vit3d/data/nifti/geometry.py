@@ -116,8 +116,8 @@ def check_affine(affine: Array, path: str | Path) -> None:
     if _is_regular(affine):
         return
     fault = "maps the volume to a plane" if _is_finite(affine) else "is not finite"
-    found = f"the affine {fault} ({affine[:3].tolist()}); three axes that span space are needed"
-    raise refusal(path, found, RESAVE)
+    problem = f"the affine {fault} ({affine[:3].tolist()}); three axes that span space are needed"
+    raise refusal(path, problem, RESAVE)
 
 
 def oddities(grid: Grid) -> list[str]:

@@ -81,8 +81,8 @@ def parse_header(head: bytes, path: str | Path, volume: int | None = None, pair:
     try:
         slope, inter = nifti.get_slope_inter()  # None for "as stored"
     except HeaderDataError as error:
-        found = f"scl_slope {nifti['scl_slope']} with scl_inter {nifti['scl_inter']}; finite numbers are needed"
-        raise refusal(path, found, RESAVE) from error
+        problem = f"scl_slope {nifti['scl_slope']} with scl_inter {nifti['scl_inter']}; finite numbers are needed"
+        raise refusal(path, problem, RESAVE) from error
     bits = int(nifti["bitpix"])
     if bits != 8 * dtype.itemsize:
         warnings.append(f"bitpix {bits} contradicts datatype {dtype.name}; the datatype was believed")
@@ -116,8 +116,8 @@ def _raw_fields(head: bytes, path: str | Path, pair: bool) -> tuple[Nifti1Header
     if description:
         raise refusal(path, *description)
     begins = f"it begins with {head[:4].hex(' ')}" if head else "there is nothing in it"
-    found = f"not NIfTI: {begins}; a header of 348 or 540 bytes is needed"
-    raise refusal(path, found, "Convert it to NIfTI with the program that wrote it, or copy it again.")
+    problem = f"not NIfTI: {begins}; a header of 348 or 540 bytes is needed"
+    raise refusal(path, problem, "Convert it to NIfTI with the program that wrote it, or copy it again.")
 
 
 def _sizes(head: bytes) -> tuple[int, int]:
@@ -135,8 +135,8 @@ def _check_magic(head: bytes, size: int, path: str | Path, pair: bool) -> None:
     if pair and magic == (b"ni1\0" if size == 348 else b"ni2\0"):
         return
     if not pair and magic in (b"ni1\0", b"ni2\0"):
-        found = "the header of a pair (.hdr and .img); one file with header and voxels is needed"
-        raise refusal(path, found, "Convert the pair with FSL's fslchfiletype NIFTI_GZ, or nibabel.")
+        problem = "the header of a pair (.hdr and .img); one file with header and voxels is needed"
+        raise refusal(path, problem, "Convert the pair with FSL's fslchfiletype NIFTI_GZ, or nibabel.")
     if magic != (b"n+1\0" if size == 348 else b"n+2\0"):
         kind = "Analyze 7.5, which does not tell left from right" if size == 348 else "not NIfTI-2"
         raise refusal(
@@ -162,8 +162,8 @@ def image_shape(nifti: Nifti1Header, path: str | Path) -> tuple[tuple[int, int, 
         raise refusal(path, f"{len(full)}D image {full}; one 3D volume is needed", "Give the volume, not a slice.")
     h, w, d, *extra = full
     if math.prod(extra[1:]) > 1:
-        found = f"{len(full)}D image {full}, several values a voxel; one 3D volume is needed"
-        raise refusal(path, found, "Save the volume that is meant as a file of its own.")
+        problem = f"{len(full)}D image {full}, several values a voxel; one 3D volume is needed"
+        raise refusal(path, problem, "Save the volume that is meant as a file of its own.")
     volumes = extra[0] if extra else 1
     return (h, w, d), len(extra) if volumes == 1 else 0, volumes
 
@@ -175,12 +175,12 @@ def check_volume_index(volume: int | None, volumes: int, shape: tuple[int, ...],
         ImageError: there are several and none was picked, or there is no such volume.
     """
     if volume is None and volumes > 1:
-        found = f"4D image {(*shape, volumes)}; one 3D volume is needed"
-        raise refusal(path, found, "Pick one with volume=N.")
+        problem = f"4D image {(*shape, volumes)}; one 3D volume is needed"
+        raise refusal(path, problem, "Pick one with volume=N.")
     index = volume or 0
     if not 0 <= index < volumes:
-        found = f"volume {index} of {volumes}; 0 to {volumes - 1} can be picked"
-        raise refusal(path, found, "Pick one of these with volume=N.")
+        problem = f"volume {index} of {volumes}; 0 to {volumes - 1} can be picked"
+        raise refusal(path, problem, "Pick one of these with volume=N.")
     return index
 
 
@@ -201,8 +201,8 @@ def check_pixdim(nifti: Nifti1Header, path: str | Path) -> None:
     """
     sizes = nifti["pixdim"][1:4].astype(float)
     if not (np.isfinite(sizes) & (sizes > 0)).all():
-        found = f"voxel sizes (pixdim) {sizes.tolist()}; numbers above 0 are needed"
-        raise refusal(path, found, RESAVE)
+        problem = f"voxel sizes (pixdim) {sizes.tolist()}; numbers above 0 are needed"
+        raise refusal(path, problem, RESAVE)
 
 
 def _offset(nifti: Nifti1Header, head: bytes, path: str | Path, pair: bool) -> tuple[int, list[str]]:

@@ -73,8 +73,8 @@ def read_image(
         try:
             voxels, voxel_warnings = _read_voxels(stream, header, exact)
         except MemoryError as error:
-            found = f"shape {header.grid.shape} does not fit into memory"
-            raise refusal(stream.path, found, "Free memory, or take a machine with more.") from error
+            problem = f"shape {header.grid.shape} does not fit into memory"
+            raise refusal(stream.path, problem, "Free memory, or take a machine with more.") from error
         sha256 = header.sha256 + stream.sha256()
     warnings = (*stream.warnings, *header.warnings, *oddities(header.grid), *voxel_warnings)
     return Volume(stream.path, voxels, header.grid, warnings, sha256)
@@ -102,8 +102,8 @@ def _checked_header(parse: ParseHeader, stream: Stream, volume: int | None, max_
     header = parse(stream, volume)
     shape, count = header.grid.shape, math.prod(header.grid.shape)
     if count > max_voxels:
-        found = f"shape {shape}, {count} voxels; at most max_voxels={max_voxels} are read"
-        raise refusal(stream.path, found, "If the shape is right, pass a larger max_voxels.")
+        problem = f"shape {shape}, {count} voxels; at most max_voxels={max_voxels} are read"
+        raise refusal(stream.path, problem, "If the shape is right, pass a larger max_voxels.")
     check_affine(header.grid.affine_mm, stream.path)
     if header.wbits is None:
         stream.check_size(header.end)

@@ -51,8 +51,8 @@ def parse(stream: Stream, volume: int | None) -> ImageHeader:
 def _nifti_of_analyze(head: bytes, path: Path, other: Path) -> bytes:
     """Make a NIfTI header of an Analyze one: shape, voxel type and size, scale, and nibabel's affine."""
     if path.with_suffix(".mat").exists():
-        found = f"an affine of SPM's lies beside it, {path.with_suffix('.mat').name}, which is not read"
-        raise refusal(path, found, "Convert the three files with SPM or nibabel.")
+        problem = f"an affine of SPM's lies beside it, {path.with_suffix('.mat').name}, which is not read"
+        raise refusal(path, problem, "Convert the three files with SPM or nibabel.")
     order = "<" if int.from_bytes(head[:4], "little") == 348 else ">"
     analyze: AnalyzeHeader = Spm2AnalyzeHeader(head, endianness=order, check=False)
     nifti = Nifti1Header(endianness=order)
