@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
@@ -166,7 +166,7 @@ def model_card(network: Any, license: str | None = None, tags: Collection[str] =
         tags: more of them.
     """
     args = model_args(network)
-    card_data = network._hub_mixin_info.model_card_data.to_dict()
+    card_data = cast(Any, network)._hub_mixin_info.model_card_data.to_dict()
     encoder = args.get("backbone") or args
     card_data["tags"] = sorted({*card_data.get("tags", ()), *tags})
     task = "image-segmentation" if "decoder" in args else "image-classification"

@@ -284,6 +284,7 @@ def blobs(seeds):
     return Dataset(items)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inferer", [SimpleInferer(), AutocastInferer()], ids=["float32", "bfloat16"])
 def test_engines_train_and_evaluate(inferer):
     torch.manual_seed(0)
