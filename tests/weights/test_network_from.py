@@ -90,6 +90,7 @@ def test_types_and_a_new_last_layer(tmp_path):
         assert torch.equal(other.backbone.norm.weight, network.backbone.norm.weight.float())
 
 
+@pytest.mark.slow
 def test_names_of_wrappers_leave_the_arguments(tmp_path):
     network = segmenter()
     network.backbone = torch.compile(network.backbone, backend="eager")
