@@ -40,7 +40,7 @@ from volume_runs import ENGINES, PEER, Case, cases, ours
 
 from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.inferers import resolve_backend
-from monai_vit3d.pipeline.acceleration import accelerated
+from monai_vit3d.pipeline.acceleration import accelerate
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = next(iter(ENGINES))
@@ -134,7 +134,7 @@ def overlap(case: Case, folder: Path) -> None:
     images[0].parent.mkdir()
     for path in images:
         shutil.copyfile(case.image, path)
-    bundle = accelerated(load_bundle(case.bundle, "cpu"), "auto")
+    bundle = accelerate(load_bundle(case.bundle, "cpu"), "auto")
     ours(bundle, images[:1], folder / "three-out")
     start = time.perf_counter()
     records = ours(bundle, images, folder / "three-out")

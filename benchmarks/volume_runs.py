@@ -18,7 +18,7 @@ from nilearn.datasets import load_mni152_template
 
 from monai_vit3d.bundle.load import Bundle, load_bundle
 from monai_vit3d.data import cut_box
-from monai_vit3d.pipeline.acceleration import accelerated
+from monai_vit3d.pipeline.acceleration import accelerate
 from monai_vit3d.pipeline.folder import publish
 from monai_vit3d.pipeline.plan import plan_cases
 from monai_vit3d.pipeline.predictor import Predictor
@@ -114,7 +114,7 @@ def call_of(name: str, image: Path, root: Path, out: Path) -> tuple[Callable[[],
     """One run of an engine's, or of the peer's, and the clock of its network."""
     if name == PEER:
         return by_monai(root, image, out)
-    bundle = accelerated(load_bundle(root, "cpu"), *ENGINES[name])
+    bundle = accelerate(load_bundle(root, "cpu"), *ENGINES[name])
     clock = Clock(bundle.network)
     bundle = replace(bundle, network=clock)
     return lambda: ours(bundle, [image], out)[0]["stages"], clock

@@ -83,7 +83,8 @@ def _alias_violation(events: Iterator[Any]) -> str:
             if event.anchor:
                 sizes[event.anchor] = 1
         if size > MAX_CONFIG_ITEMS or len(opened) > MAX_CONFIG_DEPTH:
-            return f"more than {MAX_CONFIG_ITEMS} items with all aliases written out, or deeper than {MAX_CONFIG_DEPTH}"
+            limits = f"more than {MAX_CONFIG_ITEMS} items with all aliases written out"
+            return f"{limits}, or nested deeper than {MAX_CONFIG_DEPTH}"
     return ""
 
 

@@ -100,7 +100,8 @@ def _from_array(voxels: Array | torch.Tensor, affine: Array) -> list[Volume]:
     if affine.shape != (4, 4):
         raise ImageError(f"{path}: affine of shape {affine.shape}; expected (4, 4), voxel index to world in RAS+ mm.")
     check_affine(affine, path)
-    grid = Grid(voxels.shape[-3:], affine)
+    height, width, depth = voxels.shape[-3:]
+    grid = Grid((height, width, depth), affine)
     volumes = []
     for channel in voxels.reshape(-1, *grid.shape):
         values, warnings = to_float32(channel, 1.0, 0.0, path)

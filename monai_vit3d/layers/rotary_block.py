@@ -24,7 +24,8 @@ class RotaryBlock(Block):
 
     def __init__(self, *args: Any, num_prefix_tokens: int = 0, rotate_half: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.attn.num_prefix_tokens, self.attn.rotate_half = num_prefix_tokens, rotate_half
+        attention: Any = self.attn
+        attention.num_prefix_tokens, attention.rotate_half = num_prefix_tokens, rotate_half
 
     def forward(  # type: ignore[override]
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False

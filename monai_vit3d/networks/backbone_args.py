@@ -53,10 +53,15 @@ def describe_backbone(backbone: VisionTransformer3D) -> dict[str, Any]:
     """Return the arguments of a backbone, for :func:`model_args`."""
     block, embed = backbone.blocks[0], backbone.patch_embed
     norm = backbone.norm_layer(int(backbone.embed_dim), device="meta")
-    layers = {"embed_layer": embed, "block_fn": block, "act_layer": backbone.act_layer(), "norm_layer": norm}
+    layers: dict[str, Any] = {
+        "embed_layer": embed,
+        "block_fn": block,
+        "act_layer": backbone.act_layer(),
+        "norm_layer": norm,
+    }
     layers |= {"attn_layer": parts_of(block).get("attn"), "mlp_layer": parts_of(block).get("mlp")}
     foreign = {key: layer for key, layer in layers.items() if layer is not None and not _has_name(key, layer)}
-    embed_norm = getattr(embed, "norm", None) if "embed_layer" not in foreign else None
+    embed_norm: Any = getattr(embed, "norm", None) if "embed_layer" not in foreign else None
     if is_layer(embed_norm) and not _has_name("norm_layer", embed_norm):
         foreign["embed_layer"] = embed_norm
     if backbone.rope is not None and type(backbone.rope) is not RotaryPositions3D:

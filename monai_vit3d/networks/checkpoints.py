@@ -72,11 +72,11 @@ def write_safetensors(state: Mapping[str, torch.Tensor], metadata: Mapping[str, 
     # copies: the library refuses tensors that share memory
     blob = memoryview(save({key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}))
     start = HEADER + int.from_bytes(blob[:HEADER], "little")
-    said = {**metadata, "format": "pt", TENSORS_SUM: hashlib.sha256(blob[start:]).hexdigest()}
+    stamped = {**metadata, "format": "pt", TENSORS_SUM: hashlib.sha256(blob[start:]).hexdigest()}
     # the library writes the metadata in another order each time
     entries = {key: value for key, value in json.loads(bytes(blob[HEADER:start])).items() if key != "__metadata__"}
-    said[HEADER_SUM] = header_sha256(entries, said)
-    header = json.dumps({"__metadata__": dict(sorted(said.items())), **entries}, separators=(",", ":")).encode()
+    stamped[HEADER_SUM] = header_sha256(entries, stamped)
+    header = json.dumps({"__metadata__": dict(sorted(stamped.items())), **entries}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % HEADER)  # the tensors stay aligned
     with replacing(path, "wb") as file:
         file.write(len(header).to_bytes(HEADER, "little") + header)
@@ -118,8 +118,8 @@ def _is_safetensors(path: Path) -> bool:
             head = file.read(HEADER + 1)
     except OSError:
         head = b""  # the reader will say why it cannot be opened
-    said = head[HEADER:] == b"{" and int.from_bytes(head[:HEADER], "little") < path.stat().st_size
-    return said or path.suffix.lower() == ".safetensors"
+    stamped = head[HEADER:] == b"{" and int.from_bytes(head[:HEADER], "little") < path.stat().st_size
+    return stamped or path.suffix.lower() == ".safetensors"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -220,11 +220,11 @@ def load_state(network: nn.Module, state: Any, path: str | Path) -> nn.Module:
     Raises:
         WeightsError: not a state dict, or of another architecture. The network is unchanged then.
     """
-    wanted, found = plain_state_dict(network), as_state_dict(state, path)
-    plain = without_wrappers(found)
-    found = plain if plain.keys() == wanted.keys() else found
-    refuse_differences(wanted, found, path, type(unwrap_network(network)).__name__)
-    load_plain_state_dict(network, found)
+    expected, tensors = plain_state_dict(network), as_state_dict(state, path)
+    plain = without_wrappers(tensors)
+    tensors = plain if plain.keys() == expected.keys() else tensors
+    refuse_differences(expected, tensors, path, type(unwrap_network(network)).__name__)
+    load_plain_state_dict(network, tensors)
     return network
 
 
@@ -241,15 +241,19 @@ def without_wrappers(state: dict[str, StateT]) -> dict[str, StateT]:
 
 
 def refuse_differences(
-    wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], path: str | Path, name: str, advice: str = ""
+    expected: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
+    path: str | Path,
+    name: str,
+    advice: str = "",
 ) -> None:
     """Refuse a state dict whose names, shapes or kinds of numbers are not those that are needed.
 
     Kinds are real, complex, whole and boolean; real numbers may be of another precision.
 
     Args:
-        wanted: the network's own state dict.
-        found: the file's.
+        expected: the network's own state dict.
+        tensors: the file's.
         path: the file, for messages.
         name: what the weights are for.
         advice: what to do, if more than building the network anew can be said.
@@ -257,19 +261,19 @@ def refuse_differences(
     Raises:
         WeightsError: they differ; the message names the first five differences.
     """
-    differences = _differences(wanted, found) or unlike_kinds(wanted, found)
+    differences = _differences(expected, tensors) or unlike_kinds(expected, tensors)
     if not differences:
         return
     shown = "; ".join(differences[:5])
     more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
-    advice = _on_prefix(wanted, found) or advice
+    advice = _on_prefix(expected, tensors) or advice
     advice = advice or "Build the network with the options that the weights were trained with."
     raise WeightsError(f"{path}: weights of another architecture than {name}: {shown}{more}. {advice}")
 
 
-def _on_prefix(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def _on_prefix(expected: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
     """What to do about names that differ by what stands before all of them, on either side."""
-    for longer, shorter, side in ((found, wanted, "the file's"), (wanted, found, "the network's")):
+    for longer, shorter, side in ((tensors, expected, "the file's"), (expected, tensors, "the network's")):
         first = next(iter(shorter), None)
         prefixes = [key[: -len(first)] for key in longer if first and key.endswith(f".{first}")]
         for prefix in prefixes:
@@ -278,24 +282,24 @@ def _on_prefix(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     return ""
 
 
-def _differences(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
+def _differences(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> list[str]:
     shapes = [
-        f"{key} is {tuple(found[key].shape)}, {tuple(value.shape)} is needed"
-        for key, value in wanted.items()
-        if key in found and found[key].shape != value.shape
+        f"{key} is {tuple(tensors[key].shape)}, {tuple(value.shape)} is needed"
+        for key, value in expected.items()
+        if key in tensors and tensors[key].shape != value.shape
     ]
-    missing = [f"{key} is missing" for key in wanted if key not in found]
-    return shapes + missing + [f"{key} is not known" for key in found if key not in wanted]
+    missing = [f"{key} is missing" for key in expected if key not in tensors]
+    return shapes + missing + [f"{key} is not known" for key in tensors if key not in expected]
 
 
-def unlike_kinds(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
+def unlike_kinds(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> list[str]:
     """What copying would turn into other numbers, in words: whole numbers (of quantised weights) or complex ones.
 
     Args:
-        wanted: the network's own state dict.
-        found: the file's; names that only one of the two has are left out.
+        expected: the network's own state dict.
+        tensors: the file's; names that only one of the two has are left out.
     """
-    both = [(key, value.dtype, found[key].dtype) for key, value in wanted.items() if key in found]
+    both = [(key, value.dtype, tensors[key].dtype) for key, value in expected.items() if key in tensors]
     return [
         f"{key} is {str(came).removeprefix('torch.')}, {str(needed).removeprefix('torch.')} is needed"
         for key, needed, came in both

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
@@ -58,14 +58,14 @@ def save_network(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: a file; a folder is needed. Name another place.")
     network = merged_lora(network)
-    said = model_args(network)
-    _refuse_unnamed(network, said)
+    args = model_args(network)
+    _refuse_unnamed(network, args)
     new = not folder.exists()
     readme = None if _is_somebodys(folder / CARD) else str(model_card(network, **(card or {})))
     try:
         with replacing(folder / CONFIG, "w", encoding="utf-8") as file:
-            file.write(json.dumps(said, indent=2, sort_keys=True) + "\n")
-            metadata = {RECORD: json.dumps(said, sort_keys=True)}
+            file.write(json.dumps(args, indent=2, sort_keys=True) + "\n")
+            metadata = {RECORD: json.dumps(args, sort_keys=True)}
             if readme is None:
                 write_safetensors(network.state_dict(), metadata, folder / WEIGHTS)
             else:
@@ -78,12 +78,12 @@ def save_network(
         raise
 
 
-def _refuse_unnamed(network: nn.Module, said: dict[str, Any]) -> None:
+def _refuse_unnamed(network: nn.Module, args: dict[str, Any]) -> None:
     """Refuse a network that its recorded arguments do not build."""
     advice = "Write it with save_backbone, and load that with load_backbone into a network that you build yourself."
     try:
         with torch.device("meta"):
-            again = build_network(said, type(network))
+            again = build_network(args, type(network))
     except WeightsError as error:
         raise UsageError(f"config.json could not say what this network is: {error}. {advice}") from error
     unlike = unlike_layers(network, again)
@@ -131,13 +131,13 @@ def load_pretrained(
     config, weights = _find(source, {key: options.pop(key) for key in _HUB if key in options})
     read, metadata = read_with_metadata(weights)
     state = as_state_dict(read, weights)
-    said = recorded_args(state, metadata, config, weights)
-    kind = class_of(said)
+    args = recorded_args(state, metadata, config, weights)
+    kind = class_of(args)
     if not issubclass(factory, NETWORK_CLASSES[kind]):
         raise UsageError(f"{source}: a {kind}, not a {factory.__name__}. Load it with {kind}.from_pretrained.")
     if kind != BACKBONE:
-        return build_whole(said, state, str(weights), factory, **options)  # type: ignore[return-value]
-    return build_own(said, state, str(weights), factory, owned=True, **options).network  # type: ignore[arg-type,return-value]
+        return build_whole(args, state, str(weights), factory, **options)  # type: ignore[return-value]
+    return build_own(args, state, str(weights), factory, owned=True, **options).network  # type: ignore[arg-type,return-value]
 
 
 def _find(source: str | Path, hub: dict[str, Any]) -> tuple[Path, Path]:
@@ -157,7 +157,7 @@ def _find(source: str | Path, hub: dict[str, Any]) -> tuple[Path, Path]:
     return paths[0], paths[1]
 
 
-def model_card(network: nn.Module, license: str | None = None, tags: Collection[str] = ()) -> ModelCard:
+def model_card(network: Any, license: str | None = None, tags: Collection[str] = ()) -> ModelCard:
     """A page for people and the hub's search, from the same source as config.json.
 
     Args:
@@ -165,19 +165,19 @@ def model_card(network: nn.Module, license: str | None = None, tags: Collection[
         license: of the weights, by the hub's word for it, as ``"apache-2.0"``.
         tags: more of them.
     """
-    said = model_args(network)
-    known = network._hub_mixin_info.model_card_data.to_dict()
-    encoder = said.get("backbone") or said
-    known["tags"] = sorted({*known.get("tags", ()), *tags})
-    task = "image-segmentation" if "decoder" in said else "image-classification"
-    task = task if said["num_classes"] > 0 else "image-feature-extraction"
-    data = ModelCardData(**{"pipeline_tag": task, **known, **({} if license is None else {"license": license})})
+    args = model_args(network)
+    card_data = cast(Any, network)._hub_mixin_info.model_card_data.to_dict()
+    encoder = args.get("backbone") or args
+    card_data["tags"] = sorted({*card_data.get("tags", ()), *tags})
+    task = "image-segmentation" if "decoder" in args else "image-classification"
+    task = task if args["num_classes"] > 0 else "image-feature-extraction"
+    data = ModelCardData(**{"pipeline_tag": task, **card_data, **({} if license is None else {"license": license})})
     count = sum(parameter.numel() for parameter in network.parameters())
-    rows = "\n".join(f"| `{key}` | `{json.dumps(value)}` |" for key, value in sorted(said.items()))
-    kind = class_of(said)
+    rows = "\n".join(f"| `{key}` | `{json.dumps(value)}` |" for key, value in sorted(args.items()))
+    kind = class_of(args)
     size = ", ".join(str(n) for n in (encoder["in_chans"], *encoder["img_size"]))
     page = (
-        f"---\n{data.to_yaml()}\n---\n\n# {said['class']}\n\n"
+        f"---\n{data.to_yaml()}\n---\n\n# {args['class']}\n\n"
         f"A 3D Vision Transformer of `monai_vit3d` with {count:,} parameters.\n\n"
         f"```python\nimport torch\nfrom monai_vit3d import {kind}\n\n"
         f'network = {kind}.from_pretrained("FOLDER or OWNER/NAME")\n'

@@ -17,12 +17,12 @@ _MEANT = {"torch_dtype": "dtype", "map_location": "device"}
 _NEVER = {"strict": "a network is loaded whole or not at all"}
 
 
-def check_options(options: dict[str, Any], said: Mapping[str, Any], factory: type[nn.Module], name: str) -> None:
+def check_options(options: dict[str, Any], args: Mapping[str, Any], factory: type[nn.Module], name: str) -> None:
     """Refuse options that nobody takes or that cannot be; a ``dtype`` in words becomes torch's.
 
     Args:
         options: as for :meth:`VisionTransformer3D.from_pretrained`; ``dtype`` is changed in place.
-        said: the architecture of the weights.
+        args: the architecture of the weights.
         factory: the class that is to be built.
         name: where the weights are from, for messages.
 
@@ -30,9 +30,9 @@ def check_options(options: dict[str, Any], said: Mapping[str, Any], factory: typ
         UsageError: an unknown word, a ``dtype`` of no real numbers, ``num_classes`` below 0, or another ``patch_size``
             for rotary positions that count patches.
     """
-    known = inspect.signature(factory).parameters.values()
-    takes_all = any(one.kind is one.VAR_KEYWORD for one in known)
-    unknown = [key for key in options if key not in {one.name for one in known}]
+    parameters = inspect.signature(factory).parameters.values()
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    unknown = [key for key in options if key not in {one.name for one in parameters}]
     for key in unknown:
         if takes_all and key not in _MEANT and key not in _NEVER:  # a subclass hands on what it does not name
             continue
@@ -43,24 +43,24 @@ def check_options(options: dict[str, Any], said: Mapping[str, Any], factory: typ
     classes = options.get("num_classes")
     if classes is not None and (isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 0):
         raise UsageError(f"{name}: num_classes={classes!r}; a whole number from 0 is needed (0: no head).")
-    _refuse_patch(options, said, name)
+    _refuse_patch(options, args, name)
 
 
-def _dtype(asked: Any) -> torch.dtype:
-    found = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise UsageError(f"dtype={asked!r}; a type of real numbers is needed, as torch.float32 or 'bfloat16'.")
-    return found
+def _dtype(value: Any) -> torch.dtype:
+    dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UsageError(f"dtype={value!r}; a type of real numbers is needed, as torch.float32 or 'bfloat16'.")
+    return dtype
 
 
-def _refuse_patch(options: Mapping[str, Any], said: Mapping[str, Any], name: str) -> None:
+def _refuse_patch(options: Mapping[str, Any], args: Mapping[str, Any], name: str) -> None:
     """Positions that count patches would be as many times further apart as patches are smaller."""
-    rope = said.get("rope")
+    rope = args.get("rope")
     counts = isinstance(rope, Mapping) and rope.get("unit") == "patch" and rope.get("reference") is None
     if not counts or options.get("patch_size") is None:
         return
-    if list(to_3tuple(options["patch_size"], "patch_size")) != list(said["patch_size"]):
+    if list(to_3tuple(options["patch_size"], "patch_size")) != list(args["patch_size"]):
         raise UsageError(
-            f"{name}: patch_size={options['patch_size']}; the rotary positions count patches of {said['patch_size']}, "
+            f"{name}: patch_size={options['patch_size']}; the rotary positions count patches of {args['patch_size']}, "
             "and would mean other places. Leave patch_size out, and resample the volumes instead."
         )

@@ -59,7 +59,7 @@ def fill(
             value.data = value.data.to(state[key].dtype if key in state else value.dtype)
         network.load_state_dict(state, strict=False)
         return
-    wanted = network.state_dict()
+    own_state = network.state_dict()
     missing = [(key, value) for key, value in _tensors(network) if key not in state and value.is_meta]
     for key, value in missing:
         path, _, leaf = key.rpartition(".")
@@ -71,7 +71,7 @@ def fill(
     seen: set[int] = set()
     network.load_state_dict(
         {
-            key: _own(value, device, (value if keep_types else wanted[key]).dtype, owned, seen)
+            key: _own(value, device, (value if keep_types else own_state[key]).dtype, owned, seen)
             for key, value in state.items()
         },
         strict=False,

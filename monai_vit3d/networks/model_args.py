@@ -91,7 +91,7 @@ def args_in_state(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return dict(args) if isinstance(args, Mapping) else {}
 
 
-def describe_around_backbone(network: nn.Module, part: str, record: Mapping[str, Any]) -> dict[str, Any]:
+def describe_around_backbone(network: Any, part: str, record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a network with a ``backbone`` and one more part.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -133,7 +133,7 @@ def _by_timm(
 
 
 def _by_table(
-    argument: str, layer: Layer, default: type[nn.Module], table: dict[str, type[nn.Module]]
+    argument: str, layer: Layer, default: type[nn.Module], table: Mapping[str, type[nn.Module]]
 ) -> Callable[..., nn.Module]:
     if not isinstance(layer, str):
         return default if layer is None else layer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from .checkpoints import is_ours, refuse_differences
 from .load_options import check_options
 from .load_report import Inflated, LoadReport
 from .meta_init import blank_network, fill
-from .model_args import BACKBONE, NETWORK_CLASSES, RECORD, args_in_state, build_network, model_args
+from .model_args import BACKBONE, NETWORK_CLASSES, RECORD, args_in_state, build_network, class_of, model_args
 from .options import resolve_pool
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _SIZES, _HEAD, _PLACE = ("img_size", "patch_size"), ("num_classes", "global_pool
 # what may be told anew when weights are loaded, besides those
 _FREE = ("class", "foreign", "in_chans", "dynamic_img_size", "dynamic_img_pad", "pool_include_prefix", "pos_trained")
 _POOL = "attn_pool."
+_ABSENT = object()
 _DICTS = ("backbone", "options", "foreign", "block_options")  # in recorded arguments
 _FETCH = "Fetch the files again, or save the network anew with save_pretrained."
 
@@ -78,12 +79,16 @@ def checked_args(args: Any, path: str | Path) -> dict[str, Any]:
     sound = isinstance(args, dict) and all(isinstance(args.get(key) or {}, dict) for key in _DICTS)
     parts = [args, args.get("backbone") or {}] if sound else []
     grids = [part.get("grid_size", [1, 1, 1]) for part in parts]
-    if not sound or not all(isinstance(grid, list) and [type(n) for n in grid] == [int] * 3 for grid in grids):
+    if not sound or not all(map(_is_grid, grids)):
         raise WeightsError(
             f"{path}: its header's {RECORD!r} cannot be read; a JSON object with a grid_size of three numbers is "
             "expected. Fetch the file again, or save it anew with save_backbone or save_pretrained."
         )
     return dict(args)
+
+
+def _is_grid(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(n) is int and n > 0 for n in value)
 
 
 def recorded_args(
@@ -109,12 +114,13 @@ def recorded_args(
             "version writes. For tensors alone build the network and use load_weights."
         )
     args = args_in(metadata, weights)
-    said = args if config == weights else _read_config(config)
-    unlike = [key for key in sorted({*said, *args}) if key not in said or key not in args or said[key] != args[key]]
+    configured = args if config == weights else _read_config(config)
+    both = {*configured, *args}
+    unlike = [key for key in sorted(both) if configured.get(key, _ABSENT) != args.get(key, _ABSENT)]
     if unlike:
-        both = "; ".join(f"{key}: {said.get(key)!r} there, {args.get(key)!r} here" for key in unlike[:5])
+        pairs = "; ".join(f"{key}: {configured.get(key)!r} there, {args.get(key)!r} here" for key in unlike[:5])
         more = f"; and {len(unlike) - 5} more" if len(unlike) > 5 else ""
-        raise WeightsError(f"{weights}: of another architecture than {config.name} says: {both}{more}. {_FETCH}")
+        raise WeightsError(f"{weights}: of another architecture than {config.name} says: {pairs}{more}. {_FETCH}")
     return args
 
 
@@ -132,7 +138,7 @@ def build_whole(
     args: Mapping[str, Any],
     state: dict[str, Tensor],
     name: str,
-    factory: Callable[..., nn.Module] | None = None,
+    factory: type[nn.Module] | None = None,
     *,
     num_classes: int | None = None,
     img_size: int | Sequence[int] | None = None,
@@ -159,7 +165,7 @@ def build_whole(
         UsageError: a ``dtype`` or ``num_classes`` that is none.
     """
     options = {"num_classes": num_classes, "dtype": dtype}
-    check_options(options, {}, build_whole, name)
+    check_options(options, {}, factory or NETWORK_CLASSES[class_of(args)], name)
     _refuse_counts(args.get("backbone") or {}, state, name)
     try:
         network = build_network(args, factory)
@@ -182,7 +188,7 @@ def _refuse_counts(args: Mapping[str, Any], state: Mapping[str, Tensor], name: s
 
 
 def build_own(
-    said: Mapping[str, Any],
+    args: Mapping[str, Any],
     state: Mapping[str, Tensor],
     name: str,
     factory: type[VisionTransformer3D] | None = None,
@@ -193,7 +199,7 @@ def build_own(
     """The network that an architecture describes, with its tensors, which keep their type.
 
     Args:
-        said: what :func:`recorded_args` returned.
+        args: what :func:`recorded_args` returned.
         state: the tensors.
         name: where they came from, for messages.
         factory: the class to build; None takes this package's.
@@ -207,23 +213,23 @@ def build_own(
         WeightsError: tensors that are not of this architecture, or one that cannot be built.
         UsageError: options that would change what the weights compute.
     """
-    check_options(options, said, factory or NETWORK_CLASSES[BACKBONE], name)
-    if options.get("fc_norm") is False and not said.get("fc_norm") and said.get("global_pool") != "avg":
-        said = {**said, "fc_norm": False}  # the norm is before the pooling, and stays there whatever the new one is
+    check_options(options, args, factory or NETWORK_CLASSES[BACKBONE], name)
+    if options.get("fc_norm") is False and not args.get("fc_norm") and args.get("global_pool") != "avg":
+        args = {**args, "fc_norm": False}  # the norm is before the pooling, and stays there whatever the new one is
     sizes, head, place = ({key: options.pop(key) for key in keys if key in options} for keys in (_SIZES, _HEAD, _PLACE))
-    network, found = _blank(said, state, factory, options, name), dict(state)
-    kernel = next((key for key in ("patch_embed.stem.0.weight", "patch_embed.proj.weight") if key in found), None)
-    if kernel is not None and found[kernel].dim() == 5:
-        found[kernel] = adapt_channels(found[kernel], int(network.in_chans))
-    wanted = network.state_dict()
-    if "num_classes" not in said and not any(key.startswith(_POOL) for key in found):  # save_backbone leaves it out
-        wanted = {key: value for key, value in wanted.items() if not key.startswith(_POOL)}
-    refuse_differences(wanted, found, name, "its architecture says", _FETCH)
-    network.to(found["patch_embed.proj.weight"].dtype)
-    fill(network, found, "cpu", owned=owned, keep_types=True)
+    network, tensors = _blank(args, state, factory, options, name), dict(state)
+    kernel = next((key for key in ("patch_embed.stem.0.weight", "patch_embed.proj.weight") if key in tensors), None)
+    if kernel is not None and tensors[kernel].dim() == 5:
+        tensors[kernel] = adapt_channels(tensors[kernel], int(network.in_chans))
+    expected = network.state_dict()
+    if "num_classes" not in args and not any(key.startswith(_POOL) for key in tensors):  # save_backbone leaves it out
+        expected = {key: value for key, value in expected.items() if not key.startswith(_POOL)}
+    refuse_differences(expected, tensors, name, "its architecture says", _FETCH)
+    network.to(tensors["patch_embed.proj.weight"].dtype)
+    fill(network, tensors, "cpu", owned=owned, keep_types=True)
     if sizes:
         network.set_input_size(**sizes)
-    before = {key: value for key, value in network.state_dict(keep_vars=True).items() if key in found}
+    before = {key: value for key, value in network.state_dict(keep_vars=True).items() if key in tensors}
     _new_head(network, **head)
     report = _report(state, before, network)
     logger.info("%s: %s", name, report)
@@ -231,22 +237,22 @@ def build_own(
 
 
 def _blank(
-    said: Mapping[str, Any],
+    args: Mapping[str, Any],
     state: Mapping[str, Tensor],
     factory: type[VisionTransformer3D] | None,
     options: dict[str, Any],
     name: str,
 ) -> VisionTransformer3D:
     """The network without values, its options those of the architecture but for what may be told anew."""
-    _refuse_counts(said, state, name)
+    _refuse_counts(args, state, name)
     try:
-        network = blank_network(partial(build_network, said, factory), **options)
+        network = blank_network(partial(build_network, args, factory), **options)
     except WeightsError as error:
         raise WeightsError(f"{name}: {error}") from error
     now = model_args(network)
-    changed = [key for key in now if key in said and key not in _FREE and now[key] != said[key]]
+    changed = [key for key in now if key in args and key not in _FREE and now[key] != args[key]]
     if changed:
-        both = "; ".join(f"{key}={said[key]!r} came, {now[key]!r} was asked for" for key in changed)
+        both = "; ".join(f"{key}={args[key]!r} came, {now[key]!r} was asked for" for key in changed)
         raise UsageError(f"{name}: the weights would compute something else: {both}. Leave out what changes that.")
     return network
 

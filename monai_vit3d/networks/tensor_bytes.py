@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ _DTYPES = {
 _CHUNK = 1 << 20  # bytes that are read, and added to the sum, at a time
 
 
-def tensors_in(file: BinaryIO) -> tuple[dict[str, torch.Tensor], dict[str, str], dict[str, str]]:
+def tensors_in(file: BufferedReader) -> tuple[dict[str, torch.Tensor], dict[str, str], dict[str, str]]:
     """The tensors of a safetensors file whose header is sound, its metadata, and the sums of both, from one reading.
 
     The library maps the file into memory, and a map would show what is written to the file later, or end the process
@@ -37,7 +38,7 @@ def tensors_in(file: BinaryIO) -> tuple[dict[str, torch.Tensor], dict[str, str],
     state, digest = {}, hashlib.sha256()
     for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):  # that is without holes
         state[key] = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
-        memory = memoryview(state[key].reshape(-1).view(torch.uint8).numpy())
+        memory = memoryview(state[key].reshape(-1).view(torch.uint8).numpy().data)
         for start in range(0, len(memory), _CHUNK):
             part = memory[start : start + _CHUNK]
             if file.readinto(part) != len(part):
@@ -54,7 +55,7 @@ def header_sha256(entries: Mapping[str, Any], metadata: Mapping[str, str]) -> st
         entries: of the tensors, by name: type, shape and place.
         metadata: the rest.
     """
-    said = sorted((key, value) for key, value in metadata.items() if key != HEADER_SUM)
+    pairs = sorted((key, value) for key, value in metadata.items() if key != HEADER_SUM)
     tensors = [(key, entry["dtype"], entry["shape"], entry["data_offsets"]) for key, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor[3], tensor[0]))
-    return hashlib.sha256(json.dumps([said, tensors]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([pairs, tensors]).encode()).hexdigest()

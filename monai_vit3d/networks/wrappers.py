@@ -43,7 +43,8 @@ def plain_state_dict(network: nn.Module) -> dict[str, Tensor]:
         network: any network; ``torch.compile(network.backbone)`` inside it is a wrapper, too.
     """
     network = unwrap_network(network)
-    state, prefixes = network.state_dict(), _prefixes(network)
+    state: Any = network.state_dict()
+    prefixes = _prefixes(network)
     if not prefixes:
         return state
     plain = OrderedDict((_plain_name(key, prefixes), value) for key, value in state.items())

@@ -17,7 +17,7 @@ from ..inferers.backends import TOLERANCE, cache_folder
 from ..inferers.spacing import inferer_wrappers
 
 
-def accelerated(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> Bundle:
+def accelerate(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> Bundle:
     """Put a bundle's network on another engine, or into bfloat16.
 
     OpenVINO's engine is made and checked here, before the first image, and runs one window at a time: the answer is

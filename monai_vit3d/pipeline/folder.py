@@ -141,12 +141,12 @@ def predict_folder(
         chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "seg": seg}
         plan = plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, **chosen)
         loaded = load_bundle(root, device, safe, choice)  # the first to import PyTorch and MONAI, which it does fast
-        from .acceleration import accelerated
+        from .acceleration import accelerate
         from .channels import order_channels
         from .predictor import Predictor
         from .run_cases import run_cases
 
-        loaded = accelerated(loaded, backend, bf16)
+        loaded = accelerate(loaded, backend, bf16)
         plan, notes = order_channels(plan, loaded)
         for line in notes:
             logger.info("%s", line)

@@ -17,7 +17,7 @@ from ..bundle.unpack import open_bundle
 from ..bundle.value_names import ValueNames
 from ..data.in_memory import labels_like, volumes_from
 from ..data.volume import Array, Grid, Volume
-from .acceleration import accelerated
+from .acceleration import accelerate
 from .inference import NetworkOutput, infer
 from .memory import check_memory
 from .options import Options, choose_flip_axes, output_kinds
@@ -104,7 +104,7 @@ class Predictor:
         self._unpacked = ExitStack()  # the folder of a zip is there as long as the predictor
         if not isinstance(bundle, Bundle):
             root = self._unpacked.enter_context(open_bundle(bundle))
-            bundle = accelerated(load_bundle(root, device, safe, choice_of(config, overrides)), backend, bf16)
+            bundle = accelerate(load_bundle(root, device, safe, choice_of(config, overrides)), backend, bf16)
         if options is None:
             output_kinds(bundle.metadata, tta, uncertainty, probabilities)
             options = Options(choose_flip_axes(tta, bundle), uncertainty, probabilities)
@@ -129,8 +129,8 @@ class Predictor:
         prediction = self.predict_volumes(volumes_from(image, affine))
         for text in (*prediction.warnings, *(finding.text for finding in prediction.findings)):
             logger.warning("%s: %s", prediction.volume.path, text)
-        if prediction.scores is not None:
-            return dict(zip(self.bundle.class_names, prediction.scores))
+        if prediction.labels is None:
+            return dict(zip(self.bundle.class_names, prediction.scores or ()))
         return labels_like(image, prediction.labels, prediction.volume.grid)
 
     def predict_volumes(self, volumes: Sequence[Volume]) -> Prediction:

@@ -39,8 +39,8 @@ def save_adapter(network: nn.Module, path: str | Path) -> None:
     if none or not isinstance(settings, LoraSettings):
         raise UsageError(f"{type(network).__name__} has no adapters to save: call apply_lora first.")
     ours, base = _split(network, settings.trained)
-    said = {"lora": json.dumps(asdict(settings), sort_keys=True), "base_sha256": _sha256(base)}
-    write_safetensors(ours, said, path)
+    header = {"lora": json.dumps(asdict(settings), sort_keys=True), "base_sha256": _sha256(base)}
+    write_safetensors(ours, header, path)
 
 
 def load_adapter(network: nn.Module, path: str | Path, strict: bool = True) -> nn.Module:
@@ -70,8 +70,8 @@ def load_adapter(network: nn.Module, path: str | Path, strict: bool = True) -> n
         )
     options = {key: value for key, value in vars(settings).items() if key != "rank"}
     apply_lora(network, settings.rank, **options)
-    found = {key: state[_name(key)] for key in network.state_dict() if _name(key) in state}
-    network.load_state_dict(found, strict=False)
+    adapters = {key: state[_name(key)] for key in network.state_dict() if _name(key) in state}
+    network.load_state_dict(adapters, strict=False)
     return network
 
 
@@ -132,15 +132,15 @@ def _sha256(state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _settings(metadata: dict[str, str], path: str | Path) -> LoraSettings:
     try:
-        said = json.loads(metadata["lora"])
-        names = {key: tuple(map(str, said.pop(key))) for key in ("targets", "trained")}
-        return LoraSettings(**said, **names)
+        header = json.loads(metadata["lora"])
+        header |= {key: tuple(map(str, header[key])) for key in ("targets", "trained")}
+        return LoraSettings(**header)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(
             f"{path}: no adapter's file, its header has no readable 'lora'. Name a file that save_adapter wrote; "
@@ -150,11 +150,11 @@ def _settings(metadata: dict[str, str], path: str | Path) -> LoraSettings:
 
 def _wanted(network: nn.Module, settings: LoraSettings, path: str | Path) -> dict[str, Tensor]:
     """The names and shapes that a file with these settings must have for this network."""
-    wanted = _split(network, settings.trained)[0]
+    expected = _split(network, settings.trained)[0]
     try:
         for name, layer in adapter_layers(network, settings.targets, settings.trained).items():
-            wanted[f"{name}.lora_A.weight"] = torch.empty(settings.rank, layer.in_features, device="meta")
-            wanted[f"{name}.lora_B.weight"] = torch.empty(layer.out_features, settings.rank, device="meta")
+            expected[f"{name}.lora_A.weight"] = torch.empty(settings.rank, layer.in_features, device="meta")
+            expected[f"{name}.lora_B.weight"] = torch.empty(layer.out_features, settings.rank, device="meta")
     except UsageError as error:
         raise WeightsError(f"{path}: adapters that do not fit {type(network).__name__}: {error}") from error
-    return wanted
+    return expected

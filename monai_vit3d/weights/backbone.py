@@ -65,8 +65,8 @@ def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:
         )
     backbone = merged_lora(backbone)
     state = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
-    said = {key: value for key, value in model_args(backbone).items() if key != "num_classes"}
-    write_safetensors(state, {RECORD: json.dumps(said, sort_keys=True)}, path)
+    args = {key: value for key, value in model_args(backbone).items() if key != "num_classes"}
+    write_safetensors(state, {RECORD: json.dumps(args, sort_keys=True)}, path)
 
 
 def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
@@ -104,8 +104,8 @@ def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
     _refuse_architecture(came, needed, path)
     part, adapted = _fit_kernel(_backbone_in(state, path), backbone)
     state, resampled = _fit_positions(part, came, backbone, needed, path)
-    wanted = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
-    refuse_differences(wanted, state, path, type(backbone).__name__, _advice(wanted, state))
+    own = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
+    refuse_differences(own, state, path, type(backbone).__name__, _advice(own, state))
     fill(backbone, state, "cpu", owned=True)
     logger.info("%s: loaded %d tensors of a backbone%s%s", path, len(state), adapted, resampled)
     return network
@@ -158,8 +158,8 @@ def _backbone_in(state: dict[str, NetworkOrState], path: str | Path) -> dict[str
 
 def _refuse_architecture(came: dict[str, Any], needed: dict[str, Any], path: str | Path) -> None:
     # older files say that a parallel block has no attention and no MLP
-    said = {key for key in came if key not in _MAY_DIFFER and came[key] != "NoneType"}
-    unlike = [key for key in needed if key in said and came[key] != needed[key]]
+    args = {key for key in came if key not in _MAY_DIFFER and came[key] != "NoneType"}
+    unlike = [key for key in needed if key in args and came[key] != needed[key]]
     if all("ConvStem3D" not in str(said_of.get("embed_layer")) for said_of in (came, needed)):
         unlike = [key for key in unlike if key != "patch_size"]  # a stem of another patch has other layers
     if _are_learned_from_table(came, needed):
@@ -220,15 +220,15 @@ def _fit_positions(
     return {**state, "pos_embed": positions}, f", positions resampled from grid {old} to {new}"
 
 
-def _advice(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+def _advice(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
     """What to do where nothing differs but the positions, of a file that does not say its grid."""
-    rests = [{key: value.shape for key, value in state.items() if key != "pos_embed"} for state in (wanted, found)]
-    if rests[0] == rests[1] and "pos_embed" in wanted and "pos_embed" not in found:
+    rests = [{key: value.shape for key, value in state.items() if key != "pos_embed"} for state in (own, tensors)]
+    if rests[0] == rests[1] and "pos_embed" in own and "pos_embed" not in tensors:
         return (
             "The file has no learned positions and does not say which it had: load the .safetensors that "
             "save_backbone wrote of these weights."
         )
-    if rests[0] != rests[1] or not ("pos_embed" in wanted and "pos_embed" in found):
+    if rests[0] != rests[1] or not ("pos_embed" in own and "pos_embed" in tensors):
         return ""
     return (
         "The file does not say its patch grid, so its positions cannot be resampled: load it into a backbone built "

@@ -122,30 +122,30 @@ def fitting_timm_models(state: Mapping[str, Tensor]) -> list[str]:
         state: under timm's keys, its head and the number of its positions aside.
     """
     names = sorted({name for module in TIMM_MODULES for name in timm.list_models(module=module)})
-    patch, wanted = state["patch_embed.proj.weight"].shape[-1], _shapes(state)
+    patch, expected = state["patch_embed.proj.weight"].shape[-1], _shapes(state)
     depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
-    rest = {key: shape for key, shape in wanted.items() if not key.startswith("blocks.")}
-    first = {key: shape for key, shape in wanted.items() if key.startswith("blocks.0.")}
+    rest = {key: shape for key, shape in expected.items() if not key.startswith("blocks.")}
+    first = {key: shape for key, shape in expected.items() if key.startswith("blocks.0.")}
     fits = []
     for name in names:
-        said = re.search(r"patch(\d+)_", name)
-        if said is not None and int(said[1]) != patch:
+        match = re.search(r"patch(\d+)_", name)
+        if match is not None and int(match[1]) != patch:
             continue
         try:  # with one block first: most are told apart by that, in a tenth of the time
             one = timm.create_model(name, pretrained=False, device="meta", depth=1)
         except AssertionError:  # one whose blocks differ (Sapiens2), and which could not be hosted
             continue
         if _shapes(one.state_dict()) == {**rest, **first}:
-            whole = timm.create_model(name, pretrained=False, device="meta")
+            whole: Any = timm.create_model(name, pretrained=False, device="meta")
             fits += [name] if len(whole.blocks) == depth else []
     return fits
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    found = {key: tuple(value.shape) for key, value in state.items() if not key.startswith(_NOT_COMPARED)}
+    shapes = {key: tuple(value.shape) for key, value in state.items() if not key.startswith(_NOT_COMPARED)}
     if "register_tokens" in state:  # DINOv2's own word
-        found["reg_token"] = tuple(state["register_tokens"].shape)
-    return found
+        shapes["reg_token"] = tuple(state["register_tokens"].shape)
+    return shapes
 
 
 def _plain(value: Any) -> Any:

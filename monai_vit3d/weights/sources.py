@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -86,8 +86,8 @@ def read_source(path: str | Path, *, take: str = "teacher", family: str | None =
     read, metadata = read_with_metadata(weights)
     if folder or (family in (None, OURS) and RECORD in metadata):
         state = as_state_dict(read, weights)
-        said = recorded_args(state, metadata, config, weights)
-        return Source(OURS, (), state, said, (), (), str(path), True)
+        args = recorded_args(state, metadata, config, weights)
+        return Source(OURS, (), state, args, (), (), str(path), True)
     return replace(identify(read, str(path), take=take, family=family), verified=is_ours(metadata))
 
 
@@ -110,19 +110,19 @@ def identify(state: Any, name: str = "state_dict", *, take: str = "teacher", fam
     loadable = [known.name for known in FAMILIES.values() if not known.refusal]
     if family is not None and family not in loadable:
         raise UsageError(f"family={family!r}; expected one of {', '.join(map(repr, loadable))}.")
-    found = unwrap(state, family_of, name, take)
-    if family is None and found.args:
-        args = checked_args(found.args, name)
-        return Source(OURS, found.wrapping, found.state, args, (), found.beside, name)
-    row = FAMILIES[family or family_of(found.state)]
+    unwrapped = unwrap(state, family_of, name, take)
+    if family is None and unwrapped.args:
+        args = checked_args(unwrapped.args, name)
+        return Source(OURS, unwrapped.wrapping, unwrapped.state, args, (), unwrapped.beside, name)
+    row = FAMILIES[family or family_of(unwrapped.state)]
     if row.refusal:
         raise WeightsError(f"{name}: {row.refusal}")
     try:
-        own, left_out = row.encoder(found.state)
-        options, assumed = row.options(found.state, None)
+        own, left_out = row.encoder(unwrapped.state)
+        options, assumed = row.options(unwrapped.state, None)
     except (IndexError, ValueError) as error:  # also of tensors with other axes than theirs
         raise WeightsError(f"{name}: {error}") from error
-    return Source(row.name, found.wrapping, own, options, assumed, (*left_out, *found.beside), name)
+    return Source(row.name, unwrapped.wrapping, own, options, assumed, (*left_out, *unwrapped.beside), name)
 
 
 def backbone_from(
@@ -171,21 +171,21 @@ def backbone_from(
 
 def _built(source: Source, grid: tuple[int, int, int] | None, owned: bool, options: dict[str, Any]) -> Inflated:
     place = {key: options.pop(key, None) for key in ("device", "dtype")}
-    wanted, trained_patch, assumed = _completed(source, options, grid)
+    keywords, trained_patch, assumed = _completed(source, options, grid)
     state, origins = FAMILIES[source.family].to_our_keys(source.state, trained_patch)
-    if source.family == "nidl" and POS not in state and wanted["pos_embed"] == "sincos":
-        network = blank_network(VisionTransformer3D, **{**wanted, "pos_embed": "learned", "no_embed_class": True})
+    if source.family == "nidl" and POS not in state and keywords["pos_embed"] == "sincos":
+        network = blank_network(VisionTransformer3D, **{**keywords, "pos_embed": "learned", "no_embed_class": True})
         state[POS], origins[POS] = nidl.nidl_sincos(network.grid_size, network.embed_dim), "nidl's sin-cos table"
-        network.pos_embed.requires_grad_(False)
+        cast(Tensor, network.pos_embed).requires_grad_(False)
     else:
-        network = blank_network(VisionTransformer3D, **wanted)
+        network = blank_network(VisionTransformer3D, **keywords)
     new = [
         key for key in ("num_classes", "global_pool") if options.get(key, source.options[key]) != source.options[key]
     ]
     if "num_classes" not in new:
         add_tanh(network, state)
     wide = torch.float64 if any(value.dtype == torch.float64 for value in state.values()) else torch.float32
-    how = {"name": source.name, "new_head": bool(new), "grid": grid, "owned": owned, "advice": _ADVICE}
+    how: dict[str, Any] = {"name": source.name, "new_head": bool(new), "grid": grid, "owned": owned, "advice": _ADVICE}
     report = load_timm2d(network.to(place["dtype"] or wide), state, **how).with_origins(origins, source.left_out)
     report = replace(report, assumed=(*assumed, *report.assumed))
     where = " ".join(source.wrapping) or "the top"
@@ -215,31 +215,31 @@ def _completed(
     if grid is not None and "patch_size" in shown:
         sides = to_3tuple(grid, "grid")
         shown = {**shown, "img_size": tuple(n * p for n, p in zip(sides, shown["patch_size"]))}
-    wanted = {**shown, **options}
-    _refuse_missing(source, wanted)
-    trained, patch = shown["patch_size"], to_3tuple(wanted["patch_size"], "patch_size")
+    keywords = {**shown, **options}
+    _refuse_missing(source, keywords)
+    trained, patch = shown["patch_size"], to_3tuple(keywords["patch_size"], "patch_size")
     if "img_size" not in options:  # the grid is kept
-        wanted["img_size"] = tuple(n // p * q for n, p, q in zip(shown["img_size"], trained, patch))
+        keywords["img_size"] = tuple(n // p * q for n, p, q in zip(shown["img_size"], trained, patch))
     elif source.family == "nidl" and POS in source.state and "no_embed_class" not in options:
-        prefix = int(wanted["class_token"]) + wanted["reg_tokens"]
-        wanted |= nidl.place_prefix(source.state[POS].shape[1], prefix, options["img_size"], patch)
+        prefix = int(keywords["class_token"]) + keywords["reg_tokens"]
+        keywords |= nidl.place_prefix(source.state[POS].shape[1], prefix, options["img_size"], patch)
     told = {*options, *(["img_size"] if grid is not None else [])}
-    return wanted, trained, tuple(_assumed(key, wanted) for key in assumed if key not in told)
+    return keywords, trained, tuple(_assumed(key, keywords) for key in assumed if key not in told)
 
 
-def _refuse_missing(source: Source, wanted: Mapping[str, Any]) -> None:
-    missing = [key for key in _NEEDED if key not in wanted]
+def _refuse_missing(source: Source, keywords: Mapping[str, Any]) -> None:
+    missing = [key for key in _NEEDED if key not in keywords]
     if missing:
-        width = wanted["embed_dim"]
+        width = keywords["embed_dim"]
         hint = f" ({HEAD_WIDTH}-wide heads would be {width // HEAD_WIDTH})" if width % HEAD_WIDTH == 0 else ""
-        asked = ", ".join(f"{key}={hint if key == 'num_heads' else ''}" for key in missing)
+        words = ", ".join(f"{key}={hint if key == 'num_heads' else ''}" for key in missing)
         more = _ON_POSITIONS if "pos_embed" in missing else _BARE if source.family == "nidl" else ""
-        raise WeightsError(f"{source.name}: no tensor shows {', '.join(missing)}; pass {asked}.{more}")
+        raise WeightsError(f"{source.name}: no tensor shows {', '.join(missing)}; pass {words}.{more}")
 
 
-def _assumed(key: str, wanted: Mapping[str, Any]) -> str:
+def _assumed(key: str, keywords: Mapping[str, Any]) -> str:
     """An option that was assumed, in words."""
     if key == "img_size":
-        sides = [n // p for n, p in zip(wanted["img_size"], to_3tuple(wanted["patch_size"], "patch_size"))]
+        sides = [n // p for n, p in zip(keywords["img_size"], to_3tuple(keywords["patch_size"], "patch_size"))]
         return f"grid {'x'.join(map(str, sides))}"
-    return _TAKEN.get(key, f"{key}={wanted[key]!r}" if key in wanted else key)
+    return _TAKEN.get(key, f"{key}={keywords[key]!r}" if key in keywords else key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from timm.models import build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
@@ -24,7 +24,8 @@ class FeatureMapsNet(FeatureGetterNet):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """``(B, C, H, W, D)`` to ``{"9": (B, E, H', W', D'), ...}``."""
-        return OrderedDict(zip(map(str, self.out_indices), super().forward(x)))
+        blocks = cast(list[int], self.out_indices)
+        return OrderedDict(zip(map(str, blocks), super().forward(x)))
 
 
 # timm's own classes of these names run a network's children in a row, which leaves out class token and positions
@@ -61,10 +62,10 @@ def build_for_timm(
     Raises:
         ValueError: ``pretrained`` without a source; no weights are published under these names.
     """
-    asked = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).to_dict()
-    if pretrained and not any(asked.get(key) for key in _SOURCES):
+    cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).to_dict()
+    if pretrained and not any(cfg.get(key) for key in _SOURCES):
         raise ValueError(f"{name}: no pretrained weights are published under this name; use pretrained=False.")
-    known = {key: value for key, value in asked.items() if not key.endswith("input_size")}
+    about_weights = {key: value for key, value in cfg.items() if not key.endswith("input_size")}
     feature_cls = options.pop("feature_cls", "getter")
     if options.get("features_only"):
         options["feature_cls"] = _FEATURES.get(feature_cls, feature_cls)
@@ -78,14 +79,15 @@ def build_for_timm(
         build,
         name,
         pretrained,
-        pretrained_cfg={**known, "input_size": None, "first_conv": None},
+        pretrained_cfg={**about_weights, "input_size": None, "first_conv": None},
         pretrained_filter_fn=_fitted,
         feature_cfg={"out_indices": 3},
         **options,
     )
-    built[0].pretrained_cfg = {**asked, "architecture": name}
-    built[0]._describe_data()
-    model.pretrained_cfg = model.default_cfg = built[0].pretrained_cfg
+    backbone, outer = cast(Any, built[0]), cast(Any, model)
+    backbone.pretrained_cfg = {**cfg, "architecture": name}
+    backbone._describe_data()
+    outer.pretrained_cfg = outer.default_cfg = backbone.pretrained_cfg
     return model
 
 

@@ -65,7 +65,7 @@ def network_from(
             "that have them."
         )
     if class_of(args) == VisionTransformer3D.__name__:
-        options = {"img_size": img_size, "global_pool": global_pool, "fc_norm": fc_norm}
+        options: dict[str, Any] = {"img_size": img_size, "global_pool": global_pool, "fc_norm": fc_norm}
         options = {key: value for key, value in options.items() if value is not None}
         return build_own(args, state, str(path), owned=True, **options).network
     if global_pool is not None or fc_norm is not None:

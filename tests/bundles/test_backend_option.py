@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 
 from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.inferers import BackendNetwork
-from monai_vit3d.pipeline.acceleration import accelerated
+from monai_vit3d.pipeline.acceleration import accelerate
 from tests.bundles.balls import BUNDLE as CLASSIFICATION
 from tests.bundles.balls import read_csv
 from tests.bundles.helpers import command, run, run_here
@@ -111,7 +111,7 @@ def test_the_command_has_its_own(name, said, tmp_path):
     config.write_text(config.read_text().replace("\nbackend: torch ", f"\nbackend: {said} "))
     bundle = load_bundle(tmp_path / name, "cpu", safe=True)
     assert not isinstance(bundle.network, BackendNetwork)
-    assert accelerated(bundle, "torch") is bundle
-    wrapped = accelerated(bundle, "openvino").network
+    assert accelerate(bundle, "torch") is bundle
+    wrapped = accelerate(bundle, "openvino").network
     assert isinstance(wrapped, BackendNetwork)
     assert wrapped.network is bundle.network

@@ -307,6 +307,7 @@ def test_copies_keep_their_freeze(copied):
     assert torch.equal(clone.eval()(volume()), net.eval()(volume()))
 
 
+@pytest.mark.slow
 @all_heads
 @pytest.mark.parametrize("freeze", ["backbone", 1])
 def test_frozen_network_in_torchscript(head, freeze):

@@ -245,6 +245,7 @@ def test_dropout_is_of_the_adapters_alone():
     torch.testing.assert_close(merge_lora(copy.deepcopy(net)).train()(x), net(x), rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @every
 def test_merged_networks_are_scripted_and_exported(make):
     net = merge_lora(learned(apply_lora(make().float(), 2)))

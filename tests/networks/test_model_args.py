@@ -96,6 +96,7 @@ def options(draw):
     return {**found, "scale_attn_norm": norms, "scale_mlp_norm": norms}
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(options=options())
 def test_every_network_of_named_layers_is_built_again(options):

@@ -191,6 +191,7 @@ def test_fixed_size_refuses_another():
         segmenter()(volume(1, 1, 16, 16, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "patch", "options"),
     [
@@ -207,6 +208,7 @@ def test_torchscript(size, patch, options):
         torch.testing.assert_close(torch.jit.script(net)(x), net(x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_torchscript_trains_with_deep_supervision():
     net = TokenSegmenter(backbone(), "unetr", 2, feature_size=4, deep_supervision=True).train()
     scripted, x = torch.jit.script(net), volume(2, 1, 16, 24, 8)
@@ -282,6 +284,7 @@ def blobs(seeds):
     return Dataset(items)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inferer", [SimpleInferer(), AutocastInferer()], ids=["float32", "bfloat16"])
 def test_engines_train_and_evaluate(inferer):
     torch.manual_seed(0)

@@ -171,6 +171,7 @@ def test_timm_create_model_loads_a_checkpoint(tmp_path):
     torch.testing.assert_close(loaded(x), net(x), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "width", "peer"),
     [

@@ -33,7 +33,6 @@ NETS = {
     "pyramid": lambda: TokenSegmenter(backbone(), "pyramid", 3, feature_size=2),
     "attentive": lambda: TokenClassifier(backbone(), "attentive", 3),
 }
-QUICK = ("learned", "pad")
 
 
 def network(name):
@@ -66,12 +65,10 @@ def onnx_by_trace(net, name, folder):
     return lambda x: torch.from_numpy(session.run(None, {"volume": x.numpy()})[0])
 
 
-CASES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NETS]
-
-
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("form", [exported, onnx_by_trace])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NETS)
 def test_exported_at_img_size_right_at_ten_sizes(name, form, tmp_path):
     net = network(name)
     program = form(net, name, tmp_path)

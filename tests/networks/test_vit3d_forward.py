@@ -330,6 +330,7 @@ def test_dynamic_size_without_learned_positions(size, pos_embed):
 sizes = st.tuples(st.integers(1, 13), st.integers(1, 13), st.integers(1, 9))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @few
 @given(size=sizes, pos_embed=st.sampled_from(POSITIONS))
@@ -341,6 +342,7 @@ def test_padding_of_any_size(size, pos_embed):
     close(net(volume(*size)), plain(padded))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @few
 @given(

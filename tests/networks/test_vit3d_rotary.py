@@ -309,6 +309,7 @@ def test_a_compiled_network_follows_the_spacing():
     assert len(graphs) == 1
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_segmenter_scripted_and_told_the_spacing():
     backbone = noisy(rope="mm", patch_size=4, depth=4)

@@ -284,6 +284,7 @@ def test_unfreezing_puts_dropout_back():
 # ---- names
 
 
+@pytest.mark.slow
 def test_bare_import_is_enough_for_timm_and_monai_and_loads_neither():
     script = """
 import sys

@@ -24,7 +24,7 @@ from monai_vit3d.inferers import (
     unwrap_inferer,
 )
 from monai_vit3d.inferers.backends import cache_folder
-from monai_vit3d.pipeline.acceleration import accelerated
+from monai_vit3d.pipeline.acceleration import accelerate
 from tests.pipeline.tiny import predict, products, records, statuses, write_bundle
 
 OPENVINO = f"openvino {version('openvino')}"
@@ -142,7 +142,7 @@ def test_resume_does_not_mix_backends(tmp_path, tiny_bundle, cohort, change):
 @pytest.mark.slow
 def test_the_bundle_that_was_given_stays_as_it_is(loaded):
     network, inferer = loaded.network, loaded.inferer
-    fast = accelerated(loaded, "openvino", bf16=True)
+    fast = accelerate(loaded, "openvino", bf16=True)
     assert (loaded.network, loaded.inferer) == (network, inferer)
     assert (loaded.backend, loaded.bf16, inferer.sw_batch_size) == ("torch", False, 4)
     assert isinstance(fast.network, BackendNetwork)
@@ -151,12 +151,12 @@ def test_the_bundle_that_was_given_stays_as_it_is(loaded):
 
 
 def test_torch_changes_nothing(loaded):
-    assert accelerated(loaded, "torch") is loaded
+    assert accelerate(loaded, "torch") is loaded
 
 
 @pytest.mark.slow
 def test_the_engine_is_there_before_the_first_image(loaded, cache):
-    fast = accelerated(loaded, "auto")
+    fast = accelerate(loaded, "auto")
     assert engines(fast) == ["OpenVINOEngine"]
     assert len(list(cache.iterdir())) == 1
     image = torch.rand((1, 1, 20, 20, 16))
@@ -185,7 +185,7 @@ HALF = AutocastInferer(WINDOWS, "float16")
     ],
 )
 def test_the_engine_has_the_precision_of_the_wrappers(loaded, inferer, precision):
-    fast = accelerated(replace(loaded, inferer=inferer), "openvino")
+    fast = accelerate(replace(loaded, inferer=inferer), "openvino")
     assert [key[2] for key in fast.network._engines] == [precision]
     assert fast.backend == OPENVINO
     image = MetaTensor(torch.rand((1, 1, 20, 20, 16)), affine=torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0])))
@@ -199,18 +199,18 @@ def test_float16_stays_with_pytorch(loaded, inferer):
     bundle = replace(
         loaded, inferer=AutocastInferer(inferer, "float16") if unwrap_inferer(inferer) is inferer else inferer
     )
-    assert accelerated(bundle, "auto") is bundle
+    assert accelerate(bundle, "auto") is bundle
     for backend in ("openvino", "compile"):
         with pytest.raises(UsageError, match=f"backend={backend}: .* torch.float16; torch.float32 or torch.bfloat16"):
-            accelerated(bundle, backend)
-    fast = accelerated(bundle, "openvino", bf16=True)
+            accelerate(bundle, backend)
+    fast = accelerate(bundle, "openvino", bf16=True)
     assert (fast.backend, fast.bf16) == (OPENVINO, True)
 
 
 def test_openvino_is_for_the_cpu(loaded):
     with pytest.raises(UsageError, match="backend=openvino: for the CPU, the network runs on cuda"):
-        accelerated(replace(loaded, device=torch.device("cuda")), "openvino")
-    assert accelerated(replace(loaded, device=torch.device("cuda")), "auto").backend == "torch"
+        accelerate(replace(loaded, device=torch.device("cuda")), "openvino")
+    assert accelerate(replace(loaded, device=torch.device("cuda")), "auto").backend == "torch"
 
 
 def test_the_command_knows_every_backend():
@@ -223,11 +223,11 @@ def test_the_command_knows_every_backend():
 def test_an_engine_that_gives_another_answer_is_not_used(loaded, monkeypatch, caplog):
     call = openvino.OpenVINOEngine.__call__
     monkeypatch.setattr(openvino.OpenVINOEngine, "__call__", lambda self, x: 1.1 * call(self, x))
-    plain = accelerated(loaded, "auto")
+    plain = accelerate(loaded, "auto")
     assert (plain.network, plain.backend) == (loaded.network, "torch")  # run.json tells what it was
     assert "PyTorch runs it" in caplog.text
     with pytest.raises(UsageError, match="Use 'torch'"):
-        accelerated(loaded, "openvino")
+        accelerate(loaded, "openvino")
 
 
 def test_a_network_for_other_channels_fails_case_by_case(tmp_path, cohort):
@@ -242,8 +242,8 @@ def test_a_network_for_other_channels_fails_case_by_case(tmp_path, cohort):
 
 
 def test_other_inferers_are_left_alone(loaded):
-    assert accelerated(replace(loaded, inferer=SimpleInferer()), "auto").backend == "torch"
-    fast = accelerated(replace(loaded, inferer=SimpleInferer()), "openvino")
+    assert accelerate(replace(loaded, inferer=SimpleInferer()), "auto").backend == "torch"
+    fast = accelerate(replace(loaded, inferer=SimpleInferer()), "openvino")
     assert isinstance(fast.inferer, SimpleInferer)
     assert not engines(fast)
 
@@ -251,7 +251,7 @@ def test_other_inferers_are_left_alone(loaded):
 @pytest.mark.slow
 @pytest.mark.parametrize("roi_size", [-1, (16, 16, -1), (16, 16, None)])
 def test_windows_of_the_images_size_wait_for_the_image(loaded, roi_size):
-    fast = accelerated(replace(loaded, inferer=SlidingWindowInferer(roi_size, sw_batch_size=4)), "openvino")
+    fast = accelerate(replace(loaded, inferer=SlidingWindowInferer(roi_size, sw_batch_size=4)), "openvino")
     assert not engines(fast)
     image = torch.rand((1, 1, 20, 18, 17))
     with torch.no_grad():

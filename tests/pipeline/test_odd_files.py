@@ -8,13 +8,12 @@ import warnings
 import pytest
 import yaml
 
-from monai_vit3d.bundle.config_file import read_config
 from monai_vit3d.bundle.info import describe_bundle
 from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.bundle.metadata import read_metadata
-from monai_vit3d.data.errors import BundleError, Vit3dError
+from monai_vit3d.data.errors import Vit3dError
 from monai_vit3d.pipeline.record import load_records
-from tests.pipeline.tiny import CONFIG, METADATA, predict
+from tests.pipeline.tiny import CONFIG, METADATA, fits_the_terminal, predict
 
 DEEP = "[" * 3000 + "]" * 3000
 # JSON texts; YAML reads them alike, but for the deep one, which its own check refuses
@@ -69,12 +68,6 @@ def changed(content, where, text):
     return json.dumps(copied).replace('"PLACE"', text)
 
 
-def one_line(error):
-    """Whether a message is one, or as many as it says itself, and not too long to read."""
-    lines = getattr(error, "lines", None) or [str(error)]
-    return all(line and "\n" not in line and len(line) < 3000 for line in lines)
-
-
 def answered(function, *arguments):
     """Call it: it ends well, or with an error of ours that is fit to be shown."""
     failure = None
@@ -84,7 +77,7 @@ def answered(function, *arguments):
             function(*arguments)
         except Vit3dError as error:
             failure = error
-    assert failure is None or one_line(failure), failure
+    assert failure is None or fits_the_terminal(failure), failure
 
 
 BUNDLE = yaml.safe_load(CONFIG)
@@ -144,67 +137,3 @@ def test_a_resumed_run_with_an_odd_record_is_done_or_refused(tmp_path, clean_run
         err = capsys.readouterr().err
         assert "Traceback" not in err
         assert code == 0 or len(err.splitlines()) == 1, err
-
-
-# YAML
-
-
-def bomb(levels):
-    """Ten times as much with each level, by aliases."""
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, levels)]
-    return "\n".join(lines)
-
-
-def merging_bomb(levels):
-    """The same by merge keys, which YAML's constructor writes out."""
-    lines = ["a0: &a0 {x: 1}"]
-    lines += [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, levels)]
-    return "\n".join(lines)
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (bomb(20), "with all aliases written out"),
-        (merging_bomb(20), "with all aliases written out"),
-        ("a: &a [*a]", r"line 1: the alias \*a stands inside itself"),
-        ("a: &a {b: {c: *a}}", r"stands inside itself"),
-        ("a: " + "[" * 200 + "]" * 200, "nested deeper than"),
-        ("a: [", "expected"),
-        ("a: *b", "undefined alias"),
-        ("- a", "list at the top"),
-        ("", "NoneType at the top"),
-        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
-        ("a: 2020-13-45", "month must be"),
-        ("? [a]\n: b", "unhashable"),
-        ("a: \x00", "special characters|control characters"),
-    ],
-)
-def test_yaml_that_is_refused_in_one_line(tmp_path, text, reason):
-    path = tmp_path / "inference.yaml"
-    path.write_text(text)
-    with pytest.raises(BundleError, match=reason) as caught:
-        read_config(path)
-    assert one_line(caught.value)
-
-
-def test_a_few_aliases_are_usual(tmp_path):
-    path = tmp_path / "inference.yaml"
-    path.write_text("a: &a {b: 1}\nc: *a")
-    assert read_config(path) == {"a": {"b": 1}, "c": {"b": 1}}
-
-
-@pytest.mark.parametrize(("name", "text"), [("a.json", '{"a": 1, "a": 2}'), ("a.yaml", "a: 1\na: 2")])
-def test_a_key_that_stands_twice_is_said_in_one_line(tmp_path, caplog, name, text):
-    (tmp_path / name).write_text(text)
-    assert read_config(tmp_path / name) == {"a": 2}
-    (record,) = caplog.records
-    assert record.getMessage() == f"{tmp_path / name}: Duplicate key: `a`; the last one counts"
-
-
-def test_a_config_that_is_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_vit3d.bundle.config_file.MAX_CONFIG_BYTES", 10)
-    (tmp_path / "a.json").write_text('{"a": "0123456789"}')
-    with pytest.raises(BundleError, match="more than 10 bytes"):
-        read_config(tmp_path / "a.json")

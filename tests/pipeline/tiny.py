@@ -65,6 +65,16 @@ def write_bundle(root: Path, first: float = FIRST, second: float = SECOND) -> Pa
     return root
 
 
+def reconfigure(bundle: Path, *changes: tuple[str, str], more: str = "") -> Path:
+    """Write the bundle's config with texts replaced and lines added; it imports this package, too."""
+    text = CONFIG
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (bundle / "configs" / "inference.yaml").write_text(text.replace("  - $import os", "  - $import monai_vit3d") + more)
+    return bundle
+
+
 def write_images(folder: Path, count: int, shape: tuple[int, ...] = SHAPE) -> list[Path]:
     """Phantoms in noise, each another one; every third below a folder of its own."""
     paths = []
@@ -107,3 +117,9 @@ def products(out: Path) -> dict[str, str]:
 def leftovers(out: Path) -> list[str]:
     """Hidden files but for locks: nothing of a run that has ended may be there."""
     return sorted(p.relative_to(out).as_posix() for p in out.rglob(".*") if p.suffix != ".lock")
+
+
+def fits_the_terminal(error: Exception) -> bool:
+    """Whether an error's message is one line, or as many as it has ``lines``, each not too long to read."""
+    lines = getattr(error, "lines", None) or [str(error)]
+    return all(line and "\n" not in line and len(line) < 3000 for line in lines)

@@ -134,6 +134,7 @@ def test_only_backbones_are_saved_and_only_networks_with_one_loaded(tmp_path):
         load_backbone(nn.Linear(2, 2), tmp_path / "encoder.safetensors")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_flipped_byte_among_the_tensors_is_refused(whole, tmp_path_factory, data):
@@ -146,6 +147,7 @@ def test_a_flipped_byte_among_the_tensors_is_refused(whole, tmp_path_factory, da
     refused(small(), path, "damaged, the sha256 of its tensors is not the one that its header has")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_flipped_bit_of_the_header_is_refused_or_changes_no_weight(whole, tmp_path_factory, data):
@@ -404,6 +406,7 @@ def test_segmenters_backbone_for_a_classifier(tmp_path, how, freeze):
     assert torch.equal(net(x), net.head(levels))
 
 
+@pytest.mark.slow
 def test_classifiers_backbone_for_a_segmenter(tmp_path):
     net, source = network(), classifier(seed=1)
     torch.save(source.state_dict(), tmp_path / "model.pt")

@@ -101,6 +101,7 @@ def test_a_segmenter_of_ours_becomes_monais(options):
     assert difference(net, to_monai_unetr(net)) < 1e-5
 
 
+@pytest.mark.slow
 def test_gradients_are_equal():
     unetr = monai_unetr()
     net = from_monai_unetr(unetr)
@@ -131,6 +132,7 @@ def test_dtype_mode_and_dropout(dtype, training):
     assert ours_ == [0.3] * len(rates)
 
 
+@pytest.mark.slow
 def test_no_unused_parameters():
     unetr = monai_unetr()
     net = from_monai_unetr(unetr)

@@ -103,6 +103,7 @@ def test_equal_in_single_precision(proj_type):
     assert {p.dtype for p in net.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @settings(max_examples=12, deadline=None)
 @given(

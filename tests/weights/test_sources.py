@@ -56,6 +56,7 @@ def same(net, other):
 # wrappings
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from([*WORDS, *(f"{word}." for word in WORDS)]), max_size=4), st.booleans())
 def test_any_nesting_is_taken_off_and_said(steps, monai):

@@ -29,11 +29,11 @@ _LINEAR, _KERNEL = (f"vit.{key.removesuffix('weight')}" for key in (LINEAR, KERN
 
 
 def _rename(key: str, forward: bool) -> str:
-    found = renamed(key, _RENAMES, forward)
-    if not found:
+    name = renamed(key, _RENAMES, forward)
+    if not name:
         whose = "a MONAI UNETR" if forward else "a TokenSegmenter with UNETRDecoder"
         raise WeightsError(f"key {key!r} is none of {whose}.")
-    return found
+    return name
 
 
 def from_monai_unetr(unetr: UNETR) -> TokenSegmenter:

@@ -167,14 +167,14 @@ def to_our_keys(state: Mapping[str, Tensor], patch: tuple[int, int, int]) -> tup
     Raises:
         WeightsError: the patch does not divide the linear layer's width.
     """
-    found, origins = {}, {}
+    renamed_state, origins = {}, {}
     depth = len({key.split(".")[1] for key in state if ".norm1." in key and "blocks." in key})
     for key, value in state.items():
         name = _our_name(key.removeprefix("vit."), depth)
         if key.endswith(LINEAR):
             value = linear_to_kernel(value, patch)
-        found[name], origins[name] = value, f"from {key}"
-    return found, {name: origin for name, origin in origins.items() if origin != f"from {name}"}
+        renamed_state[name], origins[name] = value, f"from {key}"
+    return renamed_state, {name: origin for name, origin in origins.items() if origin != f"from {name}"}
 
 
 def _our_name(key: str, depth: int) -> str:
@@ -190,10 +190,10 @@ def to_monai_key(key: str) -> str:
     Raises:
         WeightsError: it has none.
     """
-    found = renamed(key, RENAMES, forward=False)
-    if not found:
+    renamed_state = renamed(key, RENAMES, forward=False)
+    if not renamed_state:
         raise WeightsError(f"MONAI's ViT has no place for {key}.")
-    return found
+    return renamed_state
 
 
 def renamed(key: str, renames: Sequence[tuple[str, str]], forward: bool = True) -> str:

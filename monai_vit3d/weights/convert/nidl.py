@@ -95,8 +95,8 @@ def place_prefix(count: int, prefix: int, img_size: int | Sequence[int], patch_s
         patch_size: patch in voxels.
     """
     patches = prod(i // p for i, p in zip(to_3tuple(img_size, "img_size"), patch_size))
-    known = {patches + prefix: False, patches: prefix > 0}
-    return {"no_embed_class": known[count]} if count in known else {}
+    counts = {patches + prefix: False, patches: prefix > 0}
+    return {"no_embed_class": counts[count]} if count in counts else {}
 
 
 def nidl_sincos(grid: tuple[int, int, int], embed_dim: int) -> Tensor:

@@ -65,25 +65,25 @@ def load_timm2d(
         UsageError: an unknown way to inflate.
     """
     try:
-        found = checkpoint_filter_fn(state, network, **how)
+        fitted = checkpoint_filter_fn(state, network, **how)
     except (IndexError, RuntimeError, WeightsError) as error:  # also of tensors with other axes than theirs
         raise WeightsError(f"{name}: {error}") from error
     own = network.state_dict()
-    fits = [key for key in own if key in found and found[key].shape == own[key].shape]
+    fits = [key for key in own if key in fitted and fitted[key].shape == own[key].shape]
     if strict:
-        spare = {*fits, *(key for key in (*own, *found) if new_head and key.startswith(HEAD))}
-        sides = [{key: value for key, value in side.items() if key not in spare} for side in (own, found)]
+        spare = {*fits, *(key for key in (*own, *fitted) if new_head and key.startswith(HEAD))}
+        sides = [{key: value for key, value in side.items() if key not in spare} for side in (own, fitted)]
         refuse_differences(sides[0], sides[1], name, type(network).__name__, advice)
-    come = {key: found[key] for key in fits}
-    fill(network, come, found[KERNEL].device, owned=owned)
+    come = {key: fitted[key] for key in fits}
+    fill(network, come, fitted[KERNEL].device, owned=owned)
     changed = {
-        key: f"{tuple(state[key].shape)} to {tuple(found[key].shape)}" for key in fits if found[key] is not state[key]
+        key: f"{tuple(state[key].shape)} to {tuple(fitted[key].shape)}" for key in fits if fitted[key] is not state[key]
     }
     return LoadReport(
         loaded=tuple(key for key in fits if key not in changed),
         converted=changed,
         missing=tuple(key for key in own if key not in fits),
-        unexpected=tuple(key for key in found if key not in fits),
+        unexpected=tuple(key for key in fitted if key not in fits),
         assumed=tuple(filter(None, [assumed_grid(state, network, **how)])),
     )
 
@@ -156,9 +156,9 @@ def _inflated(
     """:func:`from_timm2d`; tensors that nobody else has (``owned``) become the network's where they need no change."""
     how = {"axis": 2, "grid": None, "strict": True, **how}
     state, beside = taken_out(state, name, how.pop("take", "teacher"))
-    wanted = timm_options(model, how["axis"])
+    keywords = timm_options(model, how["axis"])
     place = {key: options.pop(key, None) for key in ("device", "dtype")}
-    make = partial(VisionTransformer3D, img_size, patch_size, **{**wanted, **options})
+    make = partial(VisionTransformer3D, img_size, patch_size, **{**keywords, **options})
     with options_checked(name):
         network = blank_network(make) if how["strict"] else make()
     if how["strict"]:
@@ -171,7 +171,7 @@ def _inflated(
         how["grid"] = grid2d
     weight = tensors[KERNEL]
     network.to(place["dtype"] or torch.promote_types(weight.dtype, torch.float32)).train(model.training)
-    own_head = any(options.get(key, wanted[key]) != wanted[key] for key in ("num_classes", "global_pool"))
+    own_head = any(options.get(key, keywords[key]) != keywords[key] for key in ("num_classes", "global_pool"))
     report = load_timm2d(network, tensors, name=name, new_head=own_head, owned=owned, **how)
     network.to(place["device"] or weight.device)
     report = report.with_origins(origins, (*dropped, *beside))
@@ -219,9 +219,9 @@ def create_timm2d(
         state = read_checkpoint(pretrained)
         return _inflated(model, img_size, patch_size, state, str(pretrained), True, how, options)
     check_how(**{key: how[key] for key in ("kernel", "positions", "axis") if key in how})
-    wanted = timm_options(model, how.get("axis", 2))
+    keywords = timm_options(model, how.get("axis", 2))
     with options_checked(name):
-        network = VisionTransformer3D(img_size, patch_size, **{**wanted, **options})
+        network = VisionTransformer3D(img_size, patch_size, **{**keywords, **options})
     return Inflated(network, LoadReport(missing=tuple(network.state_dict())))
 
 

@@ -55,22 +55,22 @@ def checkpoint_filter_fn(
     if weight is None or weight.dim() not in (4, 5):
         came = "missing" if weight is None else f"of shape {tuple(weight.shape)}"
         raise WeightsError(f"{KERNEL} is {came}; one of shape (E, C, h, w) or (E, C, h, w, d) is needed.")
-    found = dict(state_dict)
+    fitted = dict(state_dict)
     patch = tuple(model.patch_embed.patch_size)
     chans = int(model.in_chans)
     if weight.dim() == 4 or tuple(weight.shape[1:]) != (chans, *patch):
-        found[KERNEL] = fit_kernel(_at_least_float32(weight), patch, chans, kernel, axis)
-    pos, own = found.get(POS), model.pos_embed
+        fitted[KERNEL] = fit_kernel(_at_least_float32(weight), patch, chans, kernel, axis)
+    pos, own = fitted.get(POS), model.pos_embed
     if pos is not None and isinstance(own, nn.Parameter):
         prefix = own.shape[1] - model.num_patches
         old = _grid(pos.shape[1] - prefix, weight.dim() - 2, tuple(model.grid_size), axis, grid)
         if assumed_grid(state_dict, model, axis=axis, grid=grid):
             logger.warning("pos_embed: grid %s assumed; pass grid= if it was another", "x".join(map(str, old)))
         if len(old) == 3:
-            found[POS] = _resampled(pos, old, tuple(model.grid_size), prefix)
+            fitted[POS] = _resampled(pos, old, tuple(model.grid_size), prefix)
         else:
-            found[POS] = inflate_positions(_at_least_float32(pos), old, model.grid_size, prefix, positions, axis)
-    return found
+            fitted[POS] = inflate_positions(_at_least_float32(pos), old, model.grid_size, prefix, positions, axis)
+    return fitted
 
 
 def assumed_grid(

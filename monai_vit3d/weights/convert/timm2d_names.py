@@ -49,13 +49,13 @@ def taken_out(state: Any, name: str, take: str = "teacher") -> tuple[Any, tuple[
     """
     if take == "teacher" and not holds_known(state, _published):
         return state, ()
-    found = unwrap(state, _published, name, take)
-    return found.state, found.beside
+    unwrapped = unwrap(state, _published, name, take)
+    return unwrapped.state, unwrapped.beside
 
 
 def _published(state: Mapping[str, Tensor]) -> str:
-    known = any(sign in state for sign in _PUBLISHED) or any(key.startswith("beit3.") for key in state)
-    return "timm2d" if known else ""
+    published = any(sign in state for sign in _PUBLISHED) or any(key.startswith("beit3.") for key in state)
+    return "timm2d" if published else ""
 
 
 class _Traced(Tensor):

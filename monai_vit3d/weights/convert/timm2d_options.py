@@ -37,7 +37,7 @@ def timm_options(model: nn.Module, axis: int = 2) -> dict[str, Any]:
         raise WeightsError(f"{type(model).__name__} cannot be hosted by VisionTransformer3D: {why}.")
     after, before = is_layer(model.fc_norm), is_layer(model.norm)
     pool, class_token = str(model.global_pool), model.cls_token is not None
-    found = {
+    options = {
         "in_chans": int(model.patch_embed.proj.in_channels),
         "num_classes": int(model.num_classes),
         "global_pool": "cls_token" if pool == "token" else pool,
@@ -55,11 +55,11 @@ def timm_options(model: nn.Module, axis: int = 2) -> dict[str, Any]:
         **_block_options(model.blocks[0]),
     }
     if isinstance(model, Eva):
-        found["rope"] = eva_rope(model, axis)
+        options["rope"] = eva_rope(model, axis)
     if is_layer(model.patch_embed.norm):
         norm = model.patch_embed.norm
-        found["embed_layer"] = partial(PatchEmbed3D, norm_layer=partial(type(norm), eps=norm.eps))
-    return found
+        options["embed_layer"] = partial(PatchEmbed3D, norm_layer=partial(type(norm), eps=norm.eps))
+    return options
 
 
 def _unhostable(model: nn.Module) -> str:
@@ -85,7 +85,7 @@ def _block_options(block: nn.Module) -> dict[str, Any]:
     width = int((layers.get("qkv") or layers.get("q_proj") or layers["in_proj"]).in_features)
     hidden = layers.get("fc1") or layers.get("fc1_g")
     norm: Any = next(module for module in block.modules() if hasattr(module, "eps"))
-    found = {
+    options = {
         **block_facts(block),
         "num_heads": int((attn or block).num_heads),
         "mlp_ratio": mlp_ratio(width, int(hidden.out_features if hidden else block.in_split[0])),
@@ -95,8 +95,8 @@ def _block_options(block: nn.Module) -> dict[str, Any]:
     }
     if attn is not None and mlp is not None:
         attention = EVA_LAYERS.get(type(attn), (type(attn),))[0]
-        found |= {"attn_layer": attention, "mlp_layer": constructor("mlp_layer", mlp)}
-    return found
+        options |= {"attn_layer": attention, "mlp_layer": constructor("mlp_layer", mlp)}
+    return options
 
 
 def refuse_other_layers(model: nn.Module, network: nn.Module, axis: int = 2) -> None:
@@ -115,8 +115,8 @@ def refuse_other_layers(model: nn.Module, network: nn.Module, axis: int = 2) -> 
     unlike = [(name, ours[name], theirs[name]) for name in shared if not _alike(ours[name], theirs[name])]
     if isinstance(model, Eva):
         rope = eva_rope(model, axis)
-        wanted = None if rope is None else rope(int(model.embed_dim) // int(model.blocks[0].attn.num_heads))
-        unlike += [("rope", network.rope, wanted)] if layer_facts(network.rope) != layer_facts(wanted) else []
+        expected = None if rope is None else rope(int(model.embed_dim) // int(model.blocks[0].attn.num_heads))
+        unlike += [("rope", network.rope, expected)] if layer_facts(network.rope) != layer_facts(expected) else []
     if unlike:
         name, have, need = unlike[0]
         raise WeightsError(

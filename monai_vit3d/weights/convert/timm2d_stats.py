@@ -41,12 +41,12 @@ def timm_normalisation(name: str, in_chans: int = 1) -> Normalisation:
     if in_chans < 1:
         raise UsageError(f"in_chans={in_chans}: 1 or more are needed.")
     try:
-        known = timm.get_pretrained_cfg(name, allow_unregistered=False)
+        cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError:  # a name or a tag that timm does not know
-        known = None
-    if known is None:
+        cfg = None
+    if cfg is None:
         raise WeightsError(f"{name!r} is no model of timm, or has no such weights; see timm.list_pretrained('*vit*').")
-    mean, std = tuple(known.mean), tuple(known.std)
+    mean, std = tuple(cfg.mean), tuple(cfg.std)
     if in_chans == 1:
         # sum((x - m) / s) / n = (x - gray_mean) / gray_std for every x
         scale = sum(1 / s for s in std) / len(std)

@@ -36,15 +36,15 @@ def eva_unhostable(model: nn.Module) -> str:
         return "it has rotary positions in blocks that norm their output"
     if type(rope) not in (RotaryEmbeddingCat, RotaryEmbeddingDinoV3):
         return f"its rotary positions are a {type(rope).__name__}, which turn no axis by frequencies of its own"
-    known = {"rotate_half": rope.grid_indexing == "xy" and rope.rotate_half}
+    checks = {"rotate_half": rope.grid_indexing == "xy" and rope.rotate_half}
     if type(rope) is RotaryEmbeddingCat:
-        known |= {"grid_type": rope.grid_type != "index", "in_pixels": rope.in_pixels or rope.linear_bands}
+        checks |= {"grid_type": rope.grid_type != "index", "in_pixels": rope.in_pixels or rope.linear_bands}
         whole = rope.grid_offset % 1 == 0 and rope.grid_offset >= 0
-        known |= {"grid_offset": not whole or (rope.grid_offset > 0 and rope.ref_feat_shape is None)}
+        checks |= {"grid_offset": not whole or (rope.grid_offset > 0 and rope.ref_feat_shape is None)}
     else:
-        known |= {"normalize_coords": rope.normalize_coords != "separate", "min_period": rope.min_period is not None}
-        known |= {"grid_offset": rope.grid_offset != 0}
-    odd = [f"{name}={getattr(rope, name)}" for name, is_odd in known.items() if is_odd]
+        checks |= {"normalize_coords": rope.normalize_coords != "separate", "min_period": rope.min_period is not None}
+        checks |= {"grid_offset": rope.grid_offset != 0}
+    odd = [f"{name}={getattr(rope, name)}" for name, is_odd in checks.items() if is_odd]
     return f"its rotary positions have {', '.join(odd)}, for which there is no keyword" if odd else ""
 
 

@@ -89,10 +89,10 @@ def unwrap(checkpoint: Any, family: Family, name: str, take: str = "teacher") ->
         kind = type(checkpoint).__name__
         raise WeightsError(f"{name}: a {kind}; a state dict, or a checkpoint that has one, is needed.")
     networks = _networks(checkpoint, family)
-    known = [network for network in networks if network.unknown in ("", take)]
-    if not known:
+    candidates = [network for network in networks if network.unknown in ("", take)]
+    if not candidates:
         raise WeightsError(_nothing_known(checkpoint, networks, name, take))
-    chosen = _chosen(known, take, name)
+    chosen = _chosen(candidates, take, name)
     stranger = next((network for network in networks if network.unknown), None)
     if take in ("teacher", "student") and stranger is not None:
         raise WeightsError(
@@ -132,13 +132,13 @@ def _networks(checkpoint: Mapping[Any, Any], family: Family) -> list[Network]:
 
 def _dicts(checkpoint: Mapping[Any, Any]) -> list[tuple[tuple[str, ...], dict[Any, Any]]]:
     """All dicts in a checkpoint, itself first, with the entries that lead to each."""
-    found: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), checkpoint)]
-    for entries, content in found:  # it grows
+    collected: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), checkpoint)]
+    for entries, content in collected:  # it grows
         inner = content.items() if len(entries) < _DEEPEST else ()
-        found += [
+        collected += [
             ((*entries, key), value) for key, value in inner if isinstance(key, str) and isinstance(value, Mapping)
         ]
-    return [(entries, {_plain(key): value for key, value in content.items()}) for entries, content in found]
+    return [(entries, {_plain(key): value for key, value in content.items()}) for entries, content in collected]
 
 
 def _plain(key: Any) -> Any:
@@ -147,14 +147,14 @@ def _plain(key: Any) -> Any:
 
 def _prefixes(items: Mapping[Any, Any]) -> list[str]:
     """What may stand before all names of a network, shortest first: known words, or what a patch embedding has."""
-    found = {""}
+    collected = {""}
     for name in _under(items, ""):
-        found.update(name[: start.end()] for start in _PATCH_EMBEDDING.finditer(name))
+        collected.update(name[: start.end()] for start in _PATCH_EMBEDDING.finditer(name))
         end = 0
         while (dot := name.find(".", end)) >= 0 and name[end:dot] in WORDS:
             end = dot + 1
-            found.add(name[:end])
-    return sorted(found, key=len)
+            collected.add(name[:end])
+    return sorted(collected, key=len)
 
 
 def _is_part(network: Network, outer: Network, family: Family) -> bool:
