@@ -37,7 +37,6 @@ __all__ = [*sorted(_HOMES), "__version__"]
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
     from . import bundle as bundle
-    from . import cli as cli
     from . import data as data
     from . import decoders as decoders
     from . import handlers as handlers
@@ -56,6 +55,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
     from .decoders.unetr import UNETRDecoder as UNETRDecoder
     from .layers.patch_embed import PatchEmbed3D as PatchEmbed3D
     from .layers.rope import set_spacing as set_spacing
+    from .networks.checkpoints import load_weights as load_weights
     from .networks.classifier import TokenClassifier as TokenClassifier
     from .networks.lora import apply_lora as apply_lora
     from .networks.lora import merge_lora as merge_lora
@@ -64,7 +64,6 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
     from .pipeline.predictor import Predictor as Predictor
     from .visualize.attention import attention_maps as attention_maps
     from .weights.create import create_model as create_model
-    from .weights.files import load_weights as load_weights
     from .weights.sources import backbone_from as backbone_from
 else:
 

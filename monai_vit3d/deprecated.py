@@ -28,7 +28,11 @@ RENAMED = {
         "unwrapped": "unwrap_inferer",
         "way_back": "monai_vit3d.transforms.trace_inverse",
     },
-    "monai_vit3d.networks": {"create_model": "create_preset"},
+    "monai_vit3d.networks": {
+        "architecture": "model_args",
+        "build_backbone": "build_network",
+        "create_model": "create_preset",
+    },
     "monai_vit3d.pretraining": {"describe": "collapse_report"},
     "monai_vit3d.weights": {"files": "checkpoints"},
 }

@@ -35,8 +35,8 @@ def test_checkers_see_every_public_name():
     tree = ast.parse((ROOT / "monai_vit3d/__init__.py").read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     seen = {name.asname: node.module for node in block.body for name in node.names}
-    homes = {**monai_vit3d._HOMES, **dict.fromkeys(monai_vit3d._ROOMS)}
-    assert seen == homes
+    rooms = set(monai_vit3d._ROOMS) - {"cli"}  # which nobody imports
+    assert seen == {**monai_vit3d._HOMES, **dict.fromkeys(rooms)}
 
 
 def lines_with_errors(checker, path):

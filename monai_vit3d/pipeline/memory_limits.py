@@ -25,9 +25,9 @@ def available_bytes() -> int:
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if limit != resource.RLIM_INFINITY:
             free.append(limit - int(process.memory_info().vms))
-    limit = slurm_bytes(os.environ)
-    if limit is not None:
-        free.append(limit - int(process.memory_info().rss))
+    job_limit = slurm_bytes(os.environ)
+    if job_limit is not None:
+        free.append(job_limit - int(process.memory_info().rss))
     return max(0, min(free))
 
 

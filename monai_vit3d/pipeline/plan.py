@@ -193,7 +193,7 @@ def _check_inputs_stay(cases: Sequence[Case], outputs: Sequence[str], output: Pa
 def _check_places(cases: Sequence[Case], outputs: Sequence[str], output: Path) -> None:
     """Refuse a file or link where a folder for outputs is needed, and a folder where an output goes."""
     paths = [case.path(kind) for case in cases for kind in outputs]
-    files = {_key(path) for path in [*paths, *RESERVED]}
+    files = {*map(_key, paths), *map(_key, RESERVED)}
     folders = sorted({folder for path in [*paths, PurePosixPath("qc", "a")] for folder in path.parents})
     links = [printable(output / folder) for folder in folders if folder.name and os.path.islink(output / folder)]
     if links:

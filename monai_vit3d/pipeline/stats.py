@@ -133,7 +133,8 @@ def _present(labels: Array) -> Array:
 
 def _slices(labels: Array, voxels: Array, values: Array) -> Iterator[tuple[Array, Array]]:
     """For each slice, the labelled voxels' places in ``values`` and their float64 intensities."""
-    table = np.searchsorted(values, np.arange(256))  # of the usual labels: looking up is ten times as fast as searching
+    # of the usual labels: looking up is ten times as fast as searching
+    table: Array = np.searchsorted(values, np.arange(256))
     for i, plane in enumerate(voxels):
         if labels.ndim == 3:
             inside = labels[i] != 0

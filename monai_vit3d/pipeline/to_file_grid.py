@@ -45,9 +45,8 @@ def labels_on_file_grid(output: NetworkOutput) -> tuple[Tensor, list[str]]:
     post = prepared.postprocessing
     steps = post.rest if output.inverted else post.behind_scores()
     before = (*post.voxelwise, *post.decision) if output.inverted else post.voxelwise
-    values: Any = torch.as_tensor(output.labels).as_subclass(
-        Tensor
-    )  # its grid is the input's: MONAI's steps make up an affine
+    # a plain tensor: its grid is the input's, and MONAI's steps make up an affine
+    values: Any = torch.as_tensor(output.labels).as_subclass(Tensor)
     if steps:
         data = {**prepared.data, PRED: _with_metadata(output)}
         held = True  # in a smaller type than MONAI's, which is all the same to these steps, and faster

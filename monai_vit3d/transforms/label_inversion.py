@@ -73,7 +73,7 @@ class LabelInverter:
         """
         count = self.mapping.before.source_shape[0]
         if self._labeller is None or self.row != count:
-            raise UsageError(f"{self.row} of {count} planes were fed; feed() the others first.")
+            raise UsageError(f"{self.row} planes were fed of {count}; feed() the others first.")
         return self.mapping.after.apply(self._labeller.labels(), self._labeller.zero_labels)
 
     def _kind(self) -> type[NoResampling]:

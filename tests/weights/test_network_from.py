@@ -8,6 +8,7 @@ import torch
 from monai_vit3d import weights
 from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.decoders import DECODERS, LightDecoder
+from monai_vit3d.handlers import moving_average, save_atomic
 from monai_vit3d.layers import ConvStem3D
 from monai_vit3d.networks import (
     TokenClassifier,
@@ -18,6 +19,7 @@ from monai_vit3d.networks import (
     model_args,
 )
 from monai_vit3d.networks.heads import HEADS
+from monai_vit3d.networks.lora import MergedState, apply_lora, merge_lora
 from monai_vit3d.networks.wrappers import plain_state_dict
 from monai_vit3d.weights import backbone_from, describe_weights, load_backbone, network_from
 
@@ -178,3 +180,14 @@ def test_the_backbone_of_a_recorded_network_needs_no_options(tmp_path):
 def test_the_old_home_of_readers_warns():
     with pytest.warns(DeprecationWarning, match=r"weights\.files is now monai_vit3d\.weights\.checkpoints"):
         assert weights.files.read_checkpoint is checkpoints.read_checkpoint
+
+
+@torch.no_grad()
+def test_what_training_keeps_as_best_builds_the_merged_network(tmp_path):
+    pytest.importorskip("peft")
+    network = apply_lora(segmenter(), 2)
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_()
+    save_atomic(MergedState(moving_average(network).module).state_dict(), tmp_path / "model.pt")
+    assert_equal(merge_lora(network).eval(), network_from(tmp_path / "model.pt"))
