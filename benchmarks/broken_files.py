@@ -39,7 +39,7 @@ import torch
 from in_turn import timed
 from monai.transforms import LoadImage
 
-from monai_vit3d.data.nifti import read_volume
+from monai_vit3d.data.nifti import read_nifti
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.clinical import Specimen, nifti, sampled, write_clinical_folder
@@ -65,7 +65,7 @@ class Outcome:
 
 def ours(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Voxels and affine; warnings go to stderr, as everybody's."""
-    volume = read_volume(path)
+    volume = read_nifti(path)
     for warning in volume.warnings:
         print(warning, file=sys.stderr, flush=True)
     return volume.voxels, volume.grid.affine_mm

@@ -88,11 +88,11 @@ def ours(path: Path, bundle) -> int:
 
 def labels_first(path: Path, bundle) -> int:
     """The same in the order of our own bundles."""
-    from monai_vit3d.data.nifti import read_volume
+    from monai_vit3d.data.nifti import read_nifti
     from monai_vit3d.pipeline.memory import needed_bytes
     from monai_vit3d.pipeline.predictor import Predictor
 
-    volume = read_volume(path)
+    volume = read_nifti(path)
     predictor = Predictor(bundle)
     predictor.finish(predictor.infer(predictor.prepare([volume])))
     return needed_bytes(volume.grid, 1, bundle, predictor.options)

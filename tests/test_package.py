@@ -148,3 +148,25 @@ def test_the_lowest_constraints_are_the_bounds_of_setup_cfg():
     pins = [Requirement(line) for line in (CHECKOUT / "constraints-lowest.txt").read_text().splitlines()[1:]]
     pinned = {pin.name: next(iter(pin.specifier)).version for pin in pins}
     assert {name: Version(bound) for name, bound in bounds.items()} == {k: Version(v) for k, v in pinned.items()}
+
+
+INTERFACES = {"add_verb", "logger", "parse"}  # functions that each row of a table has under one name
+
+
+def public_names(path):
+    """Names that a module defines at its top level."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def test_a_public_name_means_one_thing():
+    homes = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        for name in public_names(path):
+            if not name.startswith("_") and name not in INTERFACES:
+                homes.setdefault(name, set()).add(path.relative_to(ROOT).as_posix())
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.errors import BundleError, UsageError
+from monai_vit3d.data.errors import BundleError, UsageError
+
 from .config_file import read_config
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..data.errors import BundleError
-from ..data.files import read_regular
+from monai_vit3d.data.errors import BundleError
+from monai_vit3d.data.files import read_regular
 
 MAX_CONFIG_BYTES = 8 * 2**20
 MAX_CONFIG_DEPTH, MAX_CONFIG_ITEMS = 60, 200_000  # with every YAML alias written out

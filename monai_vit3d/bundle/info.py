@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.errors import BundleError, WeightsError
-from ..data.files import file_sha256
+from monai_vit3d.data.errors import BundleError, WeightsError
+from monai_vit3d.data.files import file_sha256
+
 from .config import AS_SHIPPED, Choice, choice_of, has_inference, read_parser
 from .kinds import Kind, kind_of
 from .load import BundleSteps, load_bundle, load_steps

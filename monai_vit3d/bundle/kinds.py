@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.errors import BundleError
+from monai_vit3d.data.errors import BundleError
+
 from .metadata import Metadata
 
 

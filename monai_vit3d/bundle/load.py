@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.errors import BundleError, UsageError, Vit3dError
+from monai_vit3d.data.errors import BundleError, UsageError, Vit3dError
+
 from .config import AS_SHIPPED, Choice, one_line
 from .metadata import Metadata
 from .open_config import OpenConfig, open_config
@@ -151,7 +152,7 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False, choic
     with _loading(root):
         import torch
 
-        from ..inferers import sliding_over_slices
+        from monai_vit3d.inferers import sliding_over_slices
 
         torch_device = _check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         with open_config(root, torch_device, safe, choice) as config:

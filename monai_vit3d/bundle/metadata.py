@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..data.errors import BundleError
-from ..data.files import read_regular
-from ..data.json_shape import ANY_KEY, shape_violation
+from monai_vit3d.data.errors import BundleError
+from monai_vit3d.data.files import read_regular
+from monai_vit3d.data.json_shape import ANY_KEY, shape_violation
+
 from .trained_on import TrainedOn, read_trained_on
 
 MAX_METADATA_BYTES = 8 * 2**20

@@ -10,10 +10,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.confinement import reading_only_below
-from ..data.errors import BundleError, Vit3dError
-from ..data.files import file_sha256
-from ..distributed import TorchrunProcess
+from monai_vit3d.data.confinement import reading_only_below
+from monai_vit3d.data.errors import BundleError, Vit3dError
+from monai_vit3d.data.files import file_sha256
+from monai_vit3d.distributed import TorchrunProcess
+
 from .config import Choice, config_files, one_line, read_parser
 from .kinds import refuse_unserved
 from .metadata import Metadata, read_metadata

@@ -28,10 +28,10 @@ from monai.transforms import (
 )
 from torch import Tensor
 
-from ..data.errors import BundleError
-from ..inferers import LabelInferer, unwrap_inferer
-from ..inferers.spacing import inferer_wrappers
-from ..transforms import argmax
+from monai_vit3d.data.errors import BundleError
+from monai_vit3d.inferers import LabelInferer, unwrap_inferer
+from monai_vit3d.inferers.spacing import inferer_wrappers
+from monai_vit3d.transforms import argmax
 
 PRED = "pred"  # the network's output in MONAI's evaluators
 # steps that remove or spread labels, and make no new values

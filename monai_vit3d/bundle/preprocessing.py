@@ -9,7 +9,8 @@ from typing import Any
 from monai.transforms import Compose, EnsureChannelFirstd, InvertibleTransform, LoadImaged, Orientationd
 from monai.utils import CommonKeys
 
-from ..data.errors import BundleError
+from monai_vit3d.data.errors import BundleError
+
 from .reader_options import reader_options
 
 

@@ -13,8 +13,8 @@ from monai.data import ImageReader, NibabelReader, NumpyReader, NvImgCodecPydico
 from monai.data.image_reader import ITKReader, NrrdReader
 from monai.transforms import LoadImaged
 
-from ..data import NiftiReader
-from ..data.errors import BundleError
+from monai_vit3d.data import NiftiReader
+from monai_vit3d.data.errors import BundleError
 
 
 class ITKOptions(ImageReader):

@@ -12,7 +12,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..data.errors import BundleError
+from monai_vit3d.data.errors import BundleError
+
 from . import allowlist as words
 from .safe_expression import expression_violation, import_violation, is_lone_import
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..data.errors import BundleError
+from monai_vit3d.data.errors import BundleError
 
 MAX_UNPACKED_BYTES = 8 * 2**30
 MAX_MEMBERS = 100_000

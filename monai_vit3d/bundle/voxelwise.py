@@ -8,9 +8,10 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from ..data.errors import BundleError
-from ..inferers import OUTPUT_MAPS, PredictionEntropy
-from ..transforms import LabelInverter, argmax, require_finite_scores
+from monai_vit3d.data.errors import BundleError
+from monai_vit3d.inferers import OUTPUT_MAPS, PredictionEntropy
+from monai_vit3d.transforms import LabelInverter, argmax, require_finite_scores
+
 from .postprocessing import Postprocessing, apply_steps, label_rule
 
 SCORES_PER_SLAB = 2**22  # logits that are turned into labels at a time

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.confinement import check_confined
-from ..data.errors import BundleError, WeightsError
-from ..data.files import file_sha256
+from monai_vit3d.data.confinement import check_confined
+from monai_vit3d.data.errors import BundleError, WeightsError
+from monai_vit3d.data.files import file_sha256
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -59,7 +59,7 @@ class WeightsFile:
 
     def state(self, keys: tuple[str, ...]) -> Any:
         """Read the file; of a checkpoint, return what it has under the first of these keys that it has."""
-        from ..networks.checkpoints import read_checkpoint
+        from monai_vit3d.networks.checkpoints import read_checkpoint
 
         if not self.sha256:
             raise WeightsError(f"{self.path}: no such file. Fetch the bundle's weights, or train it.")
@@ -88,7 +88,7 @@ def load_bundle_network(
     """
     from torch import nn
 
-    from ..networks.checkpoints import load_state
+    from monai_vit3d.networks.checkpoints import load_state
 
     loader = checkpoint_loader(parser.get())
     weights = WeightsFile.of(build(f"{loader}::load_path") if loader else build("ckpt_path", default), config)

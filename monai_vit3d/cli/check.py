@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..data.printable import printable
+from monai_vit3d.data.printable import printable
+
 from .flags import with_flags
 from .options import add_anyway, add_config, add_inputs, add_safe, parsed
 
@@ -26,7 +27,7 @@ def add_verb(verbs: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..pipeline.check import check_files
+    from monai_vit3d.pipeline.check import check_files
 
     verdicts = check_files(**parsed(args, "json"))
     if args.json:

@@ -10,7 +10,8 @@ import sys
 from contextlib import nullcontext
 from typing import NoReturn
 
-from ..bundle.search_path import without_folders
+from monai_vit3d.bundle.search_path import without_folders
+
 from . import check, demo, info, measure, predict, weights
 from .flags import use_flags_of, with_flags
 from .progress import print_error
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     # PyTorch's memory in pages of 2 MiB where Linux has them: on virtual machines the faults of small ones cost half of
     # a UNETR's time. PyTorch reads it once, at its first tensor
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from ..data.errors import BundleError, UsageError, Vit3dError, WeightsError
+    from monai_vit3d.data.errors import BundleError, UsageError, Vit3dError, WeightsError
 
     try:
         bundles = [args.bundle] if getattr(args, "bundle", None) else []

@@ -17,7 +17,7 @@ def add_verb(verbs: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..pipeline.demo import run_demo
+    from monai_vit3d.pipeline.demo import run_demo
 
     demo = run_demo(args.bundle, args.output)
     for side, volumes in demo.volumes_ml.items():

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..data.printable import printable
+from monai_vit3d.data.printable import printable
+
 from .flags import with_flags
 from .options import add_config, parsed
 
@@ -20,7 +21,7 @@ def add_verb(verbs: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..bundle.info import describe_bundle
+    from monai_vit3d.bundle.info import describe_bundle
 
     for key, value in describe_bundle(**parsed(args)).items():
         print(f"{key:12s}  {printable(with_flags(value))}")

@@ -41,7 +41,7 @@ def add_verb(verbs: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from ..pipeline.measure_training import find_cases, format_json, measure_training, write_trained_on
+    from monai_vit3d.pipeline.measure_training import find_cases, format_json, measure_training, write_trained_on
 
     cases = find_cases(args.images, args.labels, args.split, args.section)
     with tqdm(total=len(cases), unit="case", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:

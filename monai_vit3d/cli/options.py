@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..data.errors import UsageError
+from monai_vit3d.data.errors import UsageError
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:

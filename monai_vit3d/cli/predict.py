@@ -71,9 +71,9 @@ def _axes(text: str) -> tuple[int, ...]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..distributed import TorchrunProcess
-    from ..pipeline.folder import plan_folder, predict_folder
-    from ..pipeline.plan import parse_shard
+    from monai_vit3d.distributed import TorchrunProcess
+    from monai_vit3d.pipeline.folder import plan_folder, predict_folder
+    from monai_vit3d.pipeline.plan import parse_shard
 
     process = TorchrunProcess.from_environment()
     options = parsed(args, "dry_run")

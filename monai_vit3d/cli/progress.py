@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..data.printable import printable
+from monai_vit3d.data.printable import printable
+
 from .flags import with_flags
 from .streams import EscapedStream
 
 if TYPE_CHECKING:
-    from ..pipeline.plan import Plan
+    from monai_vit3d.pipeline.plan import Plan
 
 
 class Progress:

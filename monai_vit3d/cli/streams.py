@@ -9,7 +9,7 @@ import sys
 from types import FrameType
 from typing import Any, TextIO
 
-from ..data.printable import printable
+from monai_vit3d.data.printable import printable
 
 # a reader that went away is no error: head, a closed terminal
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..data.printable import printable
+from monai_vit3d.data.printable import printable
+
 from .flags import with_flags
 from .options import parsed
 
@@ -58,7 +59,7 @@ def _add_convert(ways: Any) -> argparse.ArgumentParser:
 
 
 def _run_info(args: argparse.Namespace) -> int:
-    from ..weights.info import describe_weights
+    from monai_vit3d.weights.info import describe_weights
 
     description = describe_weights(**parsed(args, "json"))
     if args.json:
@@ -75,7 +76,7 @@ def _run_info(args: argparse.Namespace) -> int:
 
 
 def _run_convert(args: argparse.Namespace) -> int:
-    from ..weights.info import convert_weights
+    from monai_vit3d.weights.info import convert_weights
 
     options = {key: value for key, value in parsed(args).items() if value is not None}
     print(printable(convert_weights(**options)))

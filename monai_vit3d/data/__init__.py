@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from ..deprecated import find_renamed
+from monai_vit3d.deprecated import find_renamed
+
 from .decathlon import decathlon_classes, decathlon_split
 from .errors import (
     BundleError,

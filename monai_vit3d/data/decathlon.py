@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import DatasetError
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
+IMAGE_SUFFIXES = (".nii.gz", ".nii")
 
 
 def decathlon_split(dataset_dir: str | Path, split_file: str | Path, section: str) -> list[dict[str, Any]]:
@@ -101,10 +101,10 @@ def _files(root: Path, case: Any, where: str) -> dict[str, Any]:
 
 def _file(folder: Path, case: str) -> str:
     """Find the file of a case, compressed or not; ``case`` may have the suffix."""
-    if case.endswith(NIFTI_SUFFIXES):
+    if case.endswith(IMAGE_SUFFIXES):
         return str(folder / Path(case).name)
     return next(
-        (str(path) for suffix in NIFTI_SUFFIXES if (path := folder / f"{case}{suffix}").is_file()),
+        (str(path) for suffix in IMAGE_SUFFIXES if (path := folder / f"{case}{suffix}").is_file()),
         str(folder / f"{case}.nii.gz"),
     )
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..layers import to_3tuple
-from ..layers.pos_embed import GridShape
+from monai_vit3d.layers import to_3tuple
+from monai_vit3d.layers.pos_embed import GridShape
+
 from .stages import (
     ChannelNorm,
     last_layer,

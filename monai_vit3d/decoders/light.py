@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..layers import to_3tuple
+from monai_vit3d.layers import to_3tuple
+
 from .stages import (
     ChannelNorm,
     last_layer,

@@ -12,8 +12,8 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers import to_3tuple
-from ..layers.pos_embed import GridShape
+from monai_vit3d.layers import to_3tuple
+from monai_vit3d.layers.pos_embed import GridShape
 
 recomputed = partial(checkpoint, use_reentrant=False)
 

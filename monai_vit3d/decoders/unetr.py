@@ -11,8 +11,9 @@ import torch
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
-from ..layers import to_3tuple
-from ..layers.pos_embed import GridShape
+from monai_vit3d.layers import to_3tuple
+from monai_vit3d.layers.pos_embed import GridShape
+
 from .stages import (
     recomputed,
     require_counts,

@@ -14,11 +14,12 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
-from ..data.files import write_text_atomic
-from ..data.task_names import resolve_task
-from ..metrics import decode, expected_calibration_error, fit_temperature, negative_log_likelihood
-from ..networks.checkpoints import load_weights
-from ..networks.task_losses import probabilities
+from monai_vit3d.data.files import write_text_atomic
+from monai_vit3d.data.task_names import resolve_task
+from monai_vit3d.metrics import decode, expected_calibration_error, fit_temperature, negative_log_likelihood
+from monai_vit3d.networks.checkpoints import load_weights
+from monai_vit3d.networks.task_losses import probabilities
+
 from .checkpoint import save_atomic
 
 logger = logging.getLogger(__name__)

@@ -12,11 +12,12 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ..data.errors import WeightsError
-from ..data.files import remove_parts, replacing
-from ..data.training_lock import lock_training, unlock_training
-from ..networks.checkpoints import read_checkpoint
-from ..networks.wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
+from monai_vit3d.data.errors import WeightsError
+from monai_vit3d.data.files import remove_parts, replacing
+from monai_vit3d.data.training_lock import lock_training, unlock_training
+from monai_vit3d.networks.checkpoints import read_checkpoint
+from monai_vit3d.networks.wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
+
 from .finite import parameter_versions, require_finite_weights
 
 logger = logging.getLogger(__name__)

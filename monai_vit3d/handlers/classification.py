@@ -15,9 +15,9 @@ from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler, from_engine
 from torch import Tensor
 
-from ..data.csv_files import write_csv
-from ..data.errors import ScoreError
-from ..metrics import ClassificationScore, PredictionTable, decode
+from monai_vit3d.data.csv_files import write_csv
+from monai_vit3d.data.errors import ScoreError
+from monai_vit3d.metrics import ClassificationScore, PredictionTable, decode
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..networks.wrappers import unwrap_network
+from monai_vit3d.networks.wrappers import unwrap_network
+
 from .finite import parameter_versions
 
 

@@ -13,11 +13,12 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from torch import Tensor
 
-from ..data.errors import TrainingCollapsed, UsageError
-from ..inferers import with_spacing
-from ..networks import VisionTransformer3D
-from ..networks.wrappers import eval_mode
-from ..pretraining import CollapseAlarm, CollapseReport, collapse_report
+from monai_vit3d.data.errors import TrainingCollapsed, UsageError
+from monai_vit3d.inferers import with_spacing
+from monai_vit3d.networks import VisionTransformer3D
+from monai_vit3d.networks.wrappers import eval_mode
+from monai_vit3d.pretraining import CollapseAlarm, CollapseReport, collapse_report
+
 from .pretraining import image_of
 
 logger = logging.getLogger(__name__)

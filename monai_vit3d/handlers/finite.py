@@ -13,8 +13,8 @@ from monai.engines import IterationEvents
 from monai.utils import ImageMetaKey
 from torch import nn
 
-from ..data.errors import TrainingDiverged
-from ..networks.wrappers import unwrap_network
+from monai_vit3d.data.errors import TrainingDiverged
+from monai_vit3d.networks.wrappers import unwrap_network
 
 NOT_FINITE_ADVICE = (
     "Look at these files for voxels that are far from all others; if they are sound, lower the learning rate or set "

@@ -15,11 +15,11 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..data.errors import UsageError
-from ..layers import to_3tuple
-from ..layers.pos_embed import GridShape
-from ..networks.wrappers import unwrap_network
-from ..pretraining import JEPAMasks, MAEMasks
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.layers import to_3tuple
+from monai_vit3d.layers.pos_embed import GridShape
+from monai_vit3d.networks.wrappers import unwrap_network
+from monai_vit3d.pretraining import JEPAMasks, MAEMasks
 
 Masks = JEPAMasks | MAEMasks
 Schedule = Callable[[int, int], float]

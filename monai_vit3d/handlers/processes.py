@@ -12,7 +12,7 @@ from types import TracebackType
 import torch.distributed as dist
 from monai.utils import MONAIEnvVars
 
-from ..data.errors import Vit3dError
+from monai_vit3d.data.errors import Vit3dError
 
 RELEASE_SECONDS = 0.2  # for Gloo's threads to release their tensors
 LOADING_SECONDS = 30.0  # for CacheDataset's threads to finish loading

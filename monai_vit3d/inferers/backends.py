@@ -12,8 +12,9 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from ..data.errors import UsageError
-from ..layers.rope import mm_positions
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.layers.rope import mm_positions
+
 from .engines import ENGINES, Engine, resolve_backend
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data.errors import UsageError
+from monai_vit3d.data.errors import UsageError
 
 Engine = Callable[[Tensor], Tensor]
 

@@ -10,7 +10,8 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
-from ..transforms import argmax_classes, require_finite_scores
+from monai_vit3d.transforms import argmax_classes, require_finite_scores
+
 from .output_maps import OUTPUT_MAPS
 from .stitch import CannotStitch, can_stitch, stitch_windows
 from .tta import known_activation

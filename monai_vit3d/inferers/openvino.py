@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn.functional import avg_pool3d
 
-from ..data.files import file_sha256
+from monai_vit3d.data.files import file_sha256
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from typing import Any
 from monai.inferers import Inferer, SliceInferer, SlidingWindowInferer
 from torch import Tensor, nn
 
-from ..data.errors import UsageError
+from monai_vit3d.data.errors import UsageError
+
 from .spacing import rewrap_inferer, unwrap_inferer
 
 _WINDOW_OPTIONS = (

@@ -13,9 +13,10 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils import MetaKeys
 from torch import Tensor, nn
 
-from ..data.errors import UsageError
-from ..layers import set_spacing
-from ..layers.rope import mm_positions
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.layers import set_spacing
+from monai_vit3d.layers.rope import mm_positions
+
 from .autocast import AutocastInferer
 
 

@@ -13,7 +13,8 @@ from monai.utils import PytorchPadMode, convert_data_type, ensure_tuple_rep, fal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.errors import UsageError
+from monai_vit3d.data.errors import UsageError
+
 from .autocast import AutocastInferer
 from .spacing import SpacingInferer, inferer_wrappers, unwrap_inferer, with_spacing
 

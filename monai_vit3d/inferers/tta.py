@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.errors import UsageError
+from monai_vit3d.data.errors import UsageError
 
 ACTIVATIONS = ("softmax", "sigmoid")
 

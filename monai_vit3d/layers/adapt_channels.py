@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..data.errors import UsageError
+from monai_vit3d.data.errors import UsageError
 
 
 def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..data.errors import ScoreError
+from monai_vit3d.data.errors import ScoreError
 
 logger = logging.getLogger(__name__)
 MAX_LOG_TEMPERATURE = 7.0  # either sign; no useful network needs more

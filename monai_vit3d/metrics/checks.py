@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.errors import ScoreError
-from ..data.task_names import resolve_task
+from monai_vit3d.data.errors import ScoreError
+from monai_vit3d.data.task_names import resolve_task
 
 FloatArray = NDArray[np.float64]
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.errors import ScoreError
-from ..data.task_names import resolve_task
+from monai_vit3d.data.errors import ScoreError
+from monai_vit3d.data.task_names import resolve_task
+
 from .checks import FloatArray, check_probabilities, check_scores
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from ..data.errors import ScoreError
-from ..data.files import write_text_atomic
+from monai_vit3d.data.errors import ScoreError
+from monai_vit3d.data.files import write_text_atomic
 
 SPLITS = ("train", "val", "test")
 _PROBABILITY = "probability_"

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.errors import ScoreError
+from monai_vit3d.data.errors import ScoreError
+
 from .checks import FloatArray, as_array, require_finite
 
 

@@ -10,8 +10,9 @@ from monai.metrics import CumulativeIterationMetric
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from ..data.errors import ScoreError
-from ..data.task_names import resolve_task
+from monai_vit3d.data.errors import ScoreError
+from monai_vit3d.data.task_names import resolve_task
+
 from .classification import accuracy, auc, decode, expected_calibration_error, negative_log_likelihood
 from .regression import mean_absolute_error, r2
 

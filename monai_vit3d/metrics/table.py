@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..data.errors import ScoreError
-from ..data.task_names import resolve_task
+from monai_vit3d.data.errors import ScoreError
+from monai_vit3d.data.task_names import resolve_task
 
 
 class PredictionTable:

@@ -10,8 +10,9 @@ from timm.layers import Attention, AttentionRope, DiffAttention, get_act_layer, 
 from timm.models import vision_transformer as timm_vit
 from torch import nn
 
-from ..data.errors import WeightsError
-from ..layers import EMBED_LAYERS, RotaryBlock, RotaryPositions3D
+from monai_vit3d.data.errors import WeightsError
+from monai_vit3d.layers import EMBED_LAYERS, RotaryBlock, RotaryPositions3D
+
 from .layer_facts import block_facts, is_layer, layer_details, norm_details, parts_of
 from .options import MLPS
 

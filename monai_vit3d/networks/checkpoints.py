@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from ..data.confinement import check_confined
-from ..data.errors import WeightsError
-from ..data.files import replacing
+from monai_vit3d.data.confinement import check_confined
+from monai_vit3d.data.errors import WeightsError
+from monai_vit3d.data.files import replacing
+
 from .tensor_bytes import HEADER, HEADER_SUM, TENSORS_SUM, header_sha256, tensors_in
 from .wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..deprecated import renamed_argument, renamed_attribute
+from monai_vit3d.deprecated import renamed_argument, renamed_attribute
+
 from .heads import Tokens, create_head
 from .layer_decay import backbone_matcher, backbone_no_weight_decay
 from .model_args import describe_around_backbone

@@ -12,8 +12,9 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from torch import nn
 
-from ..data.errors import UsageError, WeightsError
-from ..data.files import replacing
+from monai_vit3d.data.errors import UsageError, WeightsError
+from monai_vit3d.data.files import replacing
+
 from .checkpoints import as_state_dict, read_with_metadata, write_safetensors
 from .layer_facts import unlike_layers
 from .lora import merged_lora

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data.errors import UsageError
-from ..layers.patch_embed import to_3tuple
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.layers.patch_embed import to_3tuple
 
 _MEANT = {"torch_dtype": "dtype", "map_location": "device"}
 _NEVER = {"strict": "a network is loaded whole or not at all"}

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ..data.errors import UsageError
+from monai_vit3d.data.errors import UsageError
+
 from .wrappers import plain_state_dict, unwrap_network
 
 ADAPTER = "default"  # peft's name for the one adapter of a network

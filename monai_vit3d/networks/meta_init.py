@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..data.errors import WeightsError
+from monai_vit3d.data.errors import WeightsError
+
 from .checkpoints import unlike_kinds
 
 if TYPE_CHECKING:

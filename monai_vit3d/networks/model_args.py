@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from ..data.errors import WeightsError
+from monai_vit3d.data.errors import WeightsError
+
 from .backbone_args import built_backbone, class_path, missing_classes
 
 RECORD = "model_args"  # the key in the metadata of a state dict and of a file

@@ -12,8 +12,8 @@ from timm.layers import Attention, AttentionRope, GatedMlp, GluMlp, Mlp, SwiGLU,
 from timm.models.vision_transformer import ATTN_LAYERS, Block
 from torch import Tensor, nn
 
-from ..layers import EMBED_LAYERS, RotaryBlock, RotaryPositions3D, to_3tuple
-from ..layers.pos_embed import GridShape
+from monai_vit3d.layers import EMBED_LAYERS, RotaryBlock, RotaryPositions3D, to_3tuple
+from monai_vit3d.layers.pos_embed import GridShape
 
 Layer = Callable[..., nn.Module] | str | None
 Indices = int | Sequence[int] | None  # block numbers, as forward_intermediates takes them

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import fit_pos_embed
-from ..layers.pos_embed import GridShape
+from monai_vit3d.layers import fit_pos_embed
+from monai_vit3d.layers.pos_embed import GridShape
 
 
 class PositionCache:

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import nn
 
-from ..data.errors import UsageError
+from monai_vit3d.data.errors import UsageError
+
 from .hub import load_pretrained, model_card, save_network
 from .model_args import NETWORK_CLASSES, RECORD, model_args
 

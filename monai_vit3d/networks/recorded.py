@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..data.errors import UsageError, WeightsError
-from ..layers.adapt_channels import adapt_channels
+from monai_vit3d.data.errors import UsageError, WeightsError
+from monai_vit3d.layers.adapt_channels import adapt_channels
+
 from .checkpoints import is_ours, refuse_differences
 from .load_options import check_options
 from .load_report import Inflated, LoadReport

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..decoders import create_decoder
-from ..deprecated import renamed_argument, renamed_attribute
-from ..layers import pad_to_patch
+from monai_vit3d.decoders import create_decoder
+from monai_vit3d.deprecated import renamed_argument, renamed_attribute
+from monai_vit3d.layers import pad_to_patch
+
 from .layer_decay import backbone_matcher, backbone_no_weight_decay
 from .model_args import describe_around_backbone
 from .options import patch_size_of, require_final_norm, resolve_indices, spread_blocks

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.task_names import resolve_task
+from monai_vit3d.data.task_names import resolve_task
 
 LOSSES: dict[str, type[nn.Module]] = {
     "multi-class": nn.CrossEntropyLoss,

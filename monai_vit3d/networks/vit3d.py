@@ -26,9 +26,10 @@ from timm.models.vision_transformer import Block, get_init_weights_vit, global_p
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..deprecated import warn_renamed
-from ..layers import PatchEmbed3D, fit_pos_embed, keep_rows, sincos_pos_embed, to_3tuple
-from ..layers.patch_embed import check_divisible, check_volume, covering_grid
+from monai_vit3d.deprecated import warn_renamed
+from monai_vit3d.layers import PatchEmbed3D, fit_pos_embed, keep_rows, sincos_pos_embed, to_3tuple
+from monai_vit3d.layers.patch_embed import check_divisible, check_volume, covering_grid
+
 from .backbone_args import describe_backbone
 from .layer_decay import backbone_matcher
 from .options import (

@@ -10,11 +10,11 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from monai.utils import ensure_tuple_rep
 
-from ..bundle.load import Bundle
-from ..data.errors import UsageError
-from ..inferers import AutocastInferer, BackendNetwork, resolve_backend, unwrap_inferer
-from ..inferers.backends import TOLERANCE, cache_folder
-from ..inferers.spacing import inferer_wrappers
+from monai_vit3d.bundle.load import Bundle
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.inferers import AutocastInferer, BackendNetwork, resolve_backend, unwrap_inferer
+from monai_vit3d.inferers.backends import TOLERANCE, cache_folder
+from monai_vit3d.inferers.spacing import inferer_wrappers
 
 
 def accelerate(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> Bundle:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from ..data.readers import without_suffix
+from monai_vit3d.data.readers import without_suffix
+
 from .paths import printable
 
 if TYPE_CHECKING:
-    from ..data.dicom import Series
+    from monai_vit3d.data.dicom import Series
 
 # kind of an output: its suffix in a BIDS derivative (https://bids-specification.readthedocs.io, "Imaging derivatives")
 KINDS = {"seg": "dseg", "prob": "probseg", "entropy": "entropy", "variance": "variance"}

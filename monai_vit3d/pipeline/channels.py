@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..data.errors import UsageError
+from monai_vit3d.data.errors import UsageError
+
 from .paths import printable
 from .prepare import keys_needed
 
 if TYPE_CHECKING:
-    from ..bundle.load import Bundle
+    from monai_vit3d.bundle.load import Bundle
+
     from .case import Case
     from .plan import Plan
 

@@ -8,20 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle.config import Choice, choice_of
-from ..bundle.load import BundleSteps, load_steps
-from ..bundle.unpack import open_bundle
-from ..data.errors import ImageError
-from ..data.passed_over import PassedOver, by_reason
-from ..data.readers import reader_for
-from ..data.volume import Volume
+from monai_vit3d.bundle.config import Choice, choice_of
+from monai_vit3d.bundle.load import BundleSteps, load_steps
+from monai_vit3d.bundle.unpack import open_bundle
+from monai_vit3d.data.errors import ImageError
+from monai_vit3d.data.passed_over import PassedOver, by_reason
+from monai_vit3d.data.readers import reader_for
+from monai_vit3d.data.volume import Volume
+
 from .dicom_cases import split_series
 from .inputs import find_images
 from .paths import printable
 from .plausibility import check_geometry, check_input, refuse
 
 if TYPE_CHECKING:
-    from ..data.dicom import Series
+    from monai_vit3d.data.dicom import Series
 
 
 def check_files(
@@ -114,7 +115,8 @@ def _passed_over(files: Sequence[PassedOver]) -> list[dict[str, Any]]:
 
 
 def _read_file(path: Path, volume: int | None, max_voxels: int, include_labels: bool) -> Volume:
-    from ..data.readers import read_volume
+    from monai_vit3d.data.readers import read_volume
+
     from .label_values import check_label_values
 
     read = read_volume(path, volume, max_voxels)
@@ -122,7 +124,7 @@ def _read_file(path: Path, volume: int | None, max_voxels: int, include_labels: 
 
 
 def _read_series(path: Path, series: Series | None, volume: int | None, max_voxels: int, units: str) -> Volume:
-    from ..data.dicom import find_series, read_series
+    from monai_vit3d.data.dicom import find_series, read_series
 
     # a folder that could not be looked through says here why
     return read_series(series or find_series(path)[0], max_voxels, volume, units)
@@ -134,7 +136,7 @@ def _check(
     doubts: Callable[[Volume], list[str]],
     series: Series | None = None,
 ) -> dict[str, Any]:
-    from ..data.orientation import axis_letters
+    from monai_vit3d.data.orientation import axis_letters
 
     about = {"file": str(path)} | ({} if series is None else {"series": series.name})
     try:

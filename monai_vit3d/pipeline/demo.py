@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..bundle.config import config_files
-from ..bundle.metadata import read_metadata
-from ..data import ImageError, cut_box, label_volumes_ml
+from monai_vit3d.bundle.config import config_files
+from monai_vit3d.bundle.metadata import read_metadata
+from monai_vit3d.data import ImageError, cut_box, label_volumes_ml
+
 from .folder import predict_folder
 
 CENTRES_MM = {"left": (-26, -22, -14), "right": (26, -22, -14)}

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..data.errors import ImageError
-from ..data.passed_over import PassedOver
+from monai_vit3d.data.errors import ImageError
+from monai_vit3d.data.passed_over import PassedOver
+
 from .case import Case
 from .paths import printable
 
 if TYPE_CHECKING:
-    from ..data.dicom import Series
+    from monai_vit3d.data.dicom import Series
 
 
 def split_series(cases: Sequence[Case]) -> tuple[list[Case], list[PassedOver]]:
@@ -41,7 +42,7 @@ class _Folders:
 
     def scan(self, case: Case) -> None:
         """Read the headers of a folder's files; a folder where that fails is left for the run to report."""
-        from ..data.dicom import scan_folder
+        from monai_vit3d.data.dicom import scan_folder
 
         try:
             scan = scan_folder(case.images[0])

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..data.dicom import Series, write_dicom_seg
-from ..data.errors import Vit3dError
-from ..data.volume import Array
+from monai_vit3d.data.dicom import Series, write_dicom_seg
+from monai_vit3d.data.errors import Vit3dError
+from monai_vit3d.data.volume import Array
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle.config import Choice, choice_of
-from ..bundle.load import Bundle, load_bundle
-from ..bundle.metadata import Metadata, read_metadata
-from ..bundle.unpack import open_bundle
-from ..data.errors import UsageError
-from ..data.files import following_no_links, remove_parts
+from monai_vit3d.bundle.config import Choice, choice_of
+from monai_vit3d.bundle.load import Bundle, load_bundle
+from monai_vit3d.bundle.metadata import Metadata, read_metadata
+from monai_vit3d.bundle.unpack import open_bundle
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.files import following_no_links, remove_parts
+
 from .options import Options, choose_flip_axes, output_kinds
 from .passed_over_summary import recorded
 from .plan import RESERVED, Plan, plan_cases
@@ -132,7 +133,7 @@ def predict_folder(
     if jobs < 1:
         raise UsageError(f"jobs={jobs}; expected 1 or more.")
     choice = choice_of(config, overrides)
-    from ..data.dicom import VOXEL_UNITS
+    from monai_vit3d.data.dicom import VOXEL_UNITS
 
     if units not in VOXEL_UNITS:
         raise UsageError(f"units={units}; expected one of {', '.join(VOXEL_UNITS)}.")

@@ -13,11 +13,11 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor
 
-from ..bundle.load import Bundle
-from ..bundle.postprocessing import apply_steps
-from ..bundle.voxelwise import VoxelwisePostprocessing
-from ..data.errors import BundleError, ImageError
-from ..inferers import (
+from monai_vit3d.bundle.load import Bundle
+from monai_vit3d.bundle.postprocessing import apply_steps
+from monai_vit3d.bundle.voxelwise import VoxelwisePostprocessing
+from monai_vit3d.data.errors import BundleError, ImageError
+from monai_vit3d.inferers import (
     CannotStitch,
     FlipEnsemble,
     FlipSpread,
@@ -27,8 +27,9 @@ from ..inferers import (
     stitch_windows,
     unwrap_inferer,
 )
-from ..layers.rope import mm_positions
-from ..transforms import LabelInverter, require_finite_scores, trace_inverse
+from monai_vit3d.layers.rope import mm_positions
+from monai_vit3d.transforms import LabelInverter, require_finite_scores, trace_inverse
+
 from .memory_limits import out_of_memory
 from .options import Options
 from .prepare import Prepared

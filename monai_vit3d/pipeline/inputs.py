@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from ..data.errors import UsageError
-from ..data.formats import partner
-from ..data.passed_over import PassedOver
-from ..data.readers import reader_for
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.formats import partner
+from monai_vit3d.data.passed_over import PassedOver
+from monai_vit3d.data.readers import reader_for
+
 from .case import Case
 from .lists import read_csv, read_json
 from .passed_over_summary import describe_passed_over

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..data.errors import ImageError
-from ..data.volume import Array, Volume
+from monai_vit3d.data.errors import ImageError
+from monai_vit3d.data.volume import Array, Volume
 
 MAX_LABEL_VALUES = 32  # scans of 8 bits have about 100 and more
 MIN_VOXELS = 1000  # smaller volumes have few values anyway

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..data.csv_files import parse_csv
-from ..data.errors import UsageError
-from ..data.readers import reader_for
+from monai_vit3d.data.csv_files import parse_csv
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.readers import reader_for
+
 from .case import Case
 from .paths import absolute, holds_dicom, printable
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.load import Bundle, load_bundle
-from ..bundle.trained_on import merge_ranges
-from ..data.errors import ImageError, UsageError
-from ..data.files import write_text_atomic
-from ..data.orientation import axis_letters
-from ..data.readers import read_volume, reader_for, without_suffix
-from ..data.volume import Array, Volume
+from monai_vit3d.bundle.load import Bundle, load_bundle
+from monai_vit3d.bundle.trained_on import merge_ranges
+from monai_vit3d.data.errors import ImageError, UsageError
+from monai_vit3d.data.files import write_text_atomic
+from monai_vit3d.data.orientation import axis_letters
+from monai_vit3d.data.readers import read_volume, reader_for, without_suffix
+from monai_vit3d.data.volume import Array, Volume
+
 from .measures import Values, measure_grid, measure_input, measure_labels
 from .stats import label_stats
 

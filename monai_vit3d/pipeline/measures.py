@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.orientation import axis_letters
-from ..data.volume import Array, Grid
+from monai_vit3d.data.orientation import axis_letters
+from monai_vit3d.data.volume import Array, Grid
+
 from .stats import LabelSummary
 
 if TYPE_CHECKING:

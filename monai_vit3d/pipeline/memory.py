@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.errors import ImageError
-from ..data.orientation import axis_letters
-from ..data.volume import Grid
+from monai_vit3d.data.errors import ImageError
+from monai_vit3d.data.orientation import axis_letters
+from monai_vit3d.data.volume import Grid
+
 from .memory_limits import available_bytes
 
 if TYPE_CHECKING:
-    from ..bundle.load import Bundle
+    from monai_vit3d.bundle.load import Bundle
+
     from .options import Options
 
 # bytes, fitted to benchmarks/memory.py, which prints estimates beside what was measured
@@ -145,7 +147,7 @@ class _Estimate:
         """The network's output until it is labels: a band of windows, or the whole of it."""
         from monai.utils import fall_back_tuple
 
-        from ..inferers import can_stitch, unwrap_inferer
+        from monai_vit3d.inferers import can_stitch, unwrap_inferer
 
         window = unwrap_inferer(self.bundle.inferer)
         if self.bundle.metadata.classifies:
@@ -191,7 +193,7 @@ def _is_separable(bundle: Bundle) -> bool:
     """Whether images are resampled one axis after another, without coordinates of each voxel."""
     from monai.transforms import Spacingd
 
-    from ..transforms import SeparableSpacingd
+    from monai_vit3d.transforms import SeparableSpacingd
 
     return all(
         isinstance(step, SeparableSpacingd)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..data.errors import UsageError
+from monai_vit3d.data.errors import UsageError
 
 if TYPE_CHECKING:
-    from ..bundle.load import Bundle
-    from ..bundle.metadata import Metadata
+    from monai_vit3d.bundle.load import Bundle
+    from monai_vit3d.bundle.metadata import Metadata
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.passed_over import PassedOver, by_reason
+from monai_vit3d.data.passed_over import PassedOver, by_reason
+
 from .paths import printable, some
 
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from ..data.errors import UsageError
-from ..data.passed_over import PassedOver
-from ..data.readers import reader_for
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.passed_over import PassedOver
+from monai_vit3d.data.readers import reader_for
+
 from .case import KINDS, Case
 from .dicom_cases import split_series
 from .inputs import find_images

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle.metadata import Metadata
-from ..bundle.trained_on import Key, TrainedOn, ValueRange
-from ..data.errors import ImageError
-from ..data.orientation import axis_letters
-from ..data.volume import Array, Grid, Volume
+from monai_vit3d.bundle.metadata import Metadata
+from monai_vit3d.bundle.trained_on import Key, TrainedOn, ValueRange
+from monai_vit3d.data.errors import ImageError
+from monai_vit3d.data.orientation import axis_letters
+from monai_vit3d.data.volume import Array, Grid, Volume
+
 from .measures import Values, measure_grid, measure_input, measure_labels
 from .stats import LabelSummary
 

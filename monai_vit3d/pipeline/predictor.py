@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.config import choice_of
-from ..bundle.load import Bundle, load_bundle
-from ..bundle.unpack import open_bundle
-from ..bundle.value_names import ValueNames
-from ..data.in_memory import labels_like, volumes_from
-from ..data.volume import Array, Grid, Volume
+from monai_vit3d.bundle.config import choice_of
+from monai_vit3d.bundle.load import Bundle, load_bundle
+from monai_vit3d.bundle.unpack import open_bundle
+from monai_vit3d.bundle.value_names import ValueNames
+from monai_vit3d.data.in_memory import labels_like, volumes_from
+from monai_vit3d.data.volume import Array, Grid, Volume
+
 from .acceleration import accelerate
 from .inference import NetworkOutput, infer
 from .memory import check_memory

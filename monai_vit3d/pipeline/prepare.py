@@ -12,14 +12,14 @@ import torch
 from monai.data import ImageReader, MetaTensor
 from monai.transforms import Compose, LoadImaged, ResampleToMatchd, SpatialResampled
 
-from ..data.errors import BundleError, ImageError
-from ..data.nifti.reader import as_monai
-from ..data.same_grid import check_same_grid
-from ..data.volume import Array, Volume
+from monai_vit3d.data.errors import BundleError, ImageError
+from monai_vit3d.data.nifti.reader import as_monai
+from monai_vit3d.data.same_grid import check_same_grid
+from monai_vit3d.data.volume import Array, Volume
 
 if TYPE_CHECKING:
-    from ..bundle.load import BundleSteps
-    from ..bundle.postprocessing import Postprocessing
+    from monai_vit3d.bundle.load import BundleSteps
+    from monai_vit3d.bundle.postprocessing import Postprocessing
 
 
 @dataclass(eq=False)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..data.dicom import find_series, read_series
-from ..data.errors import ImageError
-from ..data.files import file_sha256
-from ..data.readers import read_grid, read_volume
-from ..data.volume import Grid, Volume
+from monai_vit3d.data.dicom import find_series, read_series
+from monai_vit3d.data.errors import ImageError
+from monai_vit3d.data.files import file_sha256
+from monai_vit3d.data.readers import read_grid, read_volume
+from monai_vit3d.data.volume import Grid, Volume
+
 from .case import Case
 from .label_values import check_label_values
 from .options import Options

@@ -13,10 +13,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..data.errors import UsageError
-from ..data.files import read_regular, write_text_atomic
-from ..data.json_shape import ANY_KEY, shape_violation
-from ..data.printable import excerpt
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.files import read_regular, write_text_atomic
+from monai_vit3d.data.json_shape import ANY_KEY, shape_violation
+from monai_vit3d.data.printable import excerpt
 
 STATES = ("pending", "done", "skipped", "failed")
 _FIGURES = ("voxels", "volume_ml", "mean", "std", "min", "max")

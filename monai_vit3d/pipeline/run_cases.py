@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.errors import ImageError, Vit3dError
-from ..data.files import file_sha256, remove_parts
-from ..data.nifti import write_labels, write_map
-from ..data.volume import Grid
+from monai_vit3d.data.errors import ImageError, Vit3dError
+from monai_vit3d.data.files import file_sha256, remove_parts
+from monai_vit3d.data.nifti import write_labels, write_map
+from monai_vit3d.data.volume import Grid
+
 from .case import Case
 from .dicom_seg import add_dicom_seg
 from .inference import NetworkOutput
@@ -302,7 +303,7 @@ class _CaseRunner:
         return {**written, "picture": relative[-1], "outputs": hashes}
 
     def _scores(self, scores: list[float]) -> dict[str, Any]:
-        from ..metrics import PredictionTable
+        from monai_vit3d.metrics import PredictionTable
 
         table = PredictionTable(self.bundle.class_names, self.bundle.task)
         cells = table.cells(torch.tensor(scores))

@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ..data.earlier_outputs import written_files
-from ..data.errors import UsageError
-from ..data.formats import foreign_format, partner
-from ..data.label_names import is_label_folder, is_label_name
-from ..data.passed_over import PassedOver
-from ..data.readers import READERS, reader_for, without_suffix
+from monai_vit3d.data.earlier_outputs import written_files
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.formats import foreign_format, partner
+from monai_vit3d.data.label_names import is_label_folder, is_label_name
+from monai_vit3d.data.passed_over import PassedOver
+from monai_vit3d.data.readers import READERS, reader_for, without_suffix
+
 from .paths import DICOM_SUFFIXES, is_dicom, printable
 
 HIDDEN = "hidden"

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.csv_files import csv_cell, write_csv
-from ..data.errors import UsageError
-from ..data.volume import Array, Grid
+from monai_vit3d.data.csv_files import csv_cell, write_csv
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.volume import Array, Grid
 
 COLUMNS = ("filename", "label", "name", "voxels", "volume_ml", "mean", "std", "min", "max")
 

@@ -13,11 +13,12 @@ from monai.transforms.utils import convert_applied_interp_mode
 from monai.utils import MetaKeys, TraceKeys
 from torch import Tensor
 
-from ..bundle.postprocessing import KEEP_LABELS, PRED
-from ..bundle.value_names import interpolates_labels
-from ..bundle.voxelwise import whole_numbers
-from ..data.errors import BundleError
-from ..data.volume import Array
+from monai_vit3d.bundle.postprocessing import KEEP_LABELS, PRED
+from monai_vit3d.bundle.value_names import interpolates_labels
+from monai_vit3d.bundle.voxelwise import whole_numbers
+from monai_vit3d.data.errors import BundleError
+from monai_vit3d.data.volume import Array
+
 from .inference import NetworkOutput, check_grid
 
 if TYPE_CHECKING:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ..deprecated import find_renamed
+from monai_vit3d.deprecated import find_renamed
+
 from .collapse import (
     CollapseAlarm,
     CollapseReport,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.errors import ScoreError, TrainingCollapsed, UsageError
+from monai_vit3d.data.errors import ScoreError, TrainingCollapsed, UsageError
 
 logger = logging.getLogger(__name__)
 EPSILON = 1e-7  # of RankMe

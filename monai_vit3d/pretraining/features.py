@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..data.errors import UsageError
-from ..metrics.checks import require_finite
-from ..networks import VisionTransformer3D
-from ..networks.wrappers import eval_mode
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.volume import Array
+from monai_vit3d.metrics.checks import require_finite
+from monai_vit3d.networks import VisionTransformer3D
+from monai_vit3d.networks.wrappers import eval_mode
 
-Array = NDArray[Any]
 # from patch tokens (B, N, E) and prefix tokens (B, P, E) to (B, E); the class token is the first prefix token
 POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mean": lambda patches, prefix: patches.mean(1),

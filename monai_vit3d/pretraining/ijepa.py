@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from ..data.errors import UsageError
-from ..layers import fit_pos_embed, sincos_pos_embed
-from ..networks import VisionTransformer3D
-from ..networks.options import require_final_norm
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.layers import fit_pos_embed, sincos_pos_embed
+from monai_vit3d.networks import VisionTransformer3D
+from monai_vit3d.networks.options import require_final_norm
+
 from .masking import JEPAMasks
 
 

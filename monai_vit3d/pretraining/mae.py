@@ -12,11 +12,12 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..data.errors import UsageError
-from ..layers import fit_pos_embed, sincos_pos_embed
-from ..layers.pos_embed import GridShape
-from ..networks import VisionTransformer3D
-from ..networks.options import require_final_norm
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.layers import fit_pos_embed, sincos_pos_embed
+from monai_vit3d.layers.pos_embed import GridShape
+from monai_vit3d.networks import VisionTransformer3D
+from monai_vit3d.networks.options import require_final_norm
+
 from .masking import MAEMasks
 from .patches import patchify, unpatchify
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.errors import UsageError
+from monai_vit3d.data.errors import UsageError
 
 Sides = tuple[int, int, int]
 ScaleRange = tuple[float, float]

@@ -6,8 +6,8 @@ from math import prod
 
 from torch import Tensor
 
-from ..data.errors import UsageError
-from ..layers.pos_embed import GridShape
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.layers.pos_embed import GridShape
 
 
 def patchify(x: Tensor, patch: GridShape) -> Tensor:

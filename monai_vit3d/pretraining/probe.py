@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from ..data.csv_labels import check_classes
-from ..data.errors import UsageError
-from ..metrics import accuracy, auc, mean_absolute_error, r2
-from ..metrics.checks import require_finite
-from .features import Array, Features
+from monai_vit3d.data.csv_labels import check_classes
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.volume import Array
+from monai_vit3d.metrics import accuracy, auc, mean_absolute_error, r2
+from monai_vit3d.metrics.checks import require_finite
+
+from .features import Features
 
 LOGISTIC_C = tuple(10.0**k for k in range(-5, 3))
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import cos, pi
 
-from ..data.errors import UsageError
+from monai_vit3d.data.errors import UsageError
 
 
 def learning_rate_at(

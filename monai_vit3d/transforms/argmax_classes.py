@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..data.errors import ImageError
+from monai_vit3d.data.errors import ImageError
 
 BLOCK_VOXELS = 2**15  # at a time: scores of one class, 128 KiB, are read twice and the best of them once more
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .axis_resampling import select
 from .inverse_mapping import InverseMapping
-from .label_cells import MIXED, NoResampling, equal_or_mixed, interpolate_corners, label_dtype
+from .label_cells import MIXED, NoResampling, equal_or_mixed, interpolate_corners, mixed_label_dtype
 
 MAX_SPARSE_SHARE = 0.3  # with more mixed voxels in a plane, all of its voxels are interpolated
 
@@ -95,7 +95,7 @@ class AxisAligned(NoResampling):
     def _fill_between(self, pair: tuple[int, int], rows: list[int]) -> None:
         """Fill the rows between two planes."""
         (first, first_labels), (second, second_labels) = (self._plane(row) for row in pair)
-        labels = equal_or_mixed(first_labels.to(label_dtype(self.classes)), second_labels)
+        labels = equal_or_mixed(first_labels.to(mixed_label_dtype(self.classes)), second_labels)
         for dim in (1, 2):
             labels = equal_or_mixed(*(select(labels, dim, side[dim]) for side in (self.lower, self.upper)))
         is_mixed = (labels == MIXED).any(0).flatten()

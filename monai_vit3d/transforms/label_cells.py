@@ -48,7 +48,7 @@ def equal_or_mixed(labels: Tensor, others: Tensor) -> Tensor:
     return torch.where(labels == others, labels, MIXED)
 
 
-def label_dtype(classes: int) -> torch.dtype:
+def mixed_label_dtype(classes: int) -> torch.dtype:
     """Choose an integer type for as many labels and ``MIXED``."""
     return torch.int16 if classes < 2**15 else torch.int32
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..data.errors import UsageError
+from monai_vit3d.data.errors import UsageError
+
 from .argmax_classes import argmax
 from .axis_aligned import AxisAligned
 from .inverse_mapping import InverseMapping

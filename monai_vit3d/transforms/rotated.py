@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .inverse_mapping import InverseMapping
-from .label_cells import MIXED, NoResampling, equal_or_mixed, interpolate_corners, label_dtype
+from .label_cells import MIXED, NoResampling, equal_or_mixed, interpolate_corners, mixed_label_dtype
 
 POINTS_AT_A_TIME = 2**16  # voxels that are interpolated
 TABLE_STEP = 2**22  # scores by which the table grows
@@ -70,7 +70,7 @@ class Rotated(NoResampling):
         table = torch.from_numpy(self.table)
         before = self.mapping.before
         table_rows = before.apply(self.table_rows).flatten()
-        cells = before.apply(self.network_labels, self.zero_labels).to(label_dtype(table.shape[1]))
+        cells = before.apply(self.network_labels, self.zero_labels).to(mixed_label_dtype(table.shape[1]))
         for dim in (1, 2, 3):
             cells = equal_or_mixed(cells, _next_along(cells, dim))
         shape, matrix = self.mapping.after.source_shape, torch.as_tensor(self.mapping.xform)

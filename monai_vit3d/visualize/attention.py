@@ -10,9 +10,10 @@ import torch
 from timm.layers import Attention, AttentionPoolLatent, AttentionRope
 from torch import Tensor, nn
 
-from ..networks import TokenClassifier, VisionTransformer3D
-from ..networks.heads import AttentiveHead
-from ..networks.wrappers import eval_mode
+from monai_vit3d.networks import TokenClassifier, VisionTransformer3D
+from monai_vit3d.networks.heads import AttentiveHead
+from monai_vit3d.networks.wrappers import eval_mode
+
 from .voxels import as_batch, backbone_of, like, on_grid, to_voxels
 
 

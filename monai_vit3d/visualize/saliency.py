@@ -12,9 +12,10 @@ from monai.visualize import GradCAM, ModelWithHooks, OcclusionSensitivity
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import to_3tuple
-from ..networks import VisionTransformer3D, probabilities
-from ..networks.wrappers import eval_mode
+from monai_vit3d.layers import to_3tuple
+from monai_vit3d.networks import VisionTransformer3D, probabilities
+from monai_vit3d.networks.wrappers import eval_mode
+
 from .voxels import as_batch, backbone_of, like, on_grid, to_voxels
 
 OCCLUSIONS = ("mean_img", "gaussian")  # MONAI's "mean_patch" multiplies by the mean instead of filling in

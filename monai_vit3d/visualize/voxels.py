@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..networks import TokenClassifier, VisionTransformer3D
+from monai_vit3d.networks import TokenClassifier, VisionTransformer3D
 
 
 def backbone_of(model: nn.Module) -> VisionTransformer3D:

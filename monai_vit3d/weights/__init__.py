@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from ..deprecated import find_renamed
-from ..networks import checkpoints as checkpoints  # for the old name of it
-from ..networks.checkpoints import load_weights
-from ..networks.load_report import LoadReport
+from monai_vit3d.deprecated import find_renamed
+from monai_vit3d.networks import checkpoints as checkpoints  # for the old name of it
+from monai_vit3d.networks.checkpoints import load_weights
+from monai_vit3d.networks.load_report import LoadReport
+
 from .adapters import load_adapter, save_adapter, start_network
 from .backbone import embed_layer_of, load_backbone, save_backbone
 from .convert import from_monai_unetr, from_monai_vit, to_monai_unetr, to_monai_vit

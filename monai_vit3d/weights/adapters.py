@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.errors import UsageError, WeightsError
-from ..networks.checkpoints import as_state_dict, read_with_metadata, refuse_differences, write_safetensors
-from ..networks.lora import ADAPTER, LoraSettings, adapter_layers, apply_lora, refuse_adapters
-from ..networks.wrappers import unwrap_network
+from monai_vit3d.data.errors import UsageError, WeightsError
+from monai_vit3d.networks.checkpoints import as_state_dict, read_with_metadata, refuse_differences, write_safetensors
+from monai_vit3d.networks.lora import ADAPTER, LoraSettings, adapter_layers, apply_lora, refuse_adapters
+from monai_vit3d.networks.wrappers import unwrap_network
+
 from .backbone import load_backbone
 from .whole_network import load_network
 

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ..data.errors import UsageError, WeightsError
-from ..layers import ConvStem3D, PatchEmbed3D, resample_patch_kernel
-from ..layers.pos_embed import GridShape, resample_pos_embed, sincos_pos_embed
-from ..networks import VisionTransformer3D
-from ..networks.checkpoints import (
+from monai_vit3d.data.errors import UsageError, WeightsError
+from monai_vit3d.layers import ConvStem3D, PatchEmbed3D, resample_patch_kernel
+from monai_vit3d.layers.pos_embed import GridShape, resample_pos_embed, sincos_pos_embed
+from monai_vit3d.networks import VisionTransformer3D
+from monai_vit3d.networks.checkpoints import (
     as_state_dict,
     key_names,
     read_with_metadata,
@@ -22,11 +22,12 @@ from ..networks.checkpoints import (
     without_wrappers,
     write_safetensors,
 )
-from ..networks.lora import merged_lora
-from ..networks.meta_init import fill
-from ..networks.model_args import RECORD, args_in_state, model_args
-from ..networks.recorded import args_in, checked_args
-from ..networks.wrappers import unwrap_network
+from monai_vit3d.networks.lora import merged_lora
+from monai_vit3d.networks.meta_init import fill
+from monai_vit3d.networks.model_args import RECORD, args_in_state, model_args
+from monai_vit3d.networks.recorded import args_in, checked_args
+from monai_vit3d.networks.wrappers import unwrap_network
+
 from .inflate import adapt_channels
 
 NetworkOrState = TypeVar("NetworkOrState")

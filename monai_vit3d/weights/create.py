@@ -10,9 +10,10 @@ from typing import Any
 import timm
 import torch
 
-from ..data.errors import UsageError
-from ..networks import PRESETS, VisionTransformer3D, create_preset
-from ..networks.meta_init import blank_network
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.networks import PRESETS, VisionTransformer3D, create_preset
+from monai_vit3d.networks.meta_init import blank_network
+
 from .backbone import load_backbone
 from .convert.timm2d import create_timm2d, timms_name
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from ..data.errors import UsageError, WeightsError
-from ..layers import resample_patch_kernel, to_3tuple
-from ..layers.adapt_channels import adapt_channels
+from monai_vit3d.data.errors import UsageError, WeightsError
+from monai_vit3d.layers import resample_patch_kernel, to_3tuple
+from monai_vit3d.layers.adapt_channels import adapt_channels
 
 INFLATE_KERNELS = ("mean", "center", "trilinear")
 INFLATE_POSITIONS = ("repeat", "factored")

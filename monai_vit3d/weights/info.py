@@ -11,8 +11,9 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from ..data.errors import UsageError, WeightsError
-from ..networks.load_report import Inflated, LoadReport
+from monai_vit3d.data.errors import UsageError, WeightsError
+from monai_vit3d.networks.load_report import Inflated, LoadReport
+
 from .backbone import save_backbone
 from .convert.timm2d import TIMM_MODULES, create_timm2d
 from .sources import Source, backbone_from, read_source

@@ -11,14 +11,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..data.errors import UsageError, WeightsError
-from ..layers.patch_embed import to_3tuple
-from ..networks import VisionTransformer3D
-from ..networks.checkpoints import as_state_dict, is_ours, read_with_metadata
-from ..networks.load_report import Inflated
-from ..networks.meta_init import blank_network
-from ..networks.model_args import RECORD
-from ..networks.recorded import build_own, checked_args, files_in, recorded_args
+from monai_vit3d.data.errors import UsageError, WeightsError
+from monai_vit3d.layers.patch_embed import to_3tuple
+from monai_vit3d.networks import VisionTransformer3D
+from monai_vit3d.networks.checkpoints import as_state_dict, is_ours, read_with_metadata
+from monai_vit3d.networks.load_report import Inflated
+from monai_vit3d.networks.meta_init import blank_network
+from monai_vit3d.networks.model_args import RECORD
+from monai_vit3d.networks.recorded import build_own, checked_args, files_in, recorded_args
+
 from .convert import nidl
 from .convert.building import options_checked
 from .convert.families import FAMILIES, OURS, family_of

@@ -11,8 +11,9 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
-from ..layers import to_3tuple
-from ..networks import VisionTransformer3D, create_preset
+from monai_vit3d.layers import to_3tuple
+from monai_vit3d.networks import VisionTransformer3D, create_preset
+
 from .convert.shapes import KERNEL
 from .convert.timm2d_filter import checkpoint_filter_fn
 

@@ -10,12 +10,13 @@ from typing import Any
 from monai.utils import ensure_tuple
 from torch import Tensor, nn
 
-from ..data.errors import UsageError, WeightsError
-from ..networks import VisionTransformer3D
-from ..networks.checkpoints import as_state_dict, read_checkpoint, read_with_metadata, refuse_differences
-from ..networks.model_args import class_of
-from ..networks.recorded import build_own, build_whole, files_in, recorded_args
-from ..networks.wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
+from monai_vit3d.data.errors import UsageError, WeightsError
+from monai_vit3d.networks import VisionTransformer3D
+from monai_vit3d.networks.checkpoints import as_state_dict, read_checkpoint, read_with_metadata, refuse_differences
+from monai_vit3d.networks.model_args import class_of
+from monai_vit3d.networks.recorded import build_own, build_whole, files_in, recorded_args
+from monai_vit3d.networks.wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
+
 from .backbone import PREFIX, load_backbone
 
 logger = logging.getLogger(__name__)

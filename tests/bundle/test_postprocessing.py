@@ -9,7 +9,7 @@ import pytest
 from monai.bundle import run as run_bundle
 
 from monai_vit3d.bundle.load import load_bundle
-from monai_vit3d.data.nifti import read_grid
+from monai_vit3d.data.nifti import read_nifti_grid
 from monai_vit3d.pipeline.folder import predict_folder
 from monai_vit3d.pipeline.memory import needed_bytes
 from tests.pipeline import chains
@@ -129,6 +129,6 @@ def test_the_whole_of_the_scores_is_held_where_it_has_to_be_alone(tmp_path, step
     post = bundle.postprocessing
     assert (len(post.voxelwise), post.inversion is not None, len(post.rest)) == (by_planes, interpolated, whole)
     plain = load_bundle(write_bundle(tmp_path / "plain", Chain([chains.ARGMAX, chains.NEAREST])), "cpu")
-    grid = read_grid(write_image(tmp_path / "a.nii.gz", "oblique"))
+    grid = read_nifti_grid(write_image(tmp_path / "a.nii.gz", "oblique"))
     if not post.makes_labels and not interpolated:
         assert needed_bytes(grid, 1, bundle) > needed_bytes(grid, 1, plain)

@@ -11,7 +11,7 @@ from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.bundle.reader_options import MONAI_READERS, READER_OPTIONS, reader_options, without_itk
 from monai_vit3d.cli import main
 from monai_vit3d.data.errors import BundleError, ImageError
-from monai_vit3d.data.nifti import read_volume
+from monai_vit3d.data.nifti import read_nifti
 from monai_vit3d.pipeline.prepare import prepare
 from tests.pipeline.reference import (
     LOAD,
@@ -35,7 +35,7 @@ def image(tmp_path):
 
 
 def network_input(bundle, path):
-    return prepare([read_volume(path)], load_bundle(bundle, "cpu")).image
+    return prepare([read_nifti(path)], load_bundle(bundle, "cpu")).image
 
 
 def on_axes_of(image, other):
@@ -145,7 +145,7 @@ def test_a_limit_of_the_bundles_reader_is_kept(tmp_path, image):
     reader = {"_target_": "monai_vit3d.data.NiftiReader", "max_voxels": 1000}
     bundle = load_bundle(write_bundle(tmp_path / "bundle", [{**LOAD, "reader": reader}, TYPED]), "cpu")
     with pytest.raises(ImageError, match=r"a\.nii\.gz: 9828 voxels.* 1000 \(max_voxels\)"):
-        prepare([read_volume(image)], bundle)
+        prepare([read_nifti(image)], bundle)
 
 
 class MyReader(NibabelReader):

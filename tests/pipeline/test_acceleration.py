@@ -14,7 +14,7 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer
 from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.cli.command import build_parser
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.data.nifti import read_volume
+from monai_vit3d.data.nifti import read_nifti
 from monai_vit3d.inferers import (
     BACKENDS,
     AutocastInferer,
@@ -61,7 +61,7 @@ def engines(bundle):
 
 
 def labels(out, name):
-    return read_volume(records(out)[name]["output"]).voxels
+    return read_nifti(records(out)[name]["output"]).voxels
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 
 from monai_vit3d.bundle.load import load_bundle
-from monai_vit3d.data.nifti import read_grid
+from monai_vit3d.data.nifti import read_nifti_grid
 from monai_vit3d.pipeline.memory import network_shape
 from tests.helpers import HIPPOCAMPUS, ROOT, run_warm
 
@@ -53,5 +53,5 @@ def test_the_shape_of_a_turned_grid_is_known(bundle, tmp_path_factory, degrees, 
     data = {"image": image}
     for step in bundle.preprocessing.steps[1 : bundle.preprocessing.steps.index(spacing) + 1]:
         data = step(data)
-    known = network_shape(read_grid(path), bundle)
+    known = network_shape(read_nifti_grid(path), bundle)
     assert np.abs(np.subtract(known, data["image"].shape[1:])).max() <= 1  # MONAI rounds, the estimate rounds up

@@ -19,7 +19,7 @@ from monai_vit3d.bundle.postprocessing import Postprocessing
 from monai_vit3d.bundle.voxelwise import VoxelwisePostprocessing, whole_numbers
 from monai_vit3d.cli import main
 from monai_vit3d.data.errors import BundleError, ImageError, UsageError
-from monai_vit3d.data.nifti import read_volume
+from monai_vit3d.data.nifti import read_nifti
 from monai_vit3d.inferers import unwrap_inferer
 from monai_vit3d.pipeline import folder, inference, memory, predictor
 from tests.bundles.helpers import run_here
@@ -787,7 +787,7 @@ def test_a_classifier_has_no_maps(images, tmp_path, capsys):
 
 
 def test_a_case_that_would_not_fit_is_refused_in_gib(bundle, images, tmp_path, monkeypatch):
-    volume = read_volume(images[0])
+    volume = read_nifti(images[0])
     loaded = load_bundle(bundle, "cpu")
     needed = memory.needed_bytes(volume.grid, 1, loaded)
     memory.check_memory(volume.path, volume.grid, 1, loaded)
@@ -807,7 +807,7 @@ def test_the_networks_grid_is_known_before_it_is_made(bundle, tmp_path, name):
     shape, axes = GRIDS[name]
     path = tmp_path / "scan.nii.gz"
     zoo.smooth_image(0, shape, nib.affines.from_matvec(axes, [1, 2, 3])).to_filename(path)
-    known = np.prod(memory.network_shape(read_volume(path).grid, load_bundle(bundle, "cpu")))
+    known = np.prod(memory.network_shape(read_nifti(path).grid, load_bundle(bundle, "cpu")))
     sides = Reference(bundle, path).image.shape[1:]
     assert sides.numel() * 0.95 <= known <= np.prod([side + 1 for side in sides])
 
@@ -823,7 +823,7 @@ def test_the_networks_grid_is_known_before_it_is_made(bundle, tmp_path, name):
 def test_what_monai_takes_back_is_counted(tmp_path, images, change, counted):
     steps = zoo.preprocessing()
     steps[3] |= change
-    grid = read_volume(images[0]).grid
+    grid = read_nifti(images[0]).grid
     plain, other = (
         memory.needed_bytes(grid, 1, load_bundle(written(tmp_path / name, preprocessing=way), "cpu"))
         for name, way in {"plain": zoo.preprocessing(), "other": steps}.items()

@@ -8,7 +8,7 @@ import pytest
 from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.cli import main
 from monai_vit3d.data.errors import BundleError, ImageError
-from monai_vit3d.data.nifti import read_volume
+from monai_vit3d.data.nifti import read_nifti
 from monai_vit3d.pipeline.prepare import prepare
 from tests.pipeline import zoo
 from tests.pipeline.reference import (
@@ -85,7 +85,7 @@ def test_other_lists_end_in_one_line_before_any_work(tmp_path, images, capsys, t
 def test_images_that_are_never_joined(tmp_path, images):
     bundle = write_bundle(tmp_path / "bundle", of([LOAD, ORIENT], KEYS), channels=2)
     with pytest.raises(BundleError, match="leaves a NoneType under 'image'"):
-        prepare([read_volume(path) for path in images.values()], load_bundle(bundle, "cpu"))
+        prepare([read_nifti(path) for path in images.values()], load_bundle(bundle, "cpu"))
 
 
 def test_columns_are_channels_by_the_metadatas_names(tmp_path, images, capsys):
@@ -112,4 +112,4 @@ def test_nothing_is_left_of_air(tmp_path, behind):
     path = tmp_path / "air.nii.gz"
     type(air)(np.full(air.shape, -1000, np.int16), air.affine).to_filename(path)
     with pytest.raises(ImageError, match=r"air\.nii\.gz: nothing is left of it after the bundle's CropForegroundd"):
-        prepare([read_volume(path)], bundle)
+        prepare([read_nifti(path)], bundle)

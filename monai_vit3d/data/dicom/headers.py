@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..dicom_signature import HEAD_BYTES, has_dicom_signature
-from ..errors import ImageError
-from ..volume import Array
+from monai_vit3d.data.dicom_signature import HEAD_BYTES, has_dicom_signature
+from monai_vit3d.data.errors import ImageError
+from monai_vit3d.data.volume import Array
 
 if TYPE_CHECKING:
     from pydicom import Dataset

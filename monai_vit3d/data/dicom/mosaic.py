@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..volume import Array
+from monai_vit3d.data.volume import Array
+
 from .headers import HeaderError, element, element_numbers
 
 if TYPE_CHECKING:

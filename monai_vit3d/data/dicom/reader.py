@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import ImageError, UsageError
-from ..volume import MAX_VOXELS, Array, Volume
+from monai_vit3d.data.errors import ImageError, UsageError
+from monai_vit3d.data.volume import MAX_VOXELS, Array, Volume
+
 from .headers import HeaderError, hush_pydicom
 from .series import Series, describe_series
 from .slices import Slice

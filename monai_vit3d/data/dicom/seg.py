@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ImageError, UsageError
-from ..files import replacing
-from ..volume import Array
+from monai_vit3d.data.errors import ImageError, UsageError
+from monai_vit3d.data.files import replacing
+from monai_vit3d.data.volume import Array
+
 from .headers import element, hush_pydicom
 from .series import Series, describe_series
 from .slices import Slice

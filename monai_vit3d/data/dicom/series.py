@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..dicom_signature import DICOM_SUFFIXES, HEAD_BYTES
-from ..errors import DatasetError, ImageError
-from ..passed_over import PassedOver, by_reason
+from monai_vit3d.data.dicom_signature import DICOM_SUFFIXES, HEAD_BYTES
+from monai_vit3d.data.errors import DatasetError, ImageError
+from monai_vit3d.data.passed_over import PassedOver, by_reason
+
 from .headers import element, element_number, read_header
 from .kinds import is_cut_image, is_survey, passed_over_for
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ImageError
-from ..volume import Array
+from monai_vit3d.data.errors import ImageError
+from monai_vit3d.data.volume import Array
+
 from .headers import HeaderError, element, element_number, element_numbers, read_header
 from .kinds import sop_class
 from .mosaic import is_mosaic, read_mosaic

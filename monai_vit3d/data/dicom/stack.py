@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import ImageError
-from ..volume import Array, Grid
+from monai_vit3d.data.errors import ImageError
+from monai_vit3d.data.volume import Array, Grid
+
 from .headers import element, element_number
 from .series import Series, describe_series
 from .slices import Slice, read_slices

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ImageError
-from ..volume import Array
+from monai_vit3d.data.errors import ImageError
+from monai_vit3d.data.volume import Array
+
 from .headers import element
 from .slices import Slice
 

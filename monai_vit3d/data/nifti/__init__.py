@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from .files import cut_box, label_volumes_ml, nifti_files
-from .read import read_grid, read_volume
+from .read import read_nifti, read_nifti_grid
 from .writer import write_labels, write_map
 
-__all__ = ["NiftiReader", "cut_box", "label_volumes_ml", "nifti_files", "read_grid", "read_volume"]
+__all__ = ["NiftiReader", "cut_box", "label_volumes_ml", "nifti_files", "read_nifti_grid", "read_nifti"]
 __all__ += ["write_labels", "write_map"]
 
 

@@ -13,10 +13,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import ImageError
-from ..files import HashedFile
-from ..formats import unknown_name
-from ..volume import Array
+from monai_vit3d.data.errors import ImageError
+from monai_vit3d.data.files import HashedFile
+from monai_vit3d.data.formats import unknown_name
+from monai_vit3d.data.volume import Array
+
 from .gzip_io import CHUNK, GzipReader
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")

@@ -12,10 +12,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from ..confinement import check_confined
-from ..earlier_outputs import written_files
-from ..errors import DatasetError, ImageError
-from ..label_names import is_label_folder, is_label_name
+from monai_vit3d.data.confinement import check_confined
+from monai_vit3d.data.earlier_outputs import written_files
+from monai_vit3d.data.errors import DatasetError, ImageError
+from monai_vit3d.data.label_names import is_label_folder, is_label_name
 
 logger = logging.getLogger(__name__)
 

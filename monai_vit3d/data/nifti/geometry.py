@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
 
-from ..same_grid import SAME_PLACE_VOXELS, corner_shift
-from ..volume import Array, Grid
+from monai_vit3d.data.same_grid import SAME_PLACE_VOXELS, corner_shift
+from monai_vit3d.data.volume import Array, Grid
+
 from .file_bytes import refusal
 from .header import RESAVE, NiftiHeader
 

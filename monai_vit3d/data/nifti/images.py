@@ -7,8 +7,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ..errors import ImageError
-from ..volume import Array, Grid, Volume
+from monai_vit3d.data.errors import ImageError
+from monai_vit3d.data.volume import Array, Grid, Volume
+
 from .geometry import check_affine, oddities, read_geometry
 from .header import NiftiHeader, check_pixdim, check_volume_index, image_shape
 from .voxels import to_float32

@@ -11,7 +11,8 @@ from nibabel.analyze import AnalyzeHeader
 from nibabel.spatialimages import HeaderDataError
 from nibabel.spm2analyze import Spm2AnalyzeHeader
 
-from ..formats import partner
+from monai_vit3d.data.formats import partner
+
 from .file_bytes import AGAIN, Stream, open_stream, refusal
 from .header import magic_of, parse_header, read_head
 from .image_file import ImageHeader

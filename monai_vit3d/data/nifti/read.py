@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..volume import MAX_VOXELS, Grid, Volume
+from monai_vit3d.data.volume import MAX_VOXELS, Grid, Volume
+
 from .file_bytes import NIFTI_SUFFIXES, Stream
 from .geometry import read_geometry
 from .header import NiftiHeader, parse_header, read_head
 from .image_file import ImageHeader, read_image, read_image_grid
 
 
-def read_volume(
+def read_nifti(
     path: str | Path,
     volume: int | None = None,
     max_voxels: int = MAX_VOXELS,
@@ -22,7 +23,7 @@ def read_volume(
     return read_image(parse, NIFTI_SUFFIXES, path, volume, max_voxels, exact, hashed)
 
 
-def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Grid:
+def read_nifti_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Grid:
     """Read where the image of a ``.nii`` or ``.nii.gz`` file lies; all else is as of ``data.read_grid``."""
     return read_image_grid(parse, NIFTI_SUFFIXES, path, volume, max_voxels)
 

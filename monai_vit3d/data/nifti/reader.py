@@ -12,15 +12,16 @@ from monai.data import ImageReader
 from monai.data.utils import is_supported_format
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from ..same_grid import check_same_grid
-from ..volume import MAX_VOXELS, Array, Volume
-from .read import read_volume
+from monai_vit3d.data.same_grid import check_same_grid
+from monai_vit3d.data.volume import MAX_VOXELS, Array, Volume
+
+from .read import read_nifti
 
 logger = logging.getLogger(__name__)
 
 
 class NiftiReader(ImageReader):
-    """Read NIfTI files through :func:`read_volume`; for ``LoadImage(d)`` in Python or in a bundle's config.
+    """Read NIfTI files through :func:`read_nifti`; for ``LoadImage(d)`` in Python or in a bundle's config.
 
     Several files are channels of one image, stacked along a new first axis; they must lie on one grid. The metadata
     hold all that MONAI's spatial transforms and their inverses need, and under ``"warnings"`` a line for each oddity.
@@ -70,7 +71,7 @@ class NiftiReader(ImageReader):
         Raises:
             ImageError: a file is refused, or the files do not lie on one grid.
         """
-        volumes = [read_volume(path, self.volume, self.max_voxels, self.labels) for path in img]
+        volumes = [read_nifti(path, self.volume, self.max_voxels, self.labels) for path in img]
         first = volumes[0]
         for other in volumes[1:]:
             check_same_grid(first, other)

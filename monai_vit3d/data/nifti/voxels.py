@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..volume import Array
+from monai_vit3d.data.volume import Array
+
 from .file_bytes import refusal
 
 SLAB_VOXELS = 2**17  # voxels that are float64 at a time: they stay in a core's cache

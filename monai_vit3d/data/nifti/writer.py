@@ -10,9 +10,10 @@ from typing import IO
 import nibabel as nib
 import numpy as np
 
-from ..errors import ImageError
-from ..files import replacing
-from ..volume import Array, Grid
+from monai_vit3d.data.errors import ImageError
+from monai_vit3d.data.files import replacing
+from monai_vit3d.data.volume import Array, Grid
+
 from .gzip_io import gzip_writer
 
 _GEOMETRY = (

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ...data.files import replacing
-from ...data.orientation import axis_letters
-from ...data.volume import Array, Grid
-from ..stats import check_labels
+from monai_vit3d.data.files import replacing
+from monai_vit3d.data.orientation import axis_letters
+from monai_vit3d.data.volume import Array, Grid
+from monai_vit3d.pipeline.stats import check_labels
 
 if TYPE_CHECKING:
     from PIL.Image import Image

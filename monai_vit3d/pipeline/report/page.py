@@ -11,8 +11,9 @@ from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
-from ...data.files import write_text_atomic
-from ...data.printable import printable
+from monai_vit3d.data.files import write_text_atomic
+from monai_vit3d.data.printable import printable
+
 from .overlay import label_colour
 
 EMBEDDED = 300  # pictures inside the page; more would make it too large for a browser

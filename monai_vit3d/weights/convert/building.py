@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...data.errors import UsageError, Vit3dError
+from monai_vit3d.data.errors import UsageError, Vit3dError
 
 
 @contextmanager

@@ -9,14 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ...data.errors import WeightsError
+from monai_vit3d.data.errors import WeightsError
+
 from . import monai_keys
 from .nidl import nidl_options
 from .shapes import KERNEL
 
 State = Mapping[str, Tensor]
 Patch = tuple[int, int, int]
-Options = tuple[dict[str, Any], tuple[str, ...]]
+BackboneOptions = tuple[dict[str, Any], tuple[str, ...]]
 
 
 def _same_names(state: State, patch: Patch) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -44,7 +45,7 @@ class Family:
     name: str
     matches: Callable[[State], bool]
     encoder: Callable[[State], tuple[dict[str, Tensor], tuple[str, ...]]] = _all_of_it
-    options: Callable[[State, Patch | None], Options] = lambda state, patch: ({}, ())
+    options: Callable[[State, Patch | None], BackboneOptions] = lambda state, patch: ({}, ())
     to_our_keys: Callable[[State, Patch], tuple[dict[str, Tensor], dict[str, str]]] = _same_names
     refusal: str = ""
 
@@ -76,7 +77,7 @@ def _is_vjepa(state: State) -> bool:
     return (channels, frames) == (3, 2) and height == width > 2
 
 
-def _timm2d_options(state: State, patch: Patch | None) -> Options:
+def _timm2d_options(state: State, patch: Patch | None) -> BackboneOptions:
     """What the kernel and the names of a 2D network show; the rest is in timm's table of models."""
     kernel = _kernel(state, "timm2d", 4)
     depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
@@ -90,7 +91,7 @@ def _nidl_encoder(state: State) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     return own, tuple(key for key in state if key not in own)
 
 
-def _nidl_options(state: State, patch: Patch | None) -> Options:
+def _nidl_options(state: State, patch: Patch | None) -> BackboneOptions:
     _kernel(state, "nidl", 5)
     return nidl_options(state)
 

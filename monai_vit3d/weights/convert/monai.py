@@ -8,9 +8,10 @@ from monai.networks.blocks import UnetResBlock
 from monai.networks.nets import UNETR
 from torch import Tensor, nn
 
-from ...data.errors import WeightsError
-from ...decoders import UNETRDecoder
-from ...networks import TokenSegmenter, VisionTransformer3D
+from monai_vit3d.data.errors import WeightsError
+from monai_vit3d.decoders import UNETRDecoder
+from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
+
 from .monai_keys import KERNEL, LINEAR, RENAMES, STALE, kernel_to_linear, linear_to_kernel, renamed
 from .monai_vit import check_proj_type, there_and_back
 from .shapes import mlp_ratio

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ...data.errors import WeightsError
+from monai_vit3d.data.errors import WeightsError
+
 from .shapes import even_side, mlp_ratio
 
 UNETR_PATCH = (16, 16, 16)

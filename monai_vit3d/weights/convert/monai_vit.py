@@ -11,9 +11,10 @@ import torch
 from monai.networks.nets import MaskedAutoEncoderViT, ViT, ViTAutoEnc
 from torch import Tensor, nn
 
-from ...data.errors import UsageError, WeightsError
-from ...layers.patch_embed import to_3tuple
-from ...networks import VisionTransformer3D
+from monai_vit3d.data.errors import UsageError, WeightsError
+from monai_vit3d.layers.patch_embed import to_3tuple
+from monai_vit3d.networks import VisionTransformer3D
+
 from .families import FAMILIES, family_of
 from .monai_keys import (
     LINEAR,

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...data.errors import WeightsError
-from ...layers.patch_embed import to_3tuple
+from monai_vit3d.data.errors import WeightsError
+from monai_vit3d.layers.patch_embed import to_3tuple
+
 from .shapes import KERNEL, POS, even_side, mlp_ratio
 
 

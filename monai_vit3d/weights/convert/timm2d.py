@@ -13,13 +13,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ...data.errors import WeightsError
-from ...networks import VisionTransformer3D
-from ...networks.checkpoints import read_checkpoint, refuse_differences
-from ...networks.load_report import Inflated, LoadReport
-from ...networks.meta_init import blank_network, fill
-from ..backbone import HEAD
-from ..inflate import check_how
+from monai_vit3d.data.errors import WeightsError
+from monai_vit3d.networks import VisionTransformer3D
+from monai_vit3d.networks.checkpoints import read_checkpoint, refuse_differences
+from monai_vit3d.networks.load_report import Inflated, LoadReport
+from monai_vit3d.networks.meta_init import blank_network, fill
+from monai_vit3d.weights.backbone import HEAD
+from monai_vit3d.weights.inflate import check_how
+
 from .building import options_checked
 from .shapes import KERNEL, POS
 from .timm2d_filter import assumed_grid, checkpoint_filter_fn

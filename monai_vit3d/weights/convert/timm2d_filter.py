@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...data.errors import WeightsError
-from ...layers import resample_pos_embed
-from ...networks import VisionTransformer3D
-from ..inflate import fit_kernel, inflate_positions
+from monai_vit3d.data.errors import WeightsError
+from monai_vit3d.layers import resample_pos_embed
+from monai_vit3d.networks import VisionTransformer3D
+from monai_vit3d.weights.inflate import fit_kernel, inflate_positions
+
 from .shapes import KERNEL, POS, even_side
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,9 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ...data.errors import WeightsError
-from ...networks.checkpoints import as_state_dict
+from monai_vit3d.data.errors import WeightsError
+from monai_vit3d.networks.checkpoints import as_state_dict
+
 from .shapes import KERNEL
 from .timm_eva import under_block_names
 from .unwrap import holds_known, unwrap

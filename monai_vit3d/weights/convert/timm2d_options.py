@@ -10,9 +10,10 @@ from timm.models import vision_transformer as timm_vit
 from timm.models.eva import Eva
 from torch import nn
 
-from ...data.errors import WeightsError
-from ...layers import PatchEmbed3D
-from ...networks.layer_facts import block_facts, constructor, is_layer, layer_facts, parts_of
+from monai_vit3d.data.errors import WeightsError
+from monai_vit3d.layers import PatchEmbed3D
+from monai_vit3d.networks.layer_facts import block_facts, constructor, is_layer, layer_facts, parts_of
+
 from .shapes import mlp_ratio
 from .timm_eva import EVA_LAYERS, eva_rope, eva_unhostable
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import timm
 
-from ...data.errors import UsageError, WeightsError
+from monai_vit3d.data.errors import UsageError, WeightsError
 
 
 class Normalisation(NamedTuple):

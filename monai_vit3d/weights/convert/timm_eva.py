@@ -12,7 +12,7 @@ from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 
-from ...layers import RotaryPositions3D
+from monai_vit3d.layers import RotaryPositions3D
 
 # what computes the same as each of Eva's layers; rotary networks make their own of the first two
 EVA_LAYERS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {

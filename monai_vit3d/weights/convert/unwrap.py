@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ...data.errors import WeightsError
-from ...networks.model_args import args_in_state
+from monai_vit3d.data.errors import WeightsError
+from monai_vit3d.networks.model_args import args_in_state
 
 # an average of the network over the training: the teacher of DINO and iBOT, the target of JEPA, timm's and others' EMA
 AVERAGED = (
@@ -27,7 +27,7 @@ _PATCH_EMBEDDING = re.compile(r"(?:^|\.)(?=patch_embed(ding)?\.)")
 # DINOv2's blocks in chunks for FSDP: chunk, block, part of a block; the parts tell them from UNETR's decoder
 _CHUNK = re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.(?=(?:norm[12]|attn|mlp|ls[12])\.)")
 
-Family = Callable[[Mapping[str, Tensor]], str]
+IdentifyFamily = Callable[[Mapping[str, Tensor]], str]
 
 
 class Unwrapped(NamedTuple):
@@ -67,7 +67,7 @@ class Network(NamedTuple):
         return _under(self.items, self.prefix)
 
 
-def unwrap(checkpoint: Any, family: Family, name: str, take: str = "teacher") -> Unwrapped:
+def unwrap(checkpoint: Any, family: IdentifyFamily, name: str, take: str = "teacher") -> Unwrapped:
     """Return the one known network in a checkpoint.
 
     Args:
@@ -107,7 +107,7 @@ def unwrap(checkpoint: Any, family: Family, name: str, take: str = "teacher") ->
     return Unwrapped(chosen.tensors(), chosen.wrapping, tuple(_beside(checkpoint, chosen)), args)
 
 
-def holds_known(checkpoint: Any, family: Family) -> bool:
+def holds_known(checkpoint: Any, family: IdentifyFamily) -> bool:
     """Whether a checkpoint holds a network of a known family, in known wrappings.
 
     Args:
@@ -117,7 +117,7 @@ def holds_known(checkpoint: Any, family: Family) -> bool:
     return isinstance(checkpoint, Mapping) and any(not one.unknown for one in _networks(checkpoint, family))
 
 
-def _networks(checkpoint: Mapping[Any, Any], family: Family) -> list[Network]:
+def _networks(checkpoint: Mapping[Any, Any], family: IdentifyFamily) -> list[Network]:
     """All networks of known families, the outermost first; parts of one (a UNETR's encoder) are left out."""
     networks: list[Network] = []
     for entries, items in _dicts(checkpoint):
@@ -157,7 +157,7 @@ def _prefixes(items: Mapping[Any, Any]) -> list[str]:
     return sorted(collected, key=len)
 
 
-def _is_part(network: Network, outer: Network, family: Family) -> bool:
+def _is_part(network: Network, outer: Network, family: IdentifyFamily) -> bool:
     """Whether a network's tensors belong to one with a shorter prefix, which may have averages of itself beside it."""
     if not network.prefix.startswith(outer.prefix):
         return False

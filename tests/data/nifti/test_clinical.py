@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from monai_vit3d.data import ImageError
-from monai_vit3d.data.nifti import read_grid, read_volume, write_labels
+from monai_vit3d.data.nifti import read_nifti, read_nifti_grid, write_labels
 from tests.clinical import sampled, write_clinical_folder
 from tests.helpers import run_python
 
@@ -62,7 +62,7 @@ def test_nibabel_agrees_where_it_reads(specimens):
 def failure(specimen):
     """What of the specimen's promise is not kept; empty if all is."""
     try:
-        volume = read_volume(specimen.path)
+        volume = read_nifti(specimen.path)
     except ImageError as error:
         text = str(error)
         told = text.startswith(f"{specimen.path}: ") and specimen.word in text.removeprefix(f"{specimen.path}: ")
@@ -96,17 +96,17 @@ def test_every_file_is_read_warned_of_or_refused_as_it_should(specimens):
 
 def test_the_header_alone_says_the_same_grid(specimens):
     for s in (s for s in specimens.values() if s.verdict != "refused"):
-        grid = read_grid(s.path)
-        np.testing.assert_array_equal(grid.affine_mm, read_volume(s.path).grid.affine_mm)
+        grid = read_nifti_grid(s.path)
+        np.testing.assert_array_equal(grid.affine_mm, read_nifti(s.path).grid.affine_mm)
         assert (grid.shape, grid.trailing) == (s.shape, s.trailing), s.name
 
 
 def test_labels_come_back_at_the_same_place(specimens, tmp_path):
     for s in (s for s in specimens.values() if s.verdict != "refused"):
-        volume = read_volume(s.path)
+        volume = read_nifti(s.path)
         labels = sampled(s.shape, s.affine_mm) > 30
         write_labels(labels, volume.grid, tmp_path / s.path.name.lower())
-        back = read_volume(tmp_path / s.path.name.lower())
+        back = read_nifti(tmp_path / s.path.name.lower())
         np.testing.assert_array_equal(back.grid.affine_mm, volume.grid.affine_mm)
         np.testing.assert_array_equal(back.voxels, labels)
         assert (back.grid.shape, back.grid.trailing, back.grid.version) == (s.shape, s.trailing, volume.grid.version)

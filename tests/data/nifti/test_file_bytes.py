@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from monai_vit3d.data import ImageError
-from monai_vit3d.data.nifti import read_grid, read_volume
+from monai_vit3d.data.nifti import read_nifti, read_nifti_grid
 from monai_vit3d.data.nifti.file_bytes import open_stream
 
 from .conftest import nifti_bytes
@@ -22,7 +22,7 @@ PACKED = gzip.compress(CONTENT, mtime=0)
 VOXELS = np.arange(720, dtype=np.float32).reshape(8, 9, 10)
 
 
-def refused(path, *words, read=read_volume, **options):
+def refused(path, *words, read=read_nifti, **options):
     """The refusal names the file first, and has these words in this order."""
     with pytest.raises(ImageError, match="(?s)^" + re.escape(str(path)) + ": .*" + ".*".join(words)) as caught:
         read(path, **options)
@@ -47,14 +47,14 @@ def members(*pieces):
     ],
 )
 def test_whole_files_are_read_without_a_warning(raw, name, content):
-    volume = read_volume(raw(name, content))
+    volume = read_nifti(raw(name, content))
     np.testing.assert_array_equal(volume.voxels, VOXELS)
     assert volume.warnings == ()
 
 
 @pytest.mark.parametrize(("name", "content"), [("t1.nii", PACKED), ("t1.nii.gz", CONTENT)])
 def test_content_counts_not_the_name(raw, name, content):
-    volume = read_volume(raw(name, content))
+    volume = read_nifti(raw(name, content))
     np.testing.assert_array_equal(volume.voxels, VOXELS)
     assert len(volume.warnings) == 1
     assert "whatever its name says" in volume.warnings[0]
@@ -63,7 +63,7 @@ def test_content_counts_not_the_name(raw, name, content):
 @pytest.mark.parametrize("name", ["t1.nii", "t1.nii.gz"])
 @pytest.mark.parametrize("count", [1, 5000])
 def test_bytes_after_the_voxels_are_told(save, name, count):
-    volume = read_volume(save(name, tail=b"x" * count))
+    volume = read_nifti(save(name, tail=b"x" * count))
     np.testing.assert_array_equal(volume.voxels, VOXELS)
     assert volume.warnings == (f"{count} bytes after the voxels were passed over",)
 
@@ -73,7 +73,7 @@ def test_an_extension_is_passed_over(save, tmp_path):
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"a name, perhaps"))
     for name in ("t1.nii", "t1.nii.gz"):
         image.to_filename(tmp_path / name)
-        np.testing.assert_array_equal(read_volume(tmp_path / name).voxels, VOXELS)
+        np.testing.assert_array_equal(read_nifti(tmp_path / name).voxels, VOXELS)
 
 
 # damaged
@@ -86,7 +86,7 @@ def test_cut_gzip(raw, keep):
 
 @pytest.mark.parametrize("keep", [1, 347, 351, 352, len(CONTENT) - 1])
 def test_cut_plain(raw, keep):
-    for read in (read_volume, read_grid):
+    for read in (read_nifti, read_nifti_grid):
         refused(raw("t1.nii", CONTENT[:keep]), "truncated|text", "again", read=read)
 
 
@@ -125,13 +125,13 @@ def test_garbage_after_the_gzip_stream(raw, garbage):
 def test_flipped_bits_never_change_a_voxel_silently(raw):
     rng = np.random.default_rng(0)
     content = nifti_bytes(rng.integers(0, 999, (8, 9, 10)).astype(np.int16))
-    expected = read_volume(raw("t1.nii", content)).voxels
+    expected = read_nifti(raw("t1.nii", content)).voxels
     packed = gzip.compress(content, mtime=0)
     for bit in rng.integers(10 * 8, len(packed) * 8, 60):
         flipped = bytearray(packed)
         flipped[bit // 8] ^= 1 << bit % 8
         try:
-            found = read_volume(raw("t1.nii.gz", bytes(flipped))).voxels
+            found = read_nifti(raw("t1.nii.gz", bytes(flipped))).voxels
         except ImageError:
             continue
         np.testing.assert_array_equal(found, expected)  # a bit of the stream that means nothing
@@ -181,7 +181,7 @@ def test_other_content(raw, save, content, words):
 )
 def test_other_names(raw, name, tool):
     refused(raw(name, PACKED), r"\.nii or \.nii\.gz is needed", tool)
-    refused(raw(name, PACKED), tool, read=read_grid)
+    refused(raw(name, PACKED), tool, read=read_nifti_grid)
 
 
 def test_no_file(tmp_path):
@@ -209,7 +209,7 @@ def test_broken_link(tmp_path, target, advice):
 
 def test_link_to_a_file(save, tmp_path):
     (tmp_path / "link.nii.gz").symlink_to(save())
-    assert read_volume(tmp_path / "link.nii.gz").voxels.shape == (8, 9, 10)
+    assert read_nifti(tmp_path / "link.nii.gz").voxels.shape == (8, 9, 10)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_unreadable(save, monkeypatch, error, words):
 
 
 @pytest.mark.parametrize("name", ["t1.nii", "t1.nii.gz"])
-@pytest.mark.parametrize("read", [read_volume, read_grid])
+@pytest.mark.parametrize("read", [read_nifti, read_nifti_grid])
 @pytest.mark.parametrize("options", [{}, {"max_voxels": 2**62}])
 def test_a_header_that_declares_32767_cubed_allocates_nothing(save, name, read, options):
     path = save(name, dim=[3, 32767, 32767, 32767, 1, 1, 1, 1])
@@ -255,12 +255,12 @@ def test_memory_that_is_not_there(save, monkeypatch):
 
 def test_max_voxels_counts_the_picked_volume(save):
     path = save(data=np.zeros((4, 5, 6, 7), np.uint8))
-    assert read_volume(path, volume=6, max_voxels=120).voxels.shape == (4, 5, 6)
+    assert read_nifti(path, volume=6, max_voxels=120).voxels.shape == (4, 5, 6)
     refused(path, "120 voxels; at most max_voxels=119", "larger", volume=6, max_voxels=119)
 
 
 def test_zeros_compress_to_the_limit_and_are_read(save):
-    volume = read_volume(save(data=np.zeros((200, 200, 200), np.uint8)))
+    volume = read_nifti(save(data=np.zeros((200, 200, 200), np.uint8)))
     assert volume.warnings == ("all voxels are 0",)
 
 
@@ -279,7 +279,7 @@ def test_the_grid_of_a_gzip_is_read_from_its_beginning(raw):
     rng = np.random.default_rng(0)
     content = nifti_bytes(rng.integers(0, 2**15, (64, 64, 32)).astype(np.int16))
     path = raw("t1.nii.gz", gzip.compress(content, mtime=0)[:150_000])
-    assert read_grid(path).shape == (64, 64, 32)
+    assert read_nifti_grid(path).shape == (64, 64, 32)
     refused(path, "cut off")
 
 
@@ -287,7 +287,7 @@ def test_memory_is_the_raw_bytes_and_the_result(save):
     path = save("t1.nii.gz", data=np.random.default_rng(0).integers(0, 99, (200, 200, 100)).astype(np.int16))
     tracemalloc.start()
     try:
-        read_volume(path)
+        read_nifti(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -304,24 +304,24 @@ def test_hash_of_what_was_read(raw, name, options):
     if "vox_offset" in options:
         content = content[:352] + bytes(3000 - 352) + content[352:]
     path = raw(name, content if name == "t1.nii" else gzip.compress(content))
-    found = read_volume(path, hashed=True)
+    found = read_nifti(path, hashed=True)
     assert found.sha256 == (hashlib.sha256(path.read_bytes()).hexdigest(),)
-    assert read_volume(path).sha256 == ()
+    assert read_nifti(path).sha256 == ()
 
 
 @pytest.mark.parametrize("volume", [0, 1, 2])
 def test_hash_of_a_file_of_which_one_volume_was_read(save, volume):
     for name in ("a.nii", "a.nii.gz"):
         path = save(name, data=np.arange(4 * 5 * 6 * 3, dtype=np.int16).reshape(4, 5, 6, 3))
-        found = read_volume(path, volume, hashed=True)
+        found = read_nifti(path, volume, hashed=True)
         assert found.sha256 == (hashlib.sha256(path.read_bytes()).hexdigest(),)
-        np.testing.assert_array_equal(found.voxels, read_volume(path, volume).voxels)
+        np.testing.assert_array_equal(found.voxels, read_nifti(path, volume).voxels)
 
 
 def test_hash_of_several_gzip_members(raw):
     content = nifti_bytes()
     path = raw("t1.nii.gz", gzip.compress(content[:500]) + gzip.compress(content[500:]))
-    assert read_volume(path, hashed=True).sha256 == (hashlib.sha256(path.read_bytes()).hexdigest(),)
+    assert read_nifti(path, hashed=True).sha256 == (hashlib.sha256(path.read_bytes()).hexdigest(),)
 
 
 def test_hash_and_voxels_are_of_one_reading(save):

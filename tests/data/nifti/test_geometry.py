@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from monai_vit3d.data import ImageError
-from monai_vit3d.data.nifti import read_grid, read_volume
+from monai_vit3d.data.nifti import read_nifti, read_nifti_grid
 from monai_vit3d.data.nifti.geometry import SAME_PLACE_VOXELS, corner_shift
 
 from .conftest import nifti_bytes
@@ -59,11 +59,11 @@ def test_affine_is_nibabels(save, angles, spacing, flip, codes, shape, version, 
     affine = rotated(angles, spacing, flip)
     fields = with_qform(affine, codes[0], version, sform_code=codes[1])
     path = save("t1.nii", data=np.ones(shape, np.uint8), affine=affine, endian=endian, **fields)
-    grid = read_grid(path)
+    grid = read_nifti_grid(path)
     np.testing.assert_array_equal(grid.affine_mm, nib.load(path).affine)
     assert grid.affine_mm.dtype == np.float64
     np.testing.assert_allclose(grid.spacing_mm, nib.affines.voxel_sizes(nib.load(path).affine))
-    told = [w for w in read_volume(path).warnings if not w.startswith("all voxels")]
+    told = [w for w in read_nifti(path).warnings if not w.startswith("all voxels")]
     expected = ["no valid sform or qform: wh"] if codes == (0, 0) else []
     stored = nib.load(path).header
     # near half a turn a quaternion in float32 is coarse: of thin voxels beside thick ones it misses some by itself
@@ -83,7 +83,7 @@ def test_truth_table(save, qcode, scode, valid):
     fields.update({} if valid else {"quatern_b": 1.5})
     path = save("t1.nii", affine=sform, **fields)
     header = nib.Nifti1Header(path.read_bytes()[:348], check=False)
-    grid = read_grid(path)
+    grid = read_nifti_grid(path)
     if scode > 0:
         expected = header.get_sform()
     elif qcode > 0 and valid:
@@ -92,7 +92,7 @@ def test_truth_table(save, qcode, scode, valid):
         expected = header.get_base_affine()
     np.testing.assert_array_equal(grid.affine_mm, expected)
     assert (grid.fields["qform_code"], grid.fields["sform_code"]) == (qcode, scode)
-    warnings = " ".join(read_volume(path).warnings)
+    warnings = " ".join(read_nifti(path).warnings)
     assert ("left, are not known" in warnings) == (scode <= 0 and not (qcode > 0 and valid))
     assert ("quaternion" in warnings) == (qcode > 0 and not valid)
     assert ("sform and qform differ" in warnings) == (scode > 0 and qcode > 0 and valid)
@@ -104,13 +104,13 @@ def test_qfac(save, qfac):
     fields = with_qform(rotated(), sform_code=0)
     fields["pixdim"] = np.array([qfac, *fields["pixdim"][1:]])
     path = save("t1.nii", **fields)
-    np.testing.assert_array_equal(read_grid(path).affine_mm, nib.load(path).affine)
-    assert np.linalg.det(read_grid(path).affine_mm) * (-1 if qfac == -1 else 1) > 0
+    np.testing.assert_array_equal(read_nifti_grid(path).affine_mm, nib.load(path).affine)
+    assert np.linalg.det(read_nifti_grid(path).affine_mm) * (-1 if qfac == -1 else 1) > 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -2.0])
 def test_quaternion_that_is_none(save, bad):
-    volume = read_volume(save(**with_qform(rotated(), sform_code=0, quatern_c=bad)))
+    volume = read_nifti(save(**with_qform(rotated(), sform_code=0, quatern_c=bad)))
     assert len(volume.warnings) == 2
     assert "quaternion" in volume.warnings[0]
 
@@ -118,7 +118,7 @@ def test_quaternion_that_is_none(save, bad):
 def test_small_differences_of_the_two_forms_are_not_told(save):
     for shift, told in [(0.05, False), (0.25, True), (np.nan, True)]:
         fields = with_qform(rotated(offset=(-50 + shift, 20, 7)), qoffset_x=-50 + shift)
-        warnings = read_volume(save(affine=rotated(), **fields)).warnings
+        warnings = read_nifti(save(affine=rotated(), **fields)).warnings
         assert [w[:22] for w in warnings] == ["sform and qform differ"] * told
 
 
@@ -139,9 +139,9 @@ def test_corner_shift(angles, offset, shape):
 @pytest.mark.parametrize(("factor", "told"), [(1.009, False), (1.011, True), (0.9, True)])
 def test_pixdim_that_contradicts(save, factor, told):
     path = save(affine=rotated(), pixdim=[1, 2, 3, 4 * factor, 0, 0, 0, 0])
-    warnings = read_volume(path).warnings
+    warnings = read_nifti(path).warnings
     assert [w[:20] for w in warnings] == ["voxel sizes (pixdim)"] * told
-    np.testing.assert_array_equal(read_grid(path).affine_mm, nib.load(path).affine)
+    np.testing.assert_array_equal(read_nifti_grid(path).affine_mm, nib.load(path).affine)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_units(save, units, scale, words, form):
     affine = rotated(spacing=(size, 1.5 * size, 2 * size), offset=np.divide((10, -20, 30), scale))
     fields = with_qform(affine, int(form == "qform"), sform_code=int(form == "sform"))
     path = save(affine=affine, xyzt_units=units, **fields)
-    volume = read_volume(path)
+    volume = read_nifti(path)
     expected = np.diag([scale, scale, scale, 1]) @ nib.load(path).affine
     np.testing.assert_allclose(volume.grid.affine_mm, expected, rtol=1e-12)
     np.testing.assert_allclose(volume.grid.spacing_mm, (2, 3, 4), rtol=1e-6)
@@ -166,7 +166,7 @@ def test_units(save, units, scale, words, form):
 
 @pytest.mark.parametrize("spacing", [(1, 1, 200), (0.0005, 1, 1)])
 def test_spacing_that_is_none_of_an_image(save, spacing):
-    (warning,) = read_volume(save(affine=rotated(spacing=spacing))).warnings
+    (warning,) = read_nifti(save(affine=rotated(spacing=spacing))).warnings
     assert "unit may be wrong" in warning
 
 
@@ -175,8 +175,8 @@ def test_shear_is_kept_and_told(save, shear, told):
     affine = rotated()
     affine[:3, 1] += shear * affine[:3, 2]
     path = save(affine=affine)
-    np.testing.assert_array_equal(read_grid(path).affine_mm, nib.load(path).affine)
-    assert ["right angles" in w for w in read_volume(path).warnings] == [True] * told
+    np.testing.assert_array_equal(read_nifti_grid(path).affine_mm, nib.load(path).affine)
+    assert ["right angles" in w for w in read_nifti(path).warnings] == [True] * told
 
 
 def singular(kind):
@@ -190,14 +190,14 @@ def singular(kind):
 def test_singular_is_refused(save, kind, scale):
     affine = np.diag([scale] * 3 + [1]) @ singular(kind)
     path = save(affine=affine, pixdim=[1] * 8)
-    for read in (read_grid, read_volume):
+    for read in (read_nifti_grid, read_nifti):
         with pytest.raises(ImageError, match=re.escape(str(path)) + ": the affine maps the volume to a plane.*repair"):
             read(path)
 
 
 @pytest.mark.parametrize("spacing", [(0.01, 0.01, 0.01), (0.01, 0.01, 5), (1e-3, 1, 50)])
 def test_small_voxels_are_not_singular(save, spacing):
-    assert read_grid(save(affine=rotated(spacing=spacing))).spacing_mm == pytest.approx(spacing, rel=1e-6)
+    assert read_nifti_grid(save(affine=rotated(spacing=spacing))).spacing_mm == pytest.approx(spacing, rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -208,17 +208,17 @@ def test_affine_that_is_not_finite(save, bad, field):
         row[at] = bad
         path = save(**{field: row})
         with pytest.raises(ImageError, match=re.escape(str(path)) + ": the affine is not finite.*repair"):
-            read_grid(path)
+            read_nifti_grid(path)
     with pytest.raises(ImageError, match="not finite"):
-        read_grid(save(**with_qform(rotated(), sform_code=0, qoffset_y=bad)))
+        read_nifti_grid(save(**with_qform(rotated(), sform_code=0, qoffset_y=bad)))
     with pytest.raises(ImageError, match="not finite"):
-        read_grid(save(content=nifti_bytes(version=2, srow_x=[1e300, 0, 0, 0])))
+        read_nifti_grid(save(content=nifti_bytes(version=2, srow_x=[1e300, 0, 0, 0])))
 
 
 def test_trailing_axes_do_not_move_the_volume(save):
     data = np.ones((4, 5, 6, 1, 1), np.uint8)
     fields = {"sform_code": 0, "pixdim": [1, 2, 3, 4, 5, 6, 7, 8]}
     path = save("t1.nii", data=data, **fields)
-    np.testing.assert_array_equal(read_grid(path).affine_mm, nib.load(path).affine)
+    np.testing.assert_array_equal(read_nifti_grid(path).affine_mm, nib.load(path).affine)
     four = save("4d.nii", data=np.ones((4, 5, 6, 3), np.uint8), **fields)
-    np.testing.assert_array_equal(read_grid(four, volume=2).affine_mm, nib.load(four).affine)
+    np.testing.assert_array_equal(read_nifti_grid(four, volume=2).affine_mm, nib.load(four).affine)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_vit3d.data import Grid, ImageError
-from monai_vit3d.data.nifti import gzip_io, read_volume, write_labels, write_map, writer
+from monai_vit3d.data.nifti import gzip_io, read_nifti, write_labels, write_map, writer
 from monai_vit3d.data.nifti.gzip_io import GzipReader, gzip_writer
 
 from .conftest import nifti_bytes
@@ -123,7 +123,7 @@ def test_a_volume_is_the_same_without_isal(by_library, raw, tail):
 
     def read():
         try:
-            return read_volume(path).voxels.tobytes()
+            return read_nifti(path).voxels.tobytes()
         except ImageError as error:
             return str(error)
 
@@ -175,7 +175,7 @@ def test_without_isal_the_package_reads(tmp_path):
     out = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "t1.nii.gz")], capture_output=True, text=True, check=True
     )
-    assert out.stdout.split() == ["None", str(read_volume(tmp_path / "t1.nii.gz").voxels.sum())]
+    assert out.stdout.split() == ["None", str(read_nifti(tmp_path / "t1.nii.gz").voxels.sum())]
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from monai_vit3d.data import ImageError
-from monai_vit3d.data.nifti import read_grid, read_volume
+from monai_vit3d.data.nifti import read_nifti, read_nifti_grid
 
 from .conftest import nifti_bytes
 
-BOTH = [read_volume, read_grid]
+BOTH = [read_nifti, read_nifti_grid]
 
 
 def refused(path, *words, volume=None):
@@ -25,7 +25,7 @@ def refused(path, *words, volume=None):
 @pytest.mark.parametrize("name", ["t1.nii", "t1.nii.gz"])
 def test_versions_and_byte_orders(save, version, endian, name):
     path = save(name, version=version, endian=endian)
-    volume = read_volume(path)
+    volume = read_nifti(path)
     np.testing.assert_array_equal(volume.voxels, nib.load(path).get_fdata())
     assert (volume.grid.version, volume.grid.shape, volume.warnings) == (version, (8, 9, 10), ())
 
@@ -44,7 +44,7 @@ def test_axes_of_one_voxel(save, shape, found, trailing):
     data = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
     path = save(data=data)
     for volume in (None, 0):
-        read = read_volume(path, volume)
+        read = read_nifti(path, volume)
         assert (read.grid.shape, read.grid.trailing) == (found, trailing)
         np.testing.assert_array_equal(read.voxels, data.reshape(found))
 
@@ -55,7 +55,7 @@ def test_one_volume_of_4d(save, name, extra):
     data = np.random.default_rng(0).integers(-99, 99, (4, 5, 6, 7, *extra)).astype(np.int16)
     path = save(name, data=data)
     for n in range(7):
-        volume = read_volume(path, volume=n)
+        volume = read_nifti(path, volume=n)
         np.testing.assert_array_equal(volume.voxels, data.reshape(4, 5, 6, 7)[..., n])
         assert (volume.grid.trailing, volume.warnings) == (0, ())
 
@@ -73,7 +73,7 @@ def test_every_volume_of_4d_must_be_there(save):
     content = nifti_bytes(np.zeros((4, 5, 6, 7), np.int16))
     refused(save("t1.nii", content=content[:-1]), "truncated", volume=0)
     with pytest.raises(ImageError, match="truncated: 2031 bytes; its header declares 2032"):
-        read_volume(save("t1.nii.gz", content=content[:-1]), volume=0)
+        read_nifti(save("t1.nii.gz", content=content[:-1]), volume=0)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_header_of_another_size(save):
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_offset_not_set_is_the_least(save, version):
-    volume = read_volume(save(version=version, vox_offset=0))
+    volume = read_nifti(save(version=version, vox_offset=0))
     np.testing.assert_array_equal(volume.voxels.ravel(), np.arange(720))
     assert volume.warnings == (f"vox_offset is not set; voxels were read from byte {[352, 544][version - 1]}",)
     content = bytearray(nifti_bytes(version=version, vox_offset=0))
@@ -164,11 +164,11 @@ def test_any_bits_are_read_or_refused(save):
             content[at : at + 3] = rng.integers(0, 256, 3).astype(np.uint8).tobytes()
         path = save("t1.nii", content=bytes(content))
         try:
-            volume = read_volume(path)
+            volume = read_nifti(path)
         except ImageError:
             continue
         assert np.isfinite(volume.voxels).all()
-        np.testing.assert_array_equal(read_grid(path).affine_mm, volume.grid.affine_mm)
+        np.testing.assert_array_equal(read_nifti_grid(path).affine_mm, volume.grid.affine_mm)
 
 
 @pytest.mark.filterwarnings("error")
@@ -181,21 +181,21 @@ def test_a_signalling_nan_is_refused_like_any_other(save):
 @pytest.mark.parametrize("name", ["t1.nii", "t1.nii.gz"])
 def test_offset_far_away(save, name):
     content = nifti_bytes(vox_offset=3_000_000)
-    volume = read_volume(save(name, content=content[:352] + bytes(3_000_000 - 352) + content[352:]))
+    volume = read_nifti(save(name, content=content[:352] + bytes(3_000_000 - 352) + content[352:]))
     np.testing.assert_array_equal(volume.voxels.ravel(), np.arange(720))
 
 
 def test_bitpix_that_contradicts_is_told(save):
-    volume = read_volume(save(bitpix=32))
+    volume = read_nifti(save(bitpix=32))
     assert volume.warnings == ("bitpix 32 contradicts datatype int16; the datatype was believed",)
     np.testing.assert_array_equal(volume.voxels.ravel(), np.arange(720))
 
 
 def test_text_of_a_header_is_not_its_content(save):
     path = save(descrip=b"from /annex/objects/MD5E-s1", cal_min=np.frombuffer(b"DICM", "f4")[0])
-    assert read_volume(path).warnings == ()
+    assert read_nifti(path).warnings == ()
 
 
 def test_no_text_of_the_header_is_kept(save):
-    grid = read_grid(save(descrip=b"NAME OF A PATIENT", db_name=b"NAME", intent_name=b"NAME", aux_file=b"NAME"))
+    grid = read_nifti_grid(save(descrip=b"NAME OF A PATIENT", db_name=b"NAME", intent_name=b"NAME", aux_file=b"NAME"))
     assert all(value.dtype.kind in "iuf" for value in grid.fields.values())

@@ -13,7 +13,7 @@ from monai.data import DataLoader, Dataset, NibabelReader, decollate_batch
 from monai.transforms import Compose, Invertd, LoadImage, LoadImaged, Orientationd, Spacingd
 
 from monai_vit3d.data import ImageError
-from monai_vit3d.data.nifti import NiftiReader, read_volume
+from monai_vit3d.data.nifti import NiftiReader, read_nifti
 
 from .conftest import nifti_bytes
 
@@ -134,7 +134,7 @@ def test_channels_in_their_order_with_warnings_by_file(save, caplog):
     a = save("a.nii", affine=oblique(), tail=b"x")
     b = save("b.nii", data=np.ones((8, 9, 10), np.uint8), affine=oblique(offset=(-50.001, 20, 7)))
     image = LoadImage(reader=NiftiReader(), ensure_channel_first=True)([b, a])
-    np.testing.assert_array_equal(image[1], read_volume(a).voxels)
+    np.testing.assert_array_equal(image[1], read_nifti(a).voxels)
     np.testing.assert_array_equal(image[0], 1)
     lines = [f"{b}: all voxels have one value, 1", f"{a}: 1 bytes after the voxels were passed over"]
     assert image.meta["warnings"].splitlines() == lines

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from monai_vit3d.data import ImageError
-from monai_vit3d.data.nifti import read_volume, voxels
+from monai_vit3d.data.nifti import read_nifti, voxels
 from monai_vit3d.data.nifti.voxels import to_float32
 from tests.helpers import pairwise
 
@@ -39,7 +39,7 @@ def data_of(dtype, seed=0):
 def test_values_are_nibabels(save, dtype, scaling, endian, version):
     fields = dict(zip(("scl_slope", "scl_inter"), scaling))
     path = save("t1.nii", data=data_of(dtype), endian=endian, version=version, **fields)
-    volume = read_volume(path)
+    volume = read_nifti(path)
     assert (volume.voxels.dtype, volume.voxels.dtype.isnative, volume.warnings) == (np.float32, True, ())
     np.testing.assert_array_equal(volume.voxels, nib.load(path).get_fdata().astype(np.float32))
     assert volume.voxels.flags.writeable
@@ -68,7 +68,7 @@ def test_repairs_are_counted(save, dtype, scaling):
     data = data_of(dtype)
     data[0, 0, 0], data[3, 4, 5], data[7, 8, 9], data[7, 8, 8] = np.nan, np.inf, -np.inf, np.nan
     path = save(data=data, scl_slope=scaling[0], scl_inter=scaling[1])
-    volume = read_volume(path)
+    volume = read_nifti(path)
     values = nib.load(path).get_fdata()
     low, high = values[np.isfinite(values)].min(), values[np.isfinite(values)].max()
     expected = np.nan_to_num(values, nan=low, posinf=high, neginf=low).astype(np.float32)
@@ -81,13 +81,13 @@ def test_repairs_are_counted(save, dtype, scaling):
 def test_no_finite_voxel(save, value):
     path = save(data=np.full(SHAPE, value, np.float32))
     with pytest.raises(ImageError, match=re.escape(f"{path}: none of 720 voxels is finite") + ".*Export"):
-        read_volume(path)
+        read_nifti(path)
 
 
 @pytest.mark.parametrize("dtype", ["i2", "f4", "f8", "i8"])
 @pytest.mark.parametrize(("value", "words"), [(0, "all voxels are 0"), (7, "all voxels have one value, 7")])
 def test_constant_images_are_told(save, dtype, value, words):
-    volume = read_volume(save(data=np.full(SHAPE, value, dtype)))
+    volume = read_nifti(save(data=np.full(SHAPE, value, dtype)))
     assert volume.warnings == (words,)
     assert (volume.voxels == value).all()
 
@@ -95,7 +95,7 @@ def test_constant_images_are_told(save, dtype, value, words):
 def test_a_slab_without_a_finite_voxel(save):
     data = data_of("f4")
     data[:, :, :4] = np.nan
-    volume = read_volume(save(data=data))
+    volume = read_nifti(save(data=data))
     assert (volume.voxels[:, :, :4] == np.nanmin(data)).all()
     assert "288 of 720" in volume.warnings[0]
 
@@ -127,7 +127,7 @@ def contrast(seed=0):
 @pytest.mark.parametrize("endian", ["<", ">"])
 def test_huge_values_and_small_contrasts_survive(save, data, scaling, endian):
     path = save(data=data, endian=endian, scl_slope=scaling[0], scl_inter=scaling[1])
-    volume = read_volume(path)
+    volume = read_nifti(path)
     values = nib.load(path).get_fdata()
     unit = np.abs(values).max()
     values = (values / unit).astype(np.longdouble)
@@ -145,14 +145,14 @@ def test_huge_values_and_small_contrasts_survive(save, data, scaling, endian):
 def test_infinity_beside_huge_values(save):
     data = contrast() * 1e300
     data[0, 0, :3] = np.nan, np.inf, -np.inf
-    volume = read_volume(save(data=data))
+    volume = read_nifti(save(data=data))
     assert np.isfinite(volume.voxels).all()
     assert volume.voxels[0, 0, 1] == volume.voxels.max()
     assert len(volume.warnings) == 2
 
 
 def test_constant_huge_values(save):
-    volume = read_volume(save(data=np.full(SHAPE, 1e300)))
+    volume = read_nifti(save(data=np.full(SHAPE, 1e300)))
     assert (volume.voxels == 0).all()
     assert len(volume.warnings) == 2
 
@@ -162,6 +162,6 @@ def test_few_odd_voxels_do_not_change_the_scale(save, dtype):
     for base in (0, 100):
         data = np.full(SHAPE, base, dtype)
         data[1, 2, 3] += 1
-        volume = read_volume(save(data=data))
+        volume = read_nifti(save(data=data))
         assert volume.warnings == ()
         np.testing.assert_array_equal(volume.voxels, data.astype(np.float32))
