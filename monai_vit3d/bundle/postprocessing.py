@@ -216,10 +216,10 @@ def without_labels(inferer: Any) -> tuple[Any, list[Any]]:
 def _until_saved(steps: list[Any]) -> tuple[list[Any], str]:
     """Return the steps before the last one that saves ``pred`` or a result of it, without saving steps; and its key."""
     images = {key for step in steps if isinstance(step, Invertd) for key in step.orig_keys}
-    saved = [(i, key) for i, step in enumerate(steps) if isinstance(step, SaveImaged) for key in step.keys]
+    saved = [(i, str(key)) for i, step in enumerate(steps) if isinstance(step, SaveImaged) for key in step.keys]
     results = [(i, key) for i, key in saved if key == PRED] or [(i, key) for i, key in saved if key not in images]
     place, key = results[-1] if results else (len(steps), PRED)
-    return [step for step in steps[:place] if not _saves(step)], str(key)
+    return [step for step in steps[:place] if not _saves(step)], key
 
 
 def _saves(step: Any) -> bool:

@@ -26,7 +26,7 @@ class AutocastInferer(Inferer):
     """
 
     def __init__(
-        self, inferer: Inferer | None = None, dtype: torch.dtype | str = torch.bfloat16, enabled: bool = True
+        self, inferer: Callable[..., Any] | None = None, dtype: torch.dtype | str = torch.bfloat16, enabled: bool = True
     ) -> None:
         super().__init__()
         resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype

@@ -272,7 +272,7 @@ def _qualified_name(value: Any) -> str:
 
 def _bytes_of(name: str, value: Tensor) -> tuple[bytes, memoryview]:
     value = value.detach().cpu().contiguous()
-    return f"{name} {value.dtype} {tuple(value.shape)}".encode(), memoryview(value.flatten().view(torch.uint8).numpy())
+    return f"{name} {value.dtype} {tuple(value.shape)}".encode(), value.flatten().view(torch.uint8).numpy().data
 
 
 def _sha256(parts: Iterable[bytes | memoryview]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,7 +39,7 @@ class SpacingInferer(Inferer):
         >>> evaluator = SupervisedEvaluator(device, loader, network, inferer=inferer)
     """
 
-    def __init__(self, inferer: Inferer | None = None) -> None:
+    def __init__(self, inferer: Callable[..., Any] | None = None) -> None:
         super().__init__()
         self.inferer = SimpleInferer() if inferer is None else inferer
 
@@ -67,7 +67,7 @@ class SpacingInferer(Inferer):
 INFERER_WRAPPERS = (AutocastInferer, SpacingInferer)
 
 
-def inferer_wrappers(inferer: Inferer) -> list[Any]:
+def inferer_wrappers(inferer: Callable[..., Any]) -> list[Any]:
     """List the :class:`AutocastInferer` and :class:`SpacingInferer` around an inferer, from the outside in."""
     outer: list[Any] = []
     inner: Any = inferer
@@ -77,13 +77,13 @@ def inferer_wrappers(inferer: Inferer) -> list[Any]:
     return outer
 
 
-def unwrap_inferer(inferer: Inferer) -> Inferer:
+def unwrap_inferer(inferer: Callable[..., Any]) -> Any:
     """Return the inferer inside its :func:`inferer_wrappers`."""
     outer = inferer_wrappers(inferer)
     return outer[-1].inferer if outer else inferer
 
 
-def rewrap_inferer(inferer: Inferer, inner: Inferer) -> Inferer:
+def rewrap_inferer(inferer: Callable[..., Any], inner: Callable[..., Any]) -> Any:
     """Put copies of an inferer's :func:`inferer_wrappers` around another one."""
     for wrapper in reversed(inferer_wrappers(inferer)):
         wrapper = copy.copy(wrapper)

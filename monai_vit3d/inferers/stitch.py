@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
-from monai.inferers import Inferer, SlidingWindowInferer, SlidingWindowInfererAdapt
+from monai.inferers import SlidingWindowInferer, SlidingWindowInfererAdapt
 from monai.utils import PytorchPadMode, convert_data_type, ensure_tuple_rep, fall_back_tuple, look_up_option
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,7 +26,7 @@ class CannotStitch(UsageError):
     """The network's output is not a map of the windows' size; MONAI's own inferer may still be able to use it."""
 
 
-def can_stitch(inferer: Inferer) -> bool:
+def can_stitch(inferer: Callable[..., Any]) -> bool:
     """Whether :func:`stitch_windows` gives the same result as ``inferer``.
 
     True for MONAI's ``SlidingWindowInferer`` and ``SlidingWindowInfererAdapt`` without buffering and coordinates, bare,
@@ -42,7 +42,7 @@ def can_stitch(inferer: Inferer) -> bool:
 def stitch_windows(
     image: Tensor,
     network: Callable[[Tensor], Tensor],
-    inferer: Inferer,
+    inferer: Callable[..., Any],
     reduce: Callable[[Tensor], Tensor],
     device: torch.device | str | None = None,
 ) -> Tensor:

@@ -79,7 +79,7 @@ def draw(images: dict[str, Path], labels: dict[str, Path], names: dict[int, str]
     from matplotlib.patches import Patch
     from nilearn.plotting import find_parcellation_cut_coords, plot_roi
 
-    colours = plt.get_cmap("Set1").colors[: len(names)]
+    colours = [plt.get_cmap("Set1")(i) for i in range(len(names))]
     figure, rows = plt.subplots(len(images), 1, figsize=(9, 3.4 * len(images)), facecolor="black")
     for row, (side, image) in zip(rows, images.items()):
         cut = tuple(find_parcellation_cut_coords(str(labels[side])).mean(axis=0))

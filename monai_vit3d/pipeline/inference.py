@@ -129,8 +129,8 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> NetworkOutpu
 def _run(prepared: Prepared, network: Any, bundle: Bundle, reduction: VoxelwisePostprocessing) -> Tensor:
     """Stitch windows into labels as they come, or run the bundle's inferer as it is."""
     # also for bundles without a SpacingInferer; windows and other networks get plain tensors
-    inferer, image = SpacingInferer(bundle.inferer), prepared.image[None]
-    volume = image if mm_positions(network) else image.as_tensor()
+    inferer, image = SpacingInferer(bundle.inferer), prepared.image
+    volume = (image if mm_positions(network) else image.as_tensor())[None]
     if reduction.makes_labels and can_stitch(inferer):
         try:
             return stitch_windows(volume, network, inferer, reduction, device=bundle.device)

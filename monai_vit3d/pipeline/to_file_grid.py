@@ -87,11 +87,17 @@ def invert(step: Invertd, data: Mapping[Any, Any], nearest: bool = False) -> dic
     more = (step.to_tensor, step.device, step.post_func)
     for key, orig, meta, orig_meta, postfix, near, tensor, device, function in step.key_iterator(data, *options, *more):
         image = data.get(orig)
-        exact = (near or (nearest and key == PRED)) and isinstance(image, MetaTensor)
-        one = Invertd(key, step.transform, orig, meta, orig_meta, postfix, near and not exact, tensor, device, function)
-        # the operations of the image are those that are inverted
-        inverted = one({**data, orig: _traced_nearest(image)} if exact else data)
-        data = {**inverted, orig: image} if exact and key != orig else inverted
+        exact = image if (near or (nearest and key == PRED)) and isinstance(image, MetaTensor) else None
+        one = Invertd(
+            key, step.transform, orig, meta, orig_meta, postfix, near and exact is None, tensor, device, function
+        )
+        if exact is None:
+            data = one(data)
+            continue
+        inverted = one(
+            {**data, orig: _traced_nearest(exact)}
+        )  # the operations of the image are those that are inverted
+        data = {**inverted, orig: image} if key != orig else inverted
     return data
 
 

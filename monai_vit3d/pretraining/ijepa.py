@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.layers import fit_pos_embed, sincos_pos_embed
+from monai_vit3d.layers.patch_embed import covering_grid
 from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.networks.options import require_final_norm
 
@@ -42,6 +43,8 @@ class IJEPAPredictor(nn.Module):
     Raises:
         UsageError: a width, depth or number of heads that does not fit.
     """
+
+    pos_embed: Tensor
 
     def __init__(self, embed_dim: int, grid: tuple[int, int, int], width: int, depth: int, num_heads: int) -> None:
         super().__init__()
@@ -178,7 +181,7 @@ class IJEPA(nn.Module):
         targets = self._targets(x, masks.targets)
         prefix = self.context_encoder.num_prefix_tokens
         context = self.context_encoder.forward_masked(x, masks.context)[:, prefix:]
-        grid = self.context_encoder.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3], x.shape[4]))
+        grid = covering_grid(x, self.context_encoder.patch_size)
         device_masks = JEPAMasks(masks.context.to(x.device), masks.targets.to(x.device))
         predictions = self.predictor(context, device_masks, grid)
         loss = F.smooth_l1_loss(_at_least_float32(predictions), targets)

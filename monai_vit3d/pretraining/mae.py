@@ -41,6 +41,8 @@ class MAEDecoder(nn.Module):
         values: C * h * w * d, of a patch.
     """
 
+    positions: Tensor
+
     def __init__(self, embed_dim: int, dim: int, depth: int, heads: int, grid: GridShape, values: int) -> None:
         super().__init__()
         self.grid, self.grad_checkpointing = grid, False

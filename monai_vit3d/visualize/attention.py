@@ -69,7 +69,7 @@ def attention_maps(model: nn.Module, volume: Tensor) -> AttentionMaps:
         skip = prefix if model is backbone and backbone.pool_include_prefix else 0
         rows.append(pooled[0][:, skip:].unflatten(1, (-1, rows[0].shape[1])).sum(1))
     grids = [on_grid(_share(row), backbone, batch) for row in rows]
-    maps = [like(to_voxels(grid, backbone.patch_embed.patch_size, batch.shape[2:]), volume) for grid in grids]
+    maps = [like(to_voxels(grid, backbone.patch_size, batch.shape[2:]), volume) for grid in grids]
     return AttentionMaps(maps[0], maps[1], maps[2] if pooled else None)
 
 

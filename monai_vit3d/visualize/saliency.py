@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_vit3d.layers import to_3tuple
+from monai_vit3d.layers.patch_embed import covering_grid
 from monai_vit3d.networks import VisionTransformer3D, probabilities
 from monai_vit3d.networks.wrappers import eval_mode
 
@@ -51,7 +52,7 @@ class TokenGradCAM(GradCAM):
             raise ValueError(
                 f"layer={target_layers!r} is no layer of the network; a name from named_modules() is needed."
             )
-        patch_size = self.backbone.patch_embed.patch_size
+        patch_size = self.backbone.patch_size
         super().__init__(
             ModelWithHooks(nn_module, target_layers),  # type: ignore[arg-type]  # MONAI wraps in it itself
             target_layers,
@@ -104,7 +105,7 @@ class TokenGradCAM(GradCAM):
             handle.remove()
 
     def _checked(self, outputs: list[Tensor], name: str, x: Tensor) -> Tensor:
-        grid = self.backbone.patch_embed.dynamic_feat_size(tuple(x.shape[2:]))
+        grid = covering_grid(x, self.backbone.patch_size)
         shape = [len(x), self.backbone.num_prefix_tokens + grid[0] * grid[1] * grid[2]]
         if not outputs or outputs[-1].ndim != 3 or list(outputs[-1].shape[:2]) != shape:
             problem = f"puts out {list(outputs[-1].shape)}" if outputs else "does not run"
@@ -180,7 +181,7 @@ def occlusion_map(
     if isinstance(mode, str) and mode not in OCCLUSIONS:
         raise ValueError(f"mode={mode!r}; a number or one of {', '.join(map(repr, OCCLUSIONS))} is needed.")
     backbone, batch = _with_head(model), as_batch(volume)
-    box = backbone.patch_embed.patch_size if mask_size is None else to_3tuple(mask_size, "mask_size")
+    box = backbone.patch_size if mask_size is None else to_3tuple(mask_size, "mask_size")
     occlusion = OcclusionSensitivity(
         model,
         mask_size=[min(b, s) for b, s in zip(box, batch.shape[2:])],

@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from monai_vit3d.layers.patch_embed import covering_grid
 from monai_vit3d.networks import TokenClassifier, VisionTransformer3D
 
 
@@ -42,7 +43,7 @@ def as_batch(volume: Tensor) -> Tensor:
 
 def on_grid(values: Tensor, backbone: VisionTransformer3D, batch: Tensor) -> Tensor:
     """Put values of patch tokens ``(B, N)`` on the patch grid of ``batch``: ``(B, 1, H', W', D')``."""
-    grid = backbone.patch_embed.dynamic_feat_size(tuple(batch.shape[2:]))
+    grid = covering_grid(batch, backbone.patch_size)
     return values.reshape(len(values), 1, *grid)
 
 
