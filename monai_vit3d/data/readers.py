@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .formats import partner, unknown_name
-from .volume import MAX_VOXELS, Grid, Volume
+from .limits import MAX_VOXELS
 
 if TYPE_CHECKING:
     from .nifti.image_file import ParseHeader
+    from .volume import Grid, Volume
 
 
 @dataclass(frozen=True)

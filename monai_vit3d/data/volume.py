@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray  # of any dtype
-MAX_VOXELS = 2**30  # of an image, unless the caller allows more
 
 
 @dataclass(frozen=True, eq=False)

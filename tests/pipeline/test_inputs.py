@@ -117,7 +117,7 @@ def test_missing_inputs_are_named_together(tree, out):
     ],
 )
 def test_other_files(tree, out, name, kind):
-    with pytest.raises(UsageError, match=rf"/{re.escape(name)}: {kind}; a .nii or .nii.gz file .*, a folder"):
+    with pytest.raises(UsageError, match=rf"/{re.escape(name)}: {kind}; expected a .nii or .nii.gz file .*, a folder"):
         find_images([tree(name) / name], out)
 
 

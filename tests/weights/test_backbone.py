@@ -252,7 +252,7 @@ def test_learned_positions_start_from_fixed_ones(tmp_path, size, prefix, no_embe
 
 
 def test_learned_positions_need_a_file_that_says_which_it_had(tmp_path):
-    torch.save(vit(1, pos_embed="sincos").state_dict(), tmp_path / "model.pt")
+    torch.save(dict(vit(1, pos_embed="sincos").state_dict()), tmp_path / "model.pt")  # without the record
     refused(vit(), tmp_path / "model.pt", r"no learned positions .* load the \.safetensors that save_backbone wrote")
 
 
@@ -283,7 +283,8 @@ def test_embedding_of_a_file(tmp_path, embed, suffix):
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
 def test_positions_of_a_file_that_does_not_say_its_grid(tmp_path, kind):
     path, source = tmp_path / f"bare.{kind}", vit(1)
-    torch.save(source.state_dict(), path) if kind == "pt" else save_file(source.state_dict(), path)
+    bare = dict(source.state_dict())  # without the record of its arguments
+    torch.save(bare, path) if kind == "pt" else save_file(bare, path)
     net = vit()
     load_backbone(net, path)
     assert equal(net.state_dict(), source.state_dict())
@@ -444,15 +445,22 @@ def test_file_without_a_backbone(tmp_path, choose):
 )
 def test_backbone_of_another_architecture(tmp_path, options, message):
     path, net = tmp_path / "model.pt", classifier()
-    torch.save(network(seed=1, **options).state_dict(), path)
+    torch.save(dict(network(seed=1, **options).state_dict()), path)
     with pytest.raises(WeightsError, match=message):
+        load_backbone(net, path)
+    assert_unchanged(net)
+    key, value = next(iter(options.items()))
+    torch.save(network(seed=1, **options).state_dict(), path)  # which records its arguments
+    with pytest.raises(
+        WeightsError, match=rf"another architecture: {key}={value} came, .* with {key}={value}"
+    ):
         load_backbone(net, path)
     assert_unchanged(net)
 
 
 def test_backbone_of_a_deeper_network(tmp_path):
     path, net = tmp_path / "model.pt", classifier(out_indices=(0,))  # the block behind its last tap is gone
-    torch.save(network(seed=1).state_dict(), path)
+    torch.save(dict(network(seed=1).state_dict()), path)
     with pytest.raises(WeightsError, match=r"blocks\.1\.norm1\.weight is not known; .*more"):
         load_backbone(net, path)
 

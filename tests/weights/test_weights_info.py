@@ -282,7 +282,7 @@ def test_sizes_that_are_none_are_said(monai_file, tmp_path, capsys, flag, words)
         run("convert", monai_file, tmp_path / "x.safetensors", flag, words)
     said = capsys.readouterr().err
     assert f"argument {flag}: '{words}'; " in said
-    assert "needed" in said
+    assert "expected" in said
 
 
 def test_2d_sizes_that_cannot_be_are_said(flat_file, tmp_path, capsys):
@@ -292,7 +292,7 @@ def test_2d_sizes_that_cannot_be_are_said(flat_file, tmp_path, capsys):
 
 
 def test_positions_and_family_can_be_said(tmp_path, capsys):
-    torch.save(ours(pos_embed="none").state_dict(), tmp_path / "w.pt")
+    torch.save(dict(ours(pos_embed="none").state_dict()), tmp_path / "w.pt")  # without the record of its arguments
     how = ["--img-size", 8, "--num-heads", 2]
     assert run("convert", tmp_path / "w.pt", tmp_path / "x.safetensors", *how) == 2
     assert "pass --pos-embed." in capsys.readouterr().err

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from monai_vit3d.data.errors import ImageError, UsageError
-from monai_vit3d.data.volume import MAX_VOXELS, Array, Volume
+from monai_vit3d.data.limits import MAX_VOXELS
+from monai_vit3d.data.volume import Array, Volume
 
 from .headers import HeaderError, hush_pydicom
 from .series import Series, describe_series

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from monai_vit3d.data.volume import MAX_VOXELS, Array, Grid, Volume
+from monai_vit3d.data.limits import MAX_VOXELS
+from monai_vit3d.data.volume import Array, Grid, Volume
 
 from .file_bytes import Stream, open_stream, refusal
 from .geometry import check_affine, oddities

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monai_vit3d.data.volume import MAX_VOXELS, Grid, Volume
+from monai_vit3d.data.limits import MAX_VOXELS
+from monai_vit3d.data.volume import Grid, Volume
 
 from .file_bytes import NIFTI_SUFFIXES, Stream
 from .geometry import read_geometry

@@ -12,8 +12,9 @@ from monai.data import ImageReader
 from monai.data.utils import is_supported_format
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
+from monai_vit3d.data.limits import MAX_VOXELS
 from monai_vit3d.data.same_grid import check_same_grid
-from monai_vit3d.data.volume import MAX_VOXELS, Array, Volume
+from monai_vit3d.data.volume import Array, Volume
 
 from .read import read_nifti
 
