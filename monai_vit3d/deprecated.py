@@ -13,6 +13,7 @@ RENAMED = {
         "SeparableSpacing": "monai_vit3d.transforms.SeparableSpacing",
         "SeparableSpacingd": "monai_vit3d.transforms.SeparableSpacingd",
     },
+    "monai_vit3d.data.nifti": {"read_grid": "read_nifti_grid", "read_volume": "read_nifti"},
     "monai_vit3d.handlers": {
         "Attached": "AttachHandlers",
         "MaskedBatch": "PrepareBatchMasked",

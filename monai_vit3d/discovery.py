@@ -87,12 +87,16 @@ class _AfterImport(MetaPathFinder):
         """Return the module's usual spec, with the function called after its execution."""
         if fullname != self.name:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        sys.meta_path.remove(self)  # so that the other finders are asked
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            sys.meta_path.insert(0, self)  # whoever asks for the spec may not import the module
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
+                sys.meta_path.remove(self)
                 execute(module)
                 self.action()
 

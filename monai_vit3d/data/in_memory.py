@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -14,7 +13,7 @@ from monai.utils import MetaKeys, SpaceKeys
 
 from .errors import ImageError
 from .nifti.geometry import check_affine, oddities
-from .nifti.images import labels_image, volume_from_image
+from .nifti.images import is_nifti_image, labels_image, volume_from_image
 from .nifti.voxels import to_float32
 from .volume import Array, Grid, Volume
 
@@ -37,7 +36,7 @@ def volumes_from(image: Any, affine: Any = None) -> list[Volume]:
     """
     if isinstance(image, list | tuple) and image:
         volumes = [volume for channel in image for volume in volumes_from(channel, affine)]
-    elif isinstance(image, nib.Nifti1Image):
+    elif is_nifti_image(image):
         _check_one_affine(affine)
         volumes = [volume_from_image(image)]
     elif isinstance(image, MetaTensor):
@@ -73,7 +72,7 @@ def labels_like(image: Any, labels: Array, grid: Grid) -> Any:
     """
     if isinstance(image, list | tuple):
         return labels_like(image[0], labels, grid)
-    if isinstance(image, nib.Nifti1Image):
+    if is_nifti_image(image):
         return labels_image(labels, grid)
     if isinstance(image, MetaTensor):
         values = torch.from_numpy(labels)

@@ -16,7 +16,7 @@ from torch import Tensor
 from monai_vit3d.data.errors import TrainingCollapsed, UsageError
 from monai_vit3d.inferers import with_spacing
 from monai_vit3d.networks import VisionTransformer3D
-from monai_vit3d.networks.wrappers import eval_mode
+from monai_vit3d.networks.wrappers import evaluation_mode
 from monai_vit3d.pretraining import CollapseAlarm, CollapseReport, collapse_report
 
 from .pretraining import image_of
@@ -108,7 +108,7 @@ class FeatureMonitor:
         """
         pooled, targets, counts = [], [], set()
         # a data loader draws a seed, which must not change the training
-        with eval_mode(self.encoder), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with evaluation_mode(self.encoder), torch.random.fork_rng(devices=[]), torch.no_grad():
             for batch in self.loader:
                 tokens = self._tokens(batch)
                 counts.add(tokens.shape[1])

@@ -14,7 +14,7 @@ _HELD = ("_orig_mod", "_fsdp_wrapped_module")  # under which torch.compile and F
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Set evaluation mode; afterwards every module has the mode it had (MONAI's ``eval_mode`` restores one for all)."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -16,7 +16,7 @@ from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.volume import Array
 from monai_vit3d.metrics.checks import require_finite
 from monai_vit3d.networks import VisionTransformer3D
-from monai_vit3d.networks.wrappers import eval_mode
+from monai_vit3d.networks.wrappers import evaluation_mode
 
 # from patch tokens (B, N, E) and prefix tokens (B, P, E) to (B, E); the class token is the first prefix token
 POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -96,7 +96,7 @@ def _frozen(backbone: VisionTransformer3D, device: torch.device | str | None) ->
     net = copy.deepcopy(backbone).to(device) if is_elsewhere else backbone
     # a data loader draws a seed, which must not change a training that is probed on its way;
     # no_grad, as tensors that a network keeps from inference_mode cannot be trained with
-    with eval_mode(net), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with evaluation_mode(net), torch.random.fork_rng(devices=[]), torch.no_grad():
         yield net
 
 

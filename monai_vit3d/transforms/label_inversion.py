@@ -19,7 +19,7 @@ from .argmax_classes import argmax
 from .axis_aligned import AxisAligned
 from .inverse_mapping import InverseMapping
 from .label_cells import NoResampling
-from .rotated import Rotated
+from .rotated import RotatedGrid
 
 
 class LabelInverter:
@@ -80,4 +80,4 @@ class LabelInverter:
     def _kind(self) -> type[NoResampling]:
         if self.mapping.axis_interps:
             return AxisAligned
-        return NoResampling if self.mapping.xform is None else Rotated
+        return NoResampling if self.mapping.xform is None else RotatedGrid

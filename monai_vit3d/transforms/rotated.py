@@ -16,7 +16,7 @@ POINTS_AT_A_TIME = 2**16  # voxels that are interpolated
 TABLE_STEP = 2**22  # scores by which the table grows
 
 
-class Rotated(NoResampling):
+class RotatedGrid(NoResampling):
     """Keep the scores around label borders in a table, all classes of a voxel side by side, and look them up.
 
     Arguments are those of :class:`NoResampling`.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from monai_vit3d.networks import TokenClassifier, VisionTransformer3D
 from monai_vit3d.networks.heads import AttentiveHead
-from monai_vit3d.networks.wrappers import eval_mode
+from monai_vit3d.networks.wrappers import evaluation_mode
 
 from .voxels import as_batch, backbone_of, like, on_grid, to_voxels
 
@@ -61,7 +61,7 @@ def attention_maps(model: nn.Module, volume: Tensor) -> AttentionMaps:
         torch.Size([1, 1, 64, 64, 64])
     """
     backbone, batch = backbone_of(model), as_batch(volume)
-    with torch.no_grad(), eval_mode(model), _watched(backbone, _attentive_pool(model)) as (weights, pooled):
+    with torch.no_grad(), evaluation_mode(model), _watched(backbone, _attentive_pool(model)) as (weights, pooled):
         model(batch)
     start, prefix = _start(weights[-1], backbone), backbone.num_prefix_tokens
     rows = [_roll_out(start, weights)[:, prefix:], _follow(start, weights[-1])[:, prefix:]]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from monai_vit3d.layers import to_3tuple
 from monai_vit3d.layers.patch_embed import covering_grid
 from monai_vit3d.networks import VisionTransformer3D, probabilities
-from monai_vit3d.networks.wrappers import eval_mode
+from monai_vit3d.networks.wrappers import evaluation_mode
 
 from .voxels import as_batch, backbone_of, like, on_grid, to_voxels
 
@@ -96,7 +96,7 @@ class TokenGradCAM(GradCAM):
 
         handle = self.nn_module.get_layer(name).register_forward_hook(detach)
         try:
-            with eval_mode(model), torch.inference_mode(False), torch.enable_grad():
+            with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
                 logits = model(x.clone() if x.is_inference() else x, **kwargs)
                 tokens = self._checked(outputs, name, x)  # now: gradient checkpointing runs the layer once more below
                 score = logits.gather(1, _classes(logits, class_idx)[:, None]).sum()
@@ -191,7 +191,7 @@ def occlusion_map(
         overlap=overlap,
         activate=partial(probabilities, task=task),  # MONAI's choice counts the image's channels, not the classes
     )
-    with torch.no_grad(), eval_mode(model), warnings.catch_warnings():
+    with torch.no_grad(), evaluation_mode(model), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using a non-tuple sequence")  # MONAI 1.6.1 indexes by lists of slices
         whole = probabilities(model(batch), task)
         drops = [

@@ -41,7 +41,7 @@ def test_nothing_but_background_has_none_and_so_has_a_softmax_of_one_class():
 def test_a_large_grid_is_sampled_and_gives_nearly_the_same(monkeypatch):
     whole = PredictionEntropy(LOGITS.shape[2:], "softmax")
     whole.add(LOGITS)
-    monkeypatch.setattr(module, "ENTROPY_SAMPLE_VOXELS", LOGITS[0, 0].numel() // 4)
+    monkeypatch.setattr(module, "SAMPLE_VOXELS", LOGITS[0, 0].numel() // 4)
     part = PredictionEntropy(LOGITS.shape[2:], "softmax")
     part.add(LOGITS)
     assert part.step == 2

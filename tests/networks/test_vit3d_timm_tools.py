@@ -287,9 +287,10 @@ def test_unfreezing_puts_dropout_back():
 @pytest.mark.slow
 def test_bare_import_is_enough_for_timm_and_monai_and_loads_neither():
     script = """
-import sys
+import importlib.util, sys
 import monai_vit3d
 assert not {"torch", "timm", "monai"} & sys.modules.keys()
+assert importlib.util.find_spec("timm")  # as libraries do that look whether it is installed
 import timm
 from monai.bundle import ConfigParser
 assert "monai_vit3d.networks" not in sys.modules

@@ -451,9 +451,7 @@ def test_backbone_of_another_architecture(tmp_path, options, message):
     assert_unchanged(net)
     key, value = next(iter(options.items()))
     torch.save(network(seed=1, **options).state_dict(), path)  # which records its arguments
-    with pytest.raises(
-        WeightsError, match=rf"another architecture: {key}={value} came, .* with {key}={value}"
-    ):
+    with pytest.raises(WeightsError, match=rf"another architecture: {key}={value} came, .* with {key}={value}"):
         load_backbone(net, path)
     assert_unchanged(net)
 

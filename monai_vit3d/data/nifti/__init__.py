@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from monai_vit3d.deprecated import find_renamed
+
 from .files import cut_box, label_volumes_ml, nifti_files
 from .read import read_nifti, read_nifti_grid
 from .writer import write_labels, write_map
@@ -18,4 +20,4 @@ def __getattr__(name: str) -> Any:
         from .reader import NiftiReader
 
         return NiftiReader
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return find_renamed(__name__, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeGuard
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +15,11 @@ from .geometry import check_affine, oddities, read_geometry
 from .header import NiftiHeader, check_pixdim, check_volume_index, image_shape
 from .voxels import to_float32
 from .writer import label_dtype, labels_header
+
+
+def is_nifti_image(image: object) -> TypeGuard[nib.Nifti1Image]:
+    """Whether something is a NIfTI-1 or NIfTI-2 image of nibabel's."""
+    return isinstance(image, nib.Nifti1Image)
 
 
 def volume_from_image(image: nib.Nifti1Image) -> Volume:

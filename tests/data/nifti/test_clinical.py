@@ -19,11 +19,11 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
 from pathlib import Path
 from monai_vit3d.data.errors import ImageError
-from monai_vit3d.data.nifti.read import read_volume
+from monai_vit3d.data.nifti import read_nifti
 counts = dict(same=0, warned=0, refused=0)
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        counts["warned" if read_volume(path).warnings else "same"] += 1
+        counts["warned" if read_nifti(path).warnings else "same"] += 1
     except ImageError:
         counts["refused"] += 1
 print(*counts.values(), "torch" in sys.modules)

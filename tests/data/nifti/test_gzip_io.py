@@ -169,8 +169,8 @@ def test_without_isal_the_package_reads(tmp_path):
     (tmp_path / "t1.nii.gz").write_bytes(PACKED)
     program = (
         "import sys; sys.modules['isal'] = None\n"
-        "from monai_vit3d.data.nifti import gzip_io, read_volume\n"
-        "print(gzip_io.igzip, read_volume(sys.argv[1]).voxels.sum())"
+        "from monai_vit3d.data.nifti import gzip_io, read_nifti\n"
+        "print(gzip_io.igzip, read_nifti(sys.argv[1]).voxels.sum())"
     )
     out = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "t1.nii.gz")], capture_output=True, text=True, check=True

@@ -164,6 +164,6 @@ def test_suffixes():
 
 
 def test_the_reader_needs_no_monai():
-    code = "import sys, monai_vit3d.data.nifti as n; n.read_volume; print({'monai', 'torch'} & {*sys.modules})"
+    code = "import sys, monai_vit3d.data.nifti as n; n.read_nifti; print({'monai', 'torch'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
