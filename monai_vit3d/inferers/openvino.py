@@ -33,7 +33,7 @@ MAX_MODELS = 8  # that are kept: weights times sizes of the window
 _FILES = ("model.xml", "model.bin")
 _PACKAGES = ("openvino", "torch", "timm", "monai", "monai-vit3d")
 _PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}
-_INTERNAL = ("_parameters", "_buffers", "_modules", "training")
+_INTERNAL = ("_parameters", "_buffers", "_modules", "training", "_pos_cache")  # no settings
 
 
 class OpenVINOEngine:

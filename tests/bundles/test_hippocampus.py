@@ -18,7 +18,8 @@ from tests.helpers import HIPPOCAMPUS
 
 CONFIGS = HIPPOCAMPUS / "configs"
 SMALL = {"network_def#backbone#embed_dim": 48, "network_def#backbone#depth": 3, "network_def#feature_size": 4}
-SMALL |= {"amp": False}  # convolutions in bfloat16 are slow on CPUs
+FLOAT32 = {"amp": False}  # convolutions in bfloat16 are slow on CPUs; the network's sizes come with the weights
+SMALL |= FLOAT32
 
 
 run = partial(helpers.run, bundle=HIPPOCAMPUS)
@@ -47,7 +48,7 @@ def test_train_writes_what_a_run_needs(trained):
 def test_inference_keeps_the_grid(trained, phantom_task, tmp_path):
     data, _ = phantom_task
     options = {"dataset_dir": data / "imagesTr", "output_dir": tmp_path, "ckpt_path": trained / "model.pt"}
-    run(command("run", config_file="configs/inference.yaml", **options, **SMALL))
+    run(command("run", config_file="configs/inference.yaml", **options, **FLOAT32))
     outputs = sorted(tmp_path.rglob("*.nii.gz"))
     assert len(outputs) == 12
     for output in outputs:
@@ -63,7 +64,7 @@ def test_inference_keeps_the_grid(trained, phantom_task, tmp_path):
 def test_evaluate_scores_the_test_section_by_a_reference(trained, phantom_task, tmp_path):
     data, split = phantom_task
     both = "['configs/inference.yaml','configs/evaluate.yaml']"
-    weights = {"ckpt_path": trained / "model.pt", **SMALL}
+    weights = {"ckpt_path": trained / "model.pt", **FLOAT32}
     run(command("run", config_file=both, dataset_dir=data, split_file=split, output_dir=tmp_path / "s", **weights))
     run(
         command(
@@ -85,9 +86,12 @@ def test_evaluate_scores_the_test_section_by_a_reference(trained, phantom_task, 
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate(phantom_task, tmp_path):
     data, split = phantom_task
-    common = {"dataset_dir": data, "split_file": split, "ckpt_path": tmp_path / "model.pt", **SMALL}
+    common = {"dataset_dir": data, "split_file": split, "ckpt_path": tmp_path / "model.pt", **FLOAT32}
     both = "['configs/train.yaml','configs/multi_gpu_train.yaml']"
-    run(torchrun("run", config_file=both, epochs=2, val_interval=1, output_dir=tmp_path, **common), fresh=True)
+    run(
+        torchrun("run", config_file=both, epochs=2, val_interval=1, output_dir=tmp_path, **{**SMALL, **common}),
+        fresh=True,
+    )
     last = torch.load(tmp_path / "last.pt", weights_only=True)
     assert (last["epoch"], last["iteration"]) == (2, 4)  # 8 cases, 2 processes, batches of 2
     assert not any(key.startswith("module.") for key in last["network"])

@@ -10,7 +10,7 @@ from monai_vit3d.networks.lora import merge_lora
 from monai_vit3d.weights import save_backbone
 from tests.bundles import balls as b
 from tests.bundles.helpers import failure_here, run, run_here, torchrun
-from tests.bundles.test_hippocampus import SMALL
+from tests.bundles.test_hippocampus import FLOAT32, SMALL
 from tests.helpers import BUNDLES, HIPPOCAMPUS
 
 ADAPTED = (".attn.qkv.weight", ".attn.proj.weight")
@@ -55,7 +55,7 @@ def test_segmentation(processes, phantom_task, tmp_path):
     assert {tuple(v.shape) for k, v in last.items() if ".lora_A." in k} == {(2, 48)}
     assert all(torch.equal(last[f"backbone.{k}"], v) for k, v in given.items() if f"backbone.{k}" in last)
     model = {"ckpt_path": tmp_path / "model.pt", "output_dir": tmp_path / "out", "dataset_dir": data / "imagesTr"}
-    run_here(HIPPOCAMPUS, "inference", **model, **SMALL)
+    run_here(HIPPOCAMPUS, "inference", **model, **FLOAT32)
     assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 12
 
 

@@ -14,7 +14,7 @@ from monai.losses import DeepSupervisionLoss, DiceCELoss
 from monai_vit3d import TokenSegmenter, VisionTransformer3D
 from monai_vit3d.decoders import DECODERS, create_decoder
 from tests.bundles.helpers import run_here, workflow
-from tests.bundles.test_hippocampus import SMALL
+from tests.bundles.test_hippocampus import FLOAT32, SMALL
 from tests.helpers import BUNDLES, HIPPOCAMPUS
 
 MULTI = [
@@ -93,7 +93,7 @@ def test_another_decoder_and_more_classes_train_and_infer(decoder, phantom_task,
     option = {"decoder": decoder, "network_def#num_classes": 4}
     run_here(HIPPOCAMPUS, "train", **small_run(phantom_task, tmp_path, **option))
     infer = {"window": [16, 16, 16], "dataset_dir": phantom_task[0] / "imagesTr", "output_dir": tmp_path / "out"}
-    run_here(HIPPOCAMPUS, "inference", ckpt_path=tmp_path / "model.pt", **infer, **option, **SMALL)
+    run_here(HIPPOCAMPUS, "inference", ckpt_path=tmp_path / "model.pt", **infer, **option, **FLOAT32)
     assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 12
 
 
@@ -123,7 +123,7 @@ def test_deep_supervision_is_one_option(phantom_task, tmp_path):
 )
 def test_a_wrapped_network_trains_into_weights_that_inference_takes(wrapper, phantom_task, tmp_path):
     run_here(HIPPOCAMPUS, "train", **small_run(phantom_task, tmp_path, network=wrapper))
-    options = {"ckpt_path": tmp_path / "model.pt", "window": [16, 16, 16], **SMALL}
+    options = {"ckpt_path": tmp_path / "model.pt", "window": [16, 16, 16], **FLOAT32}
     network = workflow(HIPPOCAMPUS, "inference", **options).parser.get_parsed_content("network")
     held = torch.load(tmp_path / "last.pt", weights_only=True)
     assert list(held["network"]) == list(network.state_dict())
