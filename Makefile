@@ -29,7 +29,7 @@ PYTEST_OPTIONS := --numprocesses 2 --dist loadscope --no-loadscope-reorder
 test: lint chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS) --nbmake --nbmake-timeout=600 tutorials tests
 
-# every module of the package in about two minutes
+# the quick tests; `python -m tests.touched` names modules that they do not touch
 quick: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS) -m "not slow" tests
 

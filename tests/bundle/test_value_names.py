@@ -59,6 +59,7 @@ def test_masks_that_become_labels_by_rank(order, count, activated):
     assert not found
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(order=st.permutations(range(7)))
 def test_masks_in_another_order(order):

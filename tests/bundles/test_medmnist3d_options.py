@@ -243,7 +243,11 @@ def damaged(root, folder):
         ("inference train nifti", lambda root, tmp: {"train_csv": tmp / "empty.csv"}, "empty.csv: no rows"),
         ("inference evaluate", lambda root, tmp: {"ckpt_path": tmp / "m.pt"}, "m.pt: no such file. Train a model into"),
         ("inference evaluate", lambda root, tmp: {"ckpt_path": tmp / "empty.csv"}, "not a readable state dict"),
-        ("inference evaluate", lambda root, tmp: {"depth": 3, "taps": [0, 2]}, "weights of another architecture"),
+        (
+            "inference evaluate",
+            lambda root, tmp: {"network_def#head": "mlp"},
+            "head='attentive' came, 'mlp' is expected",
+        ),
         ("inference evaluate nifti", lambda root, tmp: {"test_csv": tmp / "none.csv"}, "none.csv: no such file"),
         (
             "inference evaluate",

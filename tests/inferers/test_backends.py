@@ -62,6 +62,7 @@ def test_norms_of_other_shapes():
     torch.testing.assert_close(BackendNetwork(net, "openvino")(x), net(x))
 
 
+@pytest.mark.slow
 def test_an_answer_is_not_overwritten_by_the_next():
     fast = BackendNetwork(segmenter(), "openvino")
     first = fast(volumes(seed=1))
@@ -70,6 +71,7 @@ def test_an_answer_is_not_overwritten_by_the_next():
     assert torch.equal(first, kept)
 
 
+@pytest.mark.slow
 def test_bfloat16_under_autocast():
     net = segmenter()
     fast = BackendNetwork(net, "openvino")
@@ -110,6 +112,7 @@ def test_torch_means_torch():
     assert engines(fast) == []
 
 
+@pytest.mark.slow
 def test_changed_weights_change_the_answer():
     net = segmenter()
     fast = BackendNetwork(net, "openvino")
@@ -142,6 +145,7 @@ def test_positions_in_mm_follow_each_image():
         BackendNetwork(net, "openvino")
 
 
+@pytest.mark.slow
 def test_the_newest_few_engines_are_kept():
     net = nn.Conv3d(1, 2, 3, padding=1).eval()
     fast = BackendNetwork(net, "openvino")
@@ -237,6 +241,7 @@ def test_unknown_backend():
     assert resolve_backend("auto") == "openvino"
 
 
+@pytest.mark.slow
 def test_windows_of_a_volume():
     net, image = segmenter(), torch.randn(1, 1, 24, 20, 30)
     inferer = SlidingWindowInferer(SIZE, sw_batch_size=3, overlap=0.5, mode="gaussian")

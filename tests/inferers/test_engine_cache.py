@@ -94,6 +94,7 @@ def test_nobody_is_told_of_a_run(tmp_path):
     assert not (tmp_path / "intel").exists()
 
 
+@pytest.mark.slow
 def test_fingerprint_is_the_same_in_another_process():
     code = (
         "import torch; from torch import nn; from monai_vit3d.inferers.openvino import fingerprint\n"

@@ -640,6 +640,7 @@ def test_the_mixin_leaves_the_network_as_it_was(saved):
     assert "from_pretrained" not in VisionTransformer3D.__dict__
 
 
+@pytest.mark.slow
 def test_networks_do_not_import_weights():
     # one without a spec only stands for a module that loads on demand
     loaded = "[name for name, m in sys.modules.items() if name.startswith('monai_vit3d.weights') and m.__spec__]"

@@ -669,6 +669,7 @@ OUT_OF_MEMORY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 def test_short_of_memory_one_window_at_a_time(bundle, images, tmp_path, with_network, error):
     plain = run(bundle, images, tmp_path / "plain")
@@ -691,6 +692,7 @@ def test_short_of_memory_beside_the_network(bundle, images, tmp_path, monkeypatc
     assert record["error"].startswith(f"{images[0]}: out of memory. Use fewer jobs=")
 
 
+@pytest.mark.slow
 def test_no_memory_at_all_fails_the_case(bundle, images, tmp_path, with_network):
     with_network(batch=0, error=OUT_OF_MEMORY[0])
     records = run(bundle, images, tmp_path / "out", code=1)

@@ -270,6 +270,7 @@ def test_shuffled_labels_are_chance(probe):
     assert PROBES[probe](*parts).scores["auc"] == pytest.approx(0.5, abs=0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", PROBES)
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**31))

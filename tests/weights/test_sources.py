@@ -390,6 +390,7 @@ def test_unexpected_keys_are_refused_by_name(change, match):
         backbone_from(state)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_tensor_of_any_other_shape_is_refused(data):

@@ -69,6 +69,7 @@ def test_of_ours_everything_is_known(tmp_path, kind, options):
     assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.slow
 def test_of_timms_the_wrapping_and_the_models_that_fit(flat, flat_file):
     found = describe_weights(flat_file)
     assert (found["family"], found["wrapping"]) == ("timm2d", ["teacher", "backbone."])
@@ -81,6 +82,7 @@ def test_of_timms_the_wrapping_and_the_models_that_fit(flat, flat_file):
     assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "others"), [
     ("vit_small_patch14_reg4_dinov2", []),
     ("vit_small_patch14_dinov2", []),
@@ -96,6 +98,7 @@ def test_models_are_told_apart_by_keys_and_shapes(name, others):
     assert fitting_timm_models(deeper) == []
 
 
+@pytest.mark.slow
 def test_a_dinov3_is_a_2d_network_of_timms(tmp_path):
     model = timm.create_model("vit_small_patch16_dinov3", pretrained=False, embed_dim=24, depth=2, num_heads=2)
     torch.save({"model": model.state_dict()}, tmp_path / "w.pt")
@@ -220,6 +223,7 @@ def test_what_is_there_is_not_overwritten_unless_asked(tmp_path, capsys):
     assert torch.equal(load_backbone(ours(), path).norm.weight, ours(1).norm.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "match"), [
     ({}, r"timm_name=, img_size=, patch_size= are needed\. By their shapes these fit: .*test_vit"),
     ({"timm_name": NAME, "img_size": SIZE}, "patch_size= are needed.$"),
