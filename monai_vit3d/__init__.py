@@ -5,8 +5,10 @@ from .dash_m import drop_current_folder
 drop_current_folder()  # before anything else is imported, from __future__ too
 
 import importlib  # noqa: E402
+import sys  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
+from .deprecated import OldModules  # noqa: E402
 from .discovery import announce  # noqa: E402
 
 __version__ = "0.1.0"
@@ -80,4 +82,5 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES, *_ROOMS])
 
 
+sys.meta_path.append(OldModules())
 announce(f"{__name__}.{home}" for home in set(_HOMES.values()))

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 # a name in the same package, or a dotted one in another
@@ -37,6 +42,44 @@ RENAMED = {
     "monai_vit3d.pretraining": {"describe": "collapse_report"},
     "monai_vit3d.weights": {"files": "checkpoints"},
 }
+
+
+# modules that users import from, under their old and their new paths
+MOVED = {
+    "monai_vit3d.data.nifti.door": "monai_vit3d.data.nifti.read",
+    "monai_vit3d.data.spacing": "monai_vit3d.transforms.spacing",
+    "monai_vit3d.data.tables": "monai_vit3d.data.csv_labels",
+    "monai_vit3d.data.tasks": "monai_vit3d.data.task_names",
+    "monai_vit3d.inferers.invert": "monai_vit3d.transforms.label_inversion",
+    "monai_vit3d.inferers.way_back": "monai_vit3d.transforms.inverse_mapping",
+    "monai_vit3d.networks.contract": "monai_vit3d.networks.vit3d",
+    "monai_vit3d.networks.embedding": "monai_vit3d.networks.vit3d",
+    "monai_vit3d.networks.features": "monai_vit3d.networks.vit3d",
+    "monai_vit3d.networks.tasks": "monai_vit3d.networks.task_losses",
+    "monai_vit3d.pipeline.bundle": "monai_vit3d.bundle.load",
+    "monai_vit3d.pipeline.cohort": "monai_vit3d.pipeline.run_cases",
+    "monai_vit3d.pipeline.info": "monai_vit3d.bundle.info",
+    "monai_vit3d.pipeline.metadata": "monai_vit3d.bundle.metadata",
+    "monai_vit3d.pipeline.predict": "monai_vit3d.pipeline.inference",
+    "monai_vit3d.weights.families": "monai_vit3d.weights.sources",
+    "monai_vit3d.weights.files": "monai_vit3d.networks.checkpoints",
+}
+
+
+class OldModules(MetaPathFinder, Loader):
+    """An import hook, asked after all others, that gives a moved module under its old path, with a warning."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return a spec for the old path of a module that moved."""
+        return ModuleSpec(fullname, self) if fullname in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put the moved module in the place of the new one."""
+        old, new = module.__name__, MOVED[module.__name__]
+        warnings.warn(f"{old} is now {new}; the old path goes in the next release.", DeprecationWarning, stacklevel=2)
+        sys.modules[old] = importlib.import_module(new)
 
 
 def find_renamed(package: str, name: str) -> Any:

@@ -1,11 +1,12 @@
 """Old public names give the new objects, with a warning."""
 
 import importlib
+import sys
 from pydoc import locate
 
 import pytest
 
-from monai_vit3d.deprecated import RENAMED
+from monai_vit3d.deprecated import MOVED, RENAMED
 
 ROWS = [(package, old, new) for package, names in RENAMED.items() for old, new in names.items()]
 
@@ -22,3 +23,10 @@ def test_an_old_name_warns_and_is_the_new_one(package, old, new):
 def test_other_names_are_missing_as_in_any_module(package):
     with pytest.raises(AttributeError, match="no_such_name"):
         importlib.import_module(package).__getattr__("no_such_name")
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_a_moved_module_is_found_under_its_old_path(old, new, monkeypatch):
+    monkeypatch.delitem(sys.modules, old, raising=False)
+    with pytest.warns(DeprecationWarning, match=new):
+        assert importlib.import_module(old) is importlib.import_module(new)
