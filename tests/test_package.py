@@ -47,6 +47,7 @@ def test_import_is_light():
     assert loaded.isdisjoint(HEAVY)
     assert {name for name in loaded if name.startswith("monai_vit3d.")} == {
         "monai_vit3d.dash_m",
+        "monai_vit3d.deprecated",
         "monai_vit3d.discovery",
     }
 
