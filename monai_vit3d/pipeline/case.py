@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from monai_vit3d.data.printable import printable
 from monai_vit3d.data.readers import without_suffix
-
-from .paths import printable
 
 if TYPE_CHECKING:
     from monai_vit3d.data.dicom import Series

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.printable import printable
 
-from .paths import printable
 from .prepare import keys_needed
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from monai_vit3d.bundle.load import BundleSteps, load_steps
 from monai_vit3d.bundle.unpack import open_bundle
 from monai_vit3d.data.errors import ImageError
 from monai_vit3d.data.passed_over import PassedOver, by_reason
+from monai_vit3d.data.printable import printable
 from monai_vit3d.data.readers import reader_for
 from monai_vit3d.data.volume import Volume
 
 from .dicom_cases import split_series
 from .inputs import find_images
-from .paths import printable
 from .plausibility import check_geometry, check_input, refuse
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from monai_vit3d.data.errors import ImageError
 from monai_vit3d.data.passed_over import PassedOver
+from monai_vit3d.data.printable import printable
 
 from .case import Case
-from .paths import printable
 
 if TYPE_CHECKING:
     from monai_vit3d.data.dicom import Series

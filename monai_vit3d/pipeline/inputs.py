@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from monai_vit3d.data.dicom_signature import DICOM_SUFFIXES
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.formats import partner
 from monai_vit3d.data.passed_over import PassedOver
+from monai_vit3d.data.printable import printable
 from monai_vit3d.data.readers import reader_for
 
 from .case import Case
 from .lists import read_csv, read_json
 from .passed_over_summary import describe_passed_over
-from .paths import DICOM_SUFFIXES, absolute, is_dicom, printable, some
+from .paths import absolute, is_dicom, some
 from .search import NO_IMAGE, Search, bids_root, bids_suffix, kind_by_name
 
 _TAKEN = (

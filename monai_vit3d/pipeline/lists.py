@@ -11,10 +11,11 @@ from typing import Any
 
 from monai_vit3d.data.csv_files import parse_csv
 from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.printable import printable
 from monai_vit3d.data.readers import reader_for
 
 from .case import Case
-from .paths import absolute, holds_dicom, printable
+from .paths import absolute, holds_dicom
 
 _NO_PATH = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # the other surrogates stand for bytes that are no UTF-8
 _LIST_KEYS = ("test", "testing", "cases", "images")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from monai_vit3d.data.passed_over import PassedOver, by_reason
+from monai_vit3d.data.printable import printable
 
-from .paths import printable, some
+from .paths import some
 
 
 def describe_passed_over(files: Sequence[PassedOver]) -> list[str]:

@@ -6,9 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai_vit3d.data.dicom_signature import DICOM_SUFFIXES as DICOM_SUFFIXES
-from monai_vit3d.data.dicom_signature import HEAD_BYTES, has_dicom_signature
-from monai_vit3d.data.printable import printable as printable
+from monai_vit3d.data.dicom_signature import DICOM_SUFFIXES, HEAD_BYTES, has_dicom_signature
 
 
 def some(names: Sequence[str], between: str = ", ") -> str:

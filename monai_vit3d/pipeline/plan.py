@@ -11,13 +11,14 @@ from pathlib import Path, PurePosixPath
 
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.passed_over import PassedOver
+from monai_vit3d.data.printable import printable
 from monai_vit3d.data.readers import reader_for
 
 from .case import KINDS, Case
 from .dicom_cases import split_series
 from .inputs import find_images
 from .passed_over_summary import describe_passed_over
-from .paths import printable, some
+from .paths import some
 
 RESERVED = ("run.json", "stats.csv", "report.html", "predictions.csv", "dataset_description.json")  # at the top of OUT
 _EXISTING = ("refuse", "resume", "overwrite")

@@ -8,14 +8,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from monai_vit3d.data.dicom_signature import DICOM_SUFFIXES
 from monai_vit3d.data.earlier_outputs import written_files
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.formats import foreign_format, partner
 from monai_vit3d.data.label_names import is_label_folder, is_label_name
 from monai_vit3d.data.passed_over import PassedOver
+from monai_vit3d.data.printable import printable
 from monai_vit3d.data.readers import READERS, reader_for, without_suffix
 
-from .paths import DICOM_SUFFIXES, is_dicom, printable
+from .paths import is_dicom
 
 HIDDEN = "hidden"
 WRITTEN = "written by an earlier run, as its run.json says (include_labels=True takes them as images)"

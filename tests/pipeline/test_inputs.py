@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.printable import printable
 from monai_vit3d.pipeline import inputs, search
 from monai_vit3d.pipeline.case import Case
-from monai_vit3d.pipeline.paths import printable
 from monai_vit3d.pipeline.search import kind_by_name
 
 
