@@ -40,7 +40,6 @@ RENAMED = {
         "create_model": "create_preset",
     },
     "monai_vit3d.pretraining": {"describe": "collapse_report"},
-    "monai_vit3d.weights": {"files": "checkpoints"},
 }
 
 
@@ -85,6 +84,8 @@ class OldModules(MetaPathFinder, Loader):
 def find_renamed(package: str, name: str) -> Any:
     """Return what an old name of a package stands for today; the package's ``__getattr__`` calls this.
 
+    The old path of a module that moved is an attribute of its former package, too.
+
     Args:
         package: dotted name of the package.
         name: attribute that the package does not have.
@@ -93,6 +94,8 @@ def find_renamed(package: str, name: str) -> Any:
         AttributeError: the package has never had this name.
     """
     new = RENAMED.get(package, {}).get(name)
+    if new is None and f"{package}.{name}" in MOVED:
+        return importlib.import_module(f"{package}.{name}")
     if new is None:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
     new_package, _, attribute = new.rpartition(".")

@@ -3,7 +3,6 @@
 from typing import Any
 
 from monai_vit3d.deprecated import find_renamed
-from monai_vit3d.networks import checkpoints as checkpoints  # for the old name of it
 from monai_vit3d.networks.checkpoints import load_weights
 from monai_vit3d.networks.load_report import LoadReport
 

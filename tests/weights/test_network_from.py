@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from monai_vit3d import weights
 from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.decoders import DECODERS, LightDecoder
 from monai_vit3d.handlers import moving_average, save_atomic
@@ -15,7 +14,6 @@ from monai_vit3d.networks import (
     TokenSegmenter,
     VisionTransformer3D,
     build_network,
-    checkpoints,
     model_args,
 )
 from monai_vit3d.networks.heads import HEADS
@@ -175,11 +173,6 @@ def test_the_backbone_of_a_recorded_network_needs_no_options(tmp_path):
     load_backbone(larger, tmp_path / "model.pt")  # positions are resampled: the file says their grid
     network.backbone.set_input_size((32, 16, 8))
     torch.testing.assert_close(larger.backbone.pos_embed, network.backbone.pos_embed)
-
-
-def test_the_old_home_of_readers_warns():
-    with pytest.warns(DeprecationWarning, match=r"weights\.files is now monai_vit3d\.weights\.checkpoints"):
-        assert weights.files.read_checkpoint is checkpoints.read_checkpoint
 
 
 @torch.no_grad()
