@@ -29,7 +29,7 @@ from monai_vit3d.networks.model_args import model_args
 from monai_vit3d.weights import load_backbone, save_backbone
 from monai_vit3d.weights.convert.timm2d import from_timm2d
 from monai_vit3d.weights.info import describe_weights
-from tests.weights.test_timm2d import FAMILIES, flat, sizes
+from tests.weights.convert.test_timm2d import FAMILIES, flat, sizes
 
 SMALL = {"img_size": (8, 12, 16), "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 2, "num_classes": 3}
 FILES = {"config.json", "model.safetensors", "README.md"}

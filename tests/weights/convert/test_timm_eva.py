@@ -16,7 +16,7 @@ from monai_vit3d.weights.convert.timm2d import KERNEL, create_timm2d, from_timm2
 from monai_vit3d.weights.convert.timm2d_options import refuse_other_layers, timm_options
 from monai_vit3d.weights.convert.timm_eva import under_block_names
 from monai_vit3d.weights.create import create_model
-from tests.weights.test_timm2d import EXACT, HEADS, flat, image, sizes, stack
+from tests.weights.convert.test_timm2d import EXACT, HEADS, flat, image, sizes, stack
 
 # timm's name, patch, options; each has something that the ones before have not
 FAMILIES = {
