@@ -33,7 +33,7 @@ _HOMES = {
 }
 _ROOMS = (
     "bundle", "cli", "data", "decoders", "handlers", "inferers", "layers", "metrics", "networks", "pipeline",
-    "pretraining", "transforms", "visualize", "weights",
+    "planning", "pretraining", "transforms", "visualize", "weights",
 )  # fmt: skip
 __all__ = [*sorted(_HOMES), "__version__"]
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
     from . import metrics as metrics
     from . import networks as networks
     from . import pipeline as pipeline
+    from . import planning as planning
     from . import pretraining as pretraining
     from . import transforms as transforms
     from . import visualize as visualize

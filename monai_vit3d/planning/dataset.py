@@ -1,0 +1,53 @@
+"""A labelled data set, whatever layout its files are in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class LabelledCase:
+    """One case of a data set.
+
+    Args:
+        name: unique in the data set.
+        images: one 3D file a channel, or one 4D file that holds all channels, absolute.
+        label: absolute path of a label map; the number of a class; the value to regress; None without a label.
+        subject: who was scanned; the name where the data do not say it. Cases of a subject belong into one fold.
+        fold: where the data give it, from 0.
+        section: ``"training"`` or ``"testing"``.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | int | float | None
+    subject: str
+    fold: int | None = None
+    section: str = "training"
+
+
+@dataclass(frozen=True)
+class LabelledDataset:
+    """All cases of a data set, and what their channels and labels mean.
+
+    Args:
+        root: the folder that holds all files, absolute.
+        layout: name of the layout that was read, a row of ``LAYOUTS``.
+        task: ``"segmentation"``, ``"classification"`` or ``"regression"``.
+        cases: in the order of their names within the data set.
+        channel_names: one for each channel.
+        class_names: value to name, in the order of the values; 0 is "background" of a segmentation. Empty for
+            regression.
+    """
+
+    root: Path
+    layout: str
+    task: str
+    cases: tuple[LabelledCase, ...]
+    channel_names: tuple[str, ...]
+    class_names: dict[int, str]
+
+    def section(self, name: str) -> tuple[LabelledCase, ...]:
+        """Return the cases of ``"training"`` or ``"testing"``."""
+        return tuple(case for case in self.cases if case.section == name)
