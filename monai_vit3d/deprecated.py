@@ -77,7 +77,7 @@ class OldModules(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Put the moved module in the place of the new one."""
         old, new = module.__name__, MOVED[module.__name__]
-        warnings.warn(f"{old} is now {new}; the old path goes in the next release.", DeprecationWarning, stacklevel=2)
+        warn_renamed(old, new)
         sys.modules[old] = importlib.import_module(new)
 
 
@@ -100,11 +100,7 @@ def find_renamed(package: str, name: str) -> Any:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
     new_package, _, attribute = new.rpartition(".")
     new_package = new_package or package
-    warnings.warn(
-        f"{package}.{name} is now {new_package}.{attribute}; the old name goes in the next release.",
-        DeprecationWarning,
-        stacklevel=3,
-    )
+    warn_renamed(f"{package}.{name}", f"{new_package}.{attribute}", 4)
     return getattr(importlib.import_module(new_package), attribute)
 
 
@@ -151,4 +147,4 @@ def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
         new: the name.
         stacklevel: of the frame to name, counted from here, as ``warnings.warn`` takes it.
     """
-    warnings.warn(f"{old} is called {new} now; the old name goes in the next release.", DeprecationWarning, stacklevel)
+    warnings.warn(f"{old} is now {new}; the old name goes in the next release.", DeprecationWarning, stacklevel)

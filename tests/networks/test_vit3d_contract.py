@@ -644,23 +644,23 @@ def test_copies_after_another_size(clone, pos_embed):
 
 
 def test_taps_is_the_former_name_of_out_indices():
-    with pytest.warns(DeprecationWarning, match="taps is called out_indices"):
+    with pytest.warns(DeprecationWarning, match="taps is now out_indices"):
         net = TokenSegmenter(noisy(depth=4), "light", num_classes=2, taps=(1,))
     assert net.out_indices == [1]
-    with pytest.warns(DeprecationWarning, match="taps is called out_indices"):
+    with pytest.warns(DeprecationWarning, match="taps is now out_indices"):
         assert net.taps == [1]
-    with pytest.warns(DeprecationWarning, match="taps is called out_indices"):
+    with pytest.warns(DeprecationWarning, match="taps is now out_indices"):
         classifier = TokenClassifier(noisy(depth=4), "linear", num_classes=2, taps=(0, 2))
     assert classifier.out_indices == [0, 2]
     both = pytest.raises(ValueError, match="one argument: expected out_indices")
-    with pytest.warns(DeprecationWarning, match="taps is called"), both:
+    with pytest.warns(DeprecationWarning, match="taps is now"), both:
         TokenClassifier(noisy(depth=4), "linear", num_classes=2, taps=(0,), out_indices=(1,))
 
 
 @torch.no_grad()
 def test_forward_visible_is_the_former_name_of_forward_masked():
     net, ids_keep = noisy(), torch.tensor([[0, 3], [2, 1]])
-    with pytest.warns(DeprecationWarning, match="forward_visible is called forward_masked"):
+    with pytest.warns(DeprecationWarning, match="forward_visible is now forward_masked"):
         assert torch.equal(net.forward_visible(volume(), keep=ids_keep), net.forward_masked(volume(), ids_keep))
 
 
