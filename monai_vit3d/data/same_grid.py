@@ -6,8 +6,8 @@ from itertools import product
 
 import numpy as np
 
-from .errors import ImageError
-from .volume import Array, Volume
+from .errors import ImageError, UsageError
+from .volume import Array, Grid, Volume
 
 # At the corners. Registration tools round affines; a float32 quaternion near 180 degrees may err as much by itself
 SAME_PLACE_VOXELS = 0.1
@@ -43,6 +43,20 @@ def check_same_grid(first: Volume, other: Volume) -> None:
         raise ImageError(
             f"{other.path}: up to {shift:.3g} voxels ({apart_mm:.3g} mm) away from {first.path}; channels need one "
             f"grid, {SAME_PLACE_VOXELS} voxels apart at most. {advice}"
+        )
+
+
+def check_labels(labels: Array, voxels: Array, grid: Grid) -> None:
+    """Make sure that labels belong to an image.
+
+    Raises:
+        UsageError: labels are not integers, or the shapes differ.
+    """
+    whole = labels.dtype.kind in "biu" or labels.ndim == 4
+    if labels.ndim not in (3, 4) or labels.shape[-3:] != voxels.shape or voxels.shape != tuple(grid.shape) or not whole:
+        raise UsageError(
+            f"labels {labels.dtype} {labels.shape}, image {voxels.shape}, grid {tuple(grid.shape)}; one shape "
+            "(H, W, D) and integer labels are needed, or masks (C, H, W, D). Bring the labels onto the image's grid."
         )
 
 

@@ -21,6 +21,7 @@ from monai_vit3d.data.errors import ImageError, Vit3dError
 from monai_vit3d.data.files import file_sha256, remove_parts
 from monai_vit3d.data.nifti import write_labels, write_map
 from monai_vit3d.data.volume import Grid
+from monai_vit3d.visualize.overlay import draw_overlay, write_png
 
 from .case import Case
 from .dicom_seg import add_dicom_seg
@@ -32,7 +33,6 @@ from .predictor import Prediction, Predictor
 from .prepare import Prepared
 from .reading import case_sha256, read_case
 from .record import RunRecord, load_records
-from .report.overlay import draw_overlay, write_png
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from monai_vit3d.data.csv_files import csv_cell, write_csv
-from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.same_grid import check_labels
 from monai_vit3d.data.volume import Array, Grid
 
 COLUMNS = ("filename", "label", "name", "voxels", "volume_ml", "mean", "std", "min", "max")
@@ -70,20 +70,6 @@ def label_stats(labels: Array, voxels: Array, grid: Grid, names: Mapping[int, st
     for codes, intensities in _slices(labels, voxels, values):
         sums.add(codes, intensities)
     return [_record(int(value), i, sums, grid, names) for i, value in enumerate(values)]
-
-
-def check_labels(labels: Array, voxels: Array, grid: Grid) -> None:
-    """Make sure that labels belong to an image.
-
-    Raises:
-        UsageError: labels are not integers, or the shapes differ.
-    """
-    whole = labels.dtype.kind in "biu" or labels.ndim == 4
-    if labels.ndim not in (3, 4) or labels.shape[-3:] != voxels.shape or voxels.shape != tuple(grid.shape) or not whole:
-        raise UsageError(
-            f"labels {labels.dtype} {labels.shape}, image {voxels.shape}, grid {tuple(grid.shape)}; one shape "
-            "(H, W, D) and integer labels are needed, or masks (C, H, W, D). Bring the labels onto the image's grid."
-        )
 
 
 def write_stats(records: Iterable[Mapping[str, Any]], path: str | Path) -> None:

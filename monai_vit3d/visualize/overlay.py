@@ -10,8 +10,8 @@ import numpy as np
 
 from monai_vit3d.data.files import replacing
 from monai_vit3d.data.orientation import axis_letters
+from monai_vit3d.data.same_grid import check_labels
 from monai_vit3d.data.volume import Array, Grid
-from monai_vit3d.pipeline.stats import check_labels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +30,13 @@ _OPPOSITE = dict(zip("RLAPSI", "LRPAIS"))
 _HEIGHT, _WIDTH, _MARGIN, _GAP, _ALPHA = 260, 390, 16, 12, 0.4
 
 
-def draw_overlay(voxels: Array, labels: Array, grid: Grid, colours: Sequence[Colour] | None = None) -> Image:
+def draw_overlay(
+    voxels: Array,
+    labels: Array,
+    grid: Grid,
+    colours: Sequence[Colour] | None = None,
+    centre: Sequence[int] | None = None,
+) -> Image:
     """Draw an axial, a coronal and a sagittal plane through the slices with most labelled voxels, in true proportion.
 
     Radiological convention: the patient's right is on the left of the axial and coronal plane, anterior on the left
@@ -43,6 +49,7 @@ def draw_overlay(voxels: Array, labels: Array, grid: Grid, colours: Sequence[Col
         labels: (H, W, D) integers, 0 is background; or (C, H, W, D) masks, smaller ones on top.
         grid: where both lie, in any orientation.
         colours: RGB from 0 to 255 for labels 1, 2, ..., again from the start when they end; None is ``PALETTE``.
+        centre: index of the voxel that the planes pass through; None is :func:`label_centre` of the labels.
 
     Returns:
         An RGB picture.
@@ -55,9 +62,12 @@ def draw_overlay(voxels: Array, labels: Array, grid: Grid, colours: Sequence[Col
     check_labels(labels, voxels, grid)
     order, flips, turned = _to_lpi(grid.affine_mm)
     voxels, labels = _view(voxels, order, flips), _view(labels, order, flips)
-    centre = _centre(labels)
-    greys = [np.take(voxels, centre[_ACROSS[plane]], _ACROSS[plane]).T for plane in PLANES]
-    marks = [_flat(np.take(labels, centre[_ACROSS[plane]], labels.ndim - 3 + _ACROSS[plane])).T for plane in PLANES]
+    if centre is None:
+        cut = label_centre(labels)
+    else:
+        cut = [voxels.shape[i] - 1 - centre[axis] if flips[i] else centre[axis] for i, axis in enumerate(order)]
+    greys = [np.take(voxels, cut[_ACROSS[plane]], _ACROSS[plane]).T for plane in PLANES]
+    marks = [_flat(np.take(labels, cut[_ACROSS[plane]], labels.ndim - 3 + _ACROSS[plane])).T for plane in PLANES]
     spacing = np.sqrt((turned**2).sum(axis=0))
     sizes = _sizes(voxels.shape, spacing)
     panels = [
@@ -70,6 +80,17 @@ def draw_overlay(voxels: Array, labels: Array, grid: Grid, colours: Sequence[Col
         picture.paste(panel, (left, (height - panel.height) // 2))
         left += panel.width + _GAP
     return picture
+
+
+def label_centre(labels: Array) -> list[int]:
+    """Find for each axis the slice with most labelled voxels, the first of equals; the middle one without a label.
+
+    Args:
+        labels: (H, W, D) integers, 0 is background; or (C, H, W, D) masks.
+    """
+    filled = (labels != 0).any(axis=0) if labels.ndim == 4 else labels != 0
+    areas = [np.count_nonzero(filled, axis=tuple(i for i in range(3) if i != axis)) for axis in range(3)]
+    return [int(area.argmax()) if area.any() else len(area) // 2 for area in areas]
 
 
 def label_colour(label: int, colours: Sequence[Colour] = PALETTE) -> Colour:
@@ -117,13 +138,6 @@ def _view(values: Array, order: list[int], flips: list[bool]) -> Array:
     turned = values.transpose(*range(lead), *(lead + axis for axis in order))
     steps = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
     return turned[(slice(None),) * lead + steps]
-
-
-def _centre(labels: Array) -> list[int]:
-    """For each axis the slice with most labelled voxels, the first of equals; the middle one if there is no label."""
-    filled = (labels != 0).any(axis=0) if labels.ndim == 4 else labels != 0
-    areas = [np.count_nonzero(filled, axis=tuple(i for i in range(3) if i != axis)) for axis in range(3)]
-    return [int(area.argmax()) if area.any() else len(area) // 2 for area in areas]
 
 
 def _flat(labels: Array) -> Array:

@@ -13,7 +13,7 @@ from PIL import Image
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.orientation import axis_letters
 from monai_vit3d.data.volume import Grid
-from monai_vit3d.pipeline.report.overlay import (
+from monai_vit3d.visualize.overlay import (
     PALETTE,
     PLANES,
     draw_overlay,
@@ -64,6 +64,19 @@ def test_storage_order_is_not_seen(letters, picture):
     assert np.array_equal(np.asarray(draw(stored, stored_as(letters, labels, affine)[0], turned)), picture)
     assert axis_letters(turned) == letters
     assert {plane: plane_letters(turned, plane) for plane in PLANES} == LETTERS
+
+
+@pytest.mark.parametrize("letters", ["RAS", "LPI", "SPL", "AIR"])
+def test_planes_pass_through_the_same_voxel_in_any_order(letters):
+    voxels, labels, affine = head()
+    place = np.zeros(voxels.shape, np.int16)
+    place[4, 22, 10] = 1
+    stored, turned = stored_as(letters, voxels, affine)
+    centre = [int(i) for i in np.argwhere(stored_as(letters, place, affine)[0])[0]]
+    drawn = draw(stored, stored_as(letters, labels, affine)[0], turned, centre=centre)
+    expected = np.asarray(draw(voxels, labels, affine, centre=[4, 22, 10]))
+    assert np.array_equal(np.asarray(drawn), expected)
+    assert not np.array_equal(expected, np.asarray(draw(voxels, labels, affine)))
 
 
 @pytest.mark.parametrize("letters", ["RAS", "LPI", "SPL", "AIR"])
