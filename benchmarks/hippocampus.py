@@ -96,7 +96,7 @@ def seconds_per_epoch(rounds: int) -> dict[str, float]:
 def train_and_score(name: str, epochs: int, threads: int, folder: Path) -> dict:
     """Train one network, score the test section; returns what the table shows."""
     folder.mkdir(parents=True, exist_ok=True)
-    network = {} if NETWORKS[name] is None else {"network_def": NETWORKS[name]}
+    network = {} if NETWORKS[name] is None else {"network_def": NETWORKS[name], "num_classes": 3}
     weights = {"ckpt_path": str(folder / "model.pt")}
     start = time.perf_counter()
     train = {"epochs": epochs, "val_interval": max(1, epochs // 5), "output_dir": str(folder)}

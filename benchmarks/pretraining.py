@@ -154,10 +154,11 @@ def segment(encoder: Path | None, job: str, seed: int, folder: Path, steps: int)
     options = {"train#dataset#data": random.Random(seed).sample(items, cases), "validate#dataset#data": items[:1]}
     options |= {"epochs": epochs, "val_interval": epochs, "warmup_epochs": epochs / 20, "ema_decay": 0.98}
     options |= {"seed": seed, "resume": False, "output_dir": str(folder), "ckpt_path": str(folder / "model.pt")}
-    options |= {"network_def": network, "pretrained": None if encoder is None else str(encoder)}
+    options |= {"network_def": network, "num_classes": 3, "pretrained": None if encoder is None else str(encoder)}
     options |= {"optimizer#params": "$@network.decoder.parameters()", "learning_rate": 0.01} if frozen else {}
     workflow(SEGMENTATION, "train", **options).run()
-    places = {"output_dir": str(folder / "test"), "ckpt_path": str(folder / "model.pt"), "network_def": network}
+    places = {"output_dir": str(folder / "test"), "ckpt_path": str(folder / "model.pt")}
+    places |= {"network_def": network, "num_classes": 3}
     workflow(SEGMENTATION, "inference", "evaluate", **places).run()
     return read_scores(folder / "test")
 

@@ -203,3 +203,20 @@ def test_federated_rounds(phantom_task, tmp_path):
     again.train(ExchangeObject(weights=of_server))
     sent = again.get_weights().weights
     assert sent[name].abs().max() < 0.1 * weights[name].abs().max()  # a step or two from zero
+
+
+@pytest.mark.slow
+def test_another_network_is_trained_and_scored_with_its_own_weights(phantom_task, tmp_path):
+    """As benchmarks/hippocampus.py trains its peers; an inference that left them as initialised would score noise."""
+    peer = {"_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 3, "channels": [4, 8]}
+    peer |= {"strides": [2]}
+    options = {"network_def": peer, "num_classes": 3, "ckpt_path": tmp_path / "model.pt"}
+    shared = small_run(phantom_task, tmp_path, **options)
+    shared = {key: value for key, value in shared.items() if not key.startswith("network_def#")}
+    run_here(HIPPOCAMPUS, "train", **shared)
+    scoring = {key: shared[key] for key in ("dataset_dir", "split_file", "window", "network_def", "num_classes")}
+    started = workflow(HIPPOCAMPUS, "inference", "evaluate", ckpt_path=tmp_path / "model.pt", **scoring)
+    state = started.parser.get_parsed_content("network").state_dict()
+    trained = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert trained.keys() == state.keys()
+    assert all(torch.equal(trained[key], state[key]) for key in state)
