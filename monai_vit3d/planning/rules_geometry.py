@@ -20,7 +20,7 @@ SIDES = (
 PATCH = 8  # voxels along the fine axes
 
 
-def choose_spacing_mm(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_spacing_mm(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take the median spacing; along a much coarser axis the 10th percentile, as nnU-Net does."""
     spacing = [float(mm) for mm in evidence.fingerprint["spacing_mm"]["50"]]
     shape = evidence.fingerprint["shape"]["50"]
@@ -50,7 +50,7 @@ def median_shape(evidence: Evidence, spacing: list[float]) -> list[int]:
     return [max(1, round(n * float(mm) / new)) for n, mm, new in zip(shape, old, spacing)]
 
 
-def choose_flip_axes(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_flip_axes(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Allow flips along the axes on which no class has a side; where a window shows a whole case, left-right alone."""
     allowed, reasons = [], []
     pairs = evidence.fingerprint["left_right_pairs"]
@@ -72,7 +72,7 @@ def foreground_names(evidence: Evidence) -> list[str]:
     return [str(facts["name"]) for facts in evidence.fingerprint["classes"].values()]
 
 
-def choose_rotate_range(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_rotate_range(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Rotate by up to 15 degrees; about the coarse axis alone where there is one."""
     axis = coarse_axis(plan["spacing_mm"])
     if axis is None:
@@ -81,7 +81,7 @@ def choose_rotate_range(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[An
     return angles, f"radians: in the planes of the slices, {AXIS_NAMES[axis]} is too coarse to rotate through"
 
 
-def choose_patch_size(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_patch_size(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take 8 voxels along the finest axis, and as many mm along the others, in powers of two."""
     if "patch_size" in evidence.encoder:
         return list(evidence.encoder["patch_size"]), "the pretrained encoder's"

@@ -10,13 +10,13 @@ from .plan import Evidence
 MODALITIES = ("CT", "MR", "PET", "other")
 
 
-def choose_modality(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_modality(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take the fingerprint's guess for each channel."""
     channels = evidence.fingerprint["channels"]
     return [channel["modality"] for channel in channels], "guessed by names and values of the channels"
 
 
-def choose_intensity(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_intensity(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Clip CT to the foreground's percentiles and use its mean and std; others by each image's own."""
     schemes, reasons = [], []
     for kind, facts in zip(plan["modality"], evidence.fingerprint["channels"]):

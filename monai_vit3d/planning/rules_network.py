@@ -19,7 +19,7 @@ CPU_DEPTH = 8  # blocks: as the shipped hippocampus bundle, which trains in 20 m
 SMALL_FROM_GB = 12.0  # of GPU memory, from which the wider network is taken
 
 
-def choose_device(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_device(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Plan for a GPU where this machine has one."""
     import torch
 
@@ -28,7 +28,7 @@ def choose_device(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str
     return "cpu", "this machine has no GPU; device=cuda plans for one"
 
 
-def choose_memory_gb(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_memory_gb(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take what was given; else 90 % of the GPU's, or 4 GB."""
     if evidence.memory_bytes is not None:
         return round(evidence.memory_bytes / GIB, 2), "given"
@@ -41,7 +41,7 @@ def choose_memory_gb(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, 
     return CPU_MEMORY_GB, "GB for training on a CPU; memory= says another"
 
 
-def choose_preset(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_preset(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take the encoder's size; else one that the device trains in a sensible time."""
     if evidence.encoder:
         return "pretrained", "the pretrained encoder's size"
@@ -67,10 +67,10 @@ def _size(name: str) -> Any:
     return decide
 
 
-choose_embed_dim, choose_depth, choose_num_heads = _size("embed_dim"), _size("depth"), _size("num_heads")
+decide_embed_dim, decide_depth, decide_num_heads = _size("embed_dim"), _size("depth"), _size("num_heads")
 
 
-def choose_embed_layer(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_embed_layer(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take a convolutional stem where nothing is pretrained and the patch is made of halvings."""
     if evidence.encoder:
         return evidence.encoder["embed_layer"], "the pretrained encoder's"
@@ -79,19 +79,19 @@ def choose_embed_layer(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any
     return "patch", "a convolutional stem needs patches of powers of two"
 
 
-def choose_decoder(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_decoder(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take UNETR's."""
     return "unetr", "convolutions at all resolutions keep thin and small structures"
 
 
-def choose_feature_size(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_feature_size(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take UNETR's 16 channels at full resolution, 32 on a large GPU."""
     if plan["preset"] == "vit3d_small" and plan["device"] == "cuda":
         return 32, "channels at full resolution"
     return 16, "channels at full resolution"
 
 
-def choose_image_levels(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_image_levels(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Let all levels of a UNETR decoder see the image."""
     if plan["decoder"] != "unetr":
         return None, "of the UNETR decoder alone"
@@ -99,7 +99,7 @@ def choose_image_levels(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[An
     return levels, "levels that see the image itself: all of the decoder's"
 
 
-def choose_amp(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_amp(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Use bfloat16 where the device computes in it; a CPU without instructions for it takes up to 50 times as long."""
     import torch
 
@@ -110,7 +110,7 @@ def choose_amp(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     return False, "float32: this CPU has no instructions for bfloat16"
 
 
-def choose_window(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_window(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Cover the median case, as far as time and memory allow; a multiple of the patch on each axis."""
     patch, shape = plan["patch_size"], median_shape(evidence, plan["spacing_mm"])
     sizes = [p * max(1, math.ceil(0.95 * n / p)) for n, p in zip(shape, patch)]

@@ -22,7 +22,7 @@ RARE = 1e-3  # of a window's voxels, below which a class is rare
 VALIDATIONS = 10
 
 
-def choose_folds(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_folds(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take the data's folds, else 5 by subject, fewer where there are fewer subjects."""
     subjects = evidence.subjects
     if subjects < 2:
@@ -47,13 +47,13 @@ def require_folds(evidence: Evidence, count: int) -> None:
         raise UsageError(f"folds={count}; {evidence.subjects} subjects are there: expected 2 to {most}.")
 
 
-def choose_batch_size(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_batch_size(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take two cases a step, where a fold has two to train on."""
     require_folds(evidence, plan["folds"])
     return max(1, min(WINDOWS_A_STEP, _training_cases(evidence, plan))), "cases a step"
 
 
-def choose_samples_per_case(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_samples_per_case(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take as many windows a case as make two a step."""
     return max(1, WINDOWS_A_STEP // plan["batch_size"]), "windows of each case in a step"
 
@@ -63,14 +63,14 @@ def _training_cases(evidence: Evidence, plan: Mapping[str, Any]) -> int:
     return math.floor(int(evidence.fingerprint["cases"]) * (plan["folds"] - 1) / plan["folds"])
 
 
-def choose_repeats(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_repeats(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Draw each case so often that an epoch has 50 steps."""
     cases = _training_cases(evidence, plan)
     count = max(1, math.ceil(STEPS_AN_EPOCH * plan["batch_size"] / max(1, cases)))
     return count, f"times that an epoch draws each of about {cases} cases, for {STEPS_AN_EPOCH} steps or more"
 
 
-def choose_cached_cases(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_cached_cases(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Keep as many preprocessed cases in memory as half of it holds."""
     import psutil
 
@@ -83,13 +83,13 @@ def choose_cached_cases(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[An
     return most, "preprocessed cases that half of the memory holds; others are read each time"
 
 
-def choose_class_ratios(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_class_ratios(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Centre a third of the windows on background, and the others on all classes equally often."""
     classes = len(evidence.fingerprint["classes"])
     return [classes / 2, *[1.0] * classes], "a third of the windows on background, the others on each class alike"
 
 
-def choose_loss(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_loss(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take Dice and cross-entropy; Dice and focal where a class is rare in a window."""
     voxel_ml = math.prod(plan["spacing_mm"]) / 1000
     voxels = {str(c["name"]): c["volume_ml"] / voxel_ml for c in evidence.fingerprint["classes"].values()}
@@ -100,7 +100,7 @@ def choose_loss(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     return "DiceCELoss", "Dice and cross-entropy; no class is rare in a window"
 
 
-def choose_epochs(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_epochs(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take as many steps as the device does in a sensible time."""
     windows = plan["batch_size"] * plan["samples_per_case"]
     voxels = windows * math.prod(plan["window"])
@@ -110,45 +110,45 @@ def choose_epochs(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str
     return count, f"about {count * an_epoch} steps of {windows} windows"
 
 
-def choose_learning_rate(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_learning_rate(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take 1e-3 for narrow networks, less for wide and for pretrained ones."""
     if evidence.pretrained:
         return 3e-4, "of the decoder; the encoder's falls by layer_decay"
     return (1e-3, "of a narrow network") if plan["embed_dim"] <= 256 else (3e-4, "of a wide network")
 
 
-def choose_warmup_epochs(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_warmup_epochs(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Warm up over a twentieth of the training."""
     return max(1, round(plan["epochs"] / 20)), "the learning rate rises, then falls as a cosine"
 
 
-def choose_frozen_epochs(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_frozen_epochs(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Train the decoder of a pretrained encoder first, alone."""
     if evidence.pretrained:
         return plan["warmup_epochs"], "the new decoder learns first, the pretrained encoder rests"
     return 0, "nothing is pretrained"
 
 
-def choose_layer_decay(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_layer_decay(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Let the early layers of a pretrained encoder change least."""
     if evidence.pretrained:
         return 0.75, "early layers of the pretrained encoder change least"
     return 1.0, "all layers learn alike"
 
 
-def choose_clip_norm(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_clip_norm(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Clip gradients: closely where an encoder is pretrained."""
     if evidence.pretrained:
         return 1.0, "keeps the pretrained encoder from being thrown off"
     return 12.0, "stops a gradient that explodes, and no other"
 
 
-def choose_ema_decay(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_ema_decay(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Average the weights over about a tenth of the training."""
     steps = plan["epochs"] * max(1, _training_cases(evidence, plan) * plan["repeats"] // plan["batch_size"])
     return round(min(0.999, max(0.9, 1 - 8 / steps)), 4), "the moving average of the weights is what is validated"
 
 
-def choose_val_interval(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_val_interval(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Validate about ten times."""
     return max(1, plan["epochs"] // VALIDATIONS), f"epochs; about {VALIDATIONS} validations"
