@@ -18,7 +18,8 @@ ALLOWED_BUILTINS = _split("len int float str bool round min max sum abs zip rang
 ALLOWED_CALLS = _split(
     "torch.device torch.cuda.is_available os.path.join os.path.basename monai_vit3d.weights.load_weights "
     "monai_vit3d.weights.load_backbone monai_vit3d.weights.network_from monai_vit3d.data.medmnist3d_info "
-    "monai_vit3d.data.class_names monai_vit3d.data.nifti_files monai_vit3d.networks.probabilities"
+    "monai_vit3d.data.class_names monai_vit3d.data.nifti_files monai_vit3d.data.image_cases "
+    "monai_vit3d.networks.probabilities monai_vit3d.weights.fold_files"
 )
 # functions of tensors whose result is no larger than their arguments: no files, no unbounded memory
 _TENSOR_FUNCTIONS = _split(
@@ -95,6 +96,7 @@ _CLASS_RULES: tuple[tuple[str, str, frozenset[str] | None], ...] = (
     ("monai_vit3d.networks.", "torch.nn.Module", None),
     ("monai_vit3d.inferers.", "monai.inferers.Inferer", None),
     ("monai_vit3d.transforms.spacing.", "monai.transforms.Transform", None),
+    ("monai_vit3d.transforms.normalize_channels.", "monai.transforms.Transform", None),
     ("monai_vit3d.data.", "monai.data.ImageReader", READER_CLASSES),
 )
 _UNCALLED = ("torch.nn.modules.", "monai_vit3d.layers.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from monai_vit3d.data.errors import BundleError, UsageError
 
 from .config_file import read_config
+from .metadata import METADATA_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 CONFIG_SUFFIXES = ("yaml", "yml", "json")
 DEFAULT_CONFIGS = ("inference",)
+FOLDS = "folds"  # which of the trained folds are run, of a bundle that has several
 # may be set where the config has no such entry
 OPTIONAL_ENTRIES = (
     "ckpt_path",
@@ -110,6 +112,8 @@ def read_parser(root: Path, choice: Choice, device: torch.device | str) -> Confi
     paths = config_files(root, choice.names)
     where = paths[-1]
     contents = [read_config(path) for path in paths]  # refused, if it must be, before MONAI takes its time to load
+    is_named = _names_metadata([contents, dict(choice.overrides)])
+    metadata = read_config(root / METADATA_FILE) if is_named and (root / METADATA_FILE).is_file() else {}
     from monai.bundle import ConfigParser
     from monai.bundle.utils import merge_kv
 
@@ -119,6 +123,8 @@ def read_parser(root: Path, choice: Choice, device: torch.device | str) -> Confi
             for key, value in content.items():
                 merge_kv(merged, key, value)
         config = merged.get()
+        if is_named:
+            config[ConfigParser.meta_key] = metadata
         parser = ConfigParser(config)
     except Exception as error:
         raise BundleError(f"{where}: not a readable config ({one_line(error)}). Fetch the bundle again.") from error
@@ -140,8 +146,21 @@ def read_parser(root: Path, choice: Choice, device: torch.device | str) -> Confi
     return parser
 
 
+def _names_metadata(content: Any) -> bool:
+    """Whether a config refers to ``_meta_``, under which MONAI's workflows have the content of metadata.json."""
+    if isinstance(content, Mapping):
+        return _names_metadata([*content.keys(), *content.values()])
+    if isinstance(content, list | tuple):
+        return any(map(_names_metadata, content))
+    return isinstance(content, str) and "_meta_" in content
+
+
 def _check_override(name: str, config: Mapping[str, Any]) -> None:
     first = name.replace("#", "::").partition("::")[0]
+    if first == FOLDS and first not in config:
+        raise UsageError(
+            "folds=: this bundle has one set of weights, of no folds, so none can be chosen. Leave it out."
+        )
     if first in _SET_BY_ARGUMENT:
         raise UsageError(f"overrides={name}: set by {_SET_BY_ARGUMENT[first]}. Leave it out.")
     if first not in config and first not in OPTIONAL_ENTRIES:

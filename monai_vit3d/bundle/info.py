@@ -82,7 +82,8 @@ def _listed(names: Mapping[int, str]) -> str:
 def _weights_and_safety(root: Path, choice: Choice) -> dict[str, str]:
     try:
         loaded = load_bundle(root, "cpu", True, choice)
-        return {"weights": f"{loaded.weights.name}, SHA-256 {loaded.weights_sha256}", "--safe": "runs"}
+        files = ", ".join(f"{file.path.name}, SHA-256 {file.sha256}" for file in loaded.weights.files)
+        return {"weights": files, "--safe": "runs"}
     except BundleError as error:
         shipped = sorted((root / "models").glob("*.pt"))
         weights = ", ".join(f"{path.name}, SHA-256 {file_sha256(path)}" for path in shipped) or "none"

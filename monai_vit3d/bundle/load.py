@@ -17,7 +17,7 @@ from monai_vit3d.data.errors import BundleError, UsageError, Vit3dError
 from .config import AS_SHIPPED, Choice, one_line
 from .metadata import Metadata
 from .open_config import OpenConfig, open_config
-from .weights import load_bundle_network
+from .weights import BundleWeights, load_bundle_network
 
 if TYPE_CHECKING:
     import torch
@@ -64,8 +64,7 @@ class Bundle(BundleSteps):
 
     Args:
         network: in evaluation mode, on ``device``.
-        weights: the checkpoint.
-        weights_sha256: of the checkpoint.
+        weights: the checkpoint, or those of an ensemble's members.
         config_sha256: of the bundle's ``configs`` and Python files, on any of which an answer may depend.
         class_names: of a classifier's classes; empty for segmentation.
         task: of a classifier.
@@ -77,8 +76,7 @@ class Bundle(BundleSteps):
 
     network: torch.nn.Module
     device: torch.device
-    weights: Path
-    weights_sha256: str
+    weights: BundleWeights
     config_sha256: str
     class_names: list[str]
     task: str
@@ -166,8 +164,7 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False, choic
                 **steps,
                 network=network,
                 device=torch_device,
-                weights=weights.path,
-                weights_sha256=weights.sha256,
+                weights=weights,
                 config_sha256=config.sha256,
                 class_names=_class_names(config),
                 task=str(config.build("task", "multi-class")),

@@ -15,6 +15,7 @@ from monai_vit3d.data.json_shape import ANY_KEY, shape_violation
 
 from .trained_on import TrainedOn, read_trained_on
 
+METADATA_FILE = Path("configs", "metadata.json")
 MAX_METADATA_BYTES = 8 * 2**20
 MAX_CHANNELS = 1000
 _INPUT = {"num_channels": int, "channel_def": {ANY_KEY: str}}
@@ -88,7 +89,7 @@ def read_metadata(root: Path) -> Metadata:
     Raises:
         BundleError: the file is not JSON, or not of the shape that MONAI's metadata have.
     """
-    path = root / "configs" / "metadata.json"
+    path = root / METADATA_FILE
     folder = root.resolve().name
     if not path.is_file():
         return Metadata(folder, "unknown")

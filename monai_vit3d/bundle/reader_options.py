@@ -84,6 +84,7 @@ READER_OPTIONS: dict[str, ReaderOption] = {
     # obeyed
     "as_closest_canonical": ReaderOption(_any),
     "max_voxels": ReaderOption(_any),
+    "channels": ReaderOption(_any),  # a case's images are compared with metadata.json
     # refused unless it is the default
     "channel_dim": ReaderOption(_no_axis, _ONE_FILE_A_CHANNEL),
     "reverse_indexing": ReaderOption(

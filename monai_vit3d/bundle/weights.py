@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +46,18 @@ class WeightsFile:
             BundleError: not a path, or one outside the folder that reading is confined to.
         """
         if not isinstance(path, str | os.PathLike) or "\0" in str(path):
-            raise BundleError(f"{config}: weights {path!r}; the path of a file is expected. Correct ckpt_path.")
+            raise BundleError(
+                f"{config}: weights {path!r}; the path of a file, or a list of such, is expected. Correct ckpt_path."
+            )
         path = Path(path)
         check_confined(path)
         identity = _identity(path)
         return cls(path, file_sha256(path) if path.is_file() else "", identity)
+
+    @property
+    def written(self) -> str:
+        """When its bytes were last written, local time as ISO 8601; "" if there is no file."""
+        return datetime.fromtimestamp(self.identity[3] / 1e9).isoformat(" ", "minutes") if self.identity else ""
 
     def check_unchanged(self) -> None:
         """Raise :class:`WeightsError` if the file is no longer the one that was hashed."""
@@ -68,9 +77,56 @@ class WeightsFile:
         return state if key is None else state[key]
 
 
+@dataclass(frozen=True)
+class BundleWeights:
+    """The files of a bundle's weights: one, or one for each member of an ensemble.
+
+    Args:
+        files: one or more.
+    """
+
+    files: tuple[WeightsFile, ...]
+
+    @classmethod
+    def of(cls, paths: Any, config: Path) -> BundleWeights:
+        """Hash a file, or each of several.
+
+        Raises:
+            BundleError: an empty list, or as :meth:`WeightsFile.of`.
+        """
+        listed = list(paths) if isinstance(paths, list | tuple) and paths else [paths]
+        return cls(tuple(WeightsFile.of(path, config) for path in listed))
+
+    @property
+    def sha256(self) -> str:
+        """That of the file; of several, of the lines that ``sha256sum`` prints of them."""
+        if len(self.files) == 1:
+            return self.files[0].sha256
+        lines = [f"{file.sha256}  {file.path.name}" for file in self.files]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @property
+    def names(self) -> str:
+        """Paths of the files, for messages."""
+        return ", ".join(str(file.path) for file in self.files)
+
+    def check_unchanged(self) -> None:
+        """Raise :class:`WeightsError` if a file is no longer the one that was hashed."""
+        for file in self.files:
+            file.check_unchanged()
+
+    def state(self, keys: tuple[str, ...]) -> Any:
+        """Read the file, as :meth:`WeightsFile.state`; of several, a state dict of their ensemble."""
+        states = [file.state(keys) for file in self.files]
+        if len(states) == 1:
+            return states[0]
+        members = [state if isinstance(state, Mapping) else {} for state in states]
+        return {f"members.{i}.{key}": value for i, state in enumerate(members) for key, value in state.items()}
+
+
 def load_bundle_network(
     build: Callable[..., Any], parser: ConfigParser, config: Path, default: Path
-) -> tuple[nn.Module, WeightsFile]:
+) -> tuple[nn.Module, BundleWeights]:
     """Build a bundle's network with the weights that its config names.
 
     A CheckpointLoader's file is loaded, as MONAI does. Else, a network whose entry refers to ``ckpt_path`` has loaded
@@ -91,18 +147,18 @@ def load_bundle_network(
     from monai_vit3d.networks.checkpoints import load_state
 
     loader = checkpoint_loader(parser.get())
-    weights = WeightsFile.of(build(f"{loader}::load_path") if loader else build("ckpt_path", default), config)
+    weights = BundleWeights.of(build(f"{loader}::load_path") if loader else build("ckpt_path", default), config)
     entry = "network" if parser.get("network") is not None else "network_def"
     network = build(entry)
     if not isinstance(network, nn.Module):
         raise BundleError(f"{config}: {entry!r} is {type(network).__name__}; a network of torch.nn is expected.")
     if loader:
         keys = parser.get(f"{loader}::load_dict", {})
-        load_state(network, weights.state(tuple(keys) if isinstance(keys, dict) else ()), weights.path)
+        load_state(network, weights.state(tuple(keys) if isinstance(keys, dict) else ()), weights.names)
     elif refers_to(parser, entry, "ckpt_path"):
         _check_loaded(network, weights)
     else:
-        load_state(network, weights.state(_CHECKPOINT_KEYS), weights.path)
+        load_state(network, weights.state(_CHECKPOINT_KEYS), weights.names)
     weights.check_unchanged()
     return network, weights
 
@@ -149,12 +205,12 @@ def _without_descriptions(content: Any) -> Any:
     return [_without_descriptions(value) for value in content] if isinstance(content, list) else content
 
 
-def _check_loaded(network: nn.Module, weights: WeightsFile) -> None:
+def _check_loaded(network: nn.Module, weights: BundleWeights) -> None:
     """Compare a network that loaded its own weights with the file that is recorded for it."""
     try:
         state = weights.state(_CHECKPOINT_KEYS)
     except WeightsError:
-        if not weights.sha256:
+        if not all(file.sha256 for file in weights.files):
             raise
         state = {}  # in another project's format, which the bundle's own code reads
     loaded = network.state_dict()
@@ -164,11 +220,16 @@ def _check_loaded(network: nn.Module, weights: WeightsFile) -> None:
             (loaded[key].cpu() == state[key].to(loaded[key].dtype)).logical_or(loaded[key].cpu().isnan()).all()
         ):
             raise WeightsError(
-                f"{weights.path}: the network that the config builds from it holds other weights ({key} differs), so "
+                f"{weights.names}: the network that the config builds from it holds other weights ({key} differs), so "
                 "this is not the file that would run. Correct the network's entry, or ckpt_path."
             )
+    if not common and len(weights.files) > 1:
+        raise WeightsError(
+            f"{weights.names}: several files, but the config builds no ensemble of them. Name one, or build the "
+            "network by monai_vit3d.weights.network_from."
+        )
     if not common:
-        logger.warning("%s: no tensor of it has a name of the network's, so the two cannot be compared", weights.path)
+        logger.warning("%s: no tensor of it has a name of the network's, so the two cannot be compared", weights.names)
 
 
 def _same_shape(value: Tensor, state: Any, key: str) -> bool:

@@ -25,7 +25,8 @@ from .task_names import resolve_task
 # names by module: nibabel, monai and numpy load when a function that needs them is first used
 _LAZY = {
     "nifti": ("NiftiReader", "cut_box", "label_volumes_ml", "nifti_files", "write_labels", "write_map"),
-    "readers": ("read_grid", "read_volume"),
+    "case_files": ("image_cases",),
+    "readers": ("count_volumes", "read_grid", "read_volume", "read_volumes"),
     "volume": ("Grid", "Volume"),
     "labels": ("CheckLabelsd",),
     "medmnist3d": ("MedMNIST3DDataset", "class_names", "medmnist3d_info"),

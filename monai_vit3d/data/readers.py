@@ -94,6 +94,30 @@ def read_volume(
     return read_image(*_parser(path), path, volume, max_voxels, exact, hashed)
 
 
+def read_volumes(
+    path: str | Path, max_voxels: int = MAX_VOXELS, exact: bool = False, hashed: bool = False
+) -> list[Volume]:
+    """Read all volumes of a file, as the channels of one image; arguments and errors as of :func:`read_volume`.
+
+    Returns:
+        The volumes in order, of one grid; one of a 3D file. The first has the warnings about the file, and its SHA-256.
+    """
+    from .nifti.image_file import read_all_volumes
+
+    return read_all_volumes(*_parser(path), path, max_voxels, exact, hashed)
+
+
+def count_volumes(path: str | Path) -> int:
+    """Count the volumes of a file by its header alone.
+
+    Raises:
+        ImageError: as :func:`read_volume`, so far as the header shows.
+    """
+    from .nifti.image_file import count_image_volumes
+
+    return count_image_volumes(*_parser(path), path)
+
+
 def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Grid:
     """Where an image lies, from its header alone; voxels are neither read nor checked.
 

@@ -5,6 +5,7 @@ from typing import Any
 from monai_vit3d.deprecated import find_renamed
 
 from .classifier import TokenClassifier
+from .fold_ensemble import FoldEnsemble
 from .heads import HEADS
 from .layer_decay import layer_decay_groups
 from .lora import LoraSettings, MergedState, apply_lora, freeze, merge_lora
@@ -15,6 +16,7 @@ from .task_losses import encode_target, probabilities, task_loss
 from .vit3d import VisionTransformer3D
 
 __all__ = [
+    "FoldEnsemble",
     "HEADS",
     "LoraSettings",
     "MergedState",

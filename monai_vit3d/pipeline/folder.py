@@ -25,6 +25,8 @@ from .plan import RESERVED, Plan, plan_cases
 from .record import RunRecord, merge_records, merging, write_json
 
 if TYPE_CHECKING:
+    from monai_vit3d.bundle.weights import WeightsFile
+
     from .run_cases import Summary
 
 logger = logging.getLogger(__name__)
@@ -190,8 +192,8 @@ def _about(
         "bundle": bundle.metadata.name,
         "bundle_version": bundle.metadata.version,
         "bundle_path": str(given.absolute()),
-        "weights": str(bundle.weights),
-        "weights_sha256": bundle.weights_sha256,
+        "weights": [_weights_file(file) for file in bundle.weights.files],
+        "weights_sha256": bundle.weights.sha256,
         "config": list(choice.names),
         "overrides": {name: repr(value) for name, value in choice.overrides.items()},
         "config_sha256": bundle.config_sha256,
@@ -206,6 +208,10 @@ def _about(
         "warnings": list(plan.warnings),
         "passed_over": recorded(plan.passed_over),
     }
+
+
+def _weights_file(file: WeightsFile) -> dict[str, str]:
+    return {"file": str(file.path), "sha256": file.sha256, "written": file.written}
 
 
 def versions() -> dict[str, str]:

@@ -155,7 +155,7 @@ class _CaseRunner:
         self.bundle = bundle = predictor.bundle
         self.counts = {"done": 0, "skipped": 0, "failed": 0, "suspicious": 0}
         self.made_with = {
-            "weights_sha256": bundle.weights_sha256,
+            "weights_sha256": bundle.weights.sha256,
             "config_sha256": bundle.config_sha256,
             # as JSON gives it back, lists for tuples, to compare it with an earlier record
             "options": json.loads(json.dumps(asdict(predictor.options))),

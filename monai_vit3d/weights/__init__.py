@@ -12,6 +12,7 @@ from .convert import from_monai_unetr, from_monai_vit, to_monai_unetr, to_monai_
 from .convert.timm2d import checkpoint_filter_fn, create_timm2d, from_timm2d, load_timm2d
 from .convert.timm2d_stats import timm_normalisation
 from .create import create_model
+from .folds import fold_files
 from .info import convert_weights, describe_weights
 from .sources import Source, backbone_from, identify, read_source
 from .whole_network import load_network, network_from
@@ -26,6 +27,7 @@ __all__ = [
     "create_timm2d",
     "describe_weights",
     "embed_layer_of",
+    "fold_files",
     "from_monai_unetr",
     "from_monai_vit",
     "from_timm2d",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from monai.utils import ensure_tuple
 from torch import Tensor, nn
 
 from monai_vit3d.data.errors import UsageError, WeightsError
-from monai_vit3d.networks import VisionTransformer3D
+from monai_vit3d.networks import FoldEnsemble, VisionTransformer3D
 from monai_vit3d.networks.checkpoints import as_state_dict, read_checkpoint, read_with_metadata, refuse_differences
 from monai_vit3d.networks.model_args import class_of
 from monai_vit3d.networks.recorded import build_own, build_whole, files_in, recorded_args
@@ -24,24 +25,27 @@ _ENTRIES = ("model", "network")  # of a checkpoint that holds more, as last.pt
 
 
 def network_from(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     *,
     img_size: int | Sequence[int] | None = None,
     global_pool: str | None = None,
     fc_norm: bool | None = None,
+    average: str = "softmax",
     **expected: Any,
 ) -> nn.Module:
-    """Build the network that a file of weights describes, and load the weights.
+    """Build the network that a file of weights describes, and load the weights; of several files, their ensemble.
 
     Every state dict of a :class:`VisionTransformer3D`, :class:`TokenSegmenter` or :class:`TokenClassifier` records the
     arguments that build the network, and so does every file that a training of this package writes.
 
     Args:
         path: a file of a training (``model.pt``, ``last.pt``, ``encoder.safetensors``), the state dict of one of these
-            networks by ``torch.save``, or a folder of ``save_pretrained``.
+            networks by ``torch.save``, or a folder of ``save_pretrained``. A list of two or more gives a
+            :class:`~monai_vit3d.networks.FoldEnsemble`, a list of one that network itself.
         img_size: of the backbone, whose positions are resampled; None keeps the file's.
         global_pool: of a backbone alone: another pooling; None keeps the file's.
         fc_norm: of a backbone alone: False leaves the final norm before ``global_pool``; None as the constructor's.
+        average: of several files: what of the networks' outputs is averaged, as :class:`FoldEnsemble` has it.
         expected: arguments that the network must have, as ``num_classes=3`` or ``backbone={"depth": 8}``; those that
             are None are not compared.
 
@@ -49,11 +53,20 @@ def network_from(
         The network, in evaluation mode.
 
     Raises:
-        WeightsError: the file is missing or damaged, records no arguments, or other ones than ``expected``.
+        WeightsError: a file is missing or damaged, records no arguments, or other ones than ``expected``; or the list
+            is empty.
+        UsageError: networks that cannot be averaged, or ``average`` of another name.
 
     Example:
         >>> net = network_from("runs/train/model.pt", num_classes=3)
     """
+    options: dict[str, Any] = {"img_size": img_size, "global_pool": global_pool, "fc_norm": fc_norm}
+    if not isinstance(path, str | os.PathLike):
+        files = list(path)
+        if not files:
+            raise WeightsError("path=[]: an empty list of weights; name one file or more.")
+        members = [network_from(file, **options, **expected) for file in files]
+        return members[0] if len(members) == 1 else FoldEnsemble(members, average)
     config, weights = files_in(Path(path)) if Path(path).is_dir() else (Path(path), Path(path))
     content, metadata = read_with_metadata(weights)
     content = next((content[key] for key in _ENTRIES if isinstance(content, Mapping) and key in content), content)
@@ -66,9 +79,9 @@ def network_from(
             "that have them."
         )
     if class_of(args) == VisionTransformer3D.__name__:
-        options: dict[str, Any] = {"img_size": img_size, "global_pool": global_pool, "fc_norm": fc_norm}
-        options = {key: value for key, value in options.items() if value is not None}
-        return build_own(args, state, str(path), owned=True, **options).network
+        return build_own(
+            args, state, str(path), owned=True, **{key: value for key, value in options.items() if value is not None}
+        ).network
     if global_pool is not None or fc_norm is not None:
         raise UsageError(
             f"{path}: a {class_of(args)}; global_pool and fc_norm are of a backbone alone. Leave them out."

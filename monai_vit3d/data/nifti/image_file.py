@@ -46,6 +46,16 @@ class ImageHeader:
     warnings: tuple[str, ...] = ()
     sha256: tuple[str, ...] = ()
 
+    @property
+    def length(self) -> int:
+        """Bytes of this volume's voxels."""
+        return math.prod(self.grid.shape) * self.dtype.itemsize
+
+    @property
+    def volumes(self) -> int:
+        """Volumes from this one to the end of the file."""
+        return 1 if self.wbits is not None else (self.end - self.start) // self.length
+
 
 ParseHeader = Callable[[Stream, int | None], ImageHeader]
 
@@ -72,14 +82,50 @@ def read_image(
     """
     with ignoring_float_errors(), open_stream(path, hashed, suffixes) as stream:
         header = _checked_header(parse, stream, volume, max_voxels)
-        try:
-            voxels, voxel_warnings = _read_voxels(stream, header, exact)
-        except MemoryError as error:
-            problem = f"shape {header.grid.shape} does not fit into memory"
-            raise refusal(stream.path, problem, "Free memory, or take a machine with more.") from error
-        sha256 = header.sha256 + stream.sha256()
-    warnings = (*stream.warnings, *header.warnings, *oddities(header.grid), *voxel_warnings)
-    return Volume(stream.path, voxels, header.grid, warnings, sha256)
+        return _read(stream, header, 1, exact)[0]
+
+
+def read_all_volumes(
+    parse: ParseHeader,
+    suffixes: tuple[str, ...],
+    path: str | Path,
+    max_voxels: int = MAX_VOXELS,
+    exact: bool = False,
+    hashed: bool = False,
+) -> list[Volume]:
+    """Read every volume of a file in one reading; arguments and errors as of :func:`read_image`.
+
+    Returns:
+        A volume each, of one grid; the first has the warnings about the file as a whole, and its SHA-256.
+    """
+    with ignoring_float_errors(), open_stream(path, hashed, suffixes) as stream:
+        header = _checked_header(parse, stream, 0, max_voxels)
+        return _read(stream, header, header.volumes, exact)
+
+
+def _read(stream: Stream, header: ImageHeader, count: int, exact: bool) -> list[Volume]:
+    """Read the volume of a header, or it and those behind it, and the rest of the file."""
+    try:
+        parts = _read_voxels(stream, header, count, exact)
+    except MemoryError as error:
+        problem = f"shape {header.grid.shape}{f' of {count} volumes' if count > 1 else ''} does not fit into memory"
+        raise refusal(stream.path, problem, "Free memory, or take a machine with more.") from error
+    of_file = (*stream.warnings, *header.warnings, *oddities(header.grid))
+    sha256 = header.sha256 + stream.sha256()
+    volumes = []
+    for index, (voxels, warnings) in enumerate(parts):
+        texts = warnings if count == 1 else [f"volume {index}: {text}" for text in warnings]
+        first = index == 0
+        volumes.append(
+            Volume(stream.path, voxels, header.grid, (*(of_file if first else ()), *texts), sha256 if first else ())
+        )
+    return volumes
+
+
+def count_image_volumes(parse: ParseHeader, suffixes: tuple[str, ...], path: str | Path) -> int:
+    """Count the volumes of a file by its header; errors as of :func:`read_image`."""
+    with ignoring_float_errors(), open_stream(path, suffixes=suffixes) as stream:
+        return parse(stream, 0).volumes
 
 
 def read_image_grid(
@@ -112,12 +158,12 @@ def _checked_header(parse: ParseHeader, stream: Stream, volume: int | None, max_
     return header
 
 
-def _read_voxels(stream: Stream, header: ImageHeader, exact: bool) -> tuple[Array, list[str]]:
-    """Read to the end of the file: voxels (H, W, D) float32, and a sentence for each oddity."""
-    length = math.prod(header.grid.shape) * header.dtype.itemsize
+def _read_voxels(stream: Stream, header: ImageHeader, count: int, exact: bool) -> list[tuple[Array, list[str]]]:
+    """Read to the end of the file: of each volume voxels (H, W, D) float32, and a sentence for each oddity."""
     if header.wbits is None:
-        stored: Any = stream.block(header.start, length, header.end, header.has_footer)
+        stored: Any = stream.block(header.start, count * header.length, header.end, header.has_footer)
     else:
-        stored = stream.inflated(header.start, length, header.wbits)
-    raw = np.ndarray(header.grid.shape, header.dtype, buffer=stored, order="F")
-    return to_float32(raw, header.slope, header.inter, stream.path, exact)
+        stored = stream.inflated(header.start, header.length, header.wbits)
+    shape, offsets = header.grid.shape, range(0, count * header.length, header.length)
+    raw = [np.ndarray(shape, header.dtype, buffer=stored, offset=offset, order="F") for offset in offsets]
+    return [to_float32(part, header.slope, header.inter, stream.path, exact) for part in raw]
