@@ -7,7 +7,7 @@ from typing import Any
 
 from monai_vit3d.deprecated import find_renamed
 
-from .datalist import datalist
+from .datalist import datalist, folds_of
 from .decathlon import decathlon_classes, decathlon_split
 from .errors import (
     BundleError,
@@ -33,7 +33,15 @@ _LAZY = {
     "csv_labels": ("check_classes", "class_balanced_weights", "labelled_volumes", "steps_in"),
 }
 __all__ = ["BundleError", "DatasetError", "ImageError", "ScoreError", "TrainingCollapsed", "UsageError", "Vit3dError"]
-__all__ += ["TrainingDiverged", "WeightsError", "datalist", "decathlon_classes", "decathlon_split", "resolve_task"]
+__all__ += [
+    "TrainingDiverged",
+    "WeightsError",
+    "datalist",
+    "decathlon_classes",
+    "decathlon_split",
+    "folds_of",
+    "resolve_task",
+]
 __all__ += [name for names in _LAZY.values() for name in names]
 
 
