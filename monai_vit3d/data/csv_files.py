@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .errors import Vit3dError
+from .errors import DatasetError, Vit3dError
 from .files import write_text_atomic
 from .printable import printable
 
@@ -38,6 +38,44 @@ def parse_csv(text: str, name: str, error: type[Vit3dError]) -> list[tuple[int, 
     except csv.Error as fault:
         raise error(f"{name}, line {reader.line_num}: not CSV ({fault}). Close its quotes.") from fault
     return [(line, cells) for line, cells in lines if any(cells)]
+
+
+def read_csv_lines(table: Path) -> list[tuple[int, list[str]]]:
+    """Read line numbers and stripped cells of all lines of a file that are not blank.
+
+    Raises:
+        DatasetError: no such file, or it is not UTF-8 or not CSV.
+    """
+    if not table.is_file():
+        raise DatasetError(f"{table}: no such file. Give a CSV file with a path and a label in each row.")
+    raw = table.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")  # Excel begins its UTF-8 with a byte order mark
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DatasetError(f"{table}, line {line}: not UTF-8 ({error}). Save it as 'CSV UTF-8'.") from error
+    return parse_csv(text, str(table), DatasetError)
+
+
+def read_csv_rows(table: Path) -> list[tuple[int, dict[str, str]]]:
+    """Read the rows below the header, each as its line number and its cells by column; cells that lack are empty.
+
+    Raises:
+        DatasetError: as of :func:`read_csv_lines`; or a column comes twice, a row is too long, or there is none.
+    """
+    lines = read_csv_lines(table)
+    if len(lines) < 2:
+        raise DatasetError(f"{table}: no rows. A line with the names of columns and one for each case are needed.")
+    (first, header), *body = lines
+    twice = [column for column in header if column and header.count(column) > 1]
+    if twice:
+        raise DatasetError(f"{table}, line {first}: two columns {twice[0]!r}; one is expected. Rename one.")
+    for line, cells in body:
+        if any(cells[len(header) :]):
+            raise DatasetError(
+                f"{table}, line {line}: {len(cells)} cells; the header has {len(header)}. Quote a cell with commas."
+            )
+    return [(line, dict(zip(header, cells + [""] * len(header)))) for line, cells in body]
 
 
 def csv_cell(text: str) -> str:

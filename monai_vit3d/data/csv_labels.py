@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .csv_files import parse_csv
+from .csv_files import read_csv_lines
 from .errors import DatasetError
 from .task_names import resolve_task
 
@@ -148,7 +148,7 @@ def _where(table: Path, line: int) -> str:
 
 def _rows(table: Path, needed: list[str]) -> Rows:
     """Read line numbers and the cells of the required columns, none of them empty."""
-    lines = _lines(table)
+    lines = read_csv_lines(table)
     if len(lines) < 2:
         raise DatasetError(f"{table}: no rows. A line with {','.join(needed)} and one for each volume are needed.")
     (first, header), *body = lines
@@ -167,19 +167,6 @@ def _rows(table: Path, needed: list[str]) -> Rows:
         if empty:
             raise DatasetError(f"{_where(table, line)}: column {empty[0]!r} is empty. Fill it or leave the row out.")
     return [(line, {c: cells[header.index(c)] for c in needed}) for line, cells in body]
-
-
-def _lines(table: Path) -> list[tuple[int, list[str]]]:
-    """Read line numbers and stripped cells of all lines that are not blank."""
-    if not table.is_file():
-        raise DatasetError(f"{table}: no such file. Give a CSV file with a path and a label in each row.")
-    raw = table.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")  # Excel begins its UTF-8 with a byte order mark
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DatasetError(f"{_where(table, line)}: not UTF-8 ({error}). Save it as 'CSV UTF-8'.") from error
-    return parse_csv(text, str(table), DatasetError)
 
 
 def _image_paths(rows: Rows, table: Path, folder: Path) -> list[str]:

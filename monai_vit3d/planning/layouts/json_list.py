@@ -1,0 +1,116 @@
+"""Cases listed in a JSON file, as the Medical Segmentation Decathlon and MONAI (Auto3DSeg, bundles) have them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai_vit3d.data.errors import DatasetError
+from monai_vit3d.planning.dataset import LabelledCase, LabelledDataset
+
+from .common import (
+    build_dataset,
+    case_names,
+    channel_names_seen,
+    class_names_from,
+    class_names_seen,
+    is_nifti_name,
+    numbered_names,
+    read_json_file,
+)
+from .targets import cases_task
+
+_SECTIONS = {"training": "training", "validation": "training", "test": "testing", "testing": "testing"}
+_ITEM = '{"image": path or paths, "label": path}'
+
+
+def is_json_list(path: Path) -> bool:
+    """Whether a file is a JSON file with a list of cases, or a folder has one that is."""
+    return _list_file(path) is not None
+
+
+def read_json_list(path: Path) -> LabelledDataset:
+    """List the cases of all sections; those of ``validation``, if there is one, are fold 0 and all others fold 1.
+
+    ``modality`` or ``channel_names`` name the channels and ``labels`` the classes, as in Decathlon's dataset.json;
+    what is missing is taken from the files.
+
+    Raises:
+        DatasetError: an item is not of the expected form.
+    """
+    file = _list_file(path)
+    if file is None:
+        raise DatasetError(f'{path}: no JSON file with a list "training" of {_ITEM}. Write one.')
+    content, root = read_json_file(file), file.parent
+    items = [
+        (_item(item, f"{file}, {name}[{i}]"), name)
+        for name in _SECTIONS
+        for i, item in enumerate(content.get(name) or [])
+    ]
+    images = [_images(root, item, f"{file}, {name}") for item, name in items]
+    names = [str(item.get("name") or name) for (item, _), name in zip(items, case_names([i[0] for i in images], root))]
+    labels = [_label(root, item.get("label"), _SECTIONS[name]) for item, name in items]
+    has_validation = bool(content.get("validation"))
+    cases = []
+    for (item, section), name, files, label in zip(items, names, images, labels):
+        fold = item.get("fold", (0 if section == "validation" else 1) if has_validation else None)
+        if not isinstance(fold, int | None):
+            raise DatasetError(f"{file}, {section}: fold {fold!r} of {name}; a whole number from 0 is expected.")
+        is_test = _SECTIONS[section] == "testing"
+        subject = str(item.get("subject") or name)
+        cases.append(LabelledCase(name, files, label, subject, None if is_test else fold, _SECTIONS[section]))
+    task, cases, classes = cases_task(cases, str(file))
+    if task == "segmentation":
+        named = content.get("labels")
+        seen = (case.label for case in cases if isinstance(case.label, Path))
+        classes = class_names_from(named, f"{file}, labels") if named else class_names_seen(seen)
+    channels = numbered_names(content.get("channel_names", content.get("modality")), f"{file}, modality")
+    return build_dataset(root, "json", task, cases, _channels(channels, images), classes)
+
+
+def _list_file(path: Path) -> Path | None:
+    """Find the JSON file that lists cases: the path itself, dataset.json, or the only one of a folder."""
+    if path.is_file():
+        return path if path.suffix.lower() == ".json" and _lists_cases(path) else None
+    if _lists_cases(path / "dataset.json"):
+        return path / "dataset.json"
+    files = [file for file in sorted(path.glob("*.json")) if _lists_cases(file)]
+    if len(files) > 1:
+        raise DatasetError(f"{path}: {files[0].name} and {files[1].name} list cases; one is expected. Give the file.")
+    return files[0] if files else None
+
+
+def _lists_cases(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    content = read_json_file(file)
+    return isinstance(content, dict) and isinstance(content.get("training"), list) and bool(content["training"])
+
+
+def _item(item: Any, where: str) -> Mapping[str, Any]:
+    if isinstance(item, str):  # Decathlon's test images
+        return {"image": item}
+    if not isinstance(item, Mapping) or "image" not in item:
+        raise DatasetError(f"{where} is {item!r}; {_ITEM} is expected.")
+    return item
+
+
+def _images(root: Path, item: Mapping[str, Any], where: str) -> tuple[Path, ...]:
+    held = item["image"] if isinstance(item["image"], list) else [item["image"]]
+    if not held or not all(isinstance(path, str) and path for path in held):
+        raise DatasetError(f"{where}: image {item['image']!r}; a path, or a list of one for each channel, is expected.")
+    return tuple(Path(os.path.normpath(root / path)) for path in held)
+
+
+def _label(root: Path, label: Any, section: str) -> Any:
+    """Make the path of a label map absolute; other labels stay."""
+    if isinstance(label, str) and is_nifti_name(os.path.basename(label)):
+        return Path(os.path.normpath(root / label))
+    return label
+
+
+def _channels(named: tuple[str, ...], images: list[tuple[Path, ...]]) -> tuple[str, ...]:
+    """Take the given names if there is one for each file of the first case, or it is one file; else by the files."""
+    return named if named and len(images[0]) in (1, len(named)) else channel_names_seen(images)
