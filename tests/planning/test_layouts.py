@@ -52,8 +52,7 @@ def test_each_layout_holds_the_same_data(tmp_path, toy_layout):
     assert (dataset.root, dataset.task) == (tmp_path, "segmentation")
     assert dataset.channel_names == CHANNELS
     assert dataset.class_names == CLASSES
-    prefix = "sub-case0" if toy_layout == "bids" else "case_0"
-    assert [case.name for case in dataset.cases] == [f"{prefix}{i}" for i in range(4)]
+    assert [case.name for case in dataset.cases] == [f"sub-0{i}" for i in range(4)]
     assert [case.subject for case in dataset.cases] == [case.name for case in dataset.cases]
     assert [case.section for case in dataset.cases] == ["training"] * 3 + ["testing"]
     assert dataset.section("testing")[0].label is None
@@ -93,11 +92,11 @@ def test_the_file_of_a_data_set_stands_for_its_folder(tmp_path, toy_layout, file
 
 def test_channels_and_labels_that_nnunet_data_lack_keep_the_names_that_they_should_have(tmp_path):
     write_toy(tmp_path, "nnunet_v2", **SMALL)
-    (tmp_path / "imagesTr/case_01_0001.nii.gz").unlink()
-    (tmp_path / "labelsTr/case_02.nii.gz").unlink()
+    (tmp_path / "imagesTr/sub-01_0001.nii.gz").unlink()
+    (tmp_path / "labelsTr/sub-02.nii.gz").unlink()
     cases = read_dataset(tmp_path).cases
-    assert cases[1].images == (tmp_path / "imagesTr/case_01_0000.nii.gz", tmp_path / "imagesTr/case_01_0001.nii.gz")
-    assert cases[2].label == tmp_path / "labelsTr/case_02.nii.gz"
+    assert cases[1].images == (tmp_path / "imagesTr/sub-01_0000.nii.gz", tmp_path / "imagesTr/sub-01_0001.nii.gz")
+    assert cases[2].label == tmp_path / "labelsTr/sub-02.nii.gz"
 
 
 def test_nnunet_may_list_the_files_of_each_case(tmp_path):

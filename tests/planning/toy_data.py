@@ -84,7 +84,7 @@ def _toy_case(index: int, is_test: bool, rng: np.random.Generator, shape: tuple[
     affine = np.diag([1.5, 1.5, 3.0, 1.0])
     affine[:3, 3] = rng.uniform(-40, 40, 3)
     channels = np.stack([hounsfield.round().astype(np.float32), uptake.astype(np.float32)])
-    return ToyCase(f"case_{index:02d}", channels, labels, affine, ORIENTATIONS[index % len(ORIENTATIONS)], is_test)
+    return ToyCase(f"sub-{index:02d}", channels, labels, affine, ORIENTATIONS[index % len(ORIENTATIONS)], is_test)
 
 
 def _lesion_places(rng: np.random.Generator, centre: np.ndarray) -> list[np.ndarray]:
@@ -109,7 +109,7 @@ def _toy_mr_case(index: int, is_test: bool, rng: np.random.Generator, shape: tup
     values = rng.uniform(300, 900) * (1 + 0.6 * labels + rng.normal(0, 0.08, shape))
     affine = np.diag([0.5, 0.5, 5.0, 1.0])
     channels = (head * values).astype(np.float32)[None]
-    return ToyCase(f"case_{index:02d}", channels, labels, affine, ORIENTATIONS[index % len(ORIENTATIONS)], is_test)
+    return ToyCase(f"sub-{index:02d}", channels, labels, affine, ORIENTATIONS[index % len(ORIENTATIONS)], is_test)
 
 
 def _ellipsoid(grid: np.ndarray, centre: Sequence[float], radii: Sequence[float]) -> np.ndarray:
@@ -207,7 +207,7 @@ def _write_monai_list(root: Path, cases: list[ToyCase], channels: Sequence[str],
 def _write_bids(root: Path, cases: list[ToyCase], channels: Sequence[str], classes: dict[int, str]) -> Path:
     derived = root / "derivatives" / "manual"
     for case in cases:
-        subject = f"sub-{case.name.replace('_', '')}"
+        subject = case.name
         for index, name in enumerate(channels):
             folder = "pet" if name == "PET" else "anat"
             suffix = "pet" if name == "PET" else name

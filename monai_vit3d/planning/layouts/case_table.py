@@ -12,12 +12,12 @@ from monai_vit3d.planning.dataset import LabelledCase, LabelledDataset
 
 from .common import (
     build_dataset,
-    case_names,
     channel_names_seen,
     class_names_beside,
     class_names_seen,
     is_nifti_name,
     modality_name,
+    names_by_file,
 )
 from .targets import cases_task
 
@@ -106,4 +106,4 @@ def _cell(row: dict[str, str], columns: tuple[str, ...]) -> str:
 def _default_names(rows: list[tuple[int, dict[str, str]]], files: list[tuple[Path, ...]], root: Path) -> list[str]:
     """Name cases after their subjects if each has one of its own, else after their first images."""
     subjects = [row.get("subject", "") for _, row in rows]
-    return subjects if all(subjects) and len(set(subjects)) == len(rows) else case_names([f[0] for f in files], root)
+    return subjects if all(subjects) and len(set(subjects)) == len(rows) else names_by_file([f[0] for f in files], root)

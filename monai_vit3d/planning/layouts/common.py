@@ -172,7 +172,7 @@ def modality_name(name: str) -> str:
     return _MODALITIES.get(name.lower(), name)
 
 
-def case_names(paths: Sequence[Path], root: Path) -> list[str]:
+def names_by_file(paths: Sequence[Path], root: Path) -> list[str]:
     """Name cases after their files: the stem, or else those parts of the path in which cases differ."""
     stems = [stem(path) for path in paths]
     if len(set(stems)) == len(stems):

@@ -12,11 +12,11 @@ from monai_vit3d.planning.dataset import LabelledCase, LabelledDataset
 
 from .common import (
     build_dataset,
-    case_names,
     channel_names_seen,
     class_names_from,
     class_names_seen,
     is_nifti_name,
+    names_by_file,
     numbered_names,
     read_json_file,
 )
@@ -50,7 +50,9 @@ def read_json_list(path: Path) -> LabelledDataset:
         for i, item in enumerate(content.get(name) or [])
     ]
     images = [_images(root, item, f"{file}, {name}") for item, name in items]
-    names = [str(item.get("name") or name) for (item, _), name in zip(items, case_names([i[0] for i in images], root))]
+    names = [
+        str(item.get("name") or name) for (item, _), name in zip(items, names_by_file([i[0] for i in images], root))
+    ]
     labels = [_label(root, item.get("label"), _SECTIONS[name]) for item, name in items]
     has_validation = bool(content.get("validation"))
     cases = []
