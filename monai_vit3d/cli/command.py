@@ -12,12 +12,12 @@ from typing import NoReturn
 
 from monai_vit3d.bundle.search_path import without_folders
 
-from . import check, demo, info, measure, predict, weights
+from . import check, demo, info, measure, predict, train, weights
 from .flags import use_flags_of, with_flags
 from .progress import print_error
 from .streams import EscapedStream, Terminated, guard_streams, raise_on_signals
 
-VERBS = (predict, check, info, measure, weights, demo)
+VERBS = (train, predict, check, info, measure, weights, demo)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments, without the command's name; None takes the process' own.
     """
     args = build_parser().parse_args(argv)
+    go_on = getattr(args, "go_on", "rerun with --resume to do what is left")
     use_flags_of(args.parser)
     # PyTorch's memory in pages of 2 MiB where Linux has them: on virtual machines the faults of small ones cost half of
     # a UNETR's time. PyTorch reads it once, at its first tensor
@@ -54,13 +55,13 @@ def main(argv: list[str] | None = None) -> int:
             print_error(line)
         return 2 if isinstance(error, UsageError | BundleError | WeightsError) else 1
     except KeyboardInterrupt:
-        print_error("vit3d: interrupted; rerun with --resume to do what is left")
+        print_error(f"vit3d: interrupted; {go_on}")
         return 130
     except Terminated as signal:
-        print_error(f"vit3d: ended by signal {signal.number}; rerun with --resume to do what is left")
+        print_error(f"vit3d: ended by signal {signal.number}; {go_on}")
         return 128 + signal.number
     except OSError as error:
-        print_error(f"vit3d: {error}. Fix this and rerun with --resume.")
+        print_error(f"vit3d: {error}. Fix this; {go_on}.")
         return 1
 
 

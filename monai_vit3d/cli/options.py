@@ -27,8 +27,13 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     """Add which config files of the bundle are read, and which values are set in them."""
     add = parser.add_argument
     add("--config", nargs="+", metavar="NAME", help="config files of the bundle, merged in order (inference)")
-    of = "a value of the config, such as inferer::overlap=0.25"
-    add("--set", dest="overrides", action="append", default=[], metavar="ID=VALUE", help=of)
+    add_overrides(parser, "inferer::overlap=0.25")
+
+
+def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add values that are set in a config or plan."""
+    of = f"a value of the config, such as {example}; may be given several times"
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="ID=VALUE", help=of)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +59,7 @@ def parsed(args: argparse.Namespace, *without: str) -> dict[str, Any]:
         args: the parsed arguments.
         without: names of arguments that the function does not have.
     """
-    keywords = {key: value for key, value in vars(args).items() if key not in ("run", "parser", *without)}
+    keywords = {key: value for key, value in vars(args).items() if key not in ("run", "parser", "go_on", *without)}
     if "overrides" in keywords:
         keywords["overrides"] = dict(map(parse_override, args.overrides))
     return keywords

@@ -36,7 +36,7 @@ class Progress:
         print_notes(plan)
         self.total = len(plan.cases)
         if sys.stderr.isatty():
-            self.bar = tqdm(total=self.total, unit="file", dynamic_ncols=True, file=_terminal())
+            self.bar = tqdm(total=self.total, unit="file", dynamic_ncols=True, file=raw_terminal())
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Print the result of a case, and each warning about it on its own line."""
@@ -53,7 +53,7 @@ class Progress:
             print_line(f"  warning: {record['name']}: {warning}")
 
     def _print_above(self, text: str) -> None:
-        with self.bar.external_write_mode(_terminal()):
+        with self.bar.external_write_mode(raw_terminal()):
             print_error(text)
 
 
@@ -71,6 +71,6 @@ def print_error(text: str) -> None:
     print(printable(with_flags(text)), file=sys.stderr, flush=True)
 
 
-def _terminal() -> Any:
+def raw_terminal() -> Any:
     """Return standard error without escaping, for a bar that moves the cursor."""
     return sys.stderr.raw if isinstance(sys.stderr, EscapedStream) else sys.stderr

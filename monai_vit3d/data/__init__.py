@@ -16,6 +16,7 @@ from .errors import (
     ScoreError,
     TrainingCollapsed,
     TrainingDiverged,
+    TrainingFailed,
     UsageError,
     Vit3dError,
     WeightsError,
@@ -33,15 +34,8 @@ _LAZY = {
     "csv_labels": ("check_classes", "class_balanced_weights", "labelled_volumes", "steps_in"),
 }
 __all__ = ["BundleError", "DatasetError", "ImageError", "ScoreError", "TrainingCollapsed", "UsageError", "Vit3dError"]
-__all__ += [
-    "TrainingDiverged",
-    "WeightsError",
-    "datalist",
-    "decathlon_classes",
-    "decathlon_split",
-    "folds_of",
-    "resolve_task",
-]
+__all__ += ["TrainingDiverged", "TrainingFailed", "WeightsError"]
+__all__ += ["datalist", "decathlon_classes", "decathlon_split", "folds_of", "resolve_task"]
 __all__ += [name for names in _LAZY.values() for name in names]
 
 

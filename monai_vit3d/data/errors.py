@@ -45,8 +45,12 @@ class UsageError(Vit3dError, ValueError):
 
 
 class TrainingCollapsed(Vit3dError, RuntimeError):
-    """The features of a network in training have collapsed: they no longer differ between cases."""
+    """A network in training has lost what it had learnt: its features no longer differ, or a class' score fell."""
 
 
 class TrainingDiverged(Vit3dError, RuntimeError):
     """A training's loss or weights are no longer finite, so that its checkpoints would be useless."""
+
+
+class TrainingFailed(Vit3dError, RuntimeError):
+    """A training ended by an error of another library, which the message quotes."""

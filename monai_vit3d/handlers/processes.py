@@ -46,7 +46,7 @@ def end_with_one_line() -> None:
 
 
 def _print_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    own = None if MONAIEnvVars.debug() else next((e for e in _causes(error) if isinstance(e, Vit3dError)), None)
+    own = None if MONAIEnvVars.debug() else next((e for e in error_chain(error) if isinstance(e, Vit3dError)), None)
     if own is None:
         sys.__excepthook__(kind, error, traceback)
     else:
@@ -56,7 +56,7 @@ def _print_error(kind: type[BaseException], error: BaseException, traceback: Tra
             thread.join(LOADING_SECONDS)
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def error_chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error and the errors that it was raised from, the outermost first."""
     while error is not None:
         yield error
