@@ -33,7 +33,7 @@ _HOMES = {
 }
 _ROOMS = (
     "bundle", "cli", "data", "decoders", "handlers", "inferers", "layers", "metrics", "networks", "pipeline",
-    "planning", "pretraining", "transforms", "visualize", "weights",
+    "planning", "pretraining", "training", "transforms", "visualize", "weights",
 )  # fmt: skip
 __all__ = [*sorted(_HOMES), "__version__"]
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
     from . import pipeline as pipeline
     from . import planning as planning
     from . import pretraining as pretraining
+    from . import training as training
     from . import transforms as transforms
     from . import visualize as visualize
     from . import weights as weights
