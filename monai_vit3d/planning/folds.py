@@ -10,9 +10,9 @@ from .dataset import LabelledCase
 
 
 def own_folds(cases: Sequence[LabelledCase]) -> int:
-    """Count the folds that the data have of their own; 0 if a case has none."""
+    """Count the folds that the data have of their own; 0 if a case has none, or all have the same."""
     folds = {case.fold for case in cases}
-    return 0 if None in folds else len(folds)
+    return 0 if None in folds or len(folds) < 2 else len(folds)
 
 
 def assign_folds(cases: Sequence[LabelledCase], count: int) -> list[int]:

@@ -57,6 +57,10 @@ class PlanRule:
     decide: Callable[[Evidence, Mapping[str, Any]], tuple[Any, str]]
 
 
+# what is wrong with a given value, and what is expected; "" if nothing is
+Check = Callable[[Any, Evidence, Mapping[str, Any]], str]
+
+
 class TrainingPlan(Mapping[str, Any]):
     """A recipe: the values of its decisions by their keys, in the order in which they were made."""
 
@@ -86,16 +90,22 @@ def show_value(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=float("inf"), sort_keys=False).split("\n...")[0].strip()
 
 
-def decide_all(rules: Sequence[PlanRule], evidence: Evidence, overrides: Mapping[str, Any]) -> TrainingPlan:
+def decide_all(
+    rules: Sequence[PlanRule],
+    evidence: Evidence,
+    overrides: Mapping[str, Any],
+    checks: Mapping[str, Check],
+) -> TrainingPlan:
     """Apply rules in order; a value that is given replaces its rule, and the rules after it follow.
 
     Args:
         rules: each may read what those before it decided.
         evidence: what is known of the data and the machine.
         overrides: values by key.
+        checks: of given values, by key.
 
     Raises:
-        UsageError: a key that no rule has, or a value of another type.
+        UsageError: a key that no rule has, or a value of another type or that cannot be.
     """
     by_key = {rule.key: rule for rule in rules}
     for key in overrides:
@@ -107,16 +117,15 @@ def decide_all(rules: Sequence[PlanRule], evidence: Evidence, overrides: Mapping
     decisions = []
     for rule in rules:
         if rule.key in overrides:
-            value, reason = _given(rule, overrides[rule.key]), "given"
+            value, reason = overrides[rule.key], "given"
+            fault = shape_violation(value, rule.shape, rule.key)
+            if not fault and rule.key in checks and (text := checks[rule.key](value, evidence, values)):
+                fault = f"{rule.key}={show_value(value)}: {text}"
+            if fault:
+                raise UsageError(f"{fault}.")
         else:
             value, reason = rule.decide(evidence, values)
         values[rule.key] = value
         decisions.append(Decision(rule.key, value, reason))
     return TrainingPlan(decisions)
 
-
-def _given(rule: PlanRule, value: Any) -> Any:
-    fault = shape_violation(value, rule.shape, rule.key)
-    if fault:
-        raise UsageError(f"{fault}. Give a value like that.")
-    return value

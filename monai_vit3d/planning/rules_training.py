@@ -27,7 +27,7 @@ def decide_folds(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]
     subjects = evidence.subjects
     if subjects < 2:
         raise UsageError(f"{subjects} subject with labels; 2 or more are needed: one validates. Add cases.")
-    if evidence.folds > 1:
+    if evidence.folds:
         return evidence.folds, "the data's own"
     if subjects < FOLDS:
         return subjects, f"one for each of {subjects} subjects"
@@ -92,7 +92,8 @@ def decide_class_ratios(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[An
 def decide_loss(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take Dice and cross-entropy; Dice and focal where a class is rare in a window."""
     voxel_ml = math.prod(plan["spacing_mm"]) / 1000
-    voxels = {str(c["name"]): c["volume_ml"] / voxel_ml for c in evidence.fingerprint["classes"].values()}
+    classes = [facts for facts in evidence.fingerprint["classes"].values() if facts["cases"]]
+    voxels = {str(facts["name"]): facts["volume_ml"] / voxel_ml for facts in classes}
     name = min(voxels, key=lambda name: voxels[name])
     share = voxels[name] / math.prod(plan["window"])
     if share < RARE:

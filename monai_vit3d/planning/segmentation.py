@@ -9,7 +9,8 @@ from . import rules_geometry as geometry
 from . import rules_intensity as intensities
 from . import rules_network as network
 from . import rules_training as training
-from .plan import Evidence, PlanRule
+from .given_values import CHECKS
+from .plan import Evidence, PlanRule, TrainingPlan, decide_all
 
 
 def _fixed(value: Any, reason: str) -> Any:
@@ -64,3 +65,16 @@ SEGMENTATION_RULES = (
     PlanRule("seed", int, _fixed(0, "of all that is random")),
     PlanRule("num_workers", int, _fixed(0, "processes that load data; cached cases need none")),
 )
+
+
+def plan_segmentation(evidence: Evidence, overrides: Mapping[str, Any] | None = None) -> TrainingPlan:
+    """Plan the training of a segmentation.
+
+    Args:
+        evidence: what is known of the data and the machine.
+        overrides: values by key, in place of what the rules would choose.
+
+    Raises:
+        UsageError: a key that no rule has, a value that cannot be, or data or memory that do not suffice.
+    """
+    return decide_all(SEGMENTATION_RULES, evidence, overrides or {}, CHECKS)

@@ -1,7 +1,7 @@
 """Fingerprints as they would be measured, for plans without files."""
 
-from monai_vit3d.planning.plan import Evidence, decide_all
-from monai_vit3d.planning.segmentation import SEGMENTATION_RULES
+from monai_vit3d.planning.plan import Evidence
+from monai_vit3d.planning.segmentation import plan_segmentation
 
 CT = {"name": "CT", "modality": "CT", "mean": 40.0, "std": 60.0, "background_is_constant": False,
       "percentiles": {"0.5": -160.0, "5": -60.0, "50": 42.0, "95": 130.0, "99.5": 240.0}}  # fmt: skip
@@ -27,4 +27,4 @@ def fingerprint(spacing=(1.0, 1.0, 1.0), shape=(96, 96, 96), channels=(CT,), cla
 def plan(*, overrides=None, subjects=40, memory_bytes=None, **facts):
     """The plan for a fingerprint, on a CPU."""
     evidence = Evidence(fingerprint(**facts), subjects, memory_bytes=memory_bytes)
-    return decide_all(SEGMENTATION_RULES, evidence, {"device": "cpu", **(overrides or {})})
+    return plan_segmentation(evidence, {"device": "cpu", **(overrides or {})})

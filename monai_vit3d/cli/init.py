@@ -1,0 +1,76 @@
+"""`vit3d init`: plan a training from labelled data, and write it as a MONAI bundle."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from monai_vit3d.data.printable import printable
+
+from .options import parse_override
+from .progress import print_error
+
+_DESCRIPTION = """DATA is a folder in nnU-Net's, the Medical Segmentation Decathlon's or BIDS's layout, two
+folders of like names, a MONAI data list (JSON) or a CSV with columns image (or image_*) and
+label. Every file is read and checked first; then a recipe is planned from what the data are,
+each choice with its reason, and a MONAI bundle is written that trains as it stands:
+
+    vit3d init DATA -o mybundle
+    vit3d train mybundle
+    vit3d evaluate mybundle
+    vit3d predict scans -o out --bundle mybundle
+
+Exit code: 0 written (or planned), 2 the data cannot be trained on, or wrong usage."""
+
+
+def add_verb(verbs: Any) -> None:
+    """Add the verb to the command's parser."""
+    init = verbs.add_parser(
+        "init",
+        help="plan a training from labelled data, and write its bundle",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = init.add_argument
+    add("data", type=Path, metavar="DATA", help="the labelled data: a folder, a JSON or a CSV file")
+    add("-o", "--output", type=Path, metavar="DIR", help="the bundle's folder, a new one")
+    add("--layout", metavar="NAME", help="how DATA is laid out, where that is not plain")
+    add("--memory", metavar="SIZE", help="of the device that will train, such as 8GB")
+    add("--pretrained", metavar="FILE", help="weights of an encoder to start from")
+    value = "a choice of the plan, such as epochs=100 or window=[96,96,64]"
+    add("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=value)
+    add("--dry-run", action="store_true", help="say what would be chosen, and write nothing")
+    init.set_defaults(run=_run, parser=init)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from monai_vit3d.planning.init import init_bundle
+
+    with tqdm(unit="case", dynamic_ncols=True, disable=not sys.stderr.isatty(), desc="reading") as bar:
+        report = init_bundle(
+            args.data,
+            args.output,
+            layout=args.layout,
+            memory=args.memory,
+            pretrained=args.pretrained,
+            overrides=dict(map(parse_override, args.overrides)),
+            dry_run=args.dry_run,
+            on_case=lambda *_: bar.update(),
+        )
+    cases = f"{len(report.dataset.section('training'))} labelled cases, read as {report.dataset.layout}"
+    print(printable(f"{report.dataset.root}: {cases}"))
+    for problem in report.problems:
+        print(printable(f"{problem.severity:7s}  {problem.file}: {problem.text}"))
+    if report.plan is None:
+        errors = sum(problem.severity == "error" for problem in report.problems)
+        print_error(f"vit3d: {args.data}: {errors} errors in the data, listed above. Fix them and run again.")
+        return 2
+    for line in report.plan.lines():
+        print(printable(line))
+    if report.bundle is not None:
+        print(printable(f"{report.bundle}: written. Next: vit3d train {report.bundle}"))
+    return 0

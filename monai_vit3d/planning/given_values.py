@@ -1,0 +1,159 @@
+"""Check values that are given in place of a rule's: what a training could not use is refused while planning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from monai_vit3d.data.errors import UsageError
+
+from .plan import Check, Evidence
+from .rules_intensity import MODALITIES
+from .rules_network import GIB, LARGEST_WINDOW, step_bytes
+from .rules_training import require_folds
+
+
+def _number(least: float, below: float = math.inf) -> Check:
+    text = f"{least:g} or more" + (f", and less than {below:g}," if below < math.inf else "")
+    return lambda value, *_: "" if least <= value < below else f"{text} is expected"
+
+
+def _above_zero(most: float = math.inf) -> Check:
+    text = "a number above 0" + (f" and up to {most:g}" if most < math.inf else "")
+    return lambda value, *_: "" if 0 < value <= most else f"{text} is expected"
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value, *more: "" if value is None else check(value, *more)
+
+
+def _three(least: float) -> Check:
+    def check(value: Any, *_: Any) -> str:
+        if len(value) != 3:
+            return "3 numbers are expected, one for each axis"
+        return "" if min(value) >= least else f"numbers of {least:g} or more are expected"
+
+    return check
+
+
+def _one_of(names: Callable[[], list[str]]) -> Check:
+    return lambda value, *_: "" if value in names() else f"unknown; expected one of {', '.join(names())}"
+
+
+def _decoders() -> list[str]:
+    from monai_vit3d.decoders import DECODERS
+
+    return sorted(DECODERS)
+
+
+def _embed_layers() -> list[str]:
+    from monai_vit3d.layers import EMBED_LAYERS
+
+    return sorted(EMBED_LAYERS)
+
+
+def _presets() -> list[str]:
+    from monai_vit3d.networks.presets import PRESETS
+
+    return list(PRESETS)
+
+
+def _check_modality(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str:
+    unknown = [name for name in value if name not in MODALITIES]
+    return f"{', '.join(MODALITIES)} are expected" if unknown else _check_channels(value, evidence, plan)
+
+
+def _check_channels(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str:
+    channels = len(evidence.fingerprint["channels"])
+    return "" if len(value) == channels else f"{len(value)} entries; one for each of {channels} channels is expected"
+
+
+def _check_intensity(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str:
+    from monai_vit3d.transforms import NormalizeChannelsd
+
+    try:
+        NormalizeChannelsd("image", value)
+    except UsageError as error:
+        return str(error).rstrip(".")
+    return _check_channels(value, evidence, plan)
+
+
+def _check_ratios(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str:
+    classes = len(evidence.fingerprint["classes"]) + 1
+    if len(value) != classes:
+        return f"{len(value)} entries; one for each of {classes} classes is expected"
+    return "" if min(value) >= 0 < sum(value) else "numbers of 0 or more are expected, not all 0"
+
+
+def _check_heads(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str:
+    fits = value >= 1 and plan["embed_dim"] % value == 0
+    return "" if fits else f"a divisor of embed_dim={plan['embed_dim']} is expected"
+
+
+def _check_flips(value: Any, *_: Any) -> str:
+    return "" if set(value) <= {0, 1, 2} else "axes 0, 1 and 2 are expected"
+
+
+def _check_loss(value: Any, *_: Any) -> str:
+    import monai.losses
+
+    usable = ("DiceCELoss", "DiceFocalLoss", "GeneralizedDiceFocalLoss", "DiceLoss", "GeneralizedDiceLoss")
+    return "" if value in usable and hasattr(monai.losses, value) else f"one of {', '.join(usable)} is expected"
+
+
+def _check_folds(value: Any, evidence: Evidence, *_: Any) -> str:
+    require_folds(evidence, value)
+    return ""
+
+
+def _check_window(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str:
+    patch = plan["patch_size"]
+    if len(value) != 3 or min(value) < 1:
+        return "3 numbers are expected, one for each axis"
+    if any(n % p for n, p in zip(value, patch)):
+        near = [p * max(1, round(n / p)) for n, p in zip(value, patch)]
+        return f"multiples of patch_size={patch} are expected, such as {near}"
+    needed, limit = step_bytes(evidence, plan, value) / GIB, plan["memory_gb"]
+    return "" if needed <= limit else f"a step needs about {needed:.2g} GB, memory is {limit:g} GB; a smaller one is expected"
+
+
+CHECKS: dict[str, Check] = {
+    "device": _one_of(lambda: list(LARGEST_WINDOW)),
+    "memory_gb": _above_zero(),
+    "folds": _check_folds,
+    "modality": _check_modality,
+    "intensity": _check_intensity,
+    "spacing_mm": _three(1e-3),
+    "patch_size": _three(1),
+    "preset": _one_of(_presets),
+    "embed_dim": _number(1),
+    "depth": _number(1),
+    "num_heads": _check_heads,
+    "embed_layer": _one_of(_embed_layers),
+    "decoder": _one_of(_decoders),
+    "feature_size": _number(1),
+    "image_levels": _or_none(_number(1)),
+    "batch_size": _number(1),
+    "samples_per_case": _number(1),
+    "window": _check_window,
+    "overlap": _number(0, 1),
+    "flip_axes": _check_flips,
+    "rotate_range": _three(0),
+    "class_ratios": _check_ratios,
+    "loss": _check_loss,
+    "repeats": _number(1),
+    "cached_cases": _number(0),
+    "epochs": _number(1),
+    "val_interval": _number(1),
+    "learning_rate": _above_zero(),
+    "weight_decay": _number(0),
+    "warmup_epochs": _number(0),
+    "frozen_epochs": _number(0),
+    "layer_decay": _above_zero(1),
+    "clip_norm": _or_none(_above_zero()),
+    "ema_decay": _number(0, 1),
+    "lora_rank": _number(0),
+    "seed": _number(0),
+    "num_workers": _number(0),
+}

@@ -1,0 +1,116 @@
+"""Look at labelled data, plan a training, and write its bundle: what ``vit3d init`` runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai_vit3d.data.errors import UsageError
+
+from .dataset import LabelledDataset
+from .examine import examine
+from .folds import own_folds
+from .layouts import read_dataset
+from .plan import Evidence, TrainingPlan
+from .segmentation import plan_segmentation
+from .verify import Problem
+from .write_bundle import require_new_folder, write_bundle
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """What was seen and chosen.
+
+    Args:
+        dataset: the labelled cases.
+        problems: what was found in their files; warnings only, unless nothing was planned.
+        plan: the recipe; None where the data cannot be trained on.
+        bundle: the folder that was written; None of a dry run, and where nothing was planned.
+    """
+
+    dataset: LabelledDataset
+    problems: list[Problem]
+    plan: TrainingPlan | None
+    bundle: Path | None
+
+
+def init_bundle(
+    data: str | Path,
+    output: str | Path | None,
+    *,
+    layout: str | None = None,
+    memory: str | float | None = None,
+    pretrained: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+    on_case: Callable[..., None] | None = None,
+) -> InitReport:
+    """Plan a training from labelled data, and write it as a MONAI bundle.
+
+    Args:
+        data: a folder, a ``dataset.json`` or another list of cases, or a CSV; see ``LAYOUTS``.
+        output: the bundle's folder, a new or an empty one; None with ``dry_run``.
+        layout: how to read ``data``; None finds out.
+        memory: of the device that will train, as ``"8GB"``, or in bytes; None takes this machine's.
+        pretrained: an encoder to start from.
+        overrides: values of the plan by their keys, in place of what its rules would choose.
+        dry_run: write nothing.
+        on_case: called after each case is read.
+
+    Returns:
+        What was seen and chosen. Where the data cannot be trained on, ``plan`` is None and ``problems`` say why.
+
+    Raises:
+        DatasetError: no layout fits, or the one that was named does not.
+        UsageError: ``output`` is not empty, or an argument or override that cannot be.
+        WeightsError: ``pretrained`` is no encoder.
+    """
+    memory_bytes = parse_memory(memory)
+    if not dry_run:
+        if output is None:
+            raise UsageError("output=None: name the folder to write the bundle to, or pass dry_run=True.")
+        require_new_folder(Path(output))
+    dataset = read_dataset(data, layout)
+    problems, fingerprint = examine(dataset, on_case=on_case)
+    if any(problem.severity == "error" for problem in problems):
+        return InitReport(dataset, problems, None, None)
+    training = dataset.section("training")
+    evidence = Evidence(
+        fingerprint, len({case.subject for case in training}), own_folds(training), memory_bytes,
+        **_pretrained(pretrained),
+    )  # fmt: skip
+    plan = plan_segmentation(evidence, overrides)
+    bundle = None if dry_run or output is None else write_bundle(dataset, fingerprint, plan, output)
+    return InitReport(dataset, problems, plan, bundle)
+
+
+def parse_memory(memory: str | float | None) -> int | None:
+    """Read an amount of memory: ``"8GB"``, ``"512 MB"``, ``"8GiB"``, or a number of bytes.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if memory is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", str(memory).lower())
+    if not match or float(match[1]) <= 0:
+        raise UsageError(f"memory={memory}: expected an amount above 0, such as 8GB.")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _pretrained(path: str | Path | None) -> dict[str, Any]:
+    """Read an encoder's architecture from its file."""
+    if path is None:
+        return {}
+    from monai_vit3d.layers import EMBED_LAYERS
+    from monai_vit3d.weights import embed_layer_of, read_source
+
+    options = read_source(path).options
+    names = {cls: name for name, cls in EMBED_LAYERS.items()}
+    encoder = {key: options[key] for key in ("patch_size", "embed_dim", "depth", "num_heads") if key in options}
+    return {"pretrained": Path(path).resolve(), "encoder": {**encoder, "embed_layer": names[embed_layer_of(path)]}}
