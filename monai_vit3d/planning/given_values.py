@@ -114,8 +114,14 @@ def _check_window(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> st
     if any(n % p for n, p in zip(value, patch)):
         near = [p * max(1, round(n / p)) for n, p in zip(value, patch)]
         return f"multiples of patch_size={patch} are expected, such as {near}"
+    if list(value) == patch:  # its only token could not be normed
+        return f"more than one patch of {patch} is expected"
     needed, limit = step_bytes(evidence, plan, value) / GIB, plan["memory_gb"]
-    return "" if needed <= limit else f"a step needs about {needed:.2g} GB, memory is {limit:g} GB; a smaller one is expected"
+    return (
+        ""
+        if needed <= limit
+        else f"a step needs about {needed:.2g} GB, memory is {limit:g} GB; a smaller one is expected"
+    )
 
 
 CHECKS: dict[str, Check] = {

@@ -128,4 +128,3 @@ def decide_all(
         values[rule.key] = value
         decisions.append(Decision(rule.key, value, reason))
     return TrainingPlan(decisions)
-

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from .class_sides import name_words
 from .plan import Evidence
 
 AXIS_NAMES = ("left-right", "back-front", "bottom-top")
 ANISOTROPY = 3.0  # of spacing and of shape, above which the coarse axis is treated on its own (nnU-Net)
 # words of class names that a flip along an axis would make wrong
 SIDES = (
-    ("left", "right", "lt", "rt", "l", "r"),
+    ("left", "right", "lt", "rt", "lh", "rh", "l", "r"),
     ("anterior", "posterior", "front", "back"),
     ("superior", "inferior", "upper", "lower", "top", "bottom"),
 )
@@ -56,7 +56,7 @@ def decide_flip_axes(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, 
     pairs = evidence.fingerprint["left_right_pairs"]
     whole = all(size >= 0.8 * n for size, n in zip(plan["window"], median_shape(evidence, plan["spacing_mm"])))
     for axis, words in enumerate(SIDES):
-        sided = [name for name in foreground_names(evidence) if set(re.split(r"[^a-z]+", name.lower())) & set(words)]
+        sided = [name for name in foreground_names(evidence) if {*name_words(name)} & {*words}]
         sided = sided or (pairs[0] if axis == 0 and pairs else [])
         if sided:
             reasons.append(f"not {AXIS_NAMES[axis]}: class {sided[0]!r} has a side")
@@ -88,7 +88,7 @@ def decide_patch_size(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any,
     spacing, shape = plan["spacing_mm"], median_shape(evidence, plan["spacing_mm"])
     fitting = [PATCH * min(spacing) / mm for mm in spacing]
     sizes = [2 ** max(0, round(math.log2(size))) for size in fitting]
-    sizes = [min(size, 2 ** int(math.log2(n))) for size, n in zip(sizes, shape)]
+    sizes = [min(size, 2 ** int(math.log2(max(1, n / 2)))) for size, n in zip(sizes, shape)]  # two patches or more
     if max(sizes) == 1:
         sizes[shape.index(max(shape))] = 2  # a decoder needs something to up-sample
     same = len(set(sizes)) == 1

@@ -25,7 +25,7 @@ def decide_device(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str
 
     if torch.cuda.is_available():
         return "cuda", f"this machine has a {torch.cuda.get_device_name()}"
-    return "cpu", "this machine has no GPU; device=cuda plans for one"
+    return "cpu", "this machine has no GPU; set device to cuda to plan for one"
 
 
 def decide_memory_gb(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
@@ -37,8 +37,8 @@ def decide_memory_gb(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, 
 
         if torch.cuda.is_available():
             return round(0.9 * torch.cuda.get_device_properties(0).total_memory / GIB, 1), "90 % of this GPU's"
-        return 8.0, "of most GPUs; memory= says another"
-    return CPU_MEMORY_GB, "GB for training on a CPU; memory= says another"
+        return 8.0, "GB, of most GPUs"
+    return CPU_MEMORY_GB, "GB to train in, on a CPU, if nothing else is said"
 
 
 def decide_preset(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
@@ -111,22 +111,22 @@ def decide_amp(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
 
 
 def decide_window(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
-    """Cover the median case, as far as time and memory allow; a multiple of the patch on each axis."""
+    """Cover the median case, as far as time and memory allow; two patches or more on each axis."""
     patch, shape = plan["patch_size"], median_shape(evidence, plan["spacing_mm"])
-    sizes = [p * max(1, math.ceil(0.95 * n / p)) for n, p in zip(shape, patch)]
-    whole = list(sizes)
-    while math.prod(sizes) > LARGEST_WINDOW[plan["device"]] and sizes != patch:
+    sizes = [p * max(2, math.ceil(0.95 * n / p)) for n, p in zip(shape, patch)]
+    whole, least = list(sizes), [2 * p for p in patch]
+    while math.prod(sizes) > LARGEST_WINDOW[plan["device"]] and sizes != least:
         sizes = _smaller(sizes, patch, shape)
     limit = plan["memory_gb"] * GIB
     needed = step_bytes(evidence, plan, sizes)
     while needed > limit:
-        if sizes == patch:
+        if sizes == least:
             raise UsageError(
-                f"memory={plan['memory_gb']:g}GB: a window of one patch {patch} needs {needed / GIB:.2g} GB to train. "
+                f"memory={plan['memory_gb']:g}GB: the smallest window {least} needs {needed / GIB:.2g} GB to train. "
                 "Give more memory, or a smaller network (preset, embed_dim, depth, batch_size)."
             )
         aim = math.prod(sizes) * max(limit / needed, 0.5)
-        while math.prod(sizes) > aim and sizes != patch:
+        while math.prod(sizes) > aim and sizes != least:
             sizes = _smaller(sizes, patch, shape)
         needed = step_bytes(evidence, plan, sizes)
     part = "a whole median case" if sizes == whole else f"of a median case of {shape} voxels"
@@ -135,7 +135,7 @@ def decide_window(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str
 
 def _smaller(sizes: list[int], patch: list[int], shape: list[int]) -> list[int]:
     """Take a patch off the axis on which the window covers most of the case."""
-    axes = [axis for axis in range(3) if sizes[axis] > patch[axis]]
+    axes = [axis for axis in range(3) if sizes[axis] > 2 * patch[axis]]
     axis = max(axes, key=lambda axis: (sizes[axis] / shape[axis], sizes[axis]))
     return [size - patch[axis] * (i == axis) for i, size in enumerate(sizes)]
 

@@ -11,7 +11,7 @@ from monai_vit3d.data.errors import UsageError
 from .plan import Evidence
 from .rules_geometry import median_shape
 
-FOLDS = 5
+MOST_FOLDS = 5
 WINDOWS_A_STEP = 2  # a step
 STEPS_AN_EPOCH = 50  # at least, so that little is spent on checkpoints
 STEPS = {"cpu": 4000, "cuda": 25000}
@@ -29,9 +29,9 @@ def decide_folds(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]
         raise UsageError(f"{subjects} subject with labels; 2 or more are needed: one validates. Add cases.")
     if evidence.folds:
         return evidence.folds, "the data's own"
-    if subjects < FOLDS:
+    if subjects < MOST_FOLDS:
         return subjects, f"one for each of {subjects} subjects"
-    return FOLDS, f"by subject, of {subjects}"
+    return MOST_FOLDS, f"by subject, of {subjects}"
 
 
 def require_folds(evidence: Evidence, count: int) -> None:

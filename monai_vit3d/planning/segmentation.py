@@ -19,7 +19,7 @@ def _fixed(value: Any, reason: str) -> Any:
 
 def _pretrained(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     if evidence.pretrained is None:
-        return None, "trained from scratch; pretrained= names an encoder to start from"
+        return None, "trained from scratch"
     return str(evidence.pretrained), "given"
 
 
