@@ -15,9 +15,10 @@ from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
 # copies of the weights in float32: themselves, their gradients, AdamW's two moments, the moving average
 COPIES_OF_WEIGHTS = 5
 # maps of all classes in float32 that Dice and cross-entropy hold together, measured
-LOSS_MAPS = 8
+LOSS_MAPS = 20
 # of the largest tensor that is kept: gradients and workspaces of the layer that is at work, measured
 LARGEST_COPIES = 4
+WORKSPACE = 64 * 2**20  # of the libraries, measured
 _FLOAT = 4
 
 
@@ -61,7 +62,8 @@ def training_bytes(network: nn.Module, image_shape: Sequence[int], classes: int,
     weights = sum(p.numel() for p in network.parameters())
     kept = _kept_for_backward(network, image_shape, amp)
     loss = LOSS_MAPS * _FLOAT * classes * image_shape[0] * math.prod(image_shape[2:])
-    return COPIES_OF_WEIGHTS * _FLOAT * weights + sum(kept) + loss + LARGEST_COPIES * max(kept, default=0)
+    at_work = LARGEST_COPIES * max(kept, default=0) + WORKSPACE
+    return COPIES_OF_WEIGHTS * _FLOAT * weights + sum(kept) + loss + at_work
 
 
 def _kept_for_backward(network: nn.Module, image_shape: Sequence[int], amp: bool) -> list[int]:
