@@ -32,8 +32,8 @@ _HOMES = {
     "set_spacing": "layers.rope",
 }
 _ROOMS = (
-    "bundle", "cli", "data", "decoders", "handlers", "inferers", "layers", "metrics", "networks", "pipeline",
-    "planning", "pretraining", "training", "transforms", "visualize", "weights",
+    "bundle", "cli", "data", "decoders", "evaluation", "handlers", "inferers", "layers", "metrics", "networks",
+    "pipeline", "planning", "pretraining", "training", "transforms", "visualize", "weights",
 )  # fmt: skip
 __all__ = [*sorted(_HOMES), "__version__"]
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
     from . import bundle as bundle
     from . import data as data
     from . import decoders as decoders
+    from . import evaluation as evaluation
     from . import handlers as handlers
     from . import inferers as inferers
     from . import layers as layers

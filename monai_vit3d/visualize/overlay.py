@@ -36,6 +36,7 @@ def draw_overlay(
     grid: Grid,
     colours: Sequence[Colour] | None = None,
     centre: Sequence[int] | None = None,
+    reference: Array | None = None,
 ) -> Image:
     """Draw an axial, a coronal and a sagittal plane through the slices with most labelled voxels, in true proportion.
 
@@ -50,6 +51,8 @@ def draw_overlay(
         grid: where both lie, in any orientation.
         colours: RGB from 0 to 255 for labels 1, 2, ..., again from the start when they end; None is ``PALETTE``.
         centre: index of the voxel that the planes pass through; None is :func:`label_centre` of the labels.
+        reference: (H, W, D) integers to compare integer labels with: their borders are white lines under the coloured
+            ones of the labels, and only what differs is filled, what is missing in white.
 
     Returns:
         An RGB picture.
@@ -60,6 +63,8 @@ def draw_overlay(
     from PIL import Image
 
     check_labels(labels, voxels, grid)
+    if reference is not None:
+        check_labels(reference, voxels, grid)
     order, flips, turned = _to_lpi(grid.affine_mm)
     voxels, labels = _view(voxels, order, flips), _view(labels, order, flips)
     if centre is None:
@@ -70,9 +75,13 @@ def draw_overlay(
     marks = [_flat(np.take(labels, cut[_ACROSS[plane]], labels.ndim - 3 + _ACROSS[plane])).T for plane in PLANES]
     spacing = np.sqrt((turned**2).sum(axis=0))
     sizes = _sizes(voxels.shape, spacing)
+    under: list[Array | None] = [None] * len(PLANES)
+    if reference is not None:
+        reference = _view(reference, order, flips)
+        under = [np.take(reference, cut[_ACROSS[plane]], _ACROSS[plane]).T for plane in PLANES]
     panels = [
-        _panel(grey, mark, size, colours or PALETTE, plane_letters(turned, plane))
-        for plane, grey, mark, size in zip(PLANES, _windowed(greys), marks, sizes)
+        _panel(_paint(grey, mark, size, colours or PALETTE, below), plane_letters(turned, plane))
+        for plane, grey, mark, size, below in zip(PLANES, _windowed(greys), marks, sizes, under)
     ]
     width, height = sum(p.width for p in panels) + 2 * _GAP, max(p.height for p in panels)
     picture, left = Image.new("RGB", (width, height)), 0
@@ -171,14 +180,12 @@ def _windowed(slices: Sequence[Array]) -> list[Array]:
     return [np.clip((s - low) / (high - low), 0, 1).astype(np.float32) for s in slices]
 
 
-def _panel(
-    grey: Array, labels: Array, size: tuple[int, int], colours: Sequence[Colour], letters: Sequence[str]
-) -> Image:
-    """One plane with its labels, on a black margin with the letters."""
+def _panel(pixels: Array, letters: Sequence[str]) -> Image:
+    """One painted plane, on a black margin with the letters."""
     from PIL import Image
 
-    pixels = _paint(grey, labels, size, colours)
-    panel = Image.new("RGB", (size[0] + 2 * _MARGIN, size[1] + 2 * _MARGIN))
+    height, width = pixels.shape[:2]
+    panel = Image.new("RGB", (width + 2 * _MARGIN, height + 2 * _MARGIN))
     panel.paste(Image.fromarray(pixels), (_MARGIN, _MARGIN))
     _write(letters, panel)
     return panel
@@ -195,7 +202,9 @@ def _write(letters: Sequence[str], panel: Image) -> None:
         pen.text(place, letter, fill=(235, 235, 235), anchor="mm", stroke_width=1, stroke_fill=(0, 0, 0))
 
 
-def _paint(grey: Array, labels: Array, size: tuple[int, int], colours: Sequence[Colour]) -> Array:
+def _paint(
+    grey: Array, labels: Array, size: tuple[int, int], colours: Sequence[Colour], reference: Array | None = None
+) -> Array:
     """One plane with its labels at the panel's size, (height, width, 3) uint8."""
     from PIL import Image
 
@@ -205,7 +214,13 @@ def _paint(grey: Array, labels: Array, size: tuple[int, int], colours: Sequence[
     rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip((height, width), labels.shape))
     labels = labels[np.ix_(rows, columns)]
     paint = np.array(colours)[(labels.astype(np.int64) - 1) % len(colours)]
-    alpha = np.where(_contour(labels), 1.0, _ALPHA * (labels != 0))[..., None]
+    filled = labels != 0
+    if reference is not None:
+        reference = reference[np.ix_(rows, columns)]
+        filled = labels != reference
+        paint = np.where((labels == 0)[..., None], 255, paint)
+        picture[_contour(reference)] = 255
+    alpha = np.where(_contour(labels), 1.0, _ALPHA * filled)[..., None]
     return np.rint(picture + alpha * (paint - picture)).astype(np.uint8)
 
 

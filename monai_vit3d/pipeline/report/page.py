@@ -37,19 +37,13 @@ def write_report(records: Iterable[Record], run: Record, output: str | Path) -> 
             "seconds", "shard", "warnings" (sentences), "passed_over" (of each reason "reason", "count", "files").
         output: OUT; the page goes to its top.
     """
-    from jinja2 import Environment, StrictUndefined
-
     output = Path(output)
     cases = [_case(record, i) for i, record in enumerate(records)]
     results = sorted((case for case in cases if case["result"]), key=lambda case: not case["suspicious"])
     for i, case in enumerate(results):
         case["src"] = _source(case["picture"], output, embedded=i < EMBEDDED)
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalized
-    )
-    environment.filters.update(figure=_figure, duration=_duration)
-    template = files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
-    page = environment.from_string(template).render(
+    page = render_page(
+        files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"),
         title=_title(run),
         facts=_facts(run),
         counts=[*_counts(cases), *_passed_over_count(run)],
@@ -62,6 +56,24 @@ def write_report(records: Iterable[Record], run: Record, output: str | Path) -> 
         rows=_ROWS,
     )
     write_text_atomic(page, output / "report.html")
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Fill in a page's template, whose ``style`` is that of all pages; texts are escaped.
+
+    Args:
+        template: text in Jinja's language, with the filters ``figure`` and ``duration``.
+        values: by their names in it.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalized
+    )
+    environment.filters.update(figure=_figure, duration=_duration)
+    style = Markup(files(__package__).joinpath("style.css").read_text(encoding="utf-8"))
+    return environment.from_string(template).render(style=style, **values)
 
 
 def _finalized(value: Any) -> Any:

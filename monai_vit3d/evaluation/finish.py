@@ -1,0 +1,138 @@
+"""Finish a training: choose the postprocessing on validation cases, and measure what was trained on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from monai_vit3d.data.datalist import datalist
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.files import write_text_atomic
+from monai_vit3d.data.volume import Array
+from monai_vit3d.pipeline.measure_training import format_json, measure_training, write_trained_on
+
+from .fold_predictions import Prediction, class_names, predict_section, trained_folds
+from .pairs import EvaluationCase
+from .scoring import read_pair
+
+logger = logging.getLogger(__name__)
+
+
+class LargestComponent(NamedTuple):
+    """What keeping only the largest component of a class does to its mean validation Dice.
+
+    Args:
+        name: of the class.
+        before: with all components.
+        after: with the largest one alone.
+    """
+
+    name: str
+    before: float
+    after: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether it raises the Dice."""
+        return self.after > self.before
+
+
+def finish_training(
+    bundle: str | Path, folds: Sequence[int] | None = None, *, device: str | None = None, safe: bool = False
+) -> dict[int, LargestComponent]:
+    """Choose for which classes to keep the largest component, and measure ``trained_on``; both go into metadata.json.
+
+    As nnU-Net does (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z), only the largest component of a class is kept
+    where that raises its mean Dice over the validation cases, each predicted by the fold that has not seen it. It
+    changes no other class: what is removed becomes background.
+
+    Args:
+        bundle: the folder of a bundle that ``vit3d init`` made; its ``plan.keep_largest`` is replaced.
+        folds: trained folds; None takes all.
+        device: a torch device; None takes a GPU where there is one.
+        safe: whether to refuse a bundle whose config is more than settings.
+
+    Returns:
+        Both Dice of each class, by its value.
+
+    Raises:
+        UsageError: no split, or no plan in metadata.json.
+        WeightsError: no finished training.
+        ImageError: a prediction or label that cannot be read.
+    """
+    root = Path(bundle)
+    names, trained = class_names(root), trained_folds(root, folds)
+    _write_keep_largest(root, [])  # the choice is made on all components
+    cases = []
+    for fold in trained:
+        cases += predict_section(root, "validation", [fold], root / "runs", Prediction(device, safe))
+    chosen = compare_largest_components(cases, names)
+    for row in chosen.values():
+        logger.info(
+            "%s: %s (validation Dice %.4f with all components, %.4f with the largest alone)",
+            row.name,
+            "keeping only the largest component" if row.kept else "keeping all components",
+            row.before,
+            row.after,
+        )
+    _write_keep_largest(root, [value for value, row in chosen.items() if row.kept])
+    labelled = datalist(root / "configs" / "split.json", "training", fold=None)
+    write_trained_on(measure_training(labelled, root, device=device, safe=safe), root)
+    return chosen
+
+
+def compare_largest_components(
+    cases: Sequence[EvaluationCase], names: Mapping[int, str]
+) -> dict[int, LargestComponent]:
+    """Compute the mean Dice of each class with all of its components, and with the largest one alone.
+
+    Args:
+        cases: predictions and labels; a class that a case has in neither is left out there.
+        names: value to name.
+
+    Raises:
+        ImageError: a file that cannot be read, or another grid.
+    """
+    before: dict[int, list[float]] = {value: [] for value in names}
+    after: dict[int, list[float]] = {value: [] for value in names}
+    for case in cases:
+        prediction, label, _ = read_pair(case)
+        for value in names:
+            mask, reference = prediction == value, label == value
+            if mask.any() or reference.any():
+                before[value].append(_dice(mask, reference))
+                after[value].append(_dice(_largest(mask), reference))
+    return {value: LargestComponent(name, _mean(before[value]), _mean(after[value])) for value, name in names.items()}
+
+
+def _largest(mask: Array) -> Array:
+    """Keep the largest component, as MONAI's KeepLargestConnectedComponent does by default."""
+    from scipy.ndimage import label
+
+    components, count = label(mask, np.ones((3, 3, 3), bool))
+    if count < 2:
+        return mask
+    return components == np.bincount(components.ravel())[1:].argmax() + 1
+
+
+def _dice(mask: Array, reference: Array) -> float:
+    return float(2 * np.count_nonzero(mask & reference) / (np.count_nonzero(mask) + np.count_nonzero(reference)))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
+
+
+def _write_keep_largest(bundle: Path, values: Sequence[int]) -> None:
+    path = bundle / "configs" / "metadata.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content.get("plan"), dict):
+        raise UsageError(f"{path}: no plan; vit3d init writes one. Give a bundle that it made.")
+    content["plan"]["keep_largest"] = list(values)
+    write_text_atomic(format_json(content) + "\n", path)

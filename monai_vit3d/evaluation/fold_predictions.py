@@ -1,0 +1,136 @@
+"""Let the trained folds of a bundle predict cases of its split, and pair the outputs with the labels."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monai_vit3d.bundle.metadata import read_metadata
+from monai_vit3d.data.datalist import datalist
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.files import write_text_atomic
+
+from .pairs import EvaluationCase
+
+if TYPE_CHECKING:
+    from monai_vit3d.pipeline.plan import Plan
+
+SECTIONS = ("validation", "testing")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How a run of predictions is made, and who is told of it.
+
+    Args:
+        device: a torch device; None takes a GPU where there is one.
+        safe: whether to refuse a bundle whose config is more than settings.
+        on_plan: is given the plan of each run before it begins.
+        on_record: is given the record of each case that was predicted.
+    """
+
+    device: str | None = None
+    safe: bool = False
+    on_plan: Callable[[Plan], None] = lambda plan: None
+    on_record: Callable[[Mapping[str, Any]], None] = lambda record: None
+
+
+def trained_folds(bundle: Path, folds: Sequence[int] | None = None) -> list[int]:
+    """List the folds whose training is finished.
+
+    Args:
+        bundle: its folder.
+        folds: take these alone.
+
+    Raises:
+        WeightsError: none is, or one of those is not.
+    """
+    from monai_vit3d.weights import fold_files
+
+    files = fold_files(bundle / "models", folds)
+    return [int(match[1]) for file in files if (match := re.search(r"fold_(\d+)\.pt\Z", str(file)))]
+
+
+def class_names(bundle: Path) -> dict[int, str]:
+    """Read the names of a bundle's labels, background left out.
+
+    Raises:
+        UsageError: it is no bundle for segmentation.
+        BundleError: its metadata cannot be used.
+    """
+    metadata = read_metadata(bundle)
+    if metadata.classifies:
+        raise UsageError(f"{bundle}: a classifier; evaluation is for label maps. Run the bundle's evaluate.yaml.")
+    return {value: name for value, name in metadata.channel_names.items() if value != 0}
+
+
+def predict_section(
+    bundle: Path,
+    section: str,
+    folds: Sequence[int],
+    output: Path,
+    how: Prediction = Prediction(),
+    overrides: Mapping[str, Any] | None = None,
+) -> list[EvaluationCase]:
+    """Predict the validation cases of each fold by that fold alone, or the test cases by all folds together.
+
+    What is there already, of the same weights and images, is kept.
+
+    Args:
+        bundle: its folder.
+        section: one of ``SECTIONS``.
+        folds: whose training is finished.
+        output: the folder to predict into; each fold gets one below it, ``fold_K``, the test cases ``testing``.
+        how: device, safety, progress.
+        overrides: values to set in the config, by id.
+
+    Raises:
+        UsageError: an unknown section, or none of its cases has a label.
+        DatasetError: no split of `vit3d init`, or no cases of the section.
+    """
+    if section not in SECTIONS:
+        raise UsageError(f"section={section}; expected one of {', '.join(SECTIONS)}.")
+    split = bundle / "configs" / "split.json"
+    cases: list[EvaluationCase] = []
+    runs = [(f"fold_{fold}", [fold], fold) for fold in folds]
+    for name, members, fold in [("testing", list(folds), 0)] if section == "testing" else runs:
+        items = [item for item in datalist(split, section, fold) if item["label"] is not None]
+        if items:
+            _predict(bundle, items, output / name, {**(overrides or {}), "folds": members}, how)
+        cases += [_case(item, output / name) for item in items]
+    if not cases:
+        raise UsageError(f"{split}: no cases with labels in section={section}. Give another section=.")
+    return cases
+
+
+def _predict(
+    bundle: Path, items: Iterable[Mapping[str, Any]], output: Path, overrides: Mapping[str, Any], how: Prediction
+) -> None:
+    from monai_vit3d.pipeline.folder import predict_folder
+
+    listed = [{"image": item["image"], "name": item["name"]} for item in items]
+    table = output.with_suffix(".json")
+    write_text_atomic(json.dumps(listed, indent=1), table)
+    predict_folder(
+        table,
+        output,
+        bundle,
+        existing="resume",
+        overrides=overrides,
+        device=how.device,
+        safe=how.safe,
+        include_labels=True,  # the split says that they are images
+        anyway=True,  # leaving out the cases that are hard would flatter
+        on_plan=how.on_plan,
+        on_case=how.on_record,
+    )
+
+
+def _case(item: Mapping[str, Any], output: Path) -> EvaluationCase:
+    name = item["name"]
+    prediction = output / f"{name}_seg.nii.gz"
+    return EvaluationCase(name, prediction, Path(item["label"]), Path(item["image"][0]), item["subject"])

@@ -1,0 +1,65 @@
+"""Evaluate a trained bundle: its folds on the cases that they have not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monai_vit3d.bundle.metadata import read_metadata
+from monai_vit3d.metrics.segmentation import NSD_MM
+
+from .fold_predictions import Prediction, class_names, predict_section, trained_folds
+from .results import Evaluation, OnCase, evaluate_cases
+
+if TYPE_CHECKING:
+    from monai_vit3d.pipeline.plan import Plan
+
+
+def evaluate_bundle(
+    bundle: str | Path,
+    output: str | Path | None = None,
+    *,
+    section: str = "validation",
+    folds: Sequence[int] | None = None,
+    nsd_mm: float = NSD_MM,
+    against: str | Path | None = None,
+    device: str | None = None,
+    safe: bool = False,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+    on_record: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    on_case: OnCase = lambda case: None,
+) -> Evaluation:
+    """Predict the cases of a bundle's split and score them, see :func:`.folders.evaluate_folders`.
+
+    Each trained fold predicts its own validation cases, which it has not seen, into ``predictions/fold_K`` of the
+    bundle; the test cases are predicted by all folds together, into ``predictions/testing``. What is there already
+    is kept, so that a second evaluation takes no time for it.
+
+    Args:
+        bundle: the folder of a bundle that ``vit3d init`` made and ``vit3d train`` trained.
+        output: OUT; None is ``evaluation`` in the bundle, for the test cases ``evaluation_testing``.
+        section: ``"validation"`` or ``"testing"``.
+        folds: trained folds; None takes all.
+        nsd_mm: tolerance in mm of one of the two surface Dice.
+        against: compare with this, case by case: the folder of another evaluation, of a bundle that was evaluated, or
+            of other predictions.
+        device: a torch device; None takes a GPU where there is one.
+        safe: whether to refuse a bundle whose config is more than settings.
+        on_plan: is given the plan of each run of predictions before it begins.
+        on_record: is given the record of each case that was predicted.
+        on_case: is given each case when it is scored.
+
+    Raises:
+        UsageError: no split or no cases, or arguments out of range.
+        WeightsError: no finished training.
+        BundleError: a bundle that cannot be used, or is not safe.
+    """
+    root = Path(bundle)
+    names, trained = class_names(root), trained_folds(root, folds)
+    how = Prediction(device, safe, on_plan, on_record)
+    cases = predict_section(root, section, trained, root / "predictions", how)
+    if output is None:
+        output = root / ("evaluation" if section == "validation" else f"evaluation_{section}")
+    title = f"{read_metadata(root).name}, {section}, folds {', '.join(map(str, trained))}"
+    return evaluate_cases(cases, names, title, output, nsd_mm, against, (), on_case)
