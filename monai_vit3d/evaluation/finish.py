@@ -17,7 +17,7 @@ from monai_vit3d.data.files import write_text_atomic
 from monai_vit3d.data.volume import Array
 from monai_vit3d.pipeline.measure_training import format_json, measure_training, write_trained_on
 
-from .fold_predictions import Prediction, class_names, predict_section, trained_folds
+from .fold_predictions import PredictionRun, names_without_background, predict_section, trained_folds
 from .pairs import EvaluationCase
 from .scoring import read_pair
 
@@ -67,11 +67,11 @@ def finish_training(
         ImageError: a prediction or label that cannot be read.
     """
     root = Path(bundle)
-    names, trained = class_names(root), trained_folds(root, folds)
+    names, trained = names_without_background(root), trained_folds(root, folds)
     _write_keep_largest(root, [])  # the choice is made on all components
     cases = []
     for fold in trained:
-        cases += predict_section(root, "validation", [fold], root / "runs", Prediction(device, safe))
+        cases += predict_section(root, "validation", [fold], root / "runs", PredictionRun(device, safe))
     chosen = compare_largest_components(cases, names)
     for row in chosen.values():
         logger.info(

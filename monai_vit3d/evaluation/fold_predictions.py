@@ -19,11 +19,11 @@ from .pairs import EvaluationCase
 if TYPE_CHECKING:
     from monai_vit3d.pipeline.plan import Plan
 
-SECTIONS = ("validation", "testing")
+EVALUATED_SECTIONS = ("validation", "testing")
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictionRun:
     """How a run of predictions is made, and who is told of it.
 
     Args:
@@ -55,7 +55,7 @@ def trained_folds(bundle: Path, folds: Sequence[int] | None = None) -> list[int]
     return [int(match[1]) for file in files if (match := re.search(r"fold_(\d+)\.pt\Z", str(file)))]
 
 
-def class_names(bundle: Path) -> dict[int, str]:
+def names_without_background(bundle: Path) -> dict[int, str]:
     """Read the names of a bundle's labels, background left out.
 
     Raises:
@@ -73,7 +73,7 @@ def predict_section(
     section: str,
     folds: Sequence[int],
     output: Path,
-    how: Prediction = Prediction(),
+    how: PredictionRun = PredictionRun(),
     overrides: Mapping[str, Any] | None = None,
 ) -> list[EvaluationCase]:
     """Predict the validation cases of each fold by that fold alone, or the test cases by all folds together.
@@ -82,7 +82,7 @@ def predict_section(
 
     Args:
         bundle: its folder.
-        section: one of ``SECTIONS``.
+        section: one of ``EVALUATED_SECTIONS``.
         folds: whose training is finished.
         output: the folder to predict into; each fold gets one below it, ``fold_K``, the test cases ``testing``.
         how: device, safety, progress.
@@ -92,8 +92,8 @@ def predict_section(
         UsageError: an unknown section, or none of its cases has a label.
         DatasetError: no split of `vit3d init`, or no cases of the section.
     """
-    if section not in SECTIONS:
-        raise UsageError(f"section={section}; expected one of {', '.join(SECTIONS)}.")
+    if section not in EVALUATED_SECTIONS:
+        raise UsageError(f"section={section}; expected one of {', '.join(EVALUATED_SECTIONS)}.")
     split = bundle / "configs" / "split.json"
     cases: list[EvaluationCase] = []
     runs = [(f"fold_{fold}", [fold], fold) for fold in folds]
@@ -108,7 +108,7 @@ def predict_section(
 
 
 def _predict(
-    bundle: Path, items: Iterable[Mapping[str, Any]], output: Path, overrides: Mapping[str, Any], how: Prediction
+    bundle: Path, items: Iterable[Mapping[str, Any]], output: Path, overrides: Mapping[str, Any], how: PredictionRun
 ) -> None:
     from monai_vit3d.pipeline.folder import predict_folder
 

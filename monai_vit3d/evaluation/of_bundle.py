@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from monai_vit3d.bundle.metadata import read_metadata
 from monai_vit3d.metrics.segmentation import NSD_MM
 
-from .fold_predictions import Prediction, class_names, predict_section, trained_folds
+from .fold_predictions import PredictionRun, names_without_background, predict_section, trained_folds
 from .results import Evaluation, OnCase, evaluate_cases
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def evaluate_bundle(
         BundleError: a bundle that cannot be used, or is not safe.
     """
     root = Path(bundle)
-    names, trained = class_names(root), trained_folds(root, folds)
-    how = Prediction(device, safe, on_plan, on_record)
+    names, trained = names_without_background(root), trained_folds(root, folds)
+    how = PredictionRun(device, safe, on_plan, on_record)
     cases = predict_section(root, section, trained, root / "predictions", how)
     if output is None:
         output = root / ("evaluation" if section == "validation" else f"evaluation_{section}")

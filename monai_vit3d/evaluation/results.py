@@ -13,7 +13,7 @@ from monai_vit3d.metrics.segmentation import NSD_MM
 
 from .pairs import EvaluationCase, predicted_files
 from .scoring import ScoredCase, score_cases
-from .summary import ClassSummary, compare, summarise
+from .summary import ClassSummary, compare_cases, summarise
 
 OnCase = Callable[[ScoredCase], None]
 
@@ -78,7 +78,7 @@ def evaluate_cases(
 
     others = {} if against is None else _other_scores(Path(against), cases, names, nsd_mm)
     scored = score_cases(cases, names, nsd_mm, on_case)
-    comparison = compare(scored, others) if others else {}
+    comparison = compare_cases(scored, others) if others else {}
     page = None if output is None else Path(output) / "report.html"
     evaluation = Evaluation(title, nsd_mm, scored, summarise(scored), notes, str(against or ""), comparison, page)
     if output is not None:

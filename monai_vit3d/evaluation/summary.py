@@ -82,7 +82,9 @@ def summarise(scored: Sequence[ScoredCase]) -> list[ClassSummary]:
     return [_overall(scored), *classes] if len(classes) > 1 else classes
 
 
-def compare(scored: Sequence[ScoredCase], others: Mapping[str, ScoredCase]) -> dict[str, dict[str, PairedComparison]]:
+def compare_cases(
+    scored: Sequence[ScoredCase], others: Mapping[str, ScoredCase]
+) -> dict[str, dict[str, PairedComparison]]:
     """Compare two methods on the cases that both have, by class and metric; the first minus the second.
 
     Args:
