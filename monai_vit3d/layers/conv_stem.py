@@ -46,6 +46,8 @@ class ConvStem3D(PatchEmbed3D):
         ValueError: a patch size that is no power of two, or as :class:`PatchEmbed3D`.
     """
 
+    image_kernels = ("stem.0.weight",)
+
     def __init__(
         self,
         img_size: int | Sequence[int],

@@ -152,6 +152,10 @@ class PatchEmbed3D(nn.Module):
         ValueError: ``img_size`` not divisible by ``patch_size``, or an unknown format.
     """
 
+    image_kernels: tuple[str, ...] = (
+        "proj.weight",
+    )  # of the convolutions that see the image, one value for each of its channels
+
     def __init__(
         self,
         img_size: int | Sequence[int],

@@ -45,6 +45,8 @@ def rotary_table(
     temperature: float,
     rotate_half: bool,
     offset: int = 0,
+    ladder: list[float] | None = None,
+    repeated: bool = False,
 ) -> Tensor:
     """Return sines and cosines of every patch's angles, as timm's ``apply_rot_embed_cat`` takes them.
 
@@ -63,6 +65,8 @@ def rotary_table(
         temperature: base of the wavelengths.
         rotate_half: pair channel i with i + half the width (as DINOv3 does), not with its neighbour (as EVA-02 does).
         offset: of ``"patch"``: the first patch's number.
+        ladder: speeds of an axis' pairs, fastest first, instead of those of ``temperature``.
+        repeated: each axis' channels take its ladder twice over, one speed a channel, though neighbours are paired.
 
     Returns:
         ``(S, 1, N, 2 * width)``, S being 1 or B, D fastest: sines, then cosines, each of a head's width.
@@ -79,11 +83,16 @@ def rotary_table(
     fine = torch.float32 if x.device.type == "mps" else torch.float64
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     count = max(pairs[0], pairs[1], pairs[2])
-    ladder, parts = temperature ** (-torch.arange(count, dtype=fine, device=x.device) / count), []
+    speeds, parts = temperature ** (-torch.arange(count, dtype=fine, device=x.device) / count), []
+    if ladder is not None:
+        speeds = torch.tensor(ladder, dtype=fine, device=x.device)
     for axis in range(3):
-        speed = ladder[: pairs[axis]]
+        speed = speeds[: pairs[axis]]
+        if repeated:
+            speed = torch.cat([speed, speed])
         if axis == 2:
-            speed = torch.cat([speed, speed.new_zeros(rest)])  # at speed 0 a channel stays as it is
+            # at speed 0 a channel stays as it is
+            speed = torch.cat([speed, speed.new_zeros(2 * rest if repeated else rest)])
         place = torch.arange(grid[axis], dtype=fine, device=x.device)
         place = place + (float(offset) if unit == "patch" else 0.5 - grid[axis] / 2)
         if unit == "box":
@@ -96,8 +105,9 @@ def rotary_table(
         part = torch.stack([angle.sin(), angle.cos()], 1).to(dtype).reshape(shape)
         parts.append(part.expand(part.shape[0], 2, grid[0], grid[1], grid[2], speed.shape[0]))
     table = torch.cat(parts, -1).flatten(2, 4)
-    # not repeat_interleave, of which older exporters to ONNX make another size than the one asked for
-    table = torch.cat([table, table], -1) if rotate_half else torch.stack([table, table], -1).flatten(-2)
+    if not repeated:
+        # not repeat_interleave, of which older exporters to ONNX make another size than the one asked for
+        table = torch.cat([table, table], -1) if rotate_half else torch.stack([table, table], -1).flatten(-2)
     return table.transpose(1, 2).flatten(2)[:, None]
 
 
@@ -146,6 +156,12 @@ class RotaryPositions3D(nn.Module):
             is at ``(i + offset) / n * reference``.
         offset: of ``"patch"``: the first patch's number.
         spacing_mm: voxel spacing, as :func:`set_spacing` takes it; it can be set later.
+        ladder: speeds of an axis' pairs, fastest first, as many as the most pairs of an axis, for weights that were
+            trained with other ones than ``temperature`` gives; a period is 1 over a speed.
+        repeated: within an axis the ladder of n speeds is taken twice, a speed a channel, though neighbours are paired,
+            as V-JEPA 2 has it; the two channels of a pair turn by different angles.
+        axis_order: count a patch's running number on a grid whose axes are these of the network's, as ``(2, 0, 1)``
+            for weights that were trained with patches of ``(H, W, D)`` counted as if they lay ``(D, H, W)``.
 
     Raises:
         ValueError: an option out of its range.
@@ -168,6 +184,9 @@ class RotaryPositions3D(nn.Module):
         reference: Sequence[float] | None = None,
         offset: int = 0,
         spacing_mm: Sequence[float] | Tensor | None = None,
+        ladder: Sequence[float] | None = None,
+        repeated: bool = False,
+        axis_order: tuple[int, int, int] = (0, 1, 2),
     ) -> None:
         super().__init__()
         if unit not in POSITION_UNITS:
@@ -185,12 +204,23 @@ class RotaryPositions3D(nn.Module):
         if unit != "patch" and (reference is not None or offset):
             raise ValueError(f"reference={reference}, offset={offset}: for unit 'patch' alone, not for {unit!r}.")
         self.reference = None if reference is None else tuple(map(float, reference))
+        self.ladder, self.repeated = None if ladder is None else [float(speed) for speed in ladder], bool(repeated)
+        if self.ladder is not None and len(self.ladder) != max(self.pairs):
+            raise ValueError(f"ladder of {len(self.ladder)} speeds; expected {max(self.pairs)}, the pairs of an axis.")
+        if self.repeated and self.rotate_half:
+            raise ValueError("repeated=True pairs neighbours: leave rotate_half False.")
+        if sorted(axis_order) != [0, 1, 2]:
+            raise ValueError(f"axis_order={axis_order}; expected 0, 1 and 2 in some order.")
+        self.axis_order = (int(axis_order[0]), int(axis_order[1]), int(axis_order[2]))
         self.spacing_mm = None if spacing_mm is None else _spacing_rows(spacing_mm)
 
     def extra_repr(self) -> str:
         """Describe the options for ``print``."""
         unit = f"unit_mm={self.unit_mm}" if self.unit == "mm" else f"unit={self.unit!r}"
         unit += f", reference={self.reference}, offset={self.offset}" if self.reference else ""
+        unit += f", ladder={self.ladder}" if self.ladder else ""
+        unit += f", repeated={self.repeated}" if self.repeated else ""
+        unit += f", axis_order={self.axis_order}" if self.axis_order != (0, 1, 2) else ""
         return f"{unit}, pairs={self.pairs}, temperature={self.temperature}, rotate_half={self.rotate_half}"
 
     def forward(self, x: Tensor, grid: tuple[int, int, int], patch_size: tuple[int, int, int]) -> Tensor:
@@ -208,6 +238,8 @@ class RotaryPositions3D(nn.Module):
             ValueError: ``"mm"`` without a spacing, or as many spacings as there are not samples.
         """
         steps, spacing = (1.0, 1.0, 1.0), self.spacing_mm if self.unit == "mm" else None
+        order = self.axis_order
+        grid = (grid[order[0]], grid[order[1]], grid[order[2]])
         if self.unit == "mm":
             if spacing is None:
                 raise ValueError(
@@ -219,8 +251,10 @@ class RotaryPositions3D(nn.Module):
             steps = (4 * math.pi, 4 * math.pi, 4 * math.pi)
         elif self.reference is not None:
             steps = (self.reference[0] / grid[0], self.reference[1] / grid[1], self.reference[2] / grid[2])
-        pairs, rest, offset = self.pairs, self.rest, self.offset
-        return rotary_table(x, grid, self.unit, steps, spacing, pairs, rest, self.temperature, self.rotate_half, offset)
+        pairs, rest, temperature, half, offset = self.pairs, self.rest, self.temperature, self.rotate_half, self.offset
+        return rotary_table(
+            x, grid, self.unit, steps, spacing, pairs, rest, temperature, half, offset, self.ladder, self.repeated
+        )
 
 
 def mm_positions(network: nn.Module) -> list[RotaryPositions3D]:

@@ -11,7 +11,7 @@ from timm.models import vision_transformer as timm_vit
 from torch import nn
 
 from monai_vit3d.data.errors import WeightsError
-from monai_vit3d.layers import EMBED_LAYERS, RotaryBlock, RotaryPositions3D
+from monai_vit3d.layers import EMBED_LAYERS, HeadGatedAttention, RotaryBlock, RotaryPositions3D
 
 from .layer_facts import block_facts, is_layer, layer_details, norm_details, parts_of
 from .options import MLPS
@@ -43,7 +43,7 @@ def _table(*layers: type[nn.Module]) -> dict[str, type[nn.Module]]:
 LAYERS: dict[str, dict[str, type[nn.Module]]] = {
     "embed_layer": _table(*EMBED_LAYERS.values()),
     "block_fn": _table(*(getattr(timm_vit, name) for name in _BLOCKS), RotaryBlock),
-    "attn_layer": _table(Attention, AttentionRope, DiffAttention),
+    "attn_layer": _table(Attention, AttentionRope, DiffAttention, HeadGatedAttention),
     "mlp_layer": _table(*MLPS.values()),
     "act_layer": _table(*map(get_act_layer, _ACTS), nn.GELU),
     "norm_layer": _table(*map(get_norm_layer, _NORMS), nn.RMSNorm, nn.LayerNorm),
@@ -82,6 +82,7 @@ def describe_backbone(backbone: VisionTransformer3D) -> dict[str, Any]:
         "act_options": layer_details("act_layer", layers["act_layer"]),
         "norm_options": norm_details(norm),
         "embed_norm": _embed_norm(embed_norm),
+        **_embed_options(embed),
         "foreign": {key: class_path(layer) for key, layer in foreign.items()},
     }
 
@@ -152,6 +153,10 @@ def _rope(rope: nn.Module | None) -> dict[str, Any] | None:
     rope_args["rotate_half"] = rope.rotate_half
     if rope.reference is not None or rope.offset:
         rope_args |= {"reference": rope.reference and list(rope.reference), "offset": rope.offset}
+    if rope.ladder is not None:
+        rope_args["ladder"] = list(rope.ladder)
+    if rope.repeated or rope.axis_order != (0, 1, 2):
+        rope_args |= {"repeated": rope.repeated, "axis_order": list(rope.axis_order)}
     return rope_args | ({"unit_mm": rope.unit_mm} if rope.unit == "mm" else {})
 
 
@@ -161,6 +166,12 @@ def _embed_norm(norm: nn.Module | None) -> dict[str, Any] | None:
         return None
     eps = getattr(norm, "eps", None)
     return {"norm_layer": type(norm).__name__, "norm_eps": eps, "norm_options": norm_details(norm)}
+
+
+def _embed_options(embed: nn.Module) -> dict[str, Any]:
+    """Describe a residual stem's channels, where they are not those of its class."""
+    details = layer_details("embed_layer", embed)
+    return {"embed_options": {key: list(value) for key, value in details.items()}} if details else {}
 
 
 def _has_name(argument: str, layer: nn.Module | None) -> bool:
@@ -184,7 +195,7 @@ def _layer_options(args: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
     if unknown:
         raise WeightsError(missing_classes(unknown))
     options: dict[str, Any] = {key: LAYERS[key][name] for key, name in names.items()}
-    for key in ("block_fn", "mlp_layer", "act_layer"):
+    for key in ("embed_layer", "block_fn", "mlp_layer", "act_layer"):
         layer_args = args.get(key.split("_")[0] + "_options")
         if layer_args and key in options:
             options[key] = partial(options[key], **layer_args)

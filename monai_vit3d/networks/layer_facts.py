@@ -12,6 +12,7 @@ from torch import nn
 
 # what else such layers were built with: attribute, and the value that goes without saying
 _DETAILS: dict[str, dict[str, Any]] = {
+    "embed_layer": {"widths": None},
     "block_fn": {"num_parallel": None, "dual_lambda": False},
     "mlp_layer": {"gate_last": True},
     "act_layer": {"approximate": "none", "negative_slope": 0.01, "alpha": 1.0},
@@ -59,7 +60,7 @@ def layer_details(argument: str, layer: nn.Module | None) -> dict[str, Any]:
     """Return the options of a layer that differ from the defaults of its kind.
 
     Args:
-        argument: ``"block_fn"``, ``"mlp_layer"`` or ``"act_layer"``.
+        argument: ``"embed_layer"``, ``"block_fn"``, ``"mlp_layer"`` or ``"act_layer"``.
         layer: the layer, or None for none.
     """
     table = _DETAILS[argument].items()

@@ -12,13 +12,14 @@ from timm.layers import Attention, AttentionRope, GatedMlp, GluMlp, Mlp, SwiGLU,
 from timm.models.vision_transformer import ATTN_LAYERS, Block
 from torch import Tensor, nn
 
-from monai_vit3d.layers import EMBED_LAYERS, RotaryBlock, RotaryPositions3D, to_3tuple
+from monai_vit3d.layers import EMBED_LAYERS, HeadGatedAttention, RotaryBlock, RotaryPositions3D, to_3tuple
 from monai_vit3d.layers.pos_embed import GridShape
 
 Layer = Callable[..., nn.Module] | str | None
 Indices = int | Sequence[int] | None  # block numbers, as forward_intermediates takes them
 GLOBAL_POOLS = ("cls_token", "avg", "max", "avgmax", "map", "")
 WEIGHT_INITS = ("", "jax", "jax_nlhb", "moco", "reset", "skip")
+ATTENTIONS = {**ATTN_LAYERS, "head_gated": HeadGatedAttention}
 MLPS = {"mlp": Mlp, "glumlp": GluMlp, "swiglu": SwiGLU, "gatedmlp": GatedMlp}
 
 
@@ -76,12 +77,12 @@ def resolve_mlp(mlp_layer: Layer) -> Callable[..., nn.Module]:
 
 
 def resolve_attn(attn_layer: Layer) -> Callable[..., nn.Module]:
-    """Return an attention constructor from itself, timm's name (``"attn"``, ``"diff"``), or None (the default).
+    """Return an attention constructor from itself, its name (a key of ``ATTENTIONS``), or None (the default).
 
     Raises:
-        ValueError: a name that timm does not know.
+        ValueError: an unknown name.
     """
-    return _by_table("attn_layer", attn_layer, Attention, ATTN_LAYERS)
+    return _by_table("attn_layer", attn_layer, Attention, ATTENTIONS)
 
 
 def resolve_rope(rope: Layer, head_dim: int) -> nn.Module | None:
@@ -97,13 +98,13 @@ def resolve_rope(rope: Layer, head_dim: int) -> nn.Module | None:
 
 def rotary_block(
     rope: nn.Module, block_fn: Callable[..., nn.Module], attention: Callable[..., nn.Module], prefix: int
-) -> Callable[..., nn.Module]:
-    """Return the constructor of a block that takes the angles of ``rope``, from that of timm's Block.
+) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
+    """Return the constructors of a block that takes the angles of ``rope``, and of its attention.
 
     Args:
         rope: the network's rotary positions.
         block_fn: Block, a :class:`RotaryBlock`, or a partial of one.
-        attention: timm's Attention, or AttentionRope.
+        attention: timm's Attention, AttentionRope, or a class derived from the latter.
         prefix: number of prefix tokens.
 
     Raises:
@@ -111,7 +112,8 @@ def rotary_block(
     """
     base = getattr(block_fn, "func", block_fn)
     fits = base is Block or (isinstance(base, type) and issubclass(base, RotaryBlock))
-    if attention not in (Attention, AttentionRope) or not fits:
+    rotary = isinstance(attention, type) and issubclass(attention, AttentionRope)
+    if not (attention is Attention or rotary) or not fits:
         names = [getattr(layer, "__name__", repr(layer)) for layer in (base, attention)]
         raise ValueError(
             f"rope with block_fn={names[0]} and attn_layer={names[1]}: rotary positions need timm's "
@@ -120,7 +122,8 @@ def rotary_block(
         )
     base = RotaryBlock if base is Block else base
     args, options = getattr(block_fn, "args", ()), getattr(block_fn, "keywords", {})
-    return partial(base, *args, **{**options, "num_prefix_tokens": prefix, "rotate_half": rope.rotate_half})
+    block = partial(base, *args, **{**options, "num_prefix_tokens": prefix, "rotate_half": rope.rotate_half})
+    return block, attention if rotary else AttentionRope
 
 
 def _by_timm(

@@ -219,9 +219,10 @@ def build_own(
         args = {**args, "fc_norm": False}  # the norm is before the pooling, and stays there whatever the new one is
     sizes, head, place = ({key: options.pop(key) for key in keys if key in options} for keys in (_SIZES, _HEAD, _PLACE))
     network, tensors = _blank(args, state, factory, options, name), dict(state)
-    kernel = next((key for key in ("patch_embed.stem.0.weight", "patch_embed.proj.weight") if key in tensors), None)
-    if kernel is not None and tensors[kernel].dim() == 5:
-        tensors[kernel] = adapt_channels(tensors[kernel], int(network.in_chans))
+    for name_in_embed in getattr(network.patch_embed, "image_kernels", ("proj.weight",)):
+        kernel = f"patch_embed.{name_in_embed}"
+        if kernel in tensors and tensors[kernel].dim() == 5:
+            tensors[kernel] = adapt_channels(tensors[kernel], int(network.in_chans))
     expected = network.state_dict()
     if "num_classes" not in args and not any(key.startswith(_POOL) for key in tensors):  # save_backbone leaves it out
         expected = {key: value for key, value in expected.items() if not key.startswith(_POOL)}

@@ -13,7 +13,6 @@ from monai.data import MetaTensor
 from timm.layers import (
     Attention,
     AttentionPoolLatent,
-    AttentionRope,
     Mlp,
     PatchDropout,
     calculate_drop_path_rates,
@@ -93,15 +92,17 @@ class VisionTransformer3D(Pretrained):
         attn_drop_rate: dropout of attention weights in each block.
         drop_path_rate: largest stochastic-depth rate; it grows linearly over the blocks.
         embed_layer: constructor of the patch embedding, or its name in
-            :data:`~monai_vit3d.layers.EMBED_LAYERS` (``"patch"``, ``"conv_stem"``). A constructor gets those that it
-            takes of ``img_size``, ``patch_size``, ``in_chans``, ``embed_dim``, ``bias``, ``strict_img_size``,
-            ``device``, ``dtype``, and its layer turns ``(B, C, H, W, D)`` into ``(B, N, embed_dim)``, a token for
-            each patch, D fastest. :meth:`set_input_size` needs a method of that name on it.
+            :data:`~monai_vit3d.layers.EMBED_LAYERS` (``"patch"``, ``"conv_stem"``, ``"primus_v2"``, ``"primus_v3"``).
+            A constructor gets those that it takes of ``img_size``, ``patch_size``, ``in_chans``, ``embed_dim``,
+            ``bias``, ``strict_img_size``, ``device``, ``dtype``, and its layer turns ``(B, C, H, W, D)`` into
+            ``(B, N, embed_dim)``, a token for each patch, D fastest. :meth:`set_input_size` needs a method of that
+            name on it.
         norm_layer: constructor of the norms, timm's name for one, or None for the default.
         act_layer: constructor of the activation, timm's name for one, or None for the default.
         block_fn: constructor of a block; it gets those keywords that it knows.
         mlp_layer: constructor of the MLP, its name, or None for the default.
-        attn_layer: constructor of the attention, timm's name for it (``"attn"``, ``"diff"``), or None for the default.
+        attn_layer: constructor of the attention, its name (timm's ``"attn"`` and ``"diff"``; ``"head_gated"``), or None
+            for the default.
         init_values: initial value of timm's LayerScale; passed on to the blocks only when set.
         patch_drop_rate: share of patch tokens left out in training.
         dynamic_img_pad: pad inputs with zeros at each axis' end to the next multiple of the patch; tokens that
@@ -270,7 +271,7 @@ class VisionTransformer3D(Pretrained):
         attention = resolve_attn(attn_layer)
         self.rope = resolve_rope(rope, embed_dim // num_heads)
         if self.rope is not None:
-            block_fn, attention = rotary_block(self.rope, block_fn, attention, self.num_prefix_tokens), AttentionRope
+            block_fn, attention = rotary_block(self.rope, block_fn, attention, self.num_prefix_tokens)
         block_options: dict[str, Any] = {
             **{"dim": embed_dim, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "attn_layer": attention},
             **{"norm_layer": self.norm_layer, "act_layer": self.act_layer, "mlp_layer": resolve_mlp(mlp_layer)},

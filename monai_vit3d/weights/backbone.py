@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from monai_vit3d.data.errors import UsageError, WeightsError
-from monai_vit3d.layers import ConvStem3D, PatchEmbed3D, resample_patch_kernel
+from monai_vit3d.layers import ConvStem3D, PatchEmbed3D, ResidualStem3D, SkipStem3D, resample_patch_kernel
 from monai_vit3d.layers.pos_embed import GridShape, resample_pos_embed, sincos_pos_embed
 from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.networks.checkpoints import (
@@ -36,7 +36,12 @@ logger = logging.getLogger(__name__)
 PREFIX = "backbone."
 HEAD = ("head.", "attn_pool.")
 PROJECTION = "patch_embed.proj.weight"
-STEM_KERNELS = ("patch_embed.stem.0.weight", PROJECTION)  # the first of those that a file has sees the image
+# what a file has of a patch embedding's layers, and its class; the first that fits
+_STEMS: tuple[tuple[str, type[PatchEmbed3D]], ...] = (
+    ("patch_embed.stem.", ConvStem3D),
+    ("patch_embed.skips.", SkipStem3D),
+    ("patch_embed.stages.", ResidualStem3D),
+)
 # a name for people, and where a class is from; the grid, which positions follow; what the shapes show, and rounded;
 # the head, which is left out; what leaves the weights' meaning alone; the channels, to which the kernel is adapted
 _MAY_DIFFER = (
@@ -119,13 +124,13 @@ def embed_layer_of(path: str | Path) -> type[PatchEmbed3D]:
         path: as for :func:`load_backbone`. Of safetensors the header alone is read; :func:`load_backbone` verifies it.
 
     Returns:
-        :class:`ConvStem3D`, if the file has the tensors of its stem; else :class:`PatchEmbed3D`.
+        The class of the stem that the file has the tensors of; else :class:`PatchEmbed3D`.
 
     Raises:
         WeightsError: the file is missing, damaged, holds more than tensors, or holds no backbone.
     """
     names = _backbone_in(dict.fromkeys(key_names(path)), path)
-    return ConvStem3D if any(key.startswith("patch_embed.stem.") for key in names) else PatchEmbed3D
+    return next((kind for sign, kind in _STEMS if any(key.startswith(sign) for key in names)), PatchEmbed3D)
 
 
 def _backbone_of(network: nn.Module) -> nn.Module:
@@ -161,7 +166,8 @@ def _refuse_architecture(came: dict[str, Any], needed: dict[str, Any], path: str
     # older files say that a parallel block has no attention and no MLP
     args = {key for key in came if key not in _MAY_DIFFER and came[key] != "NoneType"}
     unlike = [key for key in needed if key in args and came[key] != needed[key]]
-    if all("ConvStem3D" not in str(said_of.get("embed_layer")) for said_of in (came, needed)):
+    stems = {kind.__name__ for _, kind in _STEMS}
+    if all(said_of.get("embed_layer") not in stems for said_of in (came, needed)):
         unlike = [key for key in unlike if key != "patch_size"]  # a stem of another patch has other layers
     if _are_learned_from_table(came, needed):
         unlike = [key for key in unlike if key not in ("pos_embed", "no_embed_class")]
@@ -176,18 +182,21 @@ def _refuse_architecture(came: dict[str, Any], needed: dict[str, Any], path: str
 
 def _fit_kernel(state: dict[str, Tensor], backbone: nn.Module) -> tuple[dict[str, Tensor], str]:
     """The state dict with the first convolution's kernel for the backbone's channels and patch, and what was done."""
-    key = next((key for key in STEM_KERNELS if key in state), "")
-    own = backbone.state_dict().get(key) if isinstance(backbone, VisionTransformer3D) else None
-    if own is None or own.dim() != 5 or state[key].dim() != 5:
-        return state, ""
-    kernel, done = state[key], ""
-    if kernel.shape[1] != own.shape[1]:
-        done += f", patch kernel adapted from {kernel.shape[1]} to {own.shape[1]} channels"
-        kernel = adapt_channels(kernel, own.shape[1])
-    if kernel.shape[2:] != own.shape[2:] and key == PROJECTION:
-        done += f", patch kernel resampled from {tuple(kernel.shape[2:])} to {tuple(own.shape[2:])}"
-        kernel = resample_patch_kernel(kernel, own.shape[2:])
-    return {**state, key: kernel}, done
+    fitted, done = dict(state), ""
+    embed = getattr(backbone, "patch_embed", None) if isinstance(backbone, VisionTransformer3D) else None
+    names = () if embed is None else getattr(embed, "image_kernels", ("proj.weight",))
+    for key in (f"patch_embed.{name}" for name in names):
+        kernel, own = state.get(key), backbone.state_dict().get(key)
+        if kernel is None or own is None or own.dim() != 5 or kernel.dim() != 5:
+            continue
+        if kernel.shape[1] != own.shape[1]:
+            done += f", patch kernel adapted from {kernel.shape[1]} to {own.shape[1]} channels"
+            kernel = adapt_channels(kernel, own.shape[1])
+        if kernel.shape[2:] != own.shape[2:] and key == PROJECTION:
+            done += f", patch kernel resampled from {tuple(kernel.shape[2:])} to {tuple(own.shape[2:])}"
+            kernel = resample_patch_kernel(kernel, own.shape[2:])
+        fitted[key] = kernel
+    return fitted, done
 
 
 def _are_learned_from_table(came: dict[str, Any], needed: dict[str, Any]) -> bool:

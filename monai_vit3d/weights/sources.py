@@ -24,12 +24,14 @@ from .convert import nidl
 from .convert.building import options_checked
 from .convert.families import FAMILIES, OURS, family_of
 from .convert.monai_vit import add_tanh
-from .convert.shapes import HEAD_WIDTH, POS
+from .convert.refused import reason_to_refuse
+from .convert.shapes import HEAD_WIDTH, KERNEL, POS
 from .convert.timm2d import load_timm2d
-from .convert.unwrap import unwrap
+from .convert.unwrap import tensor_names, unwrap
 
 logger = logging.getLogger(__name__)
 
+_INFLATE = ("kernel", "positions", "axis")
 _NEEDED = ("img_size", "patch_size", "in_chans", "num_heads", "pos_embed")
 _ADVICE = "Pass the options that the weights were trained with."
 _BARE = (
@@ -104,20 +106,24 @@ def identify(state: Any, name: str = "state_dict", *, take: str = "teacher", fam
         family: what it is, if it is known better than its keys show.
 
     Raises:
-        WeightsError: not a Vision Transformer that is known, several of them, or one that cannot be hosted (Primus,
-            V-JEPA); the message names what there is.
+        WeightsError: not a Vision Transformer that is known, several of them, or one that cannot be hosted (as
+            SAM-Med3D's or a Swin transformer); the message names what there is.
         UsageError: an unknown ``family``, or ``"monai_vit3d"``, which a file's header says.
     """
-    loadable = [known.name for known in FAMILIES.values() if not known.refusal]
-    if family is not None and family not in loadable:
-        raise UsageError(f"family={family!r}; expected one of {', '.join(map(repr, loadable))}.")
-    unwrapped = unwrap(state, family_of, name, take)
+    if family is not None and family not in FAMILIES:
+        raise UsageError(f"family={family!r}; expected one of {', '.join(map(repr, FAMILIES))}.")
+    try:
+        unwrapped = unwrap(state, family_of, name, take)
+    except WeightsError as error:
+        reason = reason_to_refuse(tensor_names(state))
+        if not reason:
+            raise
+        other = str(error)[str(error).index("One lies under") :] if "One lies under" in str(error) else ""
+        raise WeightsError(f"{name}: {reason}. {other or 'Use its own package.'}") from None
     if family is None and unwrapped.args:
         args = checked_args(unwrapped.args, name)
         return Source(OURS, unwrapped.wrapping, unwrapped.state, args, (), unwrapped.beside, name)
     row = FAMILIES[family or family_of(unwrapped.state)]
-    if row.refusal:
-        raise WeightsError(f"{name}: {row.refusal}")
     try:
         own, left_out = row.encoder(unwrapped.state)
         options, assumed = row.options(unwrapped.state, None)
@@ -142,9 +148,10 @@ def backbone_from(
         grid: patches along ``(H, W, D)`` that its positions were learned on, if neither those of ``img_size`` nor a
             cube; they are resampled trilinearly to the grid of ``img_size``, without which it is that of the network.
         take: which of several networks, see :func:`identify`.
-        options: keywords of :class:`VisionTransformer3D`; they override what the checkpoint shows. No tensor of
-            MONAI's networks or nidl's shows ``num_heads``: it must be passed. nidl's layout is that of a bare state
-            dict of this package, too, of which no tensor shows the eps, the activation or rotary positions. Another
+        options: keywords of :class:`VisionTransformer3D`, of 2D weights also ``kernel``, ``positions`` and ``axis`` as
+            for :func:`from_timm2d`; they override what the checkpoint shows. No tensor of MONAI's networks, nidl's and
+            most others shows ``num_heads``: it must be passed. nidl's layout is that of a bare state dict of this
+            package, too, of which no tensor shows the eps, the activation or rotary positions. Another
             ``patch_size`` or ``in_chans`` than its kernel's resamples that. nidl's files do not hold sin-cos
             positions: ``pos_embed="sincos"`` gives its own table, kept as positions that are not trained. Of our
             own files as for :meth:`VisionTransformer3D.from_pretrained`.
@@ -172,11 +179,16 @@ def backbone_from(
 
 def _built(source: Source, grid: tuple[int, int, int] | None, owned: bool, options: dict[str, Any]) -> Inflated:
     place = {key: options.pop(key, None) for key in ("device", "dtype")}
+    inflate = {key: options.pop(key) for key in _INFLATE if key in options}
+    row = FAMILIES[source.family]
     keywords, trained_patch, assumed = _completed(source, options, grid)
-    state, origins = FAMILIES[source.family].to_our_keys(source.state, trained_patch)
-    if source.family == "nidl" and POS not in state and keywords["pos_embed"] == "sincos":
+    state, origins = row.to_our_keys(source.state, trained_patch)
+    if inflate and state[KERNEL].dim() != 4:
+        raise UsageError(f"{source.name}: {', '.join(inflate)}: for 2D weights, not for {source.family}. Leave it out.")
+    if row.fixed_positions is not None and POS not in state and keywords["pos_embed"] == "sincos":
         network = blank_network(VisionTransformer3D, **{**keywords, "pos_embed": "learned", "no_embed_class": True})
-        state[POS], origins[POS] = nidl.nidl_sincos(network.grid_size, network.embed_dim), "nidl's sin-cos table"
+        table = row.fixed_positions(grid or network.grid_size, int(network.embed_dim))
+        state[POS], origins[POS] = table, f"{source.family}'s sin-cos table"
         cast(Tensor, network.pos_embed).requires_grad_(False)
     else:
         network = blank_network(VisionTransformer3D, **keywords)
@@ -186,7 +198,7 @@ def _built(source: Source, grid: tuple[int, int, int] | None, owned: bool, optio
     if "num_classes" not in new:
         add_tanh(network, state)
     wide = torch.float64 if any(value.dtype == torch.float64 for value in state.values()) else torch.float32
-    how: dict[str, Any] = {"name": source.name, "new_head": bool(new), "grid": grid, "owned": owned, "advice": _ADVICE}
+    how = {"name": source.name, "new_head": bool(new), "grid": grid, "owned": owned, "advice": _ADVICE, **inflate}
     report = load_timm2d(network.to(place["dtype"] or wide), state, **how).with_origins(origins, source.left_out)
     report = replace(report, assumed=(*assumed, *report.assumed))
     where = " ".join(source.wrapping) or "the top"
@@ -213,7 +225,7 @@ def _completed(
     if "patch_size" in options and "patch_size" not in shown:
         patch = to_3tuple(options["patch_size"], "patch_size")
         shown, assumed = FAMILIES[source.family].options(source.state, patch)
-    if grid is not None and "patch_size" in shown:
+    if grid is not None and len(grid) == 3 and "patch_size" in shown:
         sides = to_3tuple(grid, "grid")
         shown = {**shown, "img_size": tuple(n * p for n, p in zip(sides, shown["patch_size"]))}
     keywords = {**shown, **options}
@@ -224,8 +236,23 @@ def _completed(
     elif source.family == "nidl" and POS in source.state and "no_embed_class" not in options:
         prefix = int(keywords["class_token"]) + keywords["reg_tokens"]
         keywords |= nidl.place_prefix(source.state[POS].shape[1], prefix, options["img_size"], patch)
+    rope = FAMILIES[source.family].rope
+    if rope is not None and "rope" not in options:
+        keywords["rope"] = rope(source.state, keywords, _trained_grid(keywords, shown, grid))
     told = {*options, *(["img_size"] if grid is not None else [])}
     return keywords, trained, tuple(_assumed(key, keywords) for key in assumed if key not in told)
+
+
+def _trained_grid(
+    keywords: Mapping[str, Any], shown: Mapping[str, Any], grid: tuple[int, int, int] | None
+) -> tuple[int, int, int]:
+    """The grid that weights were trained on: what was said, what the positions show, or that of the network."""
+    if grid is not None:
+        return to_3tuple(grid, "grid")
+    size, patch = (shown, shown["patch_size"]) if "img_size" in shown else (keywords, keywords["patch_size"])
+    sides = zip(to_3tuple(size["img_size"], "img_size"), to_3tuple(patch, "patch_size"))
+    height, width, depth = (n // p for n, p in sides)
+    return height, width, depth
 
 
 def _refuse_missing(source: Source, keywords: Mapping[str, Any]) -> None:

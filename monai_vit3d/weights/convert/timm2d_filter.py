@@ -59,7 +59,9 @@ def checkpoint_filter_fn(
     fitted = dict(state_dict)
     patch = tuple(model.patch_embed.patch_size)
     chans = int(model.in_chans)
-    if weight.dim() == 4 or tuple(weight.shape[1:]) != (chans, *patch):
+    # the last layer of a stem does not see patches
+    sees_patches = tuple(getattr(getattr(model.patch_embed, "proj", None), "kernel_size", patch)) == patch
+    if weight.dim() == 4 or (sees_patches and tuple(weight.shape[1:]) != (chans, *patch)):
         fitted[KERNEL] = fit_kernel(_at_least_float32(weight), patch, chans, kernel, axis)
     pos, own = fitted.get(POS), model.pos_embed
     if pos is not None and isinstance(own, nn.Parameter):

@@ -21,9 +21,13 @@ WORDS = (
     *("state_dict", "model_state_dict", "network_weights", "model", "network", "net", "module", "_orig_mod"),
     *("_fsdp_wrapped_module", "_forward_module"),
     *("backbone", "encoder", "vit", "student", "context_encoder", *AVERAGED),
+    # the image's network in one of images and text, or with a decoder of its own
+    *("vision_encoder", "image_encoder", "vision_tower", "vision_model", "visual", "dinov2", "videomae"),
 )
 _DEEPEST = 8  # entries inside entries
-_PATCH_EMBEDDING = re.compile(r"(?:^|\.)(?=patch_embed(ding)?\.)")
+_PATCH_EMBEDDING = re.compile(
+    r"(?:^|\.)(?=patch_embed(?:ding|_3D)?\.|embeddings\.patch_embeddings\.|down_projection\.)"
+)
 # DINOv2's blocks in chunks for FSDP: chunk, block, part of a block; the parts tell them from UNETR's decoder
 _CHUNK = re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.(?=(?:norm[12]|attn|mlp|ls[12])\.)")
 
@@ -115,6 +119,12 @@ def holds_known(checkpoint: Any, family: IdentifyFamily) -> bool:
         family: as for :func:`unwrap`.
     """
     return isinstance(checkpoint, Mapping) and any(not one.unknown for one in _networks(checkpoint, family))
+
+
+def tensor_names(checkpoint: Any) -> list[str]:
+    """Return the names of all tensors in a checkpoint, in any nesting, without the entries that lead to them."""
+    dicts = _dicts(checkpoint) if isinstance(checkpoint, Mapping) else []
+    return [name for _, items in dicts for name in _under(items, "")]
 
 
 def _networks(checkpoint: Mapping[Any, Any], family: IdentifyFamily) -> list[Network]:

@@ -40,7 +40,7 @@ def test_wrappers_are_taken_off(load, prefix, tmp_path):
 @pytest.mark.parametrize(
     ("prefix", "word"),
     [
-        ("vision_encoder.", "vision_encoder"),
+        ("ct_tower.", "ct_tower"),
         ("base_model.model.", "base_model"),
         ("model.tower.net.vision.", "tower.net.vision"),
         ("swa_model.", "swa_model"),
