@@ -126,9 +126,7 @@ def _read_labels(checked: CheckedCase, file: Path, classes: dict[int, str], grid
         return
     checked.labels, checked.counts = labels, counts
     if not counts.keys() - {0}:
-        checked.add(
-            file, f"no voxel of a class in the label of {checked.case.name}. Check that it is right.", "warning"
-        )
+        checked.add(file, f"no voxel of {checked.case.name} is labelled. Check that this is right.", "warning")
     for text in volume.warnings:
         if text != "all voxels are 0":
             checked.add(file, text, "warning")

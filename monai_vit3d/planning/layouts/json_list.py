@@ -50,19 +50,12 @@ def read_json_list(path: Path) -> LabelledDataset:
         for i, item in enumerate(content.get(name) or [])
     ]
     images = [_images(root, item, f"{file}, {name}") for item, name in items]
-    names = [
-        str(item.get("name") or name) for (item, _), name in zip(items, names_by_file([i[0] for i in images], root))
+    names = names_by_file([files[0] for files in images], root)
+    folds = {"validation": 0, "training": 1} if content.get("validation") else {}
+    cases = [
+        _case(file, item, section, name, files, folds.get(section))
+        for (item, section), name, files in zip(items, names, images)
     ]
-    labels = [_label(root, item.get("label"), _SECTIONS[name]) for item, name in items]
-    has_validation = bool(content.get("validation"))
-    cases = []
-    for (item, section), name, files, label in zip(items, names, images, labels):
-        fold = item.get("fold", (0 if section == "validation" else 1) if has_validation else None)
-        if not isinstance(fold, int | None):
-            raise DatasetError(f"{file}, {section}: fold {fold!r} of {name}; a whole number from 0 is expected.")
-        is_test = _SECTIONS[section] == "testing"
-        subject = str(item.get("subject") or name)
-        cases.append(LabelledCase(name, files, label, subject, None if is_test else fold, _SECTIONS[section]))
     task, cases, classes = cases_task(cases, str(file))
     if task == "segmentation":
         named = content.get("labels")
@@ -70,6 +63,19 @@ def read_json_list(path: Path) -> LabelledDataset:
         classes = class_names_from(named, f"{file}, labels") if named else class_names_seen(seen)
     channels = numbered_names(content.get("channel_names", content.get("modality")), f"{file}, modality")
     return build_dataset(root, "json", task, cases, _channels(channels, images), classes)
+
+
+def _case(
+    file: Path, item: Mapping[str, Any], section: str, name: str, images: tuple[Path, ...], fold: int | None
+) -> LabelledCase:
+    """Make a case of an item; what the item itself has comes before ``name`` and ``fold``."""
+    fold = item.get("fold", fold)
+    if not isinstance(fold, int | None):
+        raise DatasetError(f"{file}, {section}: fold {fold!r} of {name}; a whole number from 0 is expected.")
+    name, label = str(item.get("name") or name), item.get("label")
+    if isinstance(label, str) and is_nifti_name(os.path.basename(label)):
+        label = Path(os.path.normpath(file.parent / label))
+    return LabelledCase(name, images, label, str(item.get("subject") or name), fold, _SECTIONS[section])
 
 
 def _list_file(path: Path) -> Path | None:
@@ -104,13 +110,6 @@ def _images(root: Path, item: Mapping[str, Any], where: str) -> tuple[Path, ...]
     if not held or not all(isinstance(path, str) and path for path in held):
         raise DatasetError(f"{where}: image {item['image']!r}; a path, or a list of one for each channel, is expected.")
     return tuple(Path(os.path.normpath(root / path)) for path in held)
-
-
-def _label(root: Path, label: Any, section: str) -> Any:
-    """Make the path of a label map absolute; other labels stay."""
-    if isinstance(label, str) and is_nifti_name(os.path.basename(label)):
-        return Path(os.path.normpath(root / label))
-    return label
 
 
 def _channels(named: tuple[str, ...], images: list[tuple[Path, ...]]) -> tuple[str, ...]:
