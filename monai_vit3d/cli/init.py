@@ -64,10 +64,11 @@ def _run(args: argparse.Namespace) -> int:
     cases = f"{len(report.dataset.section('training'))} labelled cases, read as {report.dataset.layout}"
     print(printable(f"{report.dataset.root}: {cases}"))
     for problem in report.problems:
-        print(printable(f"{problem.severity:7s}  {problem.file}: {problem.text}"))
+        print(printable(f"{problem.severity:8s} {problem.file}: {problem.text}"))
     if report.plan is None:
         errors = sum(problem.severity == "error" for problem in report.problems)
-        print_error(f"vit3d: {args.data}: {errors} errors in the data, listed above. Fix them and run again.")
+        count, them = ("1 error", "it") if errors == 1 else (f"{errors} errors", "them")
+        print_error(f"vit3d: {args.data}: {count} in the data, listed above. Fix {them} and run again.")
         return 2
     for line in report.plan.lines():
         print(printable(line))

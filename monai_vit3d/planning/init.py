@@ -73,7 +73,7 @@ def init_bundle(
     memory_bytes = parse_memory(memory)
     if not dry_run:
         if output is None:
-            raise UsageError("output=None: name the folder to write the bundle to, or pass dry_run=True.")
+            raise UsageError("output=: name the folder to write the bundle to, or pass dry_run=True.")
         require_new_folder(Path(output))
     dataset = read_dataset(data, layout)
     problems, fingerprint = examine(dataset, on_case=on_case)
