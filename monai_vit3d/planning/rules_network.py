@@ -31,7 +31,7 @@ def decide_device(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str
 def decide_memory_gb(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take what was given; else 90 % of the GPU's, or 4 GB."""
     if evidence.memory_bytes is not None:
-        return round(evidence.memory_bytes / GIB, 2), "given"
+        return round(evidence.memory_bytes / GIB, 3), "given"
     if plan["device"] == "cuda":
         import torch
 
