@@ -27,7 +27,7 @@ lint: $(VENV)/.installed
 PYTEST_OPTIONS := --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 test: lint chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS) --nbmake --nbmake-timeout=600 tutorials tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS) --durations=40 --nbmake --nbmake-timeout=600 tutorials tests
 
 # the quick tests; `python -m tests.touched` names modules that they do not touch
 quick: $(VENV)/.installed

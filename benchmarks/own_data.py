@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from hippocampus import BUNDLE, NETWORKS, ROOT, bundle_run, parser_for, print_table, read_scores, seconds_per_step
+
 from monai_vit3d.planning.init import init_bundle
 
 NAMES = ("ours", "dynunet")

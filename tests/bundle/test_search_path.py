@@ -13,10 +13,15 @@ EVIL = "from pathlib import Path\n\nPath(r'{marker}').write_text(__name__)\nrais
 NAMES = ("itk", "cupy", "nrrd", "skimage", "json", "typing", "argparse", "contextlib", "__future__", "tqdm", "jinja2")
 
 
+COMMANDS = {
+    "module": ["-m", "monai_vit3d.cli"],
+    "script": ["-c", "from monai_vit3d.cli import run_process; run_process()"],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["current folder", "bundle", "PYTHONPATH"])
 @pytest.mark.parametrize(
-    "way", [["-m", "monai_vit3d.cli"], ["-c", "from monai_vit3d.cli import run_process; run_process()"]]
+    ("where", "way"), [("current folder", "module"), ("bundle", "script"), ("PYTHONPATH", "module")]
 )
 def test_nothing_is_imported_from_here(tmp_path, bundle, cohort, where, way):
     here = tmp_path / "here"
@@ -28,13 +33,13 @@ def test_nothing_is_imported_from_here(tmp_path, bundle, cohort, where, way):
     if where == "PYTHONPATH":
         for name in NAMES[4:]:  # Python itself imports those before anything of ours runs
             (bundle / f"{name}.py").unlink()
-    if way[0] == "-c":
+    if way == "script":
         for name in NAMES[4:]:
             (here / f"{name}.py").unlink()
             (bundle / f"{name}.py").unlink(missing_ok=True)
     folder = bundle if where == "bundle" else here
     command = arguments(cohort / "case00.nii.gz", to=tmp_path / "out", bundle=bundle)
-    code, _, err = run_python(*way, *command, cwd=folder, env={**ONE_THREAD, **env})
+    code, _, err = run_python(*COMMANDS[way], *command, cwd=folder, env={**ONE_THREAD, **env})
     assert code == 0, err
     assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
 
