@@ -12,10 +12,11 @@ from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.printable import printable
 
 from .options import add_device, add_safe, parsed
-from .progress import print_error
+from .progress import Progress, print_error
 
 if TYPE_CHECKING:
     from monai_vit3d.evaluation.results import Evaluation
+    from monai_vit3d.evaluation.scoring import ScoredCase
 
 _DESCRIPTION = """Score label maps: Dice, surface Dice (NSD), 95 % Hausdorff distance, volume bias and detection
 F1 by component, by class and case, with 95 % bootstrap intervals. OUT gets cases.csv,
@@ -55,7 +56,7 @@ def add_verb(verbs: Any) -> None:
     add("--against", type=Path, metavar="DIR", help=against)
     add_device(evaluate)
     add_safe(evaluate)
-    evaluate.set_defaults(run=_run, parser=evaluate)
+    evaluate.set_defaults(run=_run, parser=evaluate, go_on="run the same command again to go on")
 
 
 def _folds(text: str) -> tuple[int, ...]:
@@ -76,10 +77,13 @@ def _run(args: argparse.Namespace) -> int:
     folders = args.predictions is not None or args.labels is not None
     if folders == (args.bundle is not None) or (folders and None in (args.predictions, args.labels, args.output)):
         raise UsageError("expected a BUNDLE, or --pred DIR, --labels DIR and -o OUT.")
-    options = parsed(args, *(_OF_BUNDLE if folders else _OF_FOLDERS))
-    function: Any = evaluate_folders if folders else evaluate_bundle
-    with _Progress() as progress:
-        evaluation: Evaluation = function(**options, on_case=progress)
+    options = parsed(args, "go_on", *(_OF_BUNDLE if folders else _OF_FOLDERS))
+    with Progress() as predicting, _Scoring() as scoring:
+        if folders:
+            evaluation = evaluate_folders(**options, on_case=scoring)
+        else:
+            to_predict: Any = {"on_plan": predicting.begin, "on_record": predicting}
+            evaluation = evaluate_bundle(**options, **to_predict, on_case=scoring)
     for note in evaluation.notes:
         print_error(f"vit3d: {note}")
     for line in _table(evaluation):
@@ -91,19 +95,24 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if evaluation.failed else 0
 
 
-class _Progress:
-    """Count the cases on a terminal, and print those that fail."""
+class _Scoring:
+    """Count the scored cases on a terminal, and print those that fail."""
 
-    def __enter__(self) -> _Progress:
-        from tqdm import tqdm
+    def __init__(self) -> None:
+        self.bar: Any = None
 
-        self.bar = tqdm(unit="case", dynamic_ncols=True, disable=not sys.stderr.isatty())
+    def __enter__(self) -> _Scoring:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
-    def __call__(self, case: Any) -> None:
+    def __call__(self, case: ScoredCase) -> None:
+        from tqdm import tqdm
+
+        if self.bar is None:
+            self.bar = tqdm(desc="scored", unit="case", dynamic_ncols=True, disable=not sys.stderr.isatty())
         self.bar.update()
         if case.error:
             print_error(f"vit3d: {case.case.name} failed: {case.error}")

@@ -69,9 +69,10 @@ def finish_training(
     root = Path(bundle)
     names, trained = names_without_background(root), trained_folds(root, folds)
     _write_keep_largest(root, [])  # the choice is made on all components
-    cases = []
-    for fold in trained:
-        cases += predict_section(root, "validation", [fold], root / "runs", PredictionRun(device, safe))
+    labelled = datalist(root / "configs" / "split.json", "training")
+    write_trained_on(measure_training(labelled, root, device=device, safe=safe), root)
+    # last, so that these predictions stay valid where nothing is removed: a change of configs makes them anew
+    cases = predict_section(root, "validation", trained, root / "predictions", PredictionRun(device, safe))
     chosen = compare_largest_components(cases, names)
     for row in chosen.values():
         logger.info(
@@ -82,8 +83,6 @@ def finish_training(
             row.after,
         )
     _write_keep_largest(root, [value for value, row in chosen.items() if row.kept])
-    labelled = datalist(root / "configs" / "split.json", "training", fold=None)
-    write_trained_on(measure_training(labelled, root, device=device, safe=safe), root)
     return chosen
 
 

@@ -74,7 +74,6 @@ def predict_section(
     folds: Sequence[int],
     output: Path,
     how: PredictionRun = PredictionRun(),
-    overrides: Mapping[str, Any] | None = None,
 ) -> list[EvaluationCase]:
     """Predict the validation cases of each fold by that fold alone, or the test cases by all folds together.
 
@@ -86,29 +85,25 @@ def predict_section(
         folds: whose training is finished.
         output: the folder to predict into; each fold gets one below it, ``fold_K``, the test cases ``testing``.
         how: device, safety, progress.
-        overrides: values to set in the config, by id.
 
     Raises:
-        UsageError: an unknown section, or none of its cases has a label.
+        UsageError: an unknown section.
         DatasetError: no split of `vit3d init`, or no cases of the section.
     """
     if section not in EVALUATED_SECTIONS:
         raise UsageError(f"section={section}; expected one of {', '.join(EVALUATED_SECTIONS)}.")
     split = bundle / "configs" / "split.json"
-    cases: list[EvaluationCase] = []
+    cases = []
     runs = [(f"fold_{fold}", [fold], fold) for fold in folds]
     for name, members, fold in [("testing", list(folds), 0)] if section == "testing" else runs:
-        items = [item for item in datalist(split, section, fold) if item["label"] is not None]
-        if items:
-            _predict(bundle, items, output / name, {**(overrides or {}), "folds": members}, how)
+        items = datalist(split, section, fold)
+        _predict(bundle, items, output / name, members, how)
         cases += [_case(item, output / name) for item in items]
-    if not cases:
-        raise UsageError(f"{split}: no cases with labels in section={section}. Give another section=.")
     return cases
 
 
 def _predict(
-    bundle: Path, items: Iterable[Mapping[str, Any]], output: Path, overrides: Mapping[str, Any], how: PredictionRun
+    bundle: Path, items: Iterable[Mapping[str, Any]], output: Path, folds: Sequence[int], how: PredictionRun
 ) -> None:
     from monai_vit3d.pipeline.folder import predict_folder
 
@@ -120,7 +115,7 @@ def _predict(
         output,
         bundle,
         existing="resume",
-        overrides=overrides,
+        overrides={"folds": list(folds)},
         device=how.device,
         safe=how.safe,
         include_labels=True,  # the split says that they are images
