@@ -31,16 +31,26 @@ class LargestComponent(NamedTuple):
         name: of the class.
         before: with all components.
         after: with the largest one alone.
+        pieces: the most components that a label of the class has.
     """
 
     name: str
     before: float
     after: float
+    pieces: int
 
     @property
     def kept(self) -> bool:
-        """Whether it raises the Dice."""
-        return self.after > self.before
+        """Whether it raises the Dice, and no label has several components, as lesions have."""
+        return self.after > self.before and self.pieces < 2
+
+    def __str__(self) -> str:
+        """Say what was chosen, and why."""
+        dice = f"validation Dice {self.before:.4f} with all components, {self.after:.4f} with the largest alone"
+        if self.kept:
+            return f"{self.name}: only the largest component is kept ({dice})"
+        lesions = f"; labels have up to {self.pieces} components" if self.pieces > 1 else ""
+        return f"{self.name}: all components are kept ({dice}{lesions})"
 
 
 def finish_training(
@@ -50,7 +60,8 @@ def finish_training(
 
     As nnU-Net does (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z), only the largest component of a class is kept
     where that raises its mean Dice over the validation cases, each predicted by the fold that has not seen it. It
-    changes no other class: what is removed becomes background.
+    changes no other class: what is removed becomes background. A class of which any of these cases has several
+    components in its label, as lesions have, keeps all: of an undertrained network, the rule would remove true ones.
 
     Args:
         bundle: the folder of a bundle that ``vit3d init`` made; its ``plan.keep_largest`` is replaced.
@@ -75,13 +86,7 @@ def finish_training(
     cases = predict_section(root, "validation", trained, root / "predictions", PredictionRun(device, safe))
     chosen = compare_largest_components(cases, names)
     for row in chosen.values():
-        logger.info(
-            "%s: %s (validation Dice %.4f with all components, %.4f with the largest alone)",
-            row.name,
-            "keeping only the largest component" if row.kept else "keeping all components",
-            row.before,
-            row.after,
-        )
+        logger.info("%s", row)
     _write_keep_largest(root, [value for value, row in chosen.items() if row.kept])
     return chosen
 
@@ -100,6 +105,7 @@ def compare_largest_components(
     """
     before: dict[int, list[float]] = {value: [] for value in names}
     after: dict[int, list[float]] = {value: [] for value in names}
+    pieces = dict.fromkeys(names, 0)
     for case in cases:
         prediction, label, _ = read_pair(case)
         for value in names:
@@ -107,17 +113,27 @@ def compare_largest_components(
             if mask.any() or reference.any():
                 before[value].append(_dice(mask, reference))
                 after[value].append(_dice(_largest(mask), reference))
-    return {value: LargestComponent(name, _mean(before[value]), _mean(after[value])) for value, name in names.items()}
+                pieces[value] = max(pieces[value], _components(reference)[1])
+    return {
+        value: LargestComponent(name, _mean(before[value]), _mean(after[value]), pieces[value])
+        for value, name in names.items()
+    }
 
 
 def _largest(mask: Array) -> Array:
     """Keep the largest component, as MONAI's KeepLargestConnectedComponent does by default."""
-    from scipy.ndimage import label
-
-    components, count = label(mask, np.ones((3, 3, 3), bool))
+    components, count = _components(mask)
     if count < 2:
         return mask
     return components == np.bincount(components.ravel())[1:].argmax() + 1
+
+
+def _components(mask: Array) -> tuple[Array, int]:
+    """Number the components that are connected by faces, edges or corners, from 1, and count them."""
+    from scipy.ndimage import label
+
+    components, count = label(mask, np.ones((3, 3, 3), bool))
+    return components, int(count)
 
 
 def _dice(mask: Array, reference: Array) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from monai_vit3d.data.errors import ImageError, UsageError, Vit3dError
 from monai_vit3d.data.labels import MAX_LABEL_ROUNDING
 from monai_vit3d.data.printable import excerpt
-from monai_vit3d.data.readers import read_volume
+from monai_vit3d.data.readers import count_volumes, read_volume
 from monai_vit3d.data.same_grid import SAME_PLACE_VOXELS, corner_shift
 from monai_vit3d.data.volume import Array, Grid
 from monai_vit3d.metrics.segmentation import LabelScores, absent_label, score_labels
@@ -108,6 +108,9 @@ def read_label_map(path: Path) -> tuple[Array, Grid]:
     Raises:
         ImageError: the file cannot be read, or holds fractions or negative numbers.
     """
+    volumes = count_volumes(path)
+    if volumes > 1:
+        raise ImageError(f"{path}: {volumes} volumes; a label map is one 3D volume. Save the labels as one map.")
     volume = read_volume(path, exact=True)
     whole = np.rint(volume.voxels)
     wrong = (np.abs(volume.voxels - whole) > MAX_LABEL_ROUNDING) | (whole < 0)

@@ -153,7 +153,7 @@ def test_storage_order_of_a_prediction_does_not_matter_but_its_grid_does(folders
         (organ(), AFFINE @ np.diag([1, 1, 1.2, 1]), "voxels away from"),
         (organ() * np.float32(0.5), AFFINE, "voxels such as 0.5; a label map holds whole numbers"),
         (-organ().astype(np.int16), AFFINE, "voxels such as -1; a label map holds whole numbers"),
-        (np.stack([organ(), organ()], 3), AFFINE, "4D"),
+        (np.stack([organ(), organ()], 3), AFFINE, "2 volumes; a label map is one 3D volume"),
         (np.where(organ() == 1, np.float32("nan"), 0).astype(np.float32), AFFINE, "not finite|NaN"),
     ],
 )
