@@ -152,8 +152,9 @@ def _whole_values(voxels: Array, classes: dict[int, str]) -> tuple[Array, dict[i
         values, voxels_of = np.unique(voxels[wrong], return_counts=True)
         return rounded, {}, _unknown(dict(zip(values.tolist(), voxels_of.tolist())), classes)
     labels = rounded.astype(np.int16)
+    count = int(labels.max()) + 1
     # slab by slab: bincount makes 64 bits of each voxel
-    totals = sum(np.bincount(slab.reshape(-1), minlength=int(labels.max()) + 1) for slab in labels)
+    totals = sum(np.bincount(slab.reshape(-1), minlength=count) for slab in labels)
     counts = {value: count for value, count in enumerate(np.asarray(totals).tolist()) if count}
     unknown = {value: count for value, count in counts.items() if value not in classes}
     return labels, counts, _unknown(unknown, classes) if unknown else ""
