@@ -42,7 +42,9 @@ def mean_dice(pairs, value):
 
 
 def largest_by_monai(labels, value):
-    kept = KeepLargestConnectedComponent(applied_labels=[value], is_onehot=False)(torch.as_tensor(labels)[None])
+    kept = KeepLargestConnectedComponent(applied_labels=[value], is_onehot=False)(
+        torch.tensor(labels)[None]
+    )  # it works in place
     return kept[0].numpy()
 
 
