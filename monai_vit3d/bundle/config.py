@@ -56,15 +56,19 @@ class Choice:
 AS_SHIPPED = Choice()
 
 
-def choice_of(config: str | Sequence[str] | None, overrides: Mapping[str, Any] | None) -> Choice:
+def choice_of(
+    config: str | Sequence[str] | None, overrides: Mapping[str, Any] | None, folds: Sequence[int] | None = None
+) -> Choice:
     """Make a :class:`Choice` of a function's arguments.
 
     Args:
         config: one name, or several; None is ``inference``.
         overrides: values by id.
+        folds: which of the trained folds are run; None leaves it to the config.
     """
     names = DEFAULT_CONFIGS if not config else (config,) if isinstance(config, str) else tuple(config)
-    return Choice(names, dict(overrides or {}))
+    chosen = {} if folds is None else {FOLDS: list(folds)}
+    return Choice(names, {**(overrides or {}), **chosen})
 
 
 def config_files(root: Path, names: Sequence[str] = DEFAULT_CONFIGS) -> list[Path]:
@@ -158,9 +162,7 @@ def _names_metadata(content: Any) -> bool:
 def _check_override(name: str, config: Mapping[str, Any]) -> None:
     first = name.replace("#", "::").partition("::")[0]
     if first == FOLDS and first not in config:
-        raise UsageError(
-            "folds=: this bundle has one set of weights, of no folds, so none can be chosen. Leave it out."
-        )
+        raise UsageError("folds=: the bundle has one set of weights and no folds to choose from. Leave it out.")
     if first in _SET_BY_ARGUMENT:
         raise UsageError(f"overrides={name}: set by {_SET_BY_ARGUMENT[first]}. Leave it out.")
     if first not in config and first not in OPTIONAL_ENTRIES:

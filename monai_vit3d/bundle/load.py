@@ -44,6 +44,12 @@ class BundleSteps:
     postprocessing: Postprocessing
     _value_names: dict[int, ValueNames] = field(default_factory=dict, init=False, repr=False)
 
+    @property
+    def images_per_case(self) -> int:
+        """Number of images that make one input: one for each key that is loaded, or for each channel of the one."""
+        keys = self.preprocessing.load_keys
+        return len(keys) if len(keys) > 1 else self.metadata.channels
+
     def value_names(self, classes: int) -> ValueNames:
         """Return names of the label values after all steps.
 

@@ -13,6 +13,8 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Add the inputs, and which of the files and volumes in them are taken."""
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="files, folders or lists")
     parser.add_argument("--volume", type=int, metavar="N", help="which volume of 4D files and series, from 0")
+    grid = "resample channels of a case onto the grid of its first, with a warning; else such cases are refused"
+    parser.add_argument("--resample-channels", action="store_true", help=grid)
     units = "of DICOM PET: as stored, mostly Bq/ml, or SUV by body weight"
     parser.add_argument("--units", choices=["stored", "suv"], default="stored", help=units)
     images = "take label files and outputs of earlier runs as images, too, which are passed over"

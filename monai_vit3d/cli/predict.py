@@ -11,9 +11,11 @@ from .progress import Progress, print_notes
 
 _DESCRIPTION = """INPUT is a NIfTI file (or .mgz, .nrrd, .mha, .img with .hdr), a folder of them or of DICOM
 series, a BIDS data set, or a CSV or JSON list of cases (column "image", or several that begin
-so for the channels of one case; optional "name"). Hidden files, outputs of earlier runs and
-label files in a folder are passed over, and named. OUT gets NAME_seg.nii.gz on each file's own
-grid, run.json, stats.csv or predictions.csv, and report.html to look at.
+so for the channels of one case; optional "name"). Where the bundle has several channels, files
+NAME_0000, NAME_0001, ... are one case, and so is a 4D file of as many volumes. Hidden files,
+outputs of earlier runs and label files in a folder are passed over, and named. OUT gets
+NAME_seg.nii.gz on each file's own grid, run.json, stats.csv or predictions.csv, and report.html
+to look at.
 
 Several GPUs: torchrun --nproc_per_node=2 -m monai_vit3d.cli predict IN -o OUT --bundle DIR
 SLURM array:  vit3d predict IN -o OUT --bundle DIR --shard $SLURM_ARRAY_TASK_ID/8   (--array=1-8)
@@ -48,7 +50,7 @@ def add_verb(verbs: Any) -> None:
     add("--jobs", type=int, default=1, metavar="N", help="threads that read ahead, and threads that write (1)")
     add("--tta", action="store_true", help="average over flips along the axes that the bundle was trained with")
     axes = "average over flips along these axes of the network's input"
-    add("--tta-axes", dest="tta", type=_axes, metavar="0,1,2", help=axes)
+    add("--tta-axes", dest="tta", type=_numbers, metavar="0,1,2", help=axes)
     add("--uncertainty", choices=["entropy", "variance"], help="a map of it, too; variance needs --tta")
     add("--probabilities", action="store_true", help="a map for each class, too")
     nifti = "write the labels of DICOM series as NIfTI alone, not as DICOM SEG, too"
@@ -57,6 +59,8 @@ def add_verb(verbs: Any) -> None:
     skip, anew = "skip what is verified to be done", "write outputs anew that are there already"
     existing.add_argument("--resume", dest="existing", action="store_const", const="resume", help=skip)
     existing.add_argument("--overwrite", dest="existing", action="store_const", const="overwrite", help=anew)
+    folds = "which trained folds of the bundle run, as 0,2; their probabilities are averaged (all)"
+    add("--folds", type=_numbers, metavar="0,2", help=folds)
     add("--dry-run", action="store_true", help="say what would be written, and write nothing")
     add_safe(predict)
     add_anyway(predict)
@@ -66,8 +70,8 @@ def add_verb(verbs: Any) -> None:
     predict.set_defaults(run=_run, parser=predict, existing="refuse")
 
 
-def _axes(text: str) -> tuple[int, ...]:
-    return tuple(int(axis) for axis in text.split(","))
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
 
 
 def _run(args: argparse.Namespace) -> int:

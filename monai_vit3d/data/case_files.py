@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .channel_files import check_channels
 from .errors import DatasetError, ImageError
-from .readers import count_volumes, without_suffix
+from .limits import MAX_VOXELS
+from .readers import count_volumes, read_volume, read_volumes, without_suffix
+
+if TYPE_CHECKING:
+    from .volume import Volume
 
 _NUMBERED = re.compile(r"(.+)_([0-9]{4})", re.DOTALL)
 _SHOWN = 5
@@ -77,6 +83,46 @@ def holds_channels(path: Path, channels: int) -> bool:
         return channels > 1 and count_volumes(path) == channels
     except ImageError:
         return False
+
+
+def read_channels(
+    paths: Sequence[Path],
+    channels: int,
+    volume: int | None = None,
+    max_voxels: int = MAX_VOXELS,
+    hashed: bool = False,
+) -> list[Volume]:
+    """Read the files of a case: a volume of each, or of one 4D file all, if there are so many as channels.
+
+    Args:
+        paths: of the case, one or more.
+        channels: how many it needs; another number of several files is for the caller to refuse.
+        volume: which one of 4D files, from 0; None takes no part of them.
+        max_voxels: larger images are refused.
+        hashed: whether to give the SHA-256 of the files.
+
+    Raises:
+        ImageError: a file that is missing or cannot be used, or one file with another number of volumes.
+    """
+    check_present(paths)
+    if len(paths) == 1 and channels > 1 and volume is None:
+        check_channels(paths, channels, count_volumes)
+        return read_volumes(paths[0], max_voxels, hashed=hashed)
+    return [read_volume(path, volume, max_voxels, hashed=hashed) for path in paths]
+
+
+def check_present(paths: Sequence[Path]) -> None:
+    """Make sure that no channel of a case is missing; of a single file, reading says it.
+
+    Raises:
+        ImageError: one is missing.
+    """
+    missing = [path for path in paths if not os.path.lexists(path)]
+    if missing and len(paths) > 1:
+        raise ImageError(
+            f"{missing[0]}: no such file; the case needs {len(paths)} channels, a file each. Add it beside the others, "
+            "or leave the case out."
+        )
 
 
 def image_cases(dataset_dir: str | Path, channels: int = 1) -> list[dict[str, Any]]:

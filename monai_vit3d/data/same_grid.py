@@ -25,13 +25,17 @@ def corner_shift(first: Array, second: Array, shape: tuple[int, ...]) -> float:
     return _longest(np.linalg.inv(first) @ second @ corners - corners)
 
 
-def check_same_grid(first: Volume, other: Volume) -> None:
+def check_same_grid(first: Volume, other: Volume, advice: str = "Resample one to the grid of the other first.") -> None:
     """Make sure that two images have one shape, and the same corners up to 0.1 voxel.
+
+    Args:
+        first: an image.
+        other: another one.
+        advice: what to do if they differ.
 
     Raises:
         ImageError: their grids differ; the message says how far they are apart.
     """
-    advice = "Resample one to the grid of the other first."
     shape = first.grid.shape
     if shape != other.grid.shape:
         raise ImageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ class Case:
         series: which series of the DICOM folder; None where the folder could not be searched, which the run reports.
         index: its place among all cases, from 0, the same in every shard.
         seg: whether the labels of a DICOM series are written as a DICOM SEG, too.
+        listed: a CSV or JSON list names it.
+        named_by: the path that names it, of files that are channels; None is the first image's.
     """
 
     images: tuple[Path, ...]
@@ -42,6 +44,8 @@ class Case:
     series: Series | None = None
     index: int = 0
     seg: bool = True
+    listed: bool = field(default=False, compare=False)  # where a case was named is no part of what it is
+    named_by: Path | None = None
 
     @property
     def name(self) -> str:

@@ -17,6 +17,7 @@ from monai_vit3d.data.printable import printable
 from monai_vit3d.data.readers import reader_for
 from monai_vit3d.data.volume import Volume
 
+from .channels import order_channels
 from .dicom_cases import split_series
 from .inputs import find_images
 from .plausibility import check_geometry, check_input, refuse
@@ -37,6 +38,7 @@ def check_files(
     anyway: bool = False,
     config: str | Sequence[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    resample_channels: bool = False,
 ) -> list[dict[str, Any]]:
     """Read every file to its end, as :func:`~.folder.predict_folder` does.
 
@@ -53,9 +55,11 @@ def check_files(
         anyway: whether images far from what the bundle was trained on are no more than odd.
         config: config files of the bundle, as for :func:`~.folder.predict_folder`; its weights are not needed.
         overrides: values to set in the config.
+        resample_channels: whether channels on other grids than the first of their case are odd instead of refused.
 
     Returns:
-        For each file, or each series of a DICOM folder, ``file``, ``verdict`` (``"good"``, ``"odd"`` with
+        For each file, each series of a DICOM folder, or, with a bundle, each case of several files, ``file`` (the
+        first), ``verdict`` (``"good"``, ``"odd"`` with
         ``warnings``, ``"refused"`` with ``error``,
         ``"passed over"`` with ``reason``), a ``text`` to show, of those that were read ``shape``, ``spacing_mm`` and
         ``orientation`` (of the axes' far ends), and of a DICOM folder ``series``, its name.
@@ -64,45 +68,50 @@ def check_files(
         UsageError: no such file, or a folder without any.
         BundleError: a bundle that cannot be used, or is not safe.
     """
-    inputs_found = find_images(inputs, "vit3d_check_writes_nothing", include_labels=include_labels, suffixes=suffixes)
-    file = partial(_read_file, volume=volume, max_voxels=max_voxels, include_labels=include_labels)
-    cases, no_volumes = split_series(inputs_found.cases)
-    with _comparing(bundle, safe, anyway, choice_of(config, overrides)) as doubts:
+    limits: dict[str, Any] = {"volume": volume, "max_voxels": max_voxels}
+    with _opened(bundle, safe, choice_of(config, overrides)) as steps:
+        channels = 1 if steps is None else steps.images_per_case
+        chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "channels": channels}
+        inputs_found = find_images(inputs, "vit3d_check_writes_nothing", **chosen)
+        split, no_volumes = split_series(inputs_found.cases)
+        cases = tuple(split) if steps is None else order_channels(split, steps)[0]
+        read = partial(_read_files, **limits, labels=include_labels, channels=channels, resample=resample_channels)
+        doubts = partial(_doubts, bundle=steps, anyway=anyway)
         checked = []
         for case in cases:
             if case.dicom:
-                series = partial(_read_series, series=case.series, volume=volume, max_voxels=max_voxels, units=units)
-                checked.append(_check(case.images[0], series, doubts, case.series))
+                series = partial(_read_series, series=case.series, **limits, units=units)
+                checked.append(_check(case.images, series, doubts, case.series))
             else:
-                checked += [_check(path, file, doubts) for path in case.images]
+                together = [case.images] if steps is not None else [(path,) for path in case.images]
+                checked += [_check(paths, read, doubts) for paths in together]
     return [*checked, *_passed_over([*inputs_found.passed_over, *no_volumes])]
 
 
 @contextmanager
-def _comparing(
-    bundle: str | Path | None, safe: bool, anyway: bool, choice: Choice
-) -> Iterator[Callable[[Volume], list[str]]]:
-    """Yield a function that compares an image with a bundle's training; without a bundle it finds nothing."""
+def _opened(bundle: str | Path | None, safe: bool, choice: Choice) -> Iterator[BundleSteps | None]:
+    """Yield the steps of a bundle, if there is one."""
     if bundle is None:
-        yield lambda volume: []
+        yield None
     else:
         with open_bundle(bundle) as root:
-            yield partial(_doubts, bundle=load_steps(root, safe, choice), anyway=anyway)
+            yield load_steps(root, safe, choice)
 
 
-def _doubts(volume: Volume, bundle: BundleSteps, anyway: bool) -> list[str]:
-    """Compare an image with a bundle's training; brightness only if the bundle takes one image a case.
+def _doubts(volumes: Sequence[Volume], bundle: BundleSteps | None, anyway: bool) -> list[str]:
+    """Compare the images of a case with a bundle's training; without a bundle nothing is found.
 
     Raises:
-        ImageError: too far from the training, or the bundle's preprocessing fails.
+        ImageError: too far from the training, another number of images, or the bundle's preprocessing fails.
     """
     from .prepare import prepare
 
-    findings = check_geometry(volume.grid, bundle.metadata)
+    if bundle is None:
+        return []
+    findings = check_geometry(volumes[0].grid, bundle.metadata)
     if not anyway:
-        refuse(volume.path, findings, bundle.metadata)
-    if bundle.metadata.channels == 1:
-        findings += check_input(prepare([volume], bundle).image, bundle.metadata)
+        refuse(volumes[0].path, findings, bundle.metadata)
+    findings += check_input(prepare(volumes, bundle).image, bundle.metadata)
     return [finding.text for finding in findings]
 
 
@@ -114,41 +123,51 @@ def _passed_over(files: Sequence[PassedOver]) -> list[dict[str, Any]]:
     ]
 
 
-def _read_file(path: Path, volume: int | None, max_voxels: int, include_labels: bool) -> Volume:
-    from monai_vit3d.data.readers import read_volume
+def _read_files(
+    paths: Sequence[Path], volume: int | None, max_voxels: int, labels: bool, channels: int, resample: bool
+) -> list[Volume]:
+    from monai_vit3d.data.case_files import read_channels
+    from monai_vit3d.data.one_grid import onto_first_grid
 
     from .label_values import check_label_values
 
-    read = read_volume(path, volume, max_voxels)
-    return read if include_labels else check_label_values(read)
+    volumes = read_channels(paths, channels, volume, max_voxels)
+    volumes = volumes if labels else [check_label_values(one) for one in volumes]
+    return onto_first_grid(volumes) if resample else volumes
 
 
-def _read_series(path: Path, series: Series | None, volume: int | None, max_voxels: int, units: str) -> Volume:
+def _read_series(
+    paths: Sequence[Path], series: Series | None, volume: int | None, max_voxels: int, units: str
+) -> list[Volume]:
     from monai_vit3d.data.dicom import find_series, read_series
 
     # a folder that could not be looked through says here why
-    return read_series(series or find_series(path)[0], max_voxels, volume, units)
+    return [read_series(series or find_series(paths[0])[0], max_voxels, volume, units)]
 
 
 def _check(
-    path: Path,
-    read: Callable[[Path], Volume],
-    doubts: Callable[[Volume], list[str]],
+    paths: Sequence[Path],
+    read: Callable[[Sequence[Path]], list[Volume]],
+    doubts: Callable[[Sequence[Volume]], list[str]],
     series: Series | None = None,
 ) -> dict[str, Any]:
     from monai_vit3d.data.orientation import axis_letters
 
-    about = {"file": str(path)} | ({} if series is None else {"series": series.name})
+    path = paths[0]
+    about: dict[str, Any] = {"file": str(path)} | ({"files": [*map(str, paths)]} if len(paths) > 1 else {})
+    about |= {} if series is None else {"series": series.name}
     try:
-        volume = read(path)
-        warnings = [*volume.warnings, *doubts(volume)]
+        volumes = read(paths)
+        warnings = [*(text for one in volumes for text in one.warnings), *doubts(volumes)]
     except ImageError as error:
         return {**about, "verdict": "refused", "error": str(error), "text": str(error)}
+    volume = volumes[0]
     spacing = [round(mm, 4) for mm in volume.grid.spacing_mm]
     letters = axis_letters(volume.grid.affine_mm)
     size = " x ".join(map(str, volume.grid.shape))
-    name = str(path) if series is None else f"{path}, {series.name}"
-    text = f"{name}: {size} voxels, {' x '.join(map(str, spacing))} mm, {letters}"
+    name = " + ".join(map(str, paths)) if series is None else f"{path}, {series.name}"
+    count = f"{len(volumes)} x " if len(volumes) > 1 else ""
+    text = f"{name}: {count}{size} voxels, {' x '.join(map(str, spacing))} mm, {letters}"
     reader = None if series is not None else reader_for(path)
     if reader is not None and reader.converter:
         text += f", {reader.name} ({reader.converter} converts it)"

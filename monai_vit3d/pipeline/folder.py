@@ -6,7 +6,7 @@ import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +25,7 @@ from .plan import RESERVED, Plan, plan_cases
 from .record import RunRecord, merge_records, merging, write_json
 
 if TYPE_CHECKING:
-    from monai_vit3d.bundle.weights import WeightsFile
+    from monai_vit3d.bundle.weights import BundleWeights, WeightsFile
 
     from .run_cases import Summary
 
@@ -56,6 +56,7 @@ def plan_folder(
         metadata = read_metadata(root)
     kinds = output_kinds(metadata, tta, uncertainty, probabilities)
     chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "seg": seg}
+    chosen["channels"] = metadata.channels
     return plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, **chosen)
 
 
@@ -84,6 +85,8 @@ def predict_folder(
     safe: bool = False,
     anyway: bool = False,
     strict: bool = False,
+    resample_channels: bool = False,
+    folds: Sequence[int] | None = None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_case: Callable[[Mapping[str, Any]], None] = lambda record: None,
 ) -> Summary:
@@ -101,7 +104,8 @@ def predict_folder(
         uncertainty: ``"entropy"`` writes the normalised entropy of the probabilities, in [0, 1]; ``"variance"``, with
             ``tta``, their variance over the flips, summed over the classes.
         probabilities: whether to write them, a map a class.
-        volume: which volume of 4D files and of DICOM series with several, from 0; None refuses them.
+        volume: which volume of 4D files and of DICOM series with several, from 0; None refuses them, but for 4D
+            files of as many volumes as the bundle has channels.
         max_voxels: the largest volume that is taken.
         shard: ``(i, n)``: do the i-th of n parts, from 1. All parts share OUT.
         existing: ``"refuse"`` outputs that are there, ``"resume"`` (skip those that are verified) or ``"overwrite"``.
@@ -121,6 +125,9 @@ def predict_folder(
         anyway: whether to run images, too, that are far from what the bundle was trained on; they fail otherwise.
         strict: whether a case fails, with nothing of it written, that is unlike the bundle's training or whose labels
             cannot be true; a warning otherwise, in run.json as ``suspicious``, with ``kind`` and ``text``.
+        resample_channels: whether channels of a case that lie on other grids than its first are resampled onto that,
+            with a warning; otherwise the case fails.
+        folds: which trained folds of the bundle run, from 0, their probabilities averaged; None is the bundle's choice.
         on_plan: is given the plan before any work.
         on_case: is given the record of each case as soon as it has ended.
 
@@ -134,14 +141,16 @@ def predict_folder(
     """
     if jobs < 1:
         raise UsageError(f"jobs={jobs}; expected 1 or more.")
-    choice = choice_of(config, overrides)
+    choice = choice_of(config, overrides, folds)
     from monai_vit3d.data.dicom import VOXEL_UNITS
 
     if units not in VOXEL_UNITS:
         raise UsageError(f"units={units}; expected one of {', '.join(VOXEL_UNITS)}.")
     with open_bundle(bundle) as root:
-        kinds = output_kinds(read_metadata(root), tta, uncertainty, probabilities)
+        metadata = read_metadata(root)
+        kinds = output_kinds(metadata, tta, uncertainty, probabilities)
         chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "seg": seg}
+        chosen["channels"] = metadata.channels
         plan = plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, **chosen)
         loaded = load_bundle(root, device, safe, choice)  # the first to import PyTorch and MONAI, which it does fast
         from .acceleration import accelerate
@@ -150,12 +159,13 @@ def predict_folder(
         from .run_cases import run_cases
 
         loaded = accelerate(loaded, backend, bf16)
-        plan, notes = order_channels(plan, loaded)
+        cases, notes = order_channels(plan.cases, loaded)
         for line in notes:
             logger.info("%s", line)
+        plan = replace(plan, cases=cases, about_weights=_about_weights(loaded.weights))
         on_plan(plan)
         flip_axes = choose_flip_axes(tta, loaded)
-        options = Options(flip_axes, uncertainty, probabilities, volume, max_voxels, units, seg)
+        options = Options(flip_axes, uncertainty, probabilities, volume, max_voxels, units, seg, resample_channels)
         about = _about(loaded, Path(bundle), options, plan, choice, notes) | {"anyway": anyway, "strict": strict}
         record = RunRecord(plan.output, about, shard)
         predictor = Predictor(loaded, options=options, anyway=anyway)
@@ -208,6 +218,16 @@ def _about(
         "warnings": list(plan.warnings),
         "passed_over": recorded(plan.passed_over),
     }
+
+
+def _about_weights(weights: BundleWeights) -> tuple[str, ...]:
+    """A line on the folds that are run; none for a bundle with one file of weights."""
+    from monai_vit3d.weights.folds import is_fold_file
+
+    if not any(is_fold_file(file.path) for file in weights.files):
+        return ()
+    files = ", ".join(f"{file.path.name} of {file.written}" for file in weights.files)
+    return (f"weights: {files}{', probabilities averaged' if len(weights.files) > 1 else ''}",)
 
 
 def _weights_file(file: WeightsFile) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from monai_vit3d.data.case_files import group_channels
 from monai_vit3d.data.dicom_signature import DICOM_SUFFIXES
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.formats import partner
@@ -47,13 +48,15 @@ def find_images(
     *,
     include_labels: bool = False,
     suffixes: Sequence[str] = (),
+    channels: int = 1,
 ) -> Inputs:
     """Find the cases of all inputs, in the order given; those of a folder sorted; the same images once.
 
     A folder is searched to the bottom, through links, without hidden files and folders, files that an earlier run
     wrote, and labels by their name or folder. A BIDS data set, or a ``sub-*`` folder of one, gives the scans under
     ``anat`` and ``ct`` (https://bids-specification.readthedocs.io). All that is no case is passed over by name. Files
-    that are given one by one, or in a list, are cases whatever they are called.
+    that are given one by one, or in a list, are cases whatever they are called. Of a bundle with several channels,
+    files NAME_0000, NAME_0001, ... that no list names are one case, called NAME.
 
     Args:
         inputs: one or several images of the formats of ``READERS``, folders, BIDS data sets, folders with DICOM files,
@@ -61,6 +64,7 @@ def find_images(
         output: the folder that will be written to; it is passed over where it lies inside an input.
         include_labels: whether labels and the outputs of earlier runs count as images.
         suffixes: last words of the names of images to take from folders, such as ``T1w``; none takes all.
+        channels: how many each case has.
 
     Raises:
         UsageError: an input is missing, empty, unreadable or of another kind, or a list is malformed. Files that a list
@@ -74,6 +78,7 @@ def find_images(
         raise UsageError(f"{some(missing)}: no such file or folder. Check the spelling; expected {_TAKEN}.")
     search = Search(os.path.realpath(output), include_labels, suffixes)
     bounded = [pair for path in given for pair in _cases(absolute(path), search)]
+    bounded = _with_channels(bounded, channels)
     folders = {folder for folder, case in bounded if not case.relative.name}
     shared = Path(os.path.commonpath(folders)) if folders else Path()
     once: dict[tuple[tuple[str, ...], PurePosixPath], Case] = {}
@@ -82,7 +87,7 @@ def find_images(
     cases = tuple(case if case.relative.name else _placed_below(shared, case) for case in once.values())
     images = {image for case in cases for image in case.images}
     passed_over = tuple(file for file in search.passed_over if file.path not in images)
-    return Inputs(cases, passed_over, tuple(_several_suffixes(cases)))
+    return Inputs(cases, passed_over, (*_several_suffixes(cases), *_missing_channels(cases)))
 
 
 def _place(path: Path) -> str:
@@ -92,7 +97,7 @@ def _place(path: Path) -> str:
 
 def _placed_below(shared: Path, case: Case) -> Case:
     """Name a case by its path below the folder that all inputs share; a DICOM folder that is this one, by its name."""
-    image = case.images[0]
+    image = case.named_by or case.images[0]
     relative = PurePosixPath(image.relative_to(shared).as_posix())
     return replace(case, relative=relative if relative.name else PurePosixPath(image.name))
 
@@ -136,6 +141,34 @@ def _cases_in_folder(folder: Path, search: Search) -> list[tuple[Path, Case]]:
             f"{printable(folder)}: {looked_for} (hidden ones and OUT do not count){rest}. Give a folder with some."
         )
     return sorted(cases, key=lambda pair: pair[1].images[0].parts)
+
+
+def _with_channels(bounded: list[tuple[Path, Case]], channels: int) -> list[tuple[Path, Case]]:
+    """Make one case of the files that are its channels; those of lists, BIDS and DICOM stay as they are."""
+    loose = {case.images[0]: pair for pair in bounded for case in [pair[1]] if _may_be_channel(case)}
+    grouped = {case.paths[0]: case for case in group_channels(loose, channels) if len(case.paths) > 1}
+    members = {path: case for case in grouped.values() for path in case.paths}
+    pairs: list[tuple[Path, Case]] = []
+    for folder, case in bounded:
+        group = members.get(case.images[0]) if _may_be_channel(case) else None
+        if group is None:
+            pairs.append((folder, case))
+        elif group.paths[0] in grouped:
+            pairs.append((folder, Case(group.paths, named_by=group.name)))
+            del grouped[group.paths[0]]
+    return pairs
+
+
+def _may_be_channel(case: Case) -> bool:
+    return not (case.listed or case.bids or case.dicom)
+
+
+def _missing_channels(cases: Sequence[Case]) -> list[str]:
+    """Warn of files that cases of several channels lack."""
+    missing = [path for case in cases if case.named_by for path in case.images if not os.path.lexists(path)]
+    if not missing:
+        return []
+    return [f"missing, so their cases will fail: {some([printable(path) for path in missing])}"]
 
 
 def _several_suffixes(cases: Sequence[Case]) -> list[str]:

@@ -114,7 +114,8 @@ def _case(images: Sequence[str], name: str | None, where: str, folder: Path, cha
         if not parts or name.startswith("/") or ".." in parts or "\\" in name or _NO_PATH.search(name):
             raise UsageError(f"{where}: name '{printable(name)}'; one below OUT is expected, such as 'a' or 'a/b'.")
     relative = PurePosixPath(name or "")
-    return Case(paths, relative, dicom=os.path.isdir(paths[0]), channels=tuple(channels) if any(channels) else ())
+    names = tuple(channels) if any(channels) else ()
+    return Case(paths, relative, dicom=os.path.isdir(paths[0]), channels=names, listed=True)
 
 
 def _text(table: Path) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from monai_vit3d.bundle.load import Bundle, load_bundle
 from monai_vit3d.bundle.trained_on import merge_ranges
+from monai_vit3d.data.case_files import read_channels
 from monai_vit3d.data.errors import ImageError, UsageError
 from monai_vit3d.data.files import write_text_atomic
 from monai_vit3d.data.orientation import axis_letters
@@ -57,7 +58,7 @@ def measure_training(
     measured, orientations = [], set()
     for count, case in enumerate(cases, 1):
         images = case["image"] if isinstance(case["image"], list | tuple) else [case["image"]]
-        volumes = [read_volume(path, None) for path in images]
+        volumes = read_channels([*map(Path, images)], len(images) if loaded is None else loaded.images_per_case)
         orientations.add(axis_letters(volumes[0].grid.affine_mm))
         values = measure_grid(volumes[0].grid)
         if case.get("label") is not None:

@@ -120,8 +120,8 @@ class _Estimate:
         return _FLOAT * self.file_voxels * self.channels + max(stages)
 
     def read(self) -> int:
-        """A file's stored voxels."""
-        return BYTES_PER_STORED_VOXEL * self.file_voxels
+        """A file's stored voxels, of all channels if it is 4D."""
+        return BYTES_PER_STORED_VOXEL * self.file_voxels * self.channels
 
     def preprocess(self) -> int:
         """The channels on the network's grid, copies of them, and coordinates."""

@@ -25,6 +25,7 @@ class Options:
         max_voxels: the largest volume that is taken.
         units: ``"stored"``, or ``"suv"``: a DICOM PET's standardised uptake values by body weight.
         seg: whether the labels of DICOM series are written as a DICOM SEG, too.
+        resample_channels: whether channels are resampled onto the first one's grid; otherwise they must lie on one.
     """
 
     flip_axes: tuple[int, ...] = ()
@@ -34,6 +35,7 @@ class Options:
     max_voxels: int = 2**30
     units: str = "stored"
     seg: bool = True
+    resample_channels: bool = False
 
 
 def output_kinds(

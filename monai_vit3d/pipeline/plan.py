@@ -37,6 +37,7 @@ class Plan:
         passed_over: files in the inputs that are no case, of all shards.
         warnings: what is odd about the cases as a whole, a sentence each.
         include_labels: whether images that look like labels are cases, too.
+        about_weights: a line on the weights that are run, if there is a choice.
     """
 
     cases: tuple[Case, ...]
@@ -47,6 +48,7 @@ class Plan:
     passed_over: tuple[PassedOver, ...] = ()
     warnings: tuple[str, ...] = ()
     include_labels: bool = False
+    about_weights: tuple[str, ...] = ()
 
     def files(self) -> list[Path]:
         """List all files that may be written for the cases of this shard, pictures too."""
@@ -64,7 +66,8 @@ class Plan:
 
     def notes(self) -> list[str]:
         """Write lines on files passed over, by reason, on other formats, and on what is odd about all cases."""
-        lines = [*describe_passed_over(self.passed_over), *(f"warning: {warning}" for warning in self.warnings)]
+        lines = [*self.about_weights, *describe_passed_over(self.passed_over)]
+        lines += [f"warning: {warning}" for warning in self.warnings]
         others: dict[str, list[str]] = {}
         for case in self.cases:
             reader = None if case.dicom else reader_for(case.images[0])
@@ -100,6 +103,7 @@ def plan_cases(
     include_labels: bool = False,
     suffixes: Sequence[str] = (),
     seg: bool = True,
+    channels: int = 1,
 ) -> Plan:
     """Find the cases of all inputs and decide where their outputs go. Nothing is written, and no image is read.
 
@@ -112,6 +116,7 @@ def plan_cases(
         include_labels: as for ``find_images``.
         suffixes: as for ``find_images``.
         seg: whether the labels of DICOM series are written as a DICOM SEG, too.
+        channels: how many each case has, as for ``find_images``.
 
     Raises:
         UsageError: an input or argument cannot be used; two cases have the same output, also where only upper and lower
@@ -125,7 +130,7 @@ def plan_cases(
             f"outputs={outputs!r}, existing={existing!r}; expected some of {tuple(KINDS)} and one of {_EXISTING}."
         )
     _check_folder(output)
-    inputs_found = find_images(inputs, output, include_labels=include_labels, suffixes=suffixes)
+    inputs_found = find_images(inputs, output, include_labels=include_labels, suffixes=suffixes, channels=channels)
     split, no_volumes = split_series(inputs_found.cases)
     passed_over = (*inputs_found.passed_over, *no_volumes)
     if not split:

@@ -16,6 +16,7 @@ from monai_vit3d.bundle.load import Bundle, load_bundle
 from monai_vit3d.bundle.unpack import open_bundle
 from monai_vit3d.bundle.value_names import ValueNames
 from monai_vit3d.data.in_memory import labels_like, volumes_from
+from monai_vit3d.data.one_grid import onto_first_grid
 from monai_vit3d.data.volume import Array, Grid, Volume
 
 from .acceleration import accelerate
@@ -69,7 +70,10 @@ class Predictor:
         bf16: whether the network computes in bfloat16, whatever the bundle says.
         safe: whether to refuse a bundle whose config is more than settings.
         anyway: whether to run images, too, that are far from what the bundle was trained on.
-        options: all that is computed, instead of ``tta``, ``uncertainty`` and ``probabilities``.
+        resample_channels: whether channels on other grids than the first are resampled onto that, with a warning.
+        folds: which trained folds of the bundle run, from 0, their probabilities averaged; None is the bundle's choice.
+        options: all that is computed, instead of ``tta``, ``uncertainty``, ``probabilities`` and
+            ``resample_channels``.
 
     Attributes:
         bundle: the loaded bundle.
@@ -100,15 +104,19 @@ class Predictor:
         bf16: bool = False,
         safe: bool = False,
         anyway: bool = False,
+        resample_channels: bool = False,
+        folds: Sequence[int] | None = None,
         options: Options | None = None,
     ) -> None:
         self._unpacked = ExitStack()  # the folder of a zip is there as long as the predictor
         if not isinstance(bundle, Bundle):
             root = self._unpacked.enter_context(open_bundle(bundle))
-            bundle = accelerate(load_bundle(root, device, safe, choice_of(config, overrides)), backend, bf16)
+            bundle = accelerate(load_bundle(root, device, safe, choice_of(config, overrides, folds)), backend, bf16)
         if options is None:
             output_kinds(bundle.metadata, tta, uncertainty, probabilities)
-            options = Options(choose_flip_axes(tta, bundle), uncertainty, probabilities)
+            options = Options(
+                choose_flip_axes(tta, bundle), uncertainty, probabilities, resample_channels=resample_channels
+            )
         self.bundle, self.options, self.anyway = bundle, options, anyway
 
     def predict(self, image: Any, affine: Any = None) -> Any:
@@ -144,6 +152,8 @@ class Predictor:
             ImageError: as :meth:`predict`.
             BundleError: as :meth:`predict`.
         """
+        if self.options.resample_channels:
+            volumes = onto_first_grid(volumes)
         findings = self.check(volumes[0].path, volumes[0].grid, len(volumes))
         prepared = self.prepare(volumes)
         prediction = self.finish(self.infer(prepared))

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from monai_vit3d.bundle.postprocessing import Postprocessing
 
 
+_ADVICE = "Resample it onto that grid first, or give resample_channels=True to have it done."
+
+
 @dataclass(eq=False)
 class Prepared:
     """A case as the network takes it, with the transforms that lead back to the file's grid.
@@ -50,7 +53,7 @@ class _HeldVolumes(ImageReader):
     """Hand the volumes that were read strictly to the bundle's own LoadImaged."""
 
     def __init__(self, volumes: Sequence[Volume]) -> None:
-        self.volumes = {str(volume.path): volume for volume in volumes}
+        self.volumes = dict(zip(_names(volumes), volumes))
 
     def verify_suffix(self, filename: Any) -> bool:
         """Accept any file: it is one of these volumes."""
@@ -85,7 +88,7 @@ def prepare(volumes: Sequence[Volume], bundle: BundleSteps) -> Prepared:
     steps, load_keys = preprocessing.steps, preprocessing.load_keys
     if len(load_keys) == 1 or not any(isinstance(step, ResampleToMatchd | SpatialResampled) for step in steps):
         for other in volumes[1:]:
-            check_same_grid(volumes[0], other)
+            check_same_grid(volumes[0], other, _ADVICE)
     _check_size(volumes, preprocessing.max_voxels)
     files = _files(volumes, load_keys)
     for step in steps:
@@ -97,7 +100,7 @@ def prepare(volumes: Sequence[Volume], bundle: BundleSteps) -> Prepared:
     if image.shape[0] != bundle.metadata.channels:
         raise ImageError(
             f"{volumes[0].path}: {image.shape[0]} channels; {bundle.metadata.name} needs {bundle.metadata.channels}. "
-            "Name the images of each case in a CSV or JSON list."
+            "Name its files NAME_0000, NAME_0001, ..., or list the images of each case in a CSV or JSON list."
         )
     if not bool(torch.isfinite(image).all()):
         raise ImageError(f"{volumes[0].path}: NaN or infinite values after the bundle's preprocessing. Look at it.")
@@ -114,20 +117,26 @@ def _check_size(volumes: Sequence[Volume], limit: int | None) -> None:
 
 def _files(volumes: Sequence[Volume], keys: Sequence[str]) -> dict[str, list[str]]:
     """The input of the bundle's LoadImaged: all images under one key, or one under each."""
-    paths = [str(volume.path) for volume in volumes]
+    names = _names(volumes)
     if len(keys) == 1:
-        return {keys[0]: paths}
-    if len(paths) != len(keys):
-        raise ImageError(keys_needed(str(volumes[0].path), len(paths), keys))
-    return {key: [path] for key, path in zip(keys, paths)}
+        return {keys[0]: names}
+    if len(names) != len(keys):
+        raise ImageError(keys_needed(str(volumes[0].path), len(names), keys))
+    return {key: [name] for key, name in zip(keys, names)}
+
+
+def _names(volumes: Sequence[Volume]) -> list[str]:
+    """A name for each volume: its path, and for those of one 4D file their number."""
+    paths = [str(volume.path) for volume in volumes]
+    return paths if len(set(paths)) == len(paths) else [f"{path}[{i}]" for i, path in enumerate(paths)]
 
 
 def keys_needed(where: str, count: int, keys: Sequence[str]) -> str:
     """Say which images a bundle with several keys expects for each case."""
     columns = ",".join(f"image_{key}" for key in keys)
     return (
-        f"{where}: {count} image(s); the bundle loads {len(keys)} for each case: {', '.join(keys)}. Give a CSV list "
-        f"with the columns {columns}."
+        f"{where}: {count} image(s); the bundle loads {len(keys)} for each case: {', '.join(keys)}. Name their files "
+        f"NAME_0000, NAME_0001, ... in this order, or give a CSV list with the columns {columns}."
     )
 
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from monai_vit3d.data.case_files import check_present, read_channels
 from monai_vit3d.data.dicom import find_series, read_series
 from monai_vit3d.data.errors import ImageError
 from monai_vit3d.data.files import file_sha256
-from monai_vit3d.data.readers import read_grid, read_volume
+from monai_vit3d.data.one_grid import onto_first_grid
+from monai_vit3d.data.readers import read_grid
 from monai_vit3d.data.volume import Grid, Volume
 
 from .case import Case
@@ -23,6 +25,7 @@ def read_case(
     options: Options,
     include_labels: bool = False,
     check_grid: Callable[[Path, Grid, int], None] = lambda path, grid, channels: None,
+    channels: int = 1,
 ) -> list[Volume]:
     """Read a case's images strictly, one for each channel, with the SHA-256 of what was read.
 
@@ -32,6 +35,7 @@ def read_case(
         include_labels: whether an image of few whole values is taken.
         check_grid: may refuse the case by the first image's path and grid and the number of images, before voxels of
             a file are read.
+        channels: how many the bundle needs.
 
     Raises:
         ImageError: an image that cannot be used, that is labels by its values unless ``include_labels``, or that
@@ -53,10 +57,13 @@ def read_case(
             f"{case.images[0]}: units={options.units} needs a DICOM PET; a NIfTI file says nothing of dose and "
             "weight. Give the DICOM folder, or leave out units=."
         )
-    grid = read_grid(case.images[0], options.volume, options.max_voxels)
-    check_grid(case.images[0], grid, len(case.images))
-    volumes = [read_volume(path, options.volume, options.max_voxels, hashed=True) for path in case.images]
-    return volumes if include_labels else [check_label_values(volume) for volume in volumes]
+    check_present(case.images)
+    is_4d = options.volume is None and len(case.images) == 1 and channels > 1
+    grid = read_grid(case.images[0], 0 if is_4d else options.volume, options.max_voxels)
+    check_grid(case.images[0], grid, channels if is_4d else len(case.images))
+    volumes = read_channels(case.images, channels, options.volume, options.max_voxels, hashed=True)
+    volumes = volumes if include_labels else [check_label_values(volume) for volume in volumes]
+    return onto_first_grid(volumes) if options.resample_channels else volumes
 
 
 def case_sha256(case: Case) -> list[str]:

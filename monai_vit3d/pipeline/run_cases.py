@@ -190,7 +190,8 @@ class _CaseRunner:
                 work.record = {**self.earlier[case.name], "status": "skipped", "output": work.record["output"]}
                 return work
             check_grid = partial(self._check_grid, work)
-            volumes = read_case(case, self.predictor.options, self.plan.include_labels, check_grid)
+            channels = self.bundle.images_per_case
+            volumes = read_case(case, self.predictor.options, self.plan.include_labels, check_grid, channels)
             hashes = [digest for volume in volumes for digest in volume.sha256]
             work.record |= {"input_sha256": hashes, "made_with": self.made_with}
             work.record["warnings"] += [warning for volume in volumes for warning in volume.warnings]

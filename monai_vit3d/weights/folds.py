@@ -12,6 +12,11 @@ from monai_vit3d.data.errors import WeightsError
 _FOLD = re.compile(r"fold_(0|[1-9][0-9]{0,3})\.pt")
 
 
+def is_fold_file(path: Path) -> bool:
+    """Whether a file is named as the weights of a fold."""
+    return _FOLD.fullmatch(path.name) is not None
+
+
 def fold_files(folder: str | Path, folds: int | Sequence[int] | None = None) -> list[str]:
     """List the weights of the folds whose training is finished, for :func:`network_from`.
 

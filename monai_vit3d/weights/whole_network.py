@@ -66,7 +66,7 @@ def network_from(
         if not files:
             raise WeightsError("path=[]: an empty list of weights; name one file or more.")
         members = [network_from(file, **options, **expected) for file in files]
-        return members[0] if len(members) == 1 else FoldEnsemble(members, average)
+        return members[0] if len(members) == 1 else FoldEnsemble(members, average).eval()
     config, weights = files_in(Path(path)) if Path(path).is_dir() else (Path(path), Path(path))
     content, metadata = read_with_metadata(weights)
     content = next((content[key] for key in _ENTRIES if isinstance(content, Mapping) and key in content), content)

@@ -117,3 +117,74 @@ def test_two_runs_of_other_values_differ(bundle, tmp_path):
         predict_folder([image], tmp_path / f"out{i}", bundle, overrides=values, device="cpu")
         found.append(np.asarray(nib.load(tmp_path / f"out{i}" / "a_seg.nii.gz").dataobj))
     assert (found[0] != found[1]).any()
+
+
+def with_metadata(bundle, **entries):
+    """Give the bundle's metadata.json more entries, and let the config read one of them."""
+    path = bundle / "configs" / "metadata.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+    (bundle / "configs" / "meta.yaml").write_text("inferer#overlap: '@_meta_::plan::overlap'\n")
+    return choice_of(["inference", "meta"], None)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_config_reads_numbers_of_the_metadata(bundle, safe):
+    packages = {"optional_packages_version": {"nibabel": "5.3"}}  # a key that MONAI renames at the top of a config
+    choice = with_metadata(bundle, plan={"overlap": 0.375}, **packages)
+    assert load_bundle(bundle, "cpu", safe, choice).inferer.overlap == 0.375
+    changed = choice_of(choice.names, {"_meta_::plan::overlap": 0.125})
+    assert load_bundle(bundle, "cpu", safe, changed).inferer.overlap == 0.125
+
+
+def test_metadata_are_part_of_the_hash(bundle):
+    hashes = set()
+    for overlap in (0.25, 0.375):
+        hashes.add(load_bundle(bundle, "cpu", True, with_metadata(bundle, plan={"overlap": overlap})).config_sha256)
+    assert len(hashes) == 2
+
+
+def marks(path):
+    return f"open({str(path)!r}, 'w').close()"
+
+
+@pytest.mark.parametrize(
+    ("entries", "word"),
+    [
+        (lambda mark: {"plan": {"overlap": f"${mark} or 0.5"}}, "a call of"),
+        (lambda mark: {"plan": {"overlap": "@_meta_::hidden"}, "hidden": f"${mark}"}, "a call of"),
+        (lambda mark: {"plan": {"overlap": {"_target_": "os.system", "command": "id"}}}, "not in a module"),
+        (lambda mark: {"plan": {"overlap": 0.5}, "x": f"$import os; {mark}"}, "one module in an 'import'"),
+        (lambda mark: {"plan": {"overlap": 0.5}, "x": "%/etc/passwd"}, "macros are not allowed"),
+        (lambda mark: {"plan": {"overlap": 0.5, "a::b": 1}}, "stand for another id"),
+        (lambda mark: {"plan": {"overlap": 0.5}, "+network_def": {"_target_": "os.getcwd"}}, "stand for another id"),
+    ],
+)
+def test_metadata_of_a_stranger_are_checked_as_configs(bundle, tmp_path, entries, word):
+    choice = with_metadata(bundle, **entries(marks(tmp_path / "ran")))
+    with pytest.raises(BundleError, match=word):
+        load_bundle(bundle, "cpu", True, choice)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_metadata_that_nothing_refers_to_are_inert(bundle, tmp_path):
+    mark = marks(tmp_path / "ran")
+    choice = with_metadata(
+        bundle,
+        plan={"overlap": 0.25},
+        note=f"${mark}",
+        tool={"_target_": "os.system", "command": "id"},
+        needs="$import no_such_module",
+    )
+    assert load_bundle(bundle, "cpu", True, choice).inferer.overlap == 0.25
+    assert not (tmp_path / "ran").exists()
+
+
+def test_metadata_without_end_are_refused(bundle):
+    choice = with_metadata(bundle, plan={"overlap": 0.25})
+    path = bundle / "configs" / "metadata.json"
+    deep = json.loads(path.read_text())
+    deep["deep"] = json.loads("[" * 500 + "]" * 500)
+    path.write_text(json.dumps(deep))
+    for safe in (True, False):
+        with pytest.raises(BundleError, match="nested deeper"):
+            load_bundle(bundle, "cpu", safe, choice)

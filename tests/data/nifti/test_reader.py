@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset, NibabelReader, decollate_batch
 from monai.transforms import Compose, Invertd, LoadImage, LoadImaged, Orientationd, Spacingd
 
-from monai_vit3d.data import ImageError
+from monai_vit3d.data import ImageError, UsageError
 from monai_vit3d.data.nifti import NiftiReader, read_nifti
 
 from .conftest import nifti_bytes
@@ -167,3 +167,41 @@ def test_the_reader_needs_no_monai():
     code = "import sys, monai_vit3d.data.nifti as n; n.read_nifti; print({'monai', 'torch'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_channels_of_files_or_of_one_file(save):
+    data = np.arange(720, dtype=np.int16).reshape(4, 5, 6, 6)[..., :3]
+    whole = save("whole.nii.gz", data=data)
+    parts = [save(f"{i}.nii", data=data[..., i]) for i in range(3)]
+    load = LoadImage(reader=NiftiReader(channels=3), ensure_channel_first=True)
+    for given in (whole, [whole], parts):
+        image = load(given)
+        np.testing.assert_array_equal(image, np.moveaxis(data, 3, 0))
+        torch.testing.assert_close(image.affine, load(parts).affine)
+    one = LoadImage(reader=NiftiReader(channels=1), ensure_channel_first=True)(parts[1])
+    np.testing.assert_array_equal(one, data[None, ..., 1])
+
+
+@pytest.mark.parametrize(
+    ("given", "channels", "words"),
+    [
+        (["whole.nii"], 2, r"whole.nii: 3 channel\(s\); 2 files of one volume each, or one 4D file of 2 volumes"),
+        (["whole.nii", "whole.nii"], 3, r"2 files of 3 volume\(s\)"),
+        (["part.nii"], 3, r"part.nii: 1 channel\(s\)"),
+        (["part.nii", "whole.nii"], 2, r"2 files of 1, 3 volume\(s\)"),
+        (["whole.nii"], 1, r"3 channel\(s\); one 3D volume is expected"),
+    ],
+)
+def test_another_number_of_channels(save, given, channels, words):
+    data = np.zeros((4, 5, 6, 3), np.int16)
+    paths = {"whole.nii": save("whole.nii", data=data), "part.nii": save("part.nii", data=data[..., 0])}
+    with pytest.raises(ImageError, match=words):
+        LoadImage(reader=NiftiReader(channels=channels))([paths[name] for name in given])
+
+
+@pytest.mark.parametrize(
+    "options", [{"channels": 0}, {"channels": "2"}, {"channels": True}, {"channels": 2, "volume": 0}]
+)
+def test_channels_that_are_no_number(options):
+    with pytest.raises(UsageError, match="channels="):
+        NiftiReader(**options)
