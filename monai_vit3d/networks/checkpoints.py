@@ -1,4 +1,4 @@
-"""Reading checkpoints, never anything but tensors, and writing safetensors."""
+"""Reading checkpoints, never anything but tensors and numbers, and writing safetensors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
@@ -24,6 +25,12 @@ from .wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
 
 logger = logging.getLogger(__name__)
 
+# numpy's numbers, which trainers write beside the tensors (nnU-Net's losses): reading them calls nothing else
+_NUMBERS: list[Any] = [
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # numpy before 2
+    *(np.float64(0).__reduce__()[0], np.dtype),
+    *(type(np.dtype(kind)) for kind in (bool, *"bBhHiIlLqQefd")),
+]
 StateT = TypeVar("StateT")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")  # of DataParallel, torch.compile, FSDP
 
@@ -153,7 +160,8 @@ def _read_torch(path: Path) -> Any:
         # torch does not check the archive's checksums: a flipped bit would load as another weight
         archive = zipfile.is_zipfile(path)
         damaged = zipfile.ZipFile(path).testzip() if archive else None
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMBERS):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch's reader raise almost anything
         raise WeightsError(
             f"{path}: not a readable state dict ({type(error).__name__}). It may be cut off, or hold more than "

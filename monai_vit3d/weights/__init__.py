@@ -14,6 +14,7 @@ from .convert.timm2d_stats import timm_normalisation
 from .create import create_model
 from .folds import fold_files
 from .info import convert_weights, describe_weights
+from .published import to_published
 from .sources import Source, backbone_from, identify, read_source
 from .whole_network import load_network, network_from
 
@@ -45,6 +46,7 @@ __all__ = [
     "timm_normalisation",
     "to_monai_unetr",
     "to_monai_vit",
+    "to_published",
 ]
 
 

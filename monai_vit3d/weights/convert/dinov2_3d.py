@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .family import BackboneOptions, KeyLayout, Patch, State, has_timms_layout
 from .key_table import KeyTable
@@ -35,6 +35,17 @@ def _adjust(named: dict[str, Tensor], origins: dict[str, str]) -> None:
         named[name], origins[name] = named.pop(key), f"from {key}"
 
 
+def _unadjust(state: dict[str, Tensor]) -> None:
+    """Give registers and the gated MLP their names; a class token that has no position gets one of zeros."""
+    if "reg_token" in state:
+        state["register_tokens"] = state.pop("reg_token")
+        state[POS] = nn.functional.pad(state[POS], [0, 0, 1, 0])
+    if len(state["blocks.0.mlp.fc1.weight"]) == 2 * state["blocks.0.mlp.fc2.weight"].shape[1]:
+        for key in [key for key in state if ".mlp.fc" in key]:
+            state[key.replace(".fc1.", ".w12.").replace(".fc2.", ".w3.")] = state.pop(key)
+    state["mask_token"] = state["cls_token"].new_zeros(1, state["cls_token"].shape[2])
+
+
 def dinov2_prefix(options: dict[str, int]) -> int:
     """Return how many positions belong to prefix tokens: the class token's, unless there are registers."""
     return 0 if options["reg_tokens"] else int(options["class_token"])
@@ -52,4 +63,4 @@ def _matches(state: State) -> bool:
     return has_timms_layout(state, 3) and signs and "blocks.0.ls1.gamma" in state
 
 
-DINOV2_3D = KeyLayout("dinov2_3d", _matches, KeyTable(), _options, adjust=_adjust, unadjust=lambda state: None).family()
+DINOV2_3D = KeyLayout("dinov2_3d", _matches, KeyTable(), _options, adjust=_adjust, unadjust=_unadjust).family()

@@ -64,4 +64,5 @@ DINOV3_3D = KeyLayout(
     rope=_rope,
     unadjust=lambda state: None,
     read=r"rope_embed(_3D)?\.periods$",
+    periods=_PERIODS[0],
 ).family()

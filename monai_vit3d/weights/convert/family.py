@@ -41,7 +41,8 @@ class Family:
             on; None where there are none or :attr:`options` has them.
         fixed_positions: the table of positions that the files do not hold, by the grid and the width; None where they
             hold theirs.
-        back: tensors under our keys under theirs; None where there is no way back.
+        back: tensors under our keys, and the periods of an axis' rotary pairs, under theirs; None where there is no
+            way back.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Family:
     to_our_keys: Callable[[State, Patch], Renamed] = _same_names
     rope: Callable[[State, Mapping[str, Any], Patch], Any] | None = None
     fixed_positions: Callable[[Patch, int], Tensor] | None = None
-    back: Callable[[State], dict[str, Tensor]] | None = None
+    back: Callable[[State, Tensor | None], dict[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class KeyLayout:
         unadjust: the way back of ``adjust``, on a dict of its own; None where there is no way back.
         check: refuses tensors that contradict each other.
         read: names of tensors that are read for ``options`` and ``rope``, and are none of the network's.
+        periods: where the rotary positions' periods are written on the way back; "" for nowhere.
     """
 
     name: str
@@ -83,6 +85,7 @@ class KeyLayout:
     unadjust: Callable[[dict[str, Tensor]], None] | None = None
     check: Callable[[State], None] = lambda state: None
     read: str = r"(?!)"
+    periods: str = ""
 
     def family(self) -> Family:
         """Return the row of the table of families."""
@@ -109,11 +112,12 @@ class KeyLayout:
         self.adjust(named, origins)
         return named, origins
 
-    def _back(self, state: State) -> dict[str, Tensor]:
+    def _back(self, state: State, periods: Tensor | None) -> dict[str, Tensor]:
         own = dict(state)
         if self.unadjust is not None:
             self.unadjust(own)
-        return self.table.to_theirs(own)
+        more = {self.periods: periods} if self.periods and periods is not None else {}
+        return {**self.table.to_theirs(own), **more}
 
 
 def has_timms_layout(state: State, axes: int) -> bool:

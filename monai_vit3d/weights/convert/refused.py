@@ -17,28 +17,23 @@ class Refused(NamedTuple):
 # the first row that fits names the network
 REFUSED = (
     Refused(
-        re.compile(r"(^|\.)mlp\.(.+\.)?experts\."),
+        re.compile(r"(^|\.)experts\."),
         "its blocks have a mixture of experts (MoE) in place of the MLP, as Neuro-JEPA's released weights; there is no "
         "such layer here, only dense blocks are read",
     ),
     Refused(
-        re.compile(r"(^|\.)attn\.rel_pos_d$"),
-        "a SAM-Med3D image encoder: its attention has decomposed relative positions in windows, for which there is no "
-        "layer here",
+        re.compile(r"(^|\.)attn\.rel_pos_[dhw]$"),
+        "the image encoder of SAM-Med3D or SAM: its attention has decomposed relative positions in windows, for which "
+        "there is no layer here",
     ),
     Refused(
-        re.compile(r"(^|\.)attn\.rel_pos_[hw]$"),
-        "a SAM image encoder: its attention has decomposed relative positions in windows, for which there is no layer "
-        "here",
-    ),
-    Refused(
-        re.compile(r"(^|\.)enc_(spatial|temporal)_transformer\."),
+        re.compile(r"(^|\.)(enc_(spatial|temporal)_transformer|to_patch_emb(_first_frame)?)\."),
         "CT-CLIP's CTViT: its attention is factored into space and time with a bias by relative position, for which "
         "there is no layer here",
     ),
     Refused(
-        re.compile(r"relative_position_bias_table$"),
-        "a Swin transformer (as SwinUNETR): its attention works in shifted windows with relative positions on a "
+        re.compile(r"layers\d*\.\d+\.blocks\.\d+\..*(relative_position_bias_table|cpb_mlp\.)"),
+        "a Swin transformer (as SwinUNETR's): its attention works in shifted windows with relative positions on a "
         "pyramid of grids, for which there is no layer here",
     ),
 )

@@ -38,4 +38,5 @@ SPECTRE = KeyLayout(
     rope=_rope,
     unadjust=lambda state: None,
     read=r"rope\.periods$",
+    periods=_PERIODS,
 ).family()

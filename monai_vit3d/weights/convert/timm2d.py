@@ -164,7 +164,7 @@ def _inflated(
         network = blank_network(make) if how["strict"] else make()
     if how["strict"]:
         refuse_other_layers(model, network, how["axis"])
-    tensors, origins, dropped = under_timms_names(state, model, name)
+    tensors, origins, dropped = under_timms_names(state, model, name, how["strict"])
     _refuse_empty(tensors, name)
     grid2d = tuple(model.patch_embed.grid_size)
     prefix = 0 if model.no_embed_class else int(model.num_prefix_tokens)

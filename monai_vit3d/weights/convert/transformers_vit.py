@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from .dinov2_3d import dinov2_prefix, without_class_position
 from .family import BackboneOptions, KeyLayout, Patch, State
-from .key_table import KeyTable, apart
+from .key_table import Joined, KeyTable, apart
 from .our_layout import eps, learned_positions, shown_options
 from .shapes import POS
 from .videomae import flat_sincos
@@ -40,18 +42,72 @@ TABLE = KeyTable(
         ("layer_scale2.lambda1", "ls2.gamma"),
         ("mlp.weights_in.", "mlp.fc1."),
         ("mlp.weights_out.", "mlp.fc2."),
+        ("mlp.down_proj.", "mlp.fc2."),
         *((f"attention.{part}_proj.", f"attn.{part}_proj.") for part in "qkv"),
         ("attention.o_proj.", "attn.proj."),
     ),
-    joined=(*apart(), *apart(bias_of_keys=False)[1:]),
+    joined=(
+        *apart(),
+        *apart(bias_of_keys=False)[1:],
+        Joined("mlp.fc1.weight", ("mlp.gate_proj.weight", "mlp.up_proj.weight"), (1, 1)),
+        Joined("mlp.fc1.bias", ("mlp.gate_proj.bias", "mlp.up_proj.bias"), (1, 1)),
+    ),
     other_blocks=r"(?:encoder\.)?layers?\.(\d+)\.",
 )
 _LEFT_OUT = r"embeddings\.mask_token$|pooler\."
 
 
-def is_transformers_vit(state: State) -> bool:
-    """Whether these are the names of transformers' ViTs with a patch embedding of this kind."""
-    return _KERNEL in state
+_DINOV3_KERNEL = "embeddings.patch_embeddings.weight"
+# transformers' DINOv3ViTModel under the names of timm's Eva, which is read further as Eva's own
+_DINOV3_TABLE = KeyTable(
+    outside=(
+        ("embeddings.cls_token", "cls_token"),
+        ("embeddings.register_tokens", "reg_token"),
+        ("embeddings.mask_token", "mask_token"),
+        ("embeddings.patch_embeddings.", "patch_embed.proj."),
+    ),
+    block="layer.",
+    inside=(
+        *((f"attention.{part}_proj.", f"attn.{part}_proj.") for part in "qkv"),
+        ("attention.o_proj.", "attn.proj."),
+        ("layer_scale1.lambda1", "gamma_1"),
+        ("layer_scale2.lambda1", "gamma_2"),
+        ("mlp.gate_proj.", "mlp.fc1_g."),
+        ("mlp.up_proj.", "mlp.fc1."),
+        ("mlp.down_proj.", "mlp.fc2."),
+    ),
+    other_blocks=r"model\.layer\.(\d+)\.",
+)
+
+
+def is_transformers_2d(state: Mapping[str, Any]) -> bool:
+    """Whether these are the names of one of transformers' ViTs, and its patch kernel is in 2D."""
+    kernel = state.get(_KERNEL, state.get(_DINOV3_KERNEL))
+    return isinstance(kernel, Tensor) and kernel.dim() == 4
+
+
+def under_timms_2d_names(state: State) -> tuple[dict[str, Tensor], dict[str, str], tuple[str, ...]]:
+    """Return the tensors of one of transformers' ViTs in 2D under the names of timm's.
+
+    Args:
+        state: a state dict for which :func:`is_transformers_2d` holds.
+
+    Returns:
+        The tensors; where those come from that have another name; the keys that are left out: the mask's token, a
+        pooler.
+    """
+    left_out = tuple(key for key in state if re.match(_LEFT_OUT, key))
+    own = {key: value for key, value in state.items() if key not in left_out}
+    if _DINOV3_KERNEL not in state:
+        named, origins = TABLE.to_ours(own)
+        without_class_position(named, origins)
+        return named, origins, left_out
+    named, origins = _DINOV3_TABLE.to_ours(own)
+    if "blocks.0.mlp.fc1_g.weight" in named:
+        for key in [key for key in named if ".mlp.fc1." in key]:
+            name = key.replace(".fc1.", ".fc1_x.")
+            named[name], origins[name] = named.pop(key), origins.pop(key)
+    return named, origins, left_out
 
 
 def _is_image(state: State, scaled: bool) -> bool:

@@ -22,7 +22,9 @@ WORDS = (
     *("_fsdp_wrapped_module", "_forward_module"),
     *("backbone", "encoder", "vit", "student", "context_encoder", *AVERAGED),
     # the image's network in one of images and text, or with a decoder of its own
-    *("vision_encoder", "image_encoder", "vision_tower", "vision_model", "visual", "dinov2", "videomae"),
+    *("vision_encoder", "image_encoder", "vision_tower", "vision_model", "visual"),
+    # transformers' networks with a head
+    *("dinov2", "dinov2_with_registers", "dinov3_vit", "videomae", "vjepa2"),
 )
 _DEEPEST = 8  # entries inside entries
 _PATCH_EMBEDDING = re.compile(

@@ -40,7 +40,10 @@ def _options(state: State, theirs: State, patch: Patch | None) -> BackboneOption
 VIDEOMAE = KeyLayout(
     "videomae",
     lambda state: has_timms_layout(state, 3) and "blocks.0.attn.q_bias" in state,
-    KeyTable(joined=(Joined("attn.qkv.bias", ("attn.q_bias", None, "attn.v_bias"), (1, 1, 1)),)),
+    KeyTable(
+        inside=(("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma")),
+        joined=(Joined("attn.qkv.bias", ("attn.q_bias", None, "attn.v_bias"), (1, 1, 1)),),
+    ),
     _options,
     fixed_positions=flat_sincos,
 ).family()

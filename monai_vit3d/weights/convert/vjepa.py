@@ -55,9 +55,10 @@ def _adjust(named: dict[str, Tensor], origins: dict[str, str]) -> None:
 def _unadjust(state: dict[str, Tensor]) -> None:
     if "blocks.0.mlp.fc1_g.weight" not in state:
         return
-    for key in [key for key in state if ".mlp.fc" in key]:
+    old = {key: state.pop(key) for key in list(state) if ".mlp.fc" in key}
+    for key, value in old.items():
         theirs, ours = next(pair for pair in _SWIGLU if pair[1] in key)
-        state[key.replace(ours, theirs)] = state.pop(key)
+        state[key.replace(ours, theirs)] = value
 
 
 def _options(state: State, theirs: State, patch: Patch | None) -> BackboneOptions:

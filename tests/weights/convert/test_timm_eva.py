@@ -211,7 +211,7 @@ def as_published_dinov3(model):
         if key.endswith("attn.q_bias"):
             other = model.state_dict()[key.replace("q_bias", "v_bias")]
             state[key.replace("q_bias", "qkv.bias")] = torch.cat([value, torch.randn_like(value), other])
-            state[key.replace("q_bias", "qkv.bias_mask")] = torch.ones(72)
+            state[key.replace("q_bias", "qkv.bias_mask")] = torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(24)
         elif not key.endswith("v_bias"):
             key = key.replace("reg_token", "storage_tokens").replace("gamma_1", "ls1.gamma")
             state[key.replace("gamma_2", "ls2.gamma")] = value
@@ -230,6 +230,21 @@ def test_dinov3_as_published_is_renamed_and_each_key_accounted_for(capsys):
     assert report.converted["blocks.0.ls1.gamma"] == "from blocks.0.ls1.gamma"
     assert report.converted["blocks.1.attn.qkv.bias"].count("blocks.1.attn.qkv.bias and zeros") == 1
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("change", ["trained", "keys"])
+def test_biases_for_which_the_named_model_has_no_place_are_refused(change):
+    state = as_published_dinov3(eva("vit_small_patch16_dinov3_qkvb"))
+    model, match = eva("vit_small_patch16_dinov3"), "no place for blocks.0.attn.qkv.bias.*_qkvb"
+    if change == "keys":
+        model, match = eva("vit_small_patch16_dinov3_qkvb"), "blocks.0.attn.qkv.bias has values for the keys"
+        state |= {key: torch.ones_like(value) for key, value in state.items() if key.endswith("bias_mask")}
+    with pytest.raises(WeightsError, match=match):
+        from_timm2d(model, *sizes(model), state=state)
+    zeros = {key: torch.zeros_like(value) for key, value in state.items() if key.endswith("qkv.bias")}
+    assert {*zeros} <= {
+        *from_timm2d(eva("vit_small_patch16_dinov3"), *sizes(model), state=state | zeros).report.unexpected
+    }
 
 
 def test_by_name_and_file_as_the_issue_has_it(monkeypatch, tmp_path):
