@@ -9,6 +9,7 @@ from typing import Any
 from monai_vit3d.data.errors import UsageError
 
 from .plan import Check, Evidence
+from .rules_classification import volume_step_bytes
 from .rules_intensity import MODALITIES
 from .rules_network import GIB, LARGEST_WINDOW, step_bytes
 from .rules_training import require_folds
@@ -59,6 +60,17 @@ def _presets() -> list[str]:
     return list(PRESETS)
 
 
+def _heads() -> list[str]:
+    from monai_vit3d.networks.heads import HEADS
+
+    return sorted(HEADS)
+
+
+def _check_score(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str:
+    usable = ("auc", "accuracy") if "classes" in evidence.fingerprint else ("r2",)
+    return "" if value in usable else f"one of {', '.join(usable)} is expected"
+
+
 def _check_modality(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str:
     unknown = [name for name in value if name not in MODALITIES]
     return f"{', '.join(MODALITIES)} are expected" if unknown else _check_channels(value, evidence, plan)
@@ -107,7 +119,19 @@ def _check_folds(value: Any, evidence: Evidence, *_: Any) -> str:
     return ""
 
 
-def _check_window(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str:
+def _window(step_bytes: Callable[[Evidence, Mapping[str, Any], list[int]], int]) -> Check:
+    return lambda value, evidence, plan: (
+        _window_fault(value, plan) or _memory_fault(step_bytes(evidence, plan, value) / GIB, plan["memory_gb"])
+    )
+
+
+def _memory_fault(needed: float, limit: float) -> str:
+    if needed <= limit:
+        return ""
+    return f"a step needs about {needed:.2g} GB, memory is {limit:g} GB; a smaller one is expected"
+
+
+def _window_fault(value: Any, plan: Mapping[str, Any]) -> str:
     patch = plan["patch_size"]
     if len(value) != 3 or min(value) < 1:
         return "3 numbers are expected, one for each axis"
@@ -116,12 +140,7 @@ def _check_window(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> st
         return f"multiples of patch_size={patch} are expected, such as {near}"
     if list(value) == patch:  # its only token could not be normed
         return f"more than one patch of {patch} is expected"
-    needed, limit = step_bytes(evidence, plan, value) / GIB, plan["memory_gb"]
-    return (
-        ""
-        if needed <= limit
-        else f"a step needs about {needed:.2g} GB, memory is {limit:g} GB; a smaller one is expected"
-    )
+    return ""
 
 
 CHECKS: dict[str, Check] = {
@@ -142,7 +161,7 @@ CHECKS: dict[str, Check] = {
     "image_levels": _or_none(_number(1)),
     "batch_size": _number(1),
     "samples_per_case": _number(1),
-    "window": _check_window,
+    "window": _window(step_bytes),
     "overlap": _number(0, 1),
     "flip_axes": _check_flips,
     "rotate_range": _three(0),
@@ -162,4 +181,11 @@ CHECKS: dict[str, Check] = {
     "lora_rank": _number(0),
     "seed": _number(0),
     "num_workers": _number(0),
+}
+# of the keys that plans for whole volumes have besides, or otherwise
+VOLUME_CHECKS: dict[str, Check] = {
+    **CHECKS,
+    "window": _window(volume_step_bytes),
+    "head": _one_of(_heads),
+    "key_score": _check_score,
 }

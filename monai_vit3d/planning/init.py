@@ -10,6 +10,7 @@ from typing import Any
 
 from monai_vit3d.data.errors import UsageError
 
+from .classification import plan_classification
 from .dataset import LabelledDataset
 from .examine import examine
 from .folds import own_folds
@@ -84,7 +85,8 @@ def init_bundle(
         fingerprint, len({case.subject for case in training}), own_folds(training), memory_bytes,
         **_pretrained(pretrained),
     )  # fmt: skip
-    plan = plan_segmentation(evidence, overrides)
+    decide = plan_segmentation if dataset.task == "segmentation" else plan_classification
+    plan = decide(evidence, overrides)
     bundle = None if dry_run or output is None else write_bundle(dataset, fingerprint, plan, output)
     return InitReport(dataset, problems, plan, bundle)
 

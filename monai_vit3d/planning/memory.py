@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_vit3d.layers import EMBED_LAYERS
-from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
+from monai_vit3d.networks import TokenClassifier, TokenSegmenter, VisionTransformer3D
 
 # copies of the weights in float32: themselves, their gradients, AdamW's two moments, the moving average
 COPIES_OF_WEIGHTS = 5
@@ -32,7 +32,25 @@ def build_segmenter(options: dict[str, Any], window: Sequence[int], channels: in
         channels: of the images.
         classes: background included.
     """
-    backbone = VisionTransformer3D(
+    decoder_options = {key: options[key] for key in ("feature_size", "image_levels")}
+    return TokenSegmenter(_backbone(options, window, channels), options["decoder"], classes, **decoder_options)
+
+
+def build_classifier(options: dict[str, Any], window: Sequence[int], channels: int, outputs: int) -> TokenClassifier:
+    """Build the network of a plan for whole volumes.
+
+    Args:
+        options: the plan's ``patch_size, embed_dim, depth, num_heads, embed_layer, head``.
+        window: its input size in voxels.
+        channels: of the images.
+        outputs: classes or values.
+    """
+    task = "multi-class" if outputs > 1 else "regression"
+    return TokenClassifier(_backbone(options, window, channels), options["head"], outputs, task)
+
+
+def _backbone(options: dict[str, Any], window: Sequence[int], channels: int) -> VisionTransformer3D:
+    return VisionTransformer3D(
         list(window),
         options["patch_size"],
         in_chans=channels,
@@ -43,8 +61,6 @@ def build_segmenter(options: dict[str, Any], window: Sequence[int], channels: in
         global_pool="",
         embed_layer=EMBED_LAYERS[options["embed_layer"]],
     )
-    decoder_options = {key: options[key] for key in ("feature_size", "image_levels")}
-    return TokenSegmenter(backbone, options["decoder"], classes, **decoder_options)
 
 
 def training_bytes(network: nn.Module, image_shape: Sequence[int], classes: int, amp: bool = True) -> int:
@@ -56,7 +72,7 @@ def training_bytes(network: nn.Module, image_shape: Sequence[int], classes: int,
     Args:
         network: of the plan, on the CPU.
         image_shape: ``(B, C, H, W, D)`` of a step.
-        classes: channels of the output.
+        classes: channels of a dense output; 0 of one for whole volumes.
         amp: whether it runs in bfloat16.
     """
     weights = sum(p.numel() for p in network.parameters())

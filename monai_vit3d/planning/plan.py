@@ -61,6 +61,11 @@ class PlanRule:
 Check = Callable[[Any, Evidence, Mapping[str, Any]], str]
 
 
+def fixed(value: Any, reason: str) -> Callable[[Evidence, Mapping[str, Any]], tuple[Any, str]]:
+    """Return a rule that always decides the same."""
+    return lambda evidence, plan: (value, reason)
+
+
 class TrainingPlan(Mapping[str, Any]):
     """A recipe: the values of its decisions by their keys, in the order in which they were made."""
 

@@ -44,17 +44,17 @@ def coarse_axis(spacing: list[float]) -> int | None:
     return spacing.index(max(spacing)) if max(spacing) > ANISOTROPY * min(spacing) else None
 
 
-def median_shape(evidence: Evidence, spacing: list[float]) -> list[int]:
-    """Compute the median case's size in voxels after resampling."""
-    shape, old = evidence.fingerprint["shape"]["50"], evidence.fingerprint["spacing_mm"]["50"]
+def resampled_shape(evidence: Evidence, spacing: list[float], percentile: str = "50") -> list[int]:
+    """Compute the median case's size in voxels after resampling, or that of another percentile."""
+    shape, old = evidence.fingerprint["shape"][percentile], evidence.fingerprint["spacing_mm"]["50"]
     return [max(1, round(n * float(mm) / new)) for n, mm, new in zip(shape, old, spacing)]
 
 
 def decide_flip_axes(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Allow flips along the axes on which no class has a side; where a window shows a whole case, left-right alone."""
     allowed, reasons = [], []
-    pairs = evidence.fingerprint["left_right_pairs"]
-    whole = all(size >= 0.8 * n for size, n in zip(plan["window"], median_shape(evidence, plan["spacing_mm"])))
+    pairs = evidence.fingerprint.get("left_right_pairs", [])
+    whole = all(size >= 0.8 * n for size, n in zip(plan["window"], resampled_shape(evidence, plan["spacing_mm"])))
     for axis, words in enumerate(SIDES):
         sided = [name for name in foreground_names(evidence) if {*name_words(name)} & {*words}]
         sided = sided or (pairs[0] if axis == 0 and pairs else [])
@@ -69,7 +69,7 @@ def decide_flip_axes(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, 
 
 def foreground_names(evidence: Evidence) -> list[str]:
     """List the names of all classes but the background."""
-    return [str(facts["name"]) for facts in evidence.fingerprint["classes"].values()]
+    return [str(facts["name"]) for facts in evidence.fingerprint.get("classes", {}).values()]
 
 
 def decide_rotate_range(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
@@ -85,7 +85,7 @@ def decide_patch_size(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any,
     """Take 8 voxels along the finest axis, and as many mm along the others, in powers of two."""
     if "patch_size" in evidence.encoder:
         return list(evidence.encoder["patch_size"]), "the pretrained encoder's"
-    spacing, shape = plan["spacing_mm"], median_shape(evidence, plan["spacing_mm"])
+    spacing, shape = plan["spacing_mm"], resampled_shape(evidence, plan["spacing_mm"])
     fitting = [PATCH * min(spacing) / mm for mm in spacing]
     sizes = [2 ** max(0, round(math.log2(size))) for size in fitting]
     sizes = [min(size, 2 ** int(math.log2(max(1, n / 2)))) for size, n in zip(sizes, shape)]  # two patches or more

@@ -9,7 +9,7 @@ from typing import Any
 from monai_vit3d.data.errors import UsageError
 
 from .plan import Evidence
-from .rules_geometry import median_shape
+from .rules_geometry import resampled_shape
 
 MOST_FOLDS = 5
 WINDOWS_A_STEP = 2  # a step
@@ -50,7 +50,7 @@ def require_folds(evidence: Evidence, count: int) -> None:
 def decide_batch_size(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take two cases a step, where a fold has two to train on."""
     require_folds(evidence, plan["folds"])
-    return max(1, min(WINDOWS_A_STEP, _training_cases(evidence, plan))), "cases a step"
+    return max(1, min(WINDOWS_A_STEP, training_cases(evidence, plan))), "cases a step"
 
 
 def decide_samples_per_case(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
@@ -58,14 +58,19 @@ def decide_samples_per_case(evidence: Evidence, plan: Mapping[str, Any]) -> tupl
     return max(1, WINDOWS_A_STEP // plan["batch_size"]), "windows of each case in a step"
 
 
-def _training_cases(evidence: Evidence, plan: Mapping[str, Any]) -> int:
+def training_cases(evidence: Evidence, plan: Mapping[str, Any]) -> int:
     """Count the cases that train a fold, of folds of one size."""
     return math.floor(int(evidence.fingerprint["cases"]) * (plan["folds"] - 1) / plan["folds"])
 
 
+def steps_an_epoch(evidence: Evidence, plan: Mapping[str, Any]) -> int:
+    """Count the steps of an epoch; the last batch is dropped if it is not full."""
+    return max(1, training_cases(evidence, plan) * plan["repeats"] // plan["batch_size"])
+
+
 def decide_repeats(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Draw each case so often that an epoch has 50 steps."""
-    cases = _training_cases(evidence, plan)
+    cases = training_cases(evidence, plan)
     count = max(1, math.ceil(STEPS_AN_EPOCH * plan["batch_size"] / max(1, cases)))
     return count, f"times that an epoch draws each of about {cases} cases, for {STEPS_AN_EPOCH} steps or more"
 
@@ -75,7 +80,7 @@ def decide_cached_cases(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[An
     import psutil
 
     per_voxel = 4 * (len(evidence.fingerprint["channels"]) + 1)
-    case = per_voxel * math.prod(median_shape(evidence, plan["spacing_mm"]))
+    case = per_voxel * math.prod(resampled_shape(evidence, plan["spacing_mm"]))
     most = int(0.5 * psutil.virtual_memory().total / case)
     cases = int(evidence.fingerprint["cases"])
     if most >= cases:
@@ -106,7 +111,7 @@ def decide_epochs(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str
     windows = plan["batch_size"] * plan["samples_per_case"]
     voxels = windows * math.prod(plan["window"])
     steps = STEPS[plan["device"]] * min(1.0, VOXELS_A_STEP[plan["device"]] / voxels)
-    an_epoch = max(1, _training_cases(evidence, plan) * plan["repeats"] // plan["batch_size"])
+    an_epoch = steps_an_epoch(evidence, plan)
     count = max(1, round(max(steps, FEWEST_STEPS) / an_epoch))
     return count, f"about {count * an_epoch} steps of {windows} windows"
 
@@ -146,7 +151,7 @@ def decide_clip_norm(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, 
 
 def decide_ema_decay(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Average the weights over about a tenth of the training."""
-    steps = plan["epochs"] * max(1, _training_cases(evidence, plan) * plan["repeats"] // plan["batch_size"])
+    steps = plan["epochs"] * steps_an_epoch(evidence, plan)
     return round(min(0.999, max(0.9, 1 - 8 / steps)), 4), "the moving average of the weights is what is validated"
 
 

@@ -10,14 +10,11 @@ from . import rules_intensity as intensities
 from . import rules_network as network
 from . import rules_training as training
 from .given_values import CHECKS
-from .plan import Evidence, PlanRule, TrainingPlan, decide_all
+from .plan import Evidence, PlanRule, TrainingPlan, decide_all, fixed
 
 
-def _fixed(value: Any, reason: str) -> Any:
-    return lambda evidence, plan: (value, reason)
-
-
-def _pretrained(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+def decide_pretrained(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+    """Start from the encoder that was given."""
     if evidence.pretrained is None:
         return None, "trained from scratch"
     return str(evidence.pretrained), "given"
@@ -27,7 +24,7 @@ _NONE = type(None)
 SEGMENTATION_RULES = (
     PlanRule("device", str, network.decide_device),
     PlanRule("memory_gb", float, network.decide_memory_gb),
-    PlanRule("pretrained", (str, _NONE), _pretrained),
+    PlanRule("pretrained", (str, _NONE), decide_pretrained),
     PlanRule("folds", int, training.decide_folds),
     PlanRule("modality", [str], intensities.decide_modality),
     PlanRule("intensity", [{"scheme": str}], intensities.decide_intensity),
@@ -45,7 +42,7 @@ SEGMENTATION_RULES = (
     PlanRule("samples_per_case", int, training.decide_samples_per_case),
     PlanRule("amp", bool, network.decide_amp),
     PlanRule("window", [int], network.decide_window),
-    PlanRule("overlap", float, _fixed(0.5, "of neighbouring windows in prediction")),
+    PlanRule("overlap", float, fixed(0.5, "of neighbouring windows in prediction")),
     PlanRule("flip_axes", [int], geometry.decide_flip_axes),
     PlanRule("rotate_range", [float], geometry.decide_rotate_range),
     PlanRule("class_ratios", [float], training.decide_class_ratios),
@@ -55,15 +52,15 @@ SEGMENTATION_RULES = (
     PlanRule("epochs", int, training.decide_epochs),
     PlanRule("val_interval", int, training.decide_val_interval),
     PlanRule("learning_rate", float, training.decide_learning_rate),
-    PlanRule("weight_decay", float, _fixed(0.01, "AdamW's")),
+    PlanRule("weight_decay", float, fixed(0.01, "AdamW's")),
     PlanRule("warmup_epochs", int, training.decide_warmup_epochs),
     PlanRule("frozen_epochs", int, training.decide_frozen_epochs),
     PlanRule("layer_decay", float, training.decide_layer_decay),
     PlanRule("clip_norm", (float, _NONE), training.decide_clip_norm),
     PlanRule("ema_decay", float, training.decide_ema_decay),
-    PlanRule("lora_rank", int, _fixed(0, "no low-rank adapters; above 0 needs peft and a pretrained encoder")),
-    PlanRule("seed", int, _fixed(0, "of all that is random")),
-    PlanRule("num_workers", int, _fixed(0, "processes that load data; cached cases need none")),
+    PlanRule("lora_rank", int, fixed(0, "no low-rank adapters; above 0 needs peft and a pretrained encoder")),
+    PlanRule("seed", int, fixed(0, "of all that is random")),
+    PlanRule("num_workers", int, fixed(0, "processes that load data; cached cases need none")),
 )
 
 

@@ -13,19 +13,15 @@ from typing import Any
 
 from monai_vit3d.data.errors import UsageError
 
-from .bundle_metadata import bundle_metadata
+from .bundle_metadata import SHARED, bundle_metadata
 from .dataset import LabelledCase, LabelledDataset
 from .folds import assign_folds
 from .plan import TrainingPlan, show_value
 
-# the decisions that train.yaml alone has, in its order; {name: its keys} is a group under one name
-TRAINING_KEYS: tuple[str | tuple[str, tuple[str, ...]], ...] = (
-    "epochs", "val_interval", "batch_size", "samples_per_case", "repeats", "cached_cases", "num_workers",
-    "learning_rate", "weight_decay", "warmup_epochs", "frozen_epochs", "layer_decay", "ema_decay", "clip_norm", "amp",
-    "seed", "pretrained", "lora_rank", "loss", "class_ratios", "rotate_range",
-    "decoder", "feature_size", "image_levels",
-    ("network_options", ("patch_size", "embed_dim", "depth", "num_heads", "embed_layer")),
-)  # fmt: skip
+# decisions that are in no config: those that others were made from, and those that went into other files
+NOT_TRAINING = {"device", "memory_gb", "folds", "modality", "preset", "window", *SHARED}
+# under one name in train.yaml
+NETWORK_OPTIONS = ("patch_size", "embed_dim", "depth", "num_heads", "embed_layer")
 
 
 def write_bundle(
@@ -83,7 +79,7 @@ def bundle_files(
 ) -> dict[str, str]:
     """Return the texts of a bundle's files by their paths in it."""
     contents = {
-        "configs/metadata.json": bundle_metadata(dataset, plan, name),
+        "configs/metadata.json": bundle_metadata(dataset, fingerprint, plan, name),
         "configs/split.json": split(dataset, plan["folds"]),
         "configs/fingerprint.json": fingerprint,
     }
@@ -94,10 +90,11 @@ def bundle_files(
 
 def _templates(task: str) -> dict[str, str]:
     """Return the templates' texts by their paths in a bundle: documents in their folders, all others in configs."""
-    folder = files("monai_vit3d.planning") / "templates" / task
+    folder = files("monai_vit3d.planning") / "templates"
     homes = {"README.md": "docs/README.md", "LICENSE": "LICENSE"}
-    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-    return {homes.get(e.name, f"configs/{e.name}"): e.read_text(encoding="utf-8") for e in entries if e.is_file()}
+    own = "segmentation" if task == "segmentation" else "classification"
+    entries = [entry for name in ("common", own) for entry in (folder / name).iterdir() if entry.is_file()]
+    return {homes.get(e.name, f"configs/{e.name}"): e.read_text(encoding="utf-8") for e in entries}
 
 
 def _rendered(template: str, context: Mapping[str, Any]) -> str:
@@ -109,14 +106,13 @@ def _rendered(template: str, context: Mapping[str, Any]) -> str:
 
 def training_block(plan: TrainingPlan) -> str:
     """Return the decisions that ``train.yaml`` alone has, as YAML."""
-    lines = ["fold: 0              # validated; the others train"]
-    for key in TRAINING_KEYS:
-        if isinstance(key, str):
-            lines.append(f"{key}: {show_value(plan[key])}")
-        else:
-            group, names = key
-            lines += [f"{group}:", *(f"  {name}: {show_value(plan[name])}" for name in names)]
-    return "\n".join(lines)
+    keys = [key for key in plan if key not in NOT_TRAINING and key not in NETWORK_OPTIONS]
+    return "\n".join([
+        "fold: 0              # validated; the others train",
+        *(f"{key}: {show_value(plan[key])}" for key in keys),
+        "network_options:",
+        *(f"  {key}: {show_value(plan[key])}" for key in NETWORK_OPTIONS),
+    ])  # fmt: skip
 
 
 def split(dataset: LabelledDataset, folds: int) -> dict[str, Any]:

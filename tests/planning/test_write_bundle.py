@@ -16,7 +16,7 @@ from monai_vit3d.data import UsageError, datalist
 from monai_vit3d.planning import read_dataset
 from monai_vit3d.planning.init import init_bundle
 from monai_vit3d.planning.memory import build_segmenter
-from monai_vit3d.planning.write_bundle import TRAINING_KEYS, write_bundle
+from monai_vit3d.planning.write_bundle import NETWORK_OPTIONS, write_bundle
 from tests.bundles.test_workflow import SECTIONS, Unparsed
 from tests.planning.evidence import CT, PET, fingerprint, plan
 from tests.planning.toy_data import CHANNELS, CLASSES, TOY_LAYOUTS, write_toy
@@ -140,10 +140,11 @@ def test_each_number_stands_once(written):
     image = metadata["network_data_format"]["inputs"]["image"]
     assert image["spatial_shape"] == chosen["window"]
     assert metadata["plan"]["spacing_mm"] == chosen["spacing_mm"]
-    flat = [key for key in TRAINING_KEYS if isinstance(key, str)]
+    elsewhere = {"window", "spacing_mm", "intensity", "flip_axes", "overlap", "folds"}
+    planning = {"device", "memory_gb", "modality", "preset"}  # what other decisions were made from
+    flat = set(chosen) - elsewhere - planning - set(NETWORK_OPTIONS)
     assert {key: train[key] for key in flat} == {key: chosen[key] for key in flat}
-    ((group, names),) = [key for key in TRAINING_KEYS if not isinstance(key, str)]
-    assert train[group] == {name: chosen[name] for name in names}
+    assert train["network_options"] == {key: chosen[key] for key in NETWORK_OPTIONS}
     for config in ("train", "inference", "evaluate"):
         text = (bundle / "configs" / f"{config}.yaml").read_text()
         for numbers in (chosen["window"], chosen["spacing_mm"], chosen["intensity"]):
