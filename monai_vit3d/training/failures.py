@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from monai_vit3d.pipeline.memory_limits import out_of_memory
 # not below this package's logger, whose lines are shown to the user
 logger = logging.getLogger("vit3d.train")
 _LONGEST = 300  # letters of another library's message
+_REFERENCE = re.compile(r"__local_refs\['([^']*)'\]")  # how MONAI writes a reference @name of an expression
 
 
 @contextmanager
@@ -52,5 +54,5 @@ def _text(chain: list[BaseException]) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
+    text = _REFERENCE.sub(r"@\1", " ".join(str(error).split()).rstrip("."))
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

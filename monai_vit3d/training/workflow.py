@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_vit3d.bundle.config import config_files
@@ -54,6 +55,8 @@ class TrainingConfig:
             BundleError: a file that cannot be read, or a config without a trainer.
             UsageError: a value that cannot be set.
         """
+        if not (self.root / "configs").is_dir():
+            raise BundleError(f"{self.root}: no folder configs here. Give the folder of a MONAI bundle.")
         files = config_files(self.root, self.names)
         for file in files:
             read_config(file)  # names the line of a mistake, and has bounds
@@ -75,7 +78,21 @@ class TrainingConfig:
         values: dict[str, Any] = {"bundle_root": str(self.root)}
         values |= {"strict": True} if self.strict else {}
         values |= {} if fold is None else {"fold": fold}
-        return values | ({} if self.device is None else {"device": f"$torch.device({self.device!r})"})
+        return values | ({} if self.device is None else {"device": f"$torch.device({_usable(self.device)!r})"})
+
+
+def _usable(device: str) -> str:
+    """Return the name of a device that is there.
+
+    Raises:
+        UsageError: it is not.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"device={device}: cannot be used ({reason}). Give cpu, cuda, cuda:1, ...") from error
+    return device
 
 
 @contextmanager
