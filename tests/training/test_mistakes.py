@@ -24,9 +24,8 @@ def extra_class(bundle):
 
 
 def other_grid(bundle):
-    change(
-        scan(bundle, "case_0_seg.nii.gz"), lambda labels, affine: nib.Nifti1Image(labels, affine + 9 * np.eye(4, k=3))
-    )
+    shift = 9 * np.eye(4, k=3)
+    change(scan(bundle, "case_0_seg.nii.gz"), lambda labels, affine: nib.Nifti1Image(labels, affine + shift))
 
 
 def label_4d(bundle):
@@ -34,12 +33,8 @@ def label_4d(bundle):
     change(scan(bundle, "case_0_seg.nii.gz"), stacked)
 
 
-def nan_voxel(bundle):
-    def spoil(image, affine):
-        image[3, 3, 3] = np.nan
-        return nib.Nifti1Image(image, affine)
-
-    change(scan(bundle, "case_1.nii.gz"), spoil)
+def no_number(bundle):
+    change(scan(bundle, "case_1.nii.gz"), lambda image, affine: nib.Nifti1Image(image * np.nan, affine))
 
 
 def two_channels(bundle):
@@ -77,7 +72,7 @@ MISTAKES = {
     "extra class": (extra_class, [], 1, r"case_0_seg\.nii\.gz: label 7 \(1 voxels\).*0 to 2"),
     "other grid": (other_grid, [], 1, r"case_0_seg\.nii\.gz: labels up to \S+ voxels away"),
     "4D label": (label_4d, [], 1, r"case_0_seg\.nii\.gz: "),
-    "NaN": (nan_voxel, [], 1, r"case_1\.nii\.gz: .*NaN"),
+    "NaN alone": (no_number, [], 1, r"case_1\.nii\.gz: .*NaN"),
     "another number of channels": (two_channels, [], 1, r"case_1\.nii\.gz: .*channel"),
     "cut image": (lambda b: cut(scan(b, "case_2.nii.gz")), [], 1, r"case_2\.nii\.gz: "),
     "typo in --set": (NOTHING, ["--set", "learnin_rate=1"], 2, r"--set learnin_rate: .*Did you mean learning_rate\?"),
@@ -86,8 +81,8 @@ MISTAKES = {
     "no value": (NOTHING, ["--set", "epochs"], 2, r"--set epochs: expected ID=VALUE"),
     "set by an argument": (NOTHING, ["--set", "fold=1"], 2, r"--set fold: set by --fold"),
     "no such fold": (NOTHING, ["--fold", "5"], 2, r"--fold 5: the bundle's split has the folds 0, 1"),
-    "no such bundle": (NOTHING, ["elsewhere"], 2, r"elsewhere.*train"),
-    "no such device": (NOTHING, ["--device", "cuda:99"], 1, r"train\.yaml: .*cuda"),
+    "no such bundle": (NOTHING, ["elsewhere"], 2, r"elsewhere: no folder configs"),
+    "no such device": (NOTHING, ["--device", "cuda:99"], 2, r"--device cuda:99: cannot be used"),
     "broken YAML": (edit("epochs: 2", "epochs: [2"), [], 2, r"train\.yaml: not a readable config.*line"),
     "unknown decoder": (edit("decoder: light", "decoder: heavy"), [], 1, r"train\.yaml: .*heavy.*train\.log"),
     "misspelt reference": (edit("'@batch_size'", "'@batchsize'"), [], 1, r"train\.yaml: .*batchsize.*train\.log"),
@@ -96,7 +91,7 @@ MISTAKES = {
     "damaged checkpoint": (damaged_checkpoint, [], 2, r"last\.pt: "),
     "diverges": (NOTHING, ["--set", "learning_rate=1e30", "--set", "warmup_epochs=0"], 1, r"epoch 1, .*batch: case_"),
     "no validation case": (edit('"fold": 0', '"fold": 1', "split.json"), [], 2, r"--fold 0: .* has the folds 1"),
-    "no other fold": (edit('"fold": 1', '"fold": 0', "split.json"), [], 1, r"All training cases are in fold 0"),
+    "no other fold": (edit('"fold": 1', '"fold": 0', "split.json"), [], 1, r"All cases are in fold 0"),
     "large batch": (NOTHING, ["--set", "batch_size=9"], 1, r"2 training cases make no batch of 9.*batch_size"),
     "no epochs": (NOTHING, ["--set", "epochs=0"], 1, r"train\.yaml: .*epochs"),
 }
