@@ -59,6 +59,7 @@ def _run(args: argparse.Namespace) -> int:
             on_step=progress.step,
             on_validation=progress.validate,
             on_epoch=progress.epoch,
+            on_finish=progress.finish,
         )
     for record in trained if speaks else []:
         print(f"{record.status}: {record.model}")

@@ -12,6 +12,8 @@ from .progress import print_error, raw_terminal
 if TYPE_CHECKING:
     from monai_vit3d.training import EpochReport, StartReport
 
+_SHOWN = "monai_vit3d.evaluation.finish"  # what was chosen at the end
+
 
 class TrainProgress:
     """Show the reports of a training.
@@ -21,22 +23,28 @@ class TrainProgress:
     """
 
     def __init__(self, silent: bool = False) -> None:
-        self.silent, self.bar = silent, None
+        self.silent, self.steps = silent, 1
+        self.bar: Any = None
         self._stack = ExitStack()
 
     def __enter__(self) -> TrainProgress:
-        for handler in logging.getLogger("monai_vit3d").handlers:  # what it notes below a warning is in train.log
-            self._stack.callback(handler.setLevel, handler.level)
-            handler.setLevel(logging.ERROR if self.silent else logging.WARNING)
+        notes = logging.getLogger("monai_vit3d")
         if not self.silent and sys.stderr.isatty():
             from tqdm.contrib.logging import logging_redirect_tqdm
 
-            self._stack.enter_context(logging_redirect_tqdm([logging.getLogger("monai_vit3d")]))
+            self._stack.enter_context(logging_redirect_tqdm([notes]))
+        for handler in notes.handlers:
+            handler.addFilter(self._is_shown)
+            self._stack.callback(handler.removeFilter, self._is_shown)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._close()
         self._stack.close()
+
+    def _is_shown(self, record: logging.LogRecord) -> bool:
+        """Whether a note is for the screen; the others are in train.log."""
+        return not self.silent and (record.levelno >= logging.WARNING or record.name.startswith(_SHOWN))
 
     def start(self, report: StartReport) -> None:
         """Begin a fold."""
@@ -45,6 +53,7 @@ class TrainProgress:
         from tqdm import tqdm
 
         self._close()
+        self.steps = report.steps
         done = f", goes on after epoch {report.epoch}" if report.epoch else ""
         print_error(f"{_fold(report)}: {report.epochs} epochs of {report.steps} steps{done}")
         if sys.stderr.isatty():
@@ -57,6 +66,10 @@ class TrainProgress:
         """Count a step."""
         if self.bar is not None:
             self.bar.update()
+            state = self.bar.format_dict
+            pace = state["elapsed"] / (self.bar.n - state["initial"])
+            left = pace * (-self.bar.n % self.steps)
+            self.bar.set_postfix_str(f"epoch {-(-self.bar.n // self.steps)}: {_duration(left)} left", refresh=False)
 
     def validate(self, done: int, cases: int) -> None:
         """Show how far a validation is."""
@@ -69,12 +82,16 @@ class TrainProgress:
             return
         head = f"{_fold(report)}, epoch {report.epoch}/{report.epochs}: loss {report.loss:.3f}"
         if self.bar is not None:
-            self.bar.set_postfix_str(f"epoch {report.epoch}/{report.epochs}, loss {report.loss:.3f}")
-            if report.scores is not None:
-                with self.bar.external_write_mode(raw_terminal()):
-                    print_error(head + _scores(report))
+            with self.bar.external_write_mode(raw_terminal()):
+                print_error(head + _scores(report))
         else:
             print_error(f"{head}{_scores(report)}, {_duration(report.seconds_left)} left")
+
+    def finish(self) -> None:
+        """Say that the training is over, and what is done at the end."""
+        self._close()
+        if not self.silent:
+            print_error("predicting validation cases for the postprocessing, measuring the data for later checks ...")
 
     def _close(self) -> None:
         if self.bar is not None:

@@ -14,12 +14,13 @@ from monai_vit3d.data.datalist import folds_of
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.training_lock import lock_training, unlock_training
 from monai_vit3d.distributed import TorchrunProcess
+from monai_vit3d.evaluation import finish_training
 
 from .failures import failing_in_one_line
 from .folds import chosen_folds, model_file
 from .reports import EpochReport, StartReport, TrainingReporter
 from .run_log import log_to_file, without_own_streams
-from .workflow import CLASS_NAMES, CURVE, TRAINER, VALIDATOR, TrainingConfig, parsed_entry
+from .workflow import CLASS_NAMES, CURVE, PLAN, TRAINER, VALIDATOR, TrainingConfig, parsed_entry
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def train_bundle(
     on_step: Callable[[], Any] | None = None,
     on_validation: Callable[[int, int], Any] | None = None,
     on_epoch: Callable[[EpochReport], Any] | None = None,
+    finish: bool = True,
+    on_finish: Callable[[], Any] | None = None,
 ) -> list[TrainedFold]:
     """Run a bundle's training config as ``python -m monai.bundle run --config_file configs/train.yaml`` does.
 
@@ -71,6 +74,8 @@ def train_bundle(
         on_step: called after each step.
         on_validation: called after each validation case with the number of them and of all.
         on_epoch: called after each epoch.
+        finish: whether to run :func:`~monai_vit3d.evaluation.finish_training` at the end, if a fold was trained.
+        on_finish: called before that.
 
     Returns:
         A record for each fold.
@@ -91,7 +96,13 @@ def train_bundle(
             raise UsageError(f"fold={fold}: {training.file} has no entry fold. Leave it out.")
         return [_train(training, None, reporter)]
     folds = chosen_folds(folds_of(parser.get_parsed_content("split_file")), fold, shard)
-    return [_train(training, one, reporter) for one in folds]
+    records = [_train(training, one, reporter) for one in folds]
+    trained = any(record.status == "trained" for record in records)
+    if finish and trained and PLAN in parser and TorchrunProcess.from_environment().first:
+        if on_finish is not None:
+            on_finish()
+        finish_training(training.root, device=device)
+    return records
 
 
 def _names(config: str | Sequence[str] | None) -> list[str]:

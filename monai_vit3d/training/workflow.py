@@ -19,7 +19,7 @@ from monai_vit3d.data.errors import BundleError, UsageError
 from .overrides import checked_overrides
 
 TRAINER, VALIDATOR, CURVE = "train::trainer", "validate::evaluator", "curve"
-CLASS_NAMES = "_meta_::network_data_format::outputs::pred::channel_def"
+CLASS_NAMES, PLAN = "_meta_::network_data_format::outputs::pred::channel_def", "_meta_::plan"
 
 
 @dataclass(frozen=True)

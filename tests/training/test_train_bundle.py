@@ -50,7 +50,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(bundle, tmp_path):
 
 
 def test_all_folds_one_after_another_without_the_finished_ones(bundle):
-    train_bundle(bundle, 1, overrides={"epochs": 1})
+    train_bundle(bundle, 1, overrides={"epochs": 1}, finish=False)
     before = (bundle / "models/fold_1.pt").read_bytes()
     records = train_bundle(bundle, "all", overrides={"val_interval": 2})
     assert [(r.fold, r.status) for r in records] == [(0, "trained"), (1, "was trained")]
