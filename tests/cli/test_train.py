@@ -75,6 +75,7 @@ def test_other_processes_are_silent(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_names_the_weights(tmp_path, capsys):
     bundle = write_tiny(tmp_path)
     assert main(["train", str(bundle), "--set", "epochs=1", "--set", "learning_rate=1e-4"]) == 0

@@ -22,6 +22,7 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 def test_the_weights_are_those_of_monai_bundle_run(bundle, tmp_path):
     other = write_tiny(tmp_path / "other")
     code, output = run_warm("-m", "monai.bundle", "run", "--config_file", "configs/train.yaml", folder=other)
@@ -32,6 +33,7 @@ def test_the_weights_are_those_of_monai_bundle_run(bundle, tmp_path):
     assert network_from(trained.model, num_classes=3).training is False
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_with_the_same_weights(bundle, tmp_path):
     def interrupt(report):
         if report.epoch == 1:
@@ -49,6 +51,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(bundle, tmp_path):
     assert curves[0] == curves[1]
 
 
+@pytest.mark.slow
 def test_all_folds_one_after_another_without_the_finished_ones(bundle):
     train_bundle(bundle, 1, overrides={"epochs": 1}, finish=False)
     before = (bundle / "models/fold_1.pt").read_bytes()
@@ -60,6 +63,7 @@ def test_all_folds_one_after_another_without_the_finished_ones(bundle):
     assert weights(bundle / "runs/fold_1/last.pt")["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_reports_are_what_the_run_folder_has(bundle):
     starts, steps, cases, reports = [], [], [], []
     train_bundle(
@@ -82,6 +86,7 @@ def test_reports_are_what_the_run_folder_has(bundle):
     assert "finished" in (bundle / "runs/fold_1/train.log").read_text()
 
 
+@pytest.mark.slow
 def test_frozen_epochs_and_pretrained_weights(bundle, tmp_path):
     [first] = train_bundle(bundle)
     choices = {"frozen_epochs": 1, "layer_decay": 0.75, "clip_norm": 1.0}
@@ -97,6 +102,7 @@ def test_frozen_epochs_and_pretrained_weights(bundle, tmp_path):
     assert [same(encoder, start) for encoder in encoders] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_two_processes_train_every_fold(bundle):
     code, output = run_warm("-m", "monai_vit3d.cli", "train", bundle, "--fold", "all", processes=2)
     assert code == 0, output
@@ -104,6 +110,7 @@ def test_two_processes_train_every_fold(bundle):
     assert output.count("trained: ") == 2  # the first process speaks for all
 
 
+@pytest.mark.slow
 def test_another_training_in_the_folder_is_refused_and_the_lock_released(bundle):
     code = f"from monai_vit3d.training import train_bundle; train_bundle({str(bundle)!r})"
     lock_training(bundle / "runs/fold_0/last.pt")
@@ -125,6 +132,7 @@ def test_strict_needs_an_entry(bundle):
         train_bundle(bundle, strict=True)
 
 
+@pytest.mark.slow
 def test_a_caller_keeps_its_hooks_and_loggers(bundle):
     import logging
     import sys
