@@ -10,9 +10,10 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, run
 
+from monai_vit3d.bundle.info import describe_bundle
 from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.cli import main
-from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.data.in_memory import volumes_from
 from monai_vit3d.networks import FoldEnsemble
 from monai_vit3d.pipeline.check import check_files
@@ -232,6 +233,20 @@ def test_a_bundle_without_folds_or_without_a_training(tmp_path, capsys):
     untrained = write_fold_bundle(tmp_path / "untrained", folds=())
     assert predict(tmp_path / "in", tmp_path / "out", untrained) == 2
     assert "no training is finished. Train the bundle first: vit3d train" in error_of(capsys)
+
+
+def test_info_names_every_fold(bundle):
+    weights = describe_bundle(bundle)["weights"]
+    assert re.fullmatch("fold_0.pt, SHA-256 [0-9a-f]{64}, fold_1.pt, SHA-256 [0-9a-f]{64}", weights)
+
+
+def test_several_files_need_an_ensemble(tmp_path):
+    copy = write_fold_bundle(tmp_path / "mine")
+    text = (copy / "configs" / "inference.yaml").read_text()
+    alone = "path: $@ckpt_path[0]"
+    (copy / "configs" / "inference.yaml").write_text(text.replace("path: '@ckpt_path'", alone))
+    with pytest.raises(WeightsError, match=r"fold_0.pt, .*fold_1.pt: several files, but the config builds no ensemble"):
+        load_bundle(copy, "cpu", safe=True)
 
 
 def test_numbers_of_the_plan_reach_every_step(tmp_path):

@@ -135,11 +135,18 @@ def _title(run: Record) -> str:
     return PurePath(str(run.get("bundle") or "")).name or "unnamed bundle"
 
 
+def _weights(run: Record) -> str:
+    files = run.get("weights")
+    listed = [file for file in files if isinstance(file, Mapping)] if isinstance(files, list) else []
+    names = [PurePath(str(file.get("file") or "")).name for file in listed]
+    sha256 = str(run.get("weights_sha256") or "")
+    return ", ".join([*names, *([f"sha256 {sha256[:12]}…"] if sha256 else [])])
+
+
 def _facts(run: Record) -> list[tuple[str, str]]:
     """Names and values of the run: weights, device, times, versions."""
-    sha256 = str(run.get("weights_sha256") or "")
     facts = [
-        ("Weights", f"sha256 {sha256[:12]}…" if sha256 else ""),
+        ("Weights", _weights(run)),
         ("Device", run.get("device")),
         ("Started", run.get("started")),
         ("Time", _duration(run.get("seconds")) if run.get("seconds") is not None else ""),

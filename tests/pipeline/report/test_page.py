@@ -103,6 +103,12 @@ def test_a_run(page, tmp_path):
     assert any("patient's right is on the left" in text for text in found.text("p"))
 
 
+@pytest.mark.parametrize("files", ["m/model.pt", None, [3], [{"file": "m/fold_0.pt"}, {"file": "m/fold_2.pt", "x": 1}]])
+def test_the_page_names_the_weights_that_ran(page, files):
+    named = ["fold_0.pt, fold_2.pt, "] if isinstance(files, list) and files[0] != 3 else [""]
+    assert page([], weights=files, weights_sha256="ab" * 32).text("dd") == [f"{named[0]}sha256 abababababab…"]
+
+
 def test_label_rows(page, tmp_path):
     found = page([done(tmp_path, "a", stats=STATS)])
     assert found.text("td") == ["liver", "1,235", "1,234,567", "-12.35", "cyst", "0", "0", "–"]  # noqa: RUF001
