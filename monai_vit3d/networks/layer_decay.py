@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
-from timm.optim import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 _STEM = r"^{}(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)"
@@ -39,7 +39,7 @@ def layer_decay_groups(
     what ``network.no_weight_decay()`` names get no weight decay. Frozen parameters are left out.
 
     Args:
-        network: a network with timm's ``group_matcher`` and ``no_weight_decay``.
+        network: one with timm's ``group_matcher`` and ``no_weight_decay``; without a layer decay, any network.
         learning_rate: of the head.
         weight_decay: of the weights that decay.
         layer_decay: learning rate of a layer over that of the one after it; 1 gives all the same.
@@ -48,11 +48,14 @@ def layer_decay_groups(
         Groups for any ``torch.optim`` optimizer.
 
     Raises:
-        ValueError: a layer decay outside (0, 1].
+        ValueError: a layer decay outside (0, 1], or below 1 for a network without ``group_matcher``.
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay}; expected a number above 0 and up to 1.")
-    groups = param_groups_layer_decay(
-        network, weight_decay, no_weight_decay_list=cast(Any, network).no_weight_decay(), layer_decay=layer_decay
-    )
+    no_decay = getattr(network, "no_weight_decay", set)()
+    if not hasattr(network, "group_matcher"):
+        if layer_decay < 1:
+            raise ValueError(f"layer_decay={layer_decay}; {type(network).__name__} has no group_matcher: expected 1.")
+        return [{**group, "lr": learning_rate} for group in param_groups_weight_decay(network, weight_decay, no_decay)]
+    groups = param_groups_layer_decay(network, weight_decay, no_weight_decay_list=no_decay, layer_decay=layer_decay)
     return [{k: g[k] for k in ("params", "weight_decay")} | {"lr": learning_rate * g["lr_scale"]} for g in groups]

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.networks.nets import UNet
 from timm.models import group_parameters
 from torch import nn
 from torch.nn import functional as F
@@ -462,6 +463,15 @@ def test_without_layer_decay_all_rates_are_the_same():
     assert {group["lr"] for group in groups} == {0.01}
     assert sorted(group["weight_decay"] for group in groups)[-1] == 0.05
     assert {0, 0.05} == {group["weight_decay"] for group in groups}
+
+
+def test_any_network_is_trained_without_layer_decay():
+    net = UNet(3, 1, 3, (4, 8), (2,), norm="batch")
+    groups = layer_decay_groups(net, 0.01, 0.05)
+    listed = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert listed == {id(p): (0.01, 0.05 if p.ndim > 1 else 0) for p in net.parameters()}
+    with pytest.raises(ValueError, match="UNet has no group_matcher: expected 1"):
+        layer_decay_groups(net, 0.01, 0.05, 0.5)
 
 
 def test_rates_count_pruned_blocks_no_more():
