@@ -79,7 +79,7 @@ def summarise(scored: Sequence[ScoredCase]) -> list[ClassSummary]:
     """
     scored = [one for one in scored if not one.error]
     classes = [_summary(column, scored) for column in zip(*(one.scores for one in scored))]
-    return [_overall(scored), *classes] if len(classes) > 1 else classes
+    return [_overall(classes, scored), *classes] if len(classes) > 1 else classes
 
 
 def compare_cases(
@@ -134,12 +134,19 @@ def _summary(column: Sequence, scored: Sequence[ScoredCase]) -> ClassSummary:
     )
 
 
-def _overall(scored: Sequence[ScoredCase]) -> ClassSummary:
-    rows = [row for one in scored for row in one.scores]
+def _overall(classes: Sequence[ClassSummary], scored: Sequence[ScoredCase]) -> ClassSummary:
     values = {metric.name: [one.mean(metric.name) for one in scored] for metric in METRICS if metric.averaged}
     cases = sum(not math.isnan(value) for value in values["dice"])
-    detection = Detection(*(sum(counts) for counts in zip(*(row.detection for row in rows))))
-    return ClassSummary(ALL, None, cases, len(scored) - cases, 0, 0, detection=detection, **_statistics(values, scored))
+    return ClassSummary(
+        name=ALL,
+        label=None,
+        cases=cases,
+        absent=len(scored) - cases,
+        missed=sum(one.missed for one in classes),
+        made_up=sum(one.made_up for one in classes),
+        detection=Detection(*(sum(counts) for counts in zip(*(one.detection for one in classes)))),
+        **_statistics(values, scored),
+    )
 
 
 def _statistics(values: Mapping[str, Sequence[float]], scored: Iterable[ScoredCase]) -> dict:

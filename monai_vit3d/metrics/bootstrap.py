@@ -103,4 +103,4 @@ def _by_subject(
     order = {name: i for i, name in enumerate(dict.fromkeys(name for name, _ in kept))}
     places = np.array([order[name] for name, _ in kept], int)
     sums = np.bincount(places, np.array([value for _, value in kept], np.float64), len(order))
-    return sums, np.bincount(places, minlength=len(order)).astype(np.float64)
+    return sums.astype(np.float64), np.bincount(places, minlength=len(order)).astype(np.float64)

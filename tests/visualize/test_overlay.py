@@ -210,3 +210,42 @@ def test_png_is_whole_and_the_same_again(tmp_path):
     assert path.read_bytes() == first
     assert [p.name for p in path.parent.iterdir()] == ["t1.png"]
     assert np.array_equal(np.asarray(Image.open(path)), np.asarray(draw(*head())))
+
+
+def test_reference_is_a_white_line_under_the_labels_and_only_differences_are_filled():
+    """A box moved by two voxels along the first axis, over black: seen in the axial plane at 10 pixels a voxel."""
+    labels, reference = np.zeros((2, 20, 20, 20), np.uint8)
+    labels[6:14, 5:15, 5:15], reference[4:12, 5:15, 5:15] = 1, 1
+    voxels = np.zeros(labels.shape, np.float32)
+    compared = np.asarray(draw(voxels, labels, np.eye(4), reference=reference)).astype(int)
+    alone = np.asarray(draw(voxels, labels, np.eye(4))).astype(int)
+    axial = compared[:, : compared.shape[0]]
+    white = (axial == 255).all(axis=2)
+    columns = np.flatnonzero(white.sum(axis=0) > 0.3 * white.shape[0])
+    assert len(columns) == 1, "the reference's far side alone, as the labels cover the other"
+    coloured = (axial == PALETTE[0]).all(axis=2)
+    assert coloured.sum() == (alone[:, : alone.shape[0]] == PALETTE[0]).all(axis=2).sum()
+    # of 8 + 2 voxels across, the first two are missing (grey from white), the last two too many (from the colour)
+    grey = (axial == round(0.4 * 255)).all(axis=2)
+    tinted = (axial == np.rint(0.4 * np.array(PALETTE[0]))).all(axis=2)
+    filled_alone = (alone[:, : alone.shape[0]] == np.rint(0.4 * np.array(PALETTE[0]))).all(axis=2)
+    assert grey.sum() == pytest.approx(tinted.sum(), rel=0.2)
+    assert tinted.sum() == pytest.approx(filled_alone.sum() / 4, rel=0.2)
+
+
+@pytest.mark.parametrize("letters", ORIENTATIONS[::7])
+def test_storage_order_of_a_reference_is_not_seen(letters):
+    voxels, labels, affine = head()
+    reference = np.roll(labels, 1, axis=1)
+    (stored, turned), (marks, _), (under, _) = (stored_as(letters, a, affine) for a in (voxels, labels, reference))
+    centre = (9, 21, 5)
+    there = np.linalg.inv(turned) @ affine @ [*centre, 1]
+    plain = draw(voxels, labels, affine, reference=reference, centre=centre)
+    other = draw(stored, marks, turned, reference=under, centre=[round(i) for i in there[:3]])
+    np.testing.assert_array_equal(np.asarray(other), np.asarray(plain))
+
+
+def test_a_reference_of_another_shape_is_refused():
+    voxels, labels, affine = head()
+    with pytest.raises(UsageError, match="Bring the labels onto the image's grid"):
+        draw(voxels, labels, affine, reference=labels[1:])
