@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from monai_vit3d.bundle.metadata import read_metadata
 from monai_vit3d.data.datalist import datalist
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.files import write_text_atomic
 from monai_vit3d.data.volume import Array
 from monai_vit3d.pipeline.measure_training import format_json, measure_training, write_trained_on
 
-from .fold_predictions import PredictionRun, names_without_background, predict_section, trained_folds
+from .fold_predictions import PredictionRun, names_without_background, predict_section, segments, trained_folds
 from .pairs import EvaluationCase
 from .scoring import read_pair
 
@@ -70,7 +71,7 @@ def finish_training(
         safe: whether to refuse a bundle whose config is more than settings.
 
     Returns:
-        Both Dice of each class, by its value.
+        Both Dice of each class, by its value; of a classifier or regressor, which is left as it is, none.
 
     Raises:
         UsageError: no split, or no plan in metadata.json.
@@ -78,6 +79,8 @@ def finish_training(
         ImageError: a prediction or label that cannot be read.
     """
     root = Path(bundle)
+    if not segments(read_metadata(root)):
+        return {}
     names, trained = names_without_background(root), trained_folds(root, folds)
     _write_keep_largest(root, [])  # the choice is made on all components
     labelled = datalist(root / "configs" / "split.json", "training")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_vit3d.bundle.metadata import read_metadata
+from monai_vit3d.bundle.metadata import Metadata, read_metadata
 from monai_vit3d.data.datalist import datalist
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.files import write_text_atomic
@@ -55,6 +55,12 @@ def trained_folds(bundle: Path, folds: Sequence[int] | None = None) -> list[int]
     return [int(match[1]) for file in files if (match := re.search(r"fold_(\d+)\.pt\Z", str(file)))]
 
 
+def segments(metadata: Metadata) -> bool:
+    """Whether a bundle gives label maps; a plan of `vit3d init` names other tasks."""
+    plan = metadata.content.get("plan")
+    return not metadata.classifies and not (isinstance(plan, dict) and plan.get("task"))
+
+
 def names_without_background(bundle: Path) -> dict[int, str]:
     """Read the names of a bundle's labels, background left out.
 
@@ -63,8 +69,10 @@ def names_without_background(bundle: Path) -> dict[int, str]:
         BundleError: its metadata cannot be used.
     """
     metadata = read_metadata(bundle)
-    if metadata.classifies:
-        raise UsageError(f"{bundle}: a classifier; evaluation is for label maps. Run the bundle's evaluate.yaml.")
+    if not segments(metadata):
+        raise UsageError(
+            f"{bundle}: a classifier or regressor; this evaluation is for label maps. Run the bundle's evaluate.yaml."
+        )
     return {value: name for value, name in metadata.channel_names.items() if value != 0}
 
 

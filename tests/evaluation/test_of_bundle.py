@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def bundle(tmp_path_factory):
     """Two folds, trained for an epoch."""
     folder = write_tiny(tmp_path_factory.mktemp("trained"), cases=4, epochs=1)
-    train_bundle(folder, fold="all")
+    train_bundle(folder, fold="all", finish=False)
     return folder
 
 
@@ -65,3 +65,16 @@ def test_finishing_writes_what_was_measured_and_chosen(bundle):
 def test_a_bundle_without_a_finished_training(tmp_path):
     with pytest.raises(WeightsError, match=r"no training is finished.* vit3d train"):
         evaluate_bundle(write_tiny(tmp_path))
+
+
+def test_a_bundle_of_another_task_is_left_as_it_is(tmp_path):
+    bundle = write_tiny(tmp_path)
+    content = metadata(bundle)
+    content["plan"]["task"] = "regression"
+    file = bundle / "configs" / "metadata.json"
+    file.write_text(json.dumps(content))
+    before = file.read_bytes()
+    assert finish_training(bundle) == {}
+    assert file.read_bytes() == before
+    with pytest.raises(UsageError, match="a classifier or regressor; this evaluation is for label maps"):
+        evaluate_bundle(bundle)
