@@ -12,6 +12,7 @@ from .progress import print_error, raw_terminal
 if TYPE_CHECKING:
     from monai_vit3d.training import EpochReport, StartReport
 
+_OF_LOADING = "monai_vit3d.bundle"  # warns that a bundle is code, which its training has run already
 _SHOWN = "monai_vit3d.evaluation.finish"  # what was chosen at the end
 
 
@@ -44,7 +45,8 @@ class TrainProgress:
 
     def _is_shown(self, record: logging.LogRecord) -> bool:
         """Whether a note is for the screen; the others are in train.log."""
-        return not self.silent and (record.levelno >= logging.WARNING or record.name.startswith(_SHOWN))
+        warning = record.levelno >= logging.WARNING and not record.name.startswith(_OF_LOADING)
+        return not self.silent and (warning or record.name.startswith(_SHOWN))
 
     def start(self, report: StartReport) -> None:
         """Begin a fold."""

@@ -74,7 +74,8 @@ def train_bundle(
         on_step: called after each step.
         on_validation: called after each validation case with the number of them and of all.
         on_epoch: called after each epoch.
-        finish: whether to run :func:`~monai_vit3d.evaluation.finish_training` at the end, if a fold was trained.
+        finish: whether to run :func:`~monai_vit3d.evaluation.finish_training` at the end, if a fold of a segmenter of
+            ``vit3d init`` was trained.
         on_finish: called before that.
 
     Returns:
@@ -98,7 +99,8 @@ def train_bundle(
     folds = chosen_folds(folds_of(parser.get_parsed_content("split_file")), fold, shard)
     records = [_train(training, one, reporter) for one in folds]
     trained = any(record.status == "trained" for record in records)
-    if finish and trained and PLAN in parser and TorchrunProcess.from_environment().first:
+    is_segmenter = PLAN in parser and f"{PLAN}::task" not in parser  # classifiers and regressors have a task
+    if finish and trained and is_segmenter and TorchrunProcess.from_environment().first:
         if on_finish is not None:
             on_finish()
         finish_training(training.root, device=device)

@@ -62,6 +62,7 @@ def test_the_screen_gets_warnings_and_what_was_chosen_at_the_end(capsys):
         with TrainProgress():
             logging.getLogger("monai_vit3d.handlers.checkpoint").info("saved")
             logging.getLogger("monai_vit3d.handlers.class_watch").warning("a class fell")
+            logging.getLogger("monai_vit3d.bundle.open_config").warning("is code that runs here")
             logging.getLogger("monai_vit3d.evaluation.finish").info("liver: keeping all")
         logger.info("after it")
     finally:
