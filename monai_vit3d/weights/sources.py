@@ -231,6 +231,8 @@ def _completed(
     keywords = {**shown, **options}
     _refuse_missing(source, keywords)
     trained, patch = shown["patch_size"], to_3tuple(keywords["patch_size"], "patch_size")
+    if patch != trained and "embed_layer" in shown:
+        raise UsageError(f"{source.name}: patch_size={patch}; its stem of convolutions keeps {trained}. Leave it out.")
     if "img_size" not in options:  # the grid is kept
         keywords["img_size"] = tuple(n // p * q for n, p, q in zip(shown["img_size"], trained, patch))
     elif source.family == "nidl" and POS in source.state and "no_embed_class" not in options:

@@ -235,6 +235,33 @@ def test_spacings_that_are_none(spacing, match):
     assert rope.spacing_mm.tolist() == [[1, 2, 3]]
 
 
+def test_a_ladder_of_its_own_is_what_a_temperature_stands_for():
+    ladder = [50.0 ** (-k / 3) for k in range(3)]
+    for options in ({"unit": "box", "rotate_half": True}, {"reference": (4, 4, 4), "offset": 1}):
+        own, powers = (RotaryPositions3D(16, pairs=(3, 2, 2), **options, **more) for more in
+                       ({"ladder": ladder}, {"temperature": 50.0}))  # fmt: skip
+        torch.testing.assert_close(rows(own), rows(powers), rtol=0, atol=1e-12)
+    fast = rows(RotaryPositions3D(16, pairs=(3, 2, 2), ladder=[2 * speed for speed in ladder]), (1, 1, 2))
+    slow = rows(RotaryPositions3D(16, pairs=(3, 2, 2), ladder=ladder), (1, 1, 3))
+    assert torch.equal(fast[:, 1], slow[:, 2])
+
+
+def test_repeated_ladders_by_loops():
+    table = rows(RotaryPositions3D(20, pairs=(3, 3, 3), temperature=10.0, repeated=True))[0]
+    for n, place in enumerate(itertools.product(*map(range, GRID))):
+        for channel in range(20):
+            axis, inner = divmod(channel, 6)
+            angle = place[axis] * 10.0 ** (-(inner % 3) / 3) if axis < 3 else 0.0
+            expected = cmath.exp(1j * angle)
+            assert abs(complex(table[n, 20 + channel], table[n, channel]) - expected) < 1e-12
+
+
+def test_axes_that_are_counted_in_another_order():
+    plain, counted = RotaryPositions3D(12), RotaryPositions3D(12, axis_order=(2, 0, 1))
+    assert torch.equal(rows(counted), rows(plain, (GRID[2], GRID[0], GRID[1])))
+    assert not torch.equal(rows(counted), rows(plain))
+
+
 def test_errors():
     for width in (4, 7, 13):
         with pytest.raises(ValueError, match=f"heads of {width} channels"):
@@ -249,6 +276,13 @@ def test_errors():
     for option in ({"temperature": 1.0}, {"unit_mm": 0.0}, {"unit_mm": float("nan")}):
         with pytest.raises(ValueError, match="more than 1 and more than 0"):
             RotaryPositions3D(12, "mm", **option)
+    for option, match in (
+        ({"ladder": (1.0, 0.5)}, "ladder of 2 speeds; expected 3"),
+        ({"repeated": True, "rotate_half": True}, "repeated=True pairs neighbours"),
+        ({"axis_order": (0, 1, 1)}, "expected 0, 1 and 2 in some order"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            RotaryPositions3D(12, pairs=(3, 2, 1), **option)
     with pytest.raises(ValueError, match="none was set: call"):
         RotaryPositions3D(12, "mm")(PLAIN, GRID, PATCH)
     for net in (RotaryPositions3D(12), nn.Linear(1, 1)):

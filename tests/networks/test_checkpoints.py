@@ -6,6 +6,7 @@ import pickle
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -133,6 +134,17 @@ def test_code_is_not_run(net, tmp_path, how, place):
     assert not trap.exists()
     pickle.loads(path.read_bytes()) if how == "pickle" else torch.load(path, weights_only=False)
     assert trap.exists()  # the trap was live
+
+
+def test_numbers_of_numpy_beside_the_tensors_are_read(tmp_path):
+    """As nnU-Net writes its losses."""
+    numbers = [np.float64(0.5), np.float32(2), np.int64(3), np.bool_(True)]
+    torch.save({"network_weights": {"a": torch.ones(2)}, "logging": {"ema": numbers}}, tmp_path / "w.pt")
+    assert read_checkpoint(tmp_path / "w.pt")["logging"]["ema"] == numbers
+    for content in (np.ones(2), np.array([print], dtype=object)):
+        torch.save({"a": content}, tmp_path / "w.pt")
+        with pytest.raises(WeightsError, match="hold more than tensors"):
+            read_checkpoint(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize(

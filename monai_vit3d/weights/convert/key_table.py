@@ -65,6 +65,9 @@ class KeyTable:
         """Return tensors under our names, and from which of theirs those were made that had another name.
 
         Names that the table does not have stay as they are, so that whoever loads them refuses them.
+
+        Raises:
+            WeightsError: two tensors would have one name.
         """
         pattern = re.compile(rf"{re.escape(self.block)}(\d+)\.|{self.other_blocks}")
         named: dict[str, Tensor] = {}
@@ -75,8 +78,9 @@ class KeyTable:
                 name = _renamed(key, self.outside)
             else:
                 name = f"blocks.{match[1] or match[2]}.{_renamed(key[match.end() :], self.inside)}"
-            named[name] = value
-            origins[name] = key
+            if name in named:
+                raise WeightsError(f"{key} and {origins[name]} would both be {name}.")
+            named[name], origins[name] = value, key
         for at in sorted({match[0] for key in named if (match := OUR_BLOCK.match(key))}):
             for row in self.joined:
                 _join(named, origins, at, row)
@@ -113,6 +117,8 @@ def _join(named: dict[str, Tensor], origins: dict[str, str], at: str, row: Joine
     present = [part for part in parts if part is not None]
     if not all(part in named for part in present):
         return
+    if f"{at}{row.ours}" in named:
+        raise WeightsError(f"{at}{row.ours} is there, and so are {' and '.join(present)}, which would be it.")
     first = named[present[0]]
     one = len(first) // row.shares[parts.index(present[0])]
     tensors = [

@@ -12,7 +12,8 @@ from torch import Tensor
 from monai_vit3d.data.errors import WeightsError
 from monai_vit3d.layers.patch_embed import to_3tuple
 
-from .shapes import KERNEL, POS, even_side, mlp_ratio
+from .our_layout import shown_options
+from .shapes import POS, even_side
 
 
 def nidl_options(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -29,49 +30,13 @@ def nidl_options(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[str
     Raises:
         WeightsError: no block with timm's Mlp and Attention.
     """
-    if any(
-        key not in state for key in ("blocks.0.mlp.fc1.weight", "blocks.0.attn.qkv.weight", "blocks.0.norm1.weight")
-    ):
+    if "blocks.0.mlp.fc1.weight" not in state or "blocks.0.attn.qkv.weight" not in state:
         raise WeightsError(
             "timm's layout, but not timm's Block with its Attention and Mlp, of which nidl's network is made."
         )
-    kernel = state[KERNEL]
-    hidden, width = state["blocks.0.mlp.fc1.weight"].shape
-    prefixes = {"class_token": "cls_token" in state, "reg_tokens": _rows(state, "reg_token")}
-    options: dict[str, Any] = {
-        "in_chans": kernel.shape[1],
-        "patch_size": tuple(kernel.shape[2:]),
-        "embed_dim": width,
-        "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
-        "mlp_ratio": mlp_ratio(width, hidden),
-        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
-        "qk_norm": "blocks.0.attn.q_norm.weight" in state,
-        "scale_attn_norm": "blocks.0.attn.norm.weight" in state,
-        "scale_mlp_norm": "blocks.0.mlp.norm.weight" in state,
-        "proj_bias": "blocks.0.attn.proj.bias" in state,
-        **prefixes,
-        "pre_norm": "norm_pre.weight" in state,
-        "final_norm": "norm.weight" in state or "fc_norm.weight" in state,
-        "fc_norm": "fc_norm.weight" in state,
-        "num_classes": len(state["head.weight"]) if "head.weight" in state else 0,
-    }
-    if "blocks.0.ls1.gamma" in state:
-        options["init_values"] = 1.0  # the gammas come with the weights
-    options["global_pool"] = _pool(options)
-    if "blocks.0.attn.q_norm.weight" in state:
-        options["num_heads"] = width // len(state["blocks.0.attn.q_norm.weight"])
+    options = shown_options(state, "nidl")
     positions, guessed = _positions(state, options)
     return {**options, **positions}, ("global_pool", "norm_layer", "act_layer", "rope", *guessed)
-
-
-def _rows(state: Mapping[str, Tensor], key: str) -> int:
-    return int(state[key].shape[1]) if key in state else 0
-
-
-def _pool(options: Mapping[str, Any]) -> str:
-    if options["class_token"] and not options["fc_norm"]:
-        return "cls_token"
-    return "avg" if options["fc_norm"] or options["num_classes"] else ""
 
 
 def _positions(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -2,6 +2,9 @@
 
 The blocks are timm's EVA blocks: SwiGLU with an inner norm, an inner norm of the attention, LayerScale as ``gamma``,
 keys without a bias; rotary positions in patches, of the grid of the training. V2 and V3 have a residual stem.
+
+No tensor shows the heads (of all four sizes 66 or 72 channels wide: M has 12) nor, without learned positions (COLIPRI),
+that grid: it is the one of ``img_size`` unless ``grid`` is passed, which other sizes need.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from monai_vit3d.data.errors import WeightsError
 from monai_vit3d.layers import ResidualStem3D, SkipStem3D
 
 from .family import BackboneOptions, KeyLayout, Patch, State
-from .key_table import KeyTable, apart
+from .key_table import Joined, KeyTable, apart
 from .our_layout import eps, learned_positions, shown_options
 from .rotary_ladders import patch_rotary
 
@@ -33,7 +36,8 @@ _TABLE = KeyTable(
     ),
     block="eva.blocks.",
     inside=(("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma")),
-    joined=apart(bias_of_keys=False),
+    # timm's EVA has projections of its own, or one with two biases
+    joined=(*apart(bias_of_keys=False), Joined("attn.qkv.bias", ("attn.q_bias", None, "attn.v_bias"), (1, 1, 1))),
 )
 _STAGE = re.compile(r"down_projection\.(?:stem|stages\.(\d+))\.blocks\.0\.(.+)$")
 _COPY = re.compile(r"(.+)\.all_modules\.(\d)\.(weight|bias)$")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from monai_vit3d.data.errors import WeightsError
 from monai_vit3d.layers import resample_pos_embed
+from monai_vit3d.layers.adapt_channels import adapt_channels
 from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.weights.inflate import fit_kernel, inflate_positions
 
@@ -63,6 +64,9 @@ def checkpoint_filter_fn(
     sees_patches = tuple(getattr(getattr(model.patch_embed, "proj", None), "kernel_size", patch)) == patch
     if weight.dim() == 4 or (sees_patches and tuple(weight.shape[1:]) != (chans, *patch)):
         fitted[KERNEL] = fit_kernel(_at_least_float32(weight), patch, chans, kernel, axis)
+    for key in (f"patch_embed.{name}" for name in getattr(model.patch_embed, "image_kernels", ())):
+        if not sees_patches and key in fitted and fitted[key].dim() == 5:  # of a stem
+            fitted[key] = adapt_channels(fitted[key], chans)
     pos, own = fitted.get(POS), model.pos_embed
     if pos is not None and isinstance(own, nn.Parameter):
         prefix = own.shape[1] - model.num_patches

@@ -11,7 +11,6 @@ import torch
 
 from monai_vit3d import VisionTransformer3D
 from monai_vit3d.data.errors import UsageError, WeightsError
-from monai_vit3d.layers import ResidualStem3D
 from monai_vit3d.networks import TokenSegmenter
 from monai_vit3d.weights import backbone_from, describe_weights, identify, to_published
 from monai_vit3d.weights.convert.videomae import flat_sincos
@@ -224,17 +223,14 @@ def test_parts_of_a_stem_that_contradict_each_other_are_refused():
         identify({**state, key: state[key] + 1})
 
 
-def test_a_stem_of_ours_by_name_takes_anisotropic_patches_that_are_no_powers_of_two():
-    net = VisionTransformer3D((24, 16, 6), (12, 8, 3), embed_dim=12, depth=1, num_heads=2, embed_layer="primus_v3")
-    assert net.forward_features(torch.zeros(1, 1, 24, 16, 6)).shape == (1, 1 + 2 * 2 * 2, 12)
-    assert [tuple(stage.conv1.stride) for stage in net.patch_embed.stages] == [
-        (1, 1, 1),
-        (2, 2, 1),
-        (2, 2, 1),
-        (3, 2, 3),
-    ]
-    with pytest.raises(ValueError, match=r"widths=\(8, 8\); a patch of \(4, 4, 4\) has 3 stages"):
-        ResidualStem3D(8, 4, widths=(8, 8))
+@torch.no_grad()
+def test_a_stem_takes_other_channels_and_keeps_its_patch():
+    state = primus_state(stem=stem_state((8, 12, 16)), positions=8)
+    x = noise(1, 1, 8, 8, 8)
+    gray, two = (backbone_from(state, num_heads=4, in_chans=n).network for n in (1, 2))
+    torch.testing.assert_close(two(x.expand(-1, 2, -1, -1, -1)), gray(x), rtol=0, atol=1e-9)
+    with pytest.raises(UsageError, match=r"patch_size=\(8, 8, 8\); its stem of convolutions keeps \(4, 4, 4\)"):
+        backbone_from(state, num_heads=4, patch_size=8)
 
 
 # transformers' own models
@@ -319,6 +315,9 @@ def test_extra_tensors_of_the_encoder_are_never_dropped():
         with pytest.raises(WeightsError, match="extra"):
             backbone_from({**state, f"{block}blocks.0.attn.extra.bias": torch.ones(2)}, **options)
     state, _, _, options = primus_v1()
+    for key in ("down_projection.final_proj.weight", "eva.blocks.0.attn.qkv.weight"):
+        with pytest.raises(WeightsError, match=key.replace("eva.", "").rsplit(".", 1)[0]):
+            backbone_from({**state, key: torch.ones(2)}, **options)
     with pytest.raises(WeightsError, match="k_proj"):
         backbone_from({**state, "eva.blocks.0.attn.k_proj.bias": torch.ones(48)}, **options)
 
