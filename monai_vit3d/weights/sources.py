@@ -24,10 +24,9 @@ from .convert import nidl
 from .convert.building import options_checked
 from .convert.families import FAMILIES, OURS, family_of
 from .convert.monai_vit import add_tanh
-from .convert.refused import reason_to_refuse
 from .convert.shapes import HEAD_WIDTH, KERNEL, POS
 from .convert.timm2d import load_timm2d
-from .convert.unwrap import tensor_names, unwrap
+from .convert.unwrap import unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -112,14 +111,7 @@ def identify(state: Any, name: str = "state_dict", *, take: str = "teacher", fam
     """
     if family is not None and family not in FAMILIES:
         raise UsageError(f"family={family!r}; expected one of {', '.join(map(repr, FAMILIES))}.")
-    try:
-        unwrapped = unwrap(state, family_of, name, take)
-    except WeightsError as error:
-        reason = reason_to_refuse(tensor_names(state))
-        if not reason:
-            raise
-        other = str(error)[str(error).index("One lies under") :] if "One lies under" in str(error) else ""
-        raise WeightsError(f"{name}: {reason}. {other or 'Use its own package.'}") from None
+    unwrapped = unwrap(state, family_of, name, take)
     if family is None and unwrapped.args:
         args = checked_args(unwrapped.args, name)
         return Source(OURS, unwrapped.wrapping, unwrapped.state, args, (), unwrapped.beside, name)

@@ -11,6 +11,8 @@ from torch import Tensor
 from monai_vit3d.data.errors import WeightsError
 from monai_vit3d.networks.model_args import args_in_state
 
+from .refused import reason_to_refuse
+
 # an average of the network over the training: the teacher of DINO and iBOT, the target of JEPA, timm's and others' EMA
 AVERAGED = (
     *("teacher", "target_encoder", "ema_encoder", "ema", "model_ema", "state_dict_ema", "ema_model", "net_ema"),
@@ -123,12 +125,6 @@ def holds_known(checkpoint: Any, family: IdentifyFamily) -> bool:
     return isinstance(checkpoint, Mapping) and any(not one.unknown for one in _networks(checkpoint, family))
 
 
-def tensor_names(checkpoint: Any) -> list[str]:
-    """Return the names of all tensors in a checkpoint, in any nesting, without the entries that lead to them."""
-    dicts = _dicts(checkpoint) if isinstance(checkpoint, Mapping) else []
-    return [name for _, items in dicts for name in _under(items, "")]
-
-
 def _networks(checkpoint: Mapping[Any, Any], family: IdentifyFamily) -> list[Network]:
     """All networks of known families, the outermost first; parts of one (a UNETR's encoder) are left out."""
     networks: list[Network] = []
@@ -208,15 +204,14 @@ def _nothing_known(checkpoint: Mapping[Any, Any], networks: list[Network], name:
     keys = [str(key) for key in checkpoint]
     more = f", and {len(keys) - 5} more" if len(keys) > 5 else ""
     unknown = [network.unknown for network in networks]
-    advice = "Save the encoder's state_dict() alone, or name another file"
+    reason = reason_to_refuse(key for _, items in _dicts(checkpoint) for key in _under(items, ""))
+    advice = "Use its own package" if reason else "Save the encoder's state_dict() alone, or name another file"
     if unknown:
         advice = f"One lies under {' and '.join(map(repr, unknown))}: pass take={unknown[0]!r}"
     elif take not in ("teacher", "student"):
         advice += f"; nothing known lies under take={take!r}"
-    return (
-        f"{name}: no Vision Transformer of a known family among its entries {', '.join(keys[:5]) or '(none)'}"
-        f"{more}. {advice}."
-    )
+    nothing = f"no Vision Transformer of a known family among its entries {', '.join(keys[:5]) or '(none)'}{more}"
+    return f"{name}: {reason or nothing}. {advice}."
 
 
 def _beside(checkpoint: Mapping[Any, Any], network: Network) -> list[str]:
