@@ -87,6 +87,8 @@ def init_bundle(
     )  # fmt: skip
     decide = plan_segmentation if dataset.task == "segmentation" else plan_classification
     plan = decide(evidence, overrides)
+    if evidence.pretrained is not None:
+        _require_loadable(evidence.pretrained, plan, dataset)
     bundle = None if dry_run or output is None else write_bundle(dataset, fingerprint, plan, output)
     return InitReport(dataset, problems, plan, bundle)
 
@@ -116,3 +118,18 @@ def _pretrained(path: str | Path | None) -> dict[str, Any]:
     names = {cls: name for name, cls in EMBED_LAYERS.items()}
     encoder = {key: options[key] for key in ("patch_size", "embed_dim", "depth", "num_heads") if key in options}
     return {"pretrained": Path(path).resolve(), "encoder": {**encoder, "embed_layer": names[embed_layer_of(path)]}}
+
+
+def _require_loadable(pretrained: Path, plan: TrainingPlan, dataset: LabelledDataset) -> None:
+    """Load the encoder into the plan's network, as the training will, so that it does not fail there.
+
+    Raises:
+        WeightsError: it does not fit.
+    """
+    from monai_vit3d.weights import start_network
+
+    from .memory import build_classifier, build_segmenter
+
+    build = build_segmenter if dataset.task == "segmentation" else build_classifier
+    outputs = max(1, len(dataset.class_names))
+    start_network(build(dict(plan), plan["window"], len(dataset.channel_names), outputs), pretrained)

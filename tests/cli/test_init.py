@@ -99,7 +99,7 @@ def test_a_warning_is_printed_and_the_bundle_written(copy, tmp_path, capsys):
     nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), path)
     code, out, _ = _init(capsys, copy, "-o", tmp_path / "b")
     assert code == 0
-    assert out[1].startswith(f"warning  {path}: no voxel of a class")
+    assert out[1].startswith(f"warning  {path}: no voxel of ")
     assert (tmp_path / "b" / "configs" / "train.yaml").is_file()
 
 
@@ -176,3 +176,18 @@ def test_a_pretrained_encoder_decides_the_network(data, tmp_path, capsys):
     parser.read_config(str(tmp_path / "b" / "configs" / "train.yaml"))
     network = parser.get_parsed_content("started")
     assert network.backbone.embed_dim == 96
+
+
+def test_an_encoder_that_the_network_cannot_take_is_refused_before_anything_is_written(data, tmp_path, capsys):
+    from monai_vit3d.networks import VisionTransformer3D
+    from monai_vit3d.weights import save_backbone
+
+    encoder = tmp_path / "encoder.safetensors"
+    options = {"embed_dim": 96, "depth": 4, "num_heads": 2, "class_token": True, "global_pool": ""}
+    save_backbone(VisionTransformer3D((32, 32, 32), (8, 8, 8), **options), encoder)
+    code, _, err = _init(capsys, data, "-o", tmp_path / "b", "--pretrained", encoder)
+    assert code == 2
+    assert len(err) == 1
+    assert err[0].startswith(f"vit3d: {encoder}: a backbone of another architecture: ")
+    assert "class_token" in err[0]
+    assert not (tmp_path / "b").exists()
