@@ -199,6 +199,8 @@ def _class_problems(dataset: LabelledDataset, cases: list[CheckedCase]) -> Itera
     training = [checked for checked in cases if checked.case.section == "training"]
     if dataset.task == "segmentation":
         present = {value for checked in training for value in checked.counts}
+        if not all(checked.counts for checked in training):
+            return  # labels that could not be read may have what the others lack
     else:
         present = {int(checked.case.label) for checked in training if isinstance(checked.case.label, int)}
     for value, name in dataset.class_names.items():

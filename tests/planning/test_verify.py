@@ -236,3 +236,11 @@ def test_classes_of_a_classification_are_learnt_from_training_cases(tmp_path):
         nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / name)
     (tmp_path / "l.csv").write_text("image,label,section\na.nii.gz,sick,train\nb.nii.gz,well,test\n")
     the_problem(read_dataset(tmp_path), "warning", tmp_path, r"class 1 \(well\) is in no label. It cannot be learnt.")
+
+
+def test_labels_that_cannot_be_read_may_have_the_classes_that_others_lack(root):
+    for path in (root / "labelsTr").iterdir():
+        edit(path.relative_to(root), lambda voxels: voxels * (voxels != 1))(root)
+    the_problem(read_dataset(root), "warning", root, r"class 1 \(lesion\) is in no label")
+    ERRORS["4D labels"][0](root)
+    assert [problem.file for problem in examine(read_dataset(root)).problems] == [root / LABEL]
