@@ -138,5 +138,5 @@ def test_a_caller_keeps_its_hooks_and_loggers(bundle):
     import sys
 
     before = sys.excepthook, list(sys.path), logging.getLogger().level, list(logging.getLogger().handlers)
-    train_bundle(bundle, overrides={"epochs": 1})
+    train_bundle(bundle, overrides={"epochs": 1}, finish=False)
     assert (sys.excepthook, sys.path, logging.getLogger().level, logging.getLogger().handlers) == before
