@@ -56,6 +56,7 @@ def layer_decay_groups(
     if not hasattr(network, "group_matcher"):
         if layer_decay < 1:
             raise ValueError(f"layer_decay={layer_decay}; {type(network).__name__} has no group_matcher: expected 1.")
-        return [{**group, "lr": learning_rate} for group in param_groups_weight_decay(network, weight_decay, no_decay)]
+        groups = param_groups_weight_decay(network, weight_decay, no_weight_decay_list=no_decay)
+        return [{**group, "lr": learning_rate} for group in groups]
     groups = param_groups_layer_decay(network, weight_decay, no_weight_decay_list=no_decay, layer_decay=layer_decay)
     return [{k: g[k] for k in ("params", "weight_decay")} | {"lr": learning_rate * g["lr_scale"]} for g in groups]
