@@ -20,13 +20,14 @@ from .volume import Array, Grid, Volume
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def volumes_from(image: Any, affine: Any = None) -> list[Volume]:
+def volumes_from(image: Any, affine: Any = None, channels: int = 1) -> list[Volume]:
     """Take the channels of an image in memory, checked as those of a file.
 
     Args:
         image: (H, W, D) or (C, H, W, D) voxels as array or tensor with ``affine``, a MetaTensor, a NIfTI image of
             nibabel's, or a sequence of such images, one a channel.
         affine: (4, 4), voxel index to world, RAS+ mm; None for images that have their own.
+        channels: how many are needed; a NIfTI image whose fourth axis has so many holds them all.
 
     Returns:
         One volume for each channel.
@@ -38,7 +39,9 @@ def volumes_from(image: Any, affine: Any = None) -> list[Volume]:
         volumes = [volume for channel in image for volume in volumes_from(channel, affine)]
     elif is_nifti_image(image):
         _check_one_affine(affine)
-        volumes = [volume_from_image(image)]
+        is_4d = channels > 1 and image.shape[3:] == (channels,)
+        images = [image.slicer[..., i] for i in range(channels)] if is_4d else [image]
+        volumes = [volume_from_image(one) for one in images]
     elif isinstance(image, MetaTensor):
         _check_one_affine(affine)
         own = image.affine.cpu().numpy().astype(np.float64)

@@ -124,7 +124,7 @@ class Predictor:
 
         Args:
             image: (H, W, D) voxels, or (C, H, W, D) for a bundle of C channels, as array or tensor with ``affine``, or
-                as MetaTensor; or a ``nibabel.Nifti1Image``, or a list of them, one a channel.
+                as MetaTensor; or a ``nibabel.Nifti1Image``, 4D of several channels, or a list of them, one a channel.
             affine: (4, 4), voxel index to world, RAS+ mm; None for images that have their own.
 
         Returns:
@@ -135,7 +135,7 @@ class Predictor:
             ImageError: an image that cannot be used, that is far from the bundle's training, or too large for memory.
             BundleError: a bundle whose steps leave no labels.
         """
-        prediction = self.predict_volumes(volumes_from(image, affine))
+        prediction = self.predict_volumes(volumes_from(image, affine, self.bundle.images_per_case))
         for text in (*prediction.warnings, *(finding.text for finding in prediction.findings)):
             logger.warning("%s: %s", prediction.volume.path, text)
         if prediction.labels is None:

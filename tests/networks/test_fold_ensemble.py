@@ -59,11 +59,18 @@ def test_no_logits_overflow_or_vanish(rows, data):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("average", PROBABILITIES)
 @torch.no_grad()
-def test_scripted_exported_and_by_openvino(members):
+def test_scripted(members, average):
+    ensemble = FoldEnsemble(members[:2], average)
+    torch.testing.assert_close(torch.jit.script(ensemble)(IMAGE), ensemble(IMAGE))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_exported_and_by_openvino(members):
     ensemble = FoldEnsemble(members).eval()
     expected = ensemble(IMAGE)
-    torch.testing.assert_close(torch.jit.script(ensemble)(IMAGE), expected)
     torch.testing.assert_close(torch.export.export(ensemble, (IMAGE,)).module()(IMAGE), expected)
     if find_spec("openvino"):
         torch.testing.assert_close(BackendNetwork(ensemble, "openvino")(IMAGE), expected, atol=1e-3, rtol=1e-3)

@@ -78,6 +78,15 @@ def test_each_channel_is_seen(bundle, tmp_path):
     assert (right != predictor.predict([images[0], images[0]]).get_fdata()).any()
 
 
+def test_a_4d_image_in_memory_is_its_channels(bundle, tmp_path):
+    paths = write_case(tmp_path, "a", seed=1)
+    (whole,) = write_case(tmp_path / "whole", "a", seed=1, as_4d=True)
+    predictor = Predictor(bundle, **CPU)
+    labels = predictor.predict(nib.load(whole))
+    assert labels.shape == nib.load(whole).shape[:3]
+    np.testing.assert_array_equal(labels.get_fdata(), predictor.predict([nib.load(p) for p in paths]).get_fdata())
+
+
 def test_files_given_one_by_one_and_by_a_list(bundle, tmp_path):
     paths = write_case(tmp_path / "in", "a")
     (tmp_path / "list.json").write_text(json.dumps([{"image": [str(path) for path in paths], "name": "a"}]))
@@ -133,6 +142,7 @@ def shifted(voxels):
     return affine
 
 
+@pytest.mark.slow
 def test_grids_within_a_tenth_of_a_voxel_are_one(bundle, tmp_path, capsys):
     for name, shift in (("near", 0.09), ("far", 0.5)):
         _, second = write_case(tmp_path / "in", name)
@@ -177,6 +187,7 @@ def test_numbered_files_and_4d_files_for_a_key_of_each_modality(tmp_path):
     np.testing.assert_array_equal(labels_in(tmp_path / "whole_out", "a"), monai)
 
 
+@pytest.mark.slow
 def test_folds_are_averaged_chosen_and_named(bundle, tmp_path, capsys):
     paths = write_case(tmp_path / "in", "a")
     loaded = load_bundle(bundle, "cpu", safe=True)
