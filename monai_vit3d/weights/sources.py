@@ -119,7 +119,7 @@ def identify(state: Any, name: str = "state_dict", *, take: str = "teacher", fam
     try:
         own, left_out = row.encoder(unwrapped.state)
         options, assumed = row.options(unwrapped.state, None)
-    except (IndexError, ValueError) as error:  # also of tensors with other axes than theirs
+    except (IndexError, TypeError, RuntimeError, ValueError) as error:  # also of tensors with other axes than theirs
         raise WeightsError(f"{name}: {error}") from error
     return Source(row.name, unwrapped.wrapping, own, options, assumed, (*left_out, *unwrapped.beside), name)
 
