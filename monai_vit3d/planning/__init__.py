@@ -2,7 +2,18 @@
 
 from .dataset import LabelledCase, LabelledDataset
 from .examine import Examination, examine
+from .init import InitReport, init_bundle
 from .layouts import LAYOUTS, read_dataset
 from .verify import Problem
 
-__all__ = ["LAYOUTS", "Examination", "LabelledCase", "LabelledDataset", "Problem", "examine", "read_dataset"]
+__all__ = [
+    "Examination",
+    "InitReport",
+    "LAYOUTS",
+    "LabelledCase",
+    "LabelledDataset",
+    "Problem",
+    "examine",
+    "init_bundle",
+    "read_dataset",
+]
