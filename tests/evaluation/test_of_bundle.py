@@ -8,6 +8,7 @@ from monai_vit3d.data import UsageError, WeightsError
 from monai_vit3d.data.files import file_sha256
 from monai_vit3d.evaluation import evaluate_bundle, finish_training
 from monai_vit3d.training import train_bundle
+from tests.helpers import run_warm
 from tests.training.tiny_bundle import write_tiny
 
 pytestmark = pytest.mark.slow
@@ -46,6 +47,17 @@ def test_one_fold_alone_and_what_is_not_trained(bundle):
         evaluate_bundle(bundle, folds=[4])
     with pytest.raises(UsageError, match="section=training; expected one of validation, testing"):
         evaluate_bundle(bundle, section="training")
+
+
+def test_monais_own_run_of_evaluate_yaml_gives_the_same_dice(bundle, tmp_path):
+    """Of a fold's validation cases, predicted by that fold alone."""
+    options = ["--section", "validation", "--fold", "1", "--output_dir", tmp_path]
+    configs = "['configs/inference.yaml','configs/evaluate.yaml']"
+    code, output = run_warm("-m", "monai.bundle", "run", "--config_file", configs, *options, folder=bundle)
+    assert code == 0, output
+    (line,) = [line for line in (tmp_path / "metrics.csv").read_text().splitlines() if line.startswith("val_dice")]
+    evaluation = evaluate_bundle(bundle, folds=[1], output=tmp_path / "ours")
+    assert float(line.split(",")[1]) == pytest.approx(evaluation.classes[0].means["dice"].mean, abs=1e-5)
 
 
 def test_finishing_writes_what_was_measured_and_chosen(bundle):
