@@ -52,7 +52,7 @@ def layer_decay_groups(
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay}; expected a number above 0 and up to 1.")
-    no_decay = getattr(network, "no_weight_decay", set)()
+    no_decay: set[str] = getattr(network, "no_weight_decay", set)()
     if not hasattr(network, "group_matcher"):
         if layer_decay < 1:
             raise ValueError(f"layer_decay={layer_decay}; {type(network).__name__} has no group_matcher: expected 1.")
