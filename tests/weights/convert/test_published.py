@@ -188,7 +188,9 @@ def test_tokens_are_those_of_the_published_forward_and_each_key_is_accounted_for
 
 
 @pytest.mark.parametrize(
-    "case", [primus_v1, primus_registers, primus_v3_of_other_widths, vjepa2_gated_mlp, neuro_jepa, spectre], ids=lambda forward: forward.__name__
+    "case",
+    [primus_v1, primus_registers, primus_v3_of_other_widths, vjepa2_gated_mlp, neuro_jepa, spectre],
+    ids=lambda case: case.__name__,
 )
 def test_the_way_back_gives_the_same_tensors(case):
     state, _, _, options = case()
