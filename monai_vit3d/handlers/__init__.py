@@ -19,7 +19,7 @@ from .learning_curve import LearningCurve
 from .mixup import PrepareBatchMixUp
 from .overlays import ValidationOverlays
 from .pretraining import PrepareBatchMasked, StepSchedule
-from .processes import end_with_one_line, leave_process_group
+from .processes import end_with_one_line, join_process_group, leave_process_group, one_process_group
 from .publish import PublishModel
 
 __all__ = [
@@ -43,8 +43,10 @@ __all__ = [
     "ValidationOverlays",
     "calibrate",
     "end_with_one_line",
+    "join_process_group",
     "leave_process_group",
     "moving_average",
+    "one_process_group",
     "save_atomic",
 ]
 

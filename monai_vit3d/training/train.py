@@ -15,6 +15,7 @@ from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.training_lock import lock_training, unlock_training
 from monai_vit3d.distributed import TorchrunProcess
 from monai_vit3d.evaluation import finish_training
+from monai_vit3d.handlers import one_process_group
 
 from .failures import failing_in_one_line
 from .folds import chosen_folds, model_file
@@ -97,7 +98,8 @@ def train_bundle(
             raise UsageError(f"fold={fold}: {training.file} has no entry fold. Leave it out.")
         return [_train(training, None, reporter)]
     folds = chosen_folds(folds_of(parser.get_parsed_content("split_file")), fold, shard)
-    records = [_train(training, one, reporter) for one in folds]
+    with one_process_group():
+        records = [_train(training, one, reporter) for one in folds]
     trained = any(record.status == "trained" for record in records)
     is_segmenter = PLAN in parser and f"{PLAN}::task" not in parser  # classifiers and regressors have a task
     if finish and trained and is_segmenter and TorchrunProcess.from_environment().first:
