@@ -265,7 +265,8 @@ def test_the_estimate_of_memory_against_a_training_step(window, classes):
     code, out, err = run_python("-c", _STEP.format(window=window, classes=classes))
     assert code == 0, err
     estimate, measured = map(int, out.split()[-2:])
-    assert 0.8 * measured <= estimate <= 1.4 * measured, (estimate / 2**20, measured / 2**20)
+    # allocators differ from run to run
+    assert 0.7 * measured <= estimate <= 1.7 * measured, (estimate / 2**20, measured / 2**20)
 
 
 @pytest.mark.slow
