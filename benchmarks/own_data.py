@@ -21,7 +21,7 @@ from pathlib import Path
 
 from hippocampus import BUNDLE, NETWORKS, ROOT, bundle_run, parser_for, print_table, read_scores, seconds_per_step
 
-from monai_vit3d.planning.init import init_bundle
+from monai_vit3d.planning.init import plan_bundle
 
 NAMES = ("ours", "dynunet")
 # into any network_def, of one fold
@@ -70,7 +70,7 @@ def main() -> None:
     if not bundle.is_dir():
         data = Path(os.environ.get("MONAI_DATA_DIRECTORY", ".")).resolve() / "Task04_Hippocampus"
         write_data_list(data, output / "list.json")
-        init_bundle(output / "list.json", bundle)
+        plan_bundle(output / "list.json", bundle)
     times_file, results_file = output / "seconds_per_epoch.json", output / "results.json"
     if not times_file.is_file():
         import torch

@@ -48,10 +48,10 @@ def add_verb(verbs: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from monai_vit3d.planning.init import init_bundle
+    from monai_vit3d.planning.init import plan_bundle
 
     with tqdm(unit="case", dynamic_ncols=True, disable=not sys.stderr.isatty(), desc="reading") as bar:
-        report = init_bundle(
+        report = plan_bundle(
             args.data,
             args.output,
             layout=args.layout,

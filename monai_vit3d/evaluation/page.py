@@ -17,7 +17,7 @@ from monai_vit3d.visualize.overlay import label_colour
 
 from .pictures import draw_case
 from .scoring import ScoredCase
-from .summary import METRICS, Metric
+from .summary import METRICS, MetricRow
 from .tables import detection_scores
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def write_page(evaluation: Evaluation, output: Path) -> None:
     write_text_atomic(page, output / "report.html")
 
 
-def _title(metric: Metric, evaluation: Evaluation) -> str:
+def _title(metric: MetricRow, evaluation: Evaluation) -> str:
     return metric.title.format(mm=evaluation.nsd_mm)
 
 
@@ -92,7 +92,7 @@ def _statistics(mean: Interval, median: float, digits: int) -> tuple[str, str, s
     return text, interval, f"median {number_text(median, digits)}"
 
 
-def _comparison(evaluation: Evaluation, metrics: Sequence[Metric]) -> list[Row]:
+def _comparison(evaluation: Evaluation, metrics: Sequence[MetricRow]) -> list[Row]:
     return [
         {
             "name": group,

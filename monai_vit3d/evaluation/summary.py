@@ -17,7 +17,7 @@ ALL = "all classes"  # the mean over the classes of a case
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricRow:
     """A score that is summarised.
 
     Args:
@@ -36,11 +36,11 @@ class Metric:
 
 
 METRICS = (
-    Metric("dice", "Dice", 3),
-    Metric("nsd_voxel", "NSD 1 voxel", 3),
-    Metric("nsd_mm", "NSD {mm:g} mm", 3),
-    Metric("hd95_mm", "HD95 mm", 2),
-    Metric("volume_difference_ml", "Volume bias ml", 3, averaged=False, compared=False),
+    MetricRow("dice", "Dice", 3),
+    MetricRow("nsd_voxel", "NSD 1 voxel", 3),
+    MetricRow("nsd_mm", "NSD {mm:g} mm", 3),
+    MetricRow("hd95_mm", "HD95 mm", 2),
+    MetricRow("volume_difference_ml", "Volume bias ml", 3, averaged=False, compared=False),
 )
 
 

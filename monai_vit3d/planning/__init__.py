@@ -2,7 +2,7 @@
 
 from .dataset import LabelledCase, LabelledDataset
 from .examine import Examination, examine
-from .init import InitReport, init_bundle
+from .init import InitReport, plan_bundle
 from .layouts import LAYOUTS, read_dataset
 from .verify import Problem
 
@@ -14,6 +14,6 @@ __all__ = [
     "LabelledDataset",
     "Problem",
     "examine",
-    "init_bundle",
+    "plan_bundle",
     "read_dataset",
 ]

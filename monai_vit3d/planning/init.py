@@ -40,7 +40,7 @@ class InitReport:
     bundle: Path | None
 
 
-def init_bundle(
+def plan_bundle(
     data: str | Path,
     output: str | Path | None,
     *,

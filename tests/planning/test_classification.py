@@ -9,7 +9,7 @@ import pytest
 from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
 
 from monai_vit3d.data import UsageError
-from monai_vit3d.planning.init import init_bundle
+from monai_vit3d.planning.init import plan_bundle
 from tests.bundles.helpers import run_here
 from tests.planning.test_write_bundle import SCHEMA
 
@@ -31,7 +31,7 @@ def planned(request, tmp_path_factory):
         rows.append([f"ball_{i}.nii.gz", value])
     with open(root / "cases.csv", "w", newline="") as file:
         csv.writer(file).writerows([["image", request.param], *rows])
-    return init_bundle(root, root / "bundle", overrides={"folds": 2, "repeats": 1, **SMALL}), request.param
+    return plan_bundle(root, root / "bundle", overrides={"folds": 2, "repeats": 1, **SMALL}), request.param
 
 
 def test_monai_verifies_it(planned, tmp_path, monkeypatch):
@@ -94,4 +94,4 @@ def test_it_trains_and_predicts_in_the_datas_units(planned):
 )
 def test_what_cannot_be_set(overrides, message, planned):
     with pytest.raises(UsageError, match=message):
-        init_bundle(planned[0].dataset.root, None, dry_run=True, overrides=overrides)
+        plan_bundle(planned[0].dataset.root, None, dry_run=True, overrides=overrides)

@@ -14,7 +14,7 @@ from monai.bundle.properties import InferProperties, TrainProperties
 
 from monai_vit3d.data import UsageError, datalist
 from monai_vit3d.planning import read_dataset
-from monai_vit3d.planning.init import init_bundle
+from monai_vit3d.planning.init import plan_bundle
 from monai_vit3d.planning.memory import build_segmenter
 from monai_vit3d.planning.write_bundle import NETWORK_OPTIONS, write_bundle
 from tests.bundles.test_workflow import SECTIONS, Unparsed
@@ -196,7 +196,7 @@ def test_every_layout_gives_the_same_bundle_but_for_paths(tmp_path):
     for layout in TOY_LAYOUTS:
         (tmp_path / layout).mkdir()
         root = write_toy(tmp_path / layout, layout, cases=6, testing=1)
-        bundle = init_bundle(root, tmp_path / f"{layout}_bundle" / "toy").bundle
+        bundle = plan_bundle(root, tmp_path / f"{layout}_bundle" / "toy").bundle
         split = json.loads((bundle / "configs" / "split.json").read_text())
         names = {path.relative_to(bundle) for path in bundle.rglob("*") if path.is_file()}
         texts = {str(n): (bundle / n).read_text() for n in names if n.name not in ("split.json", "README.md")}
