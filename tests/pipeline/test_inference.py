@@ -565,7 +565,7 @@ def test_two_channels_from_a_list(tmp_path):
     assert str(elsewhere) in records["bad"]["error"]
     alone = run(bundle, [first], tmp_path / "alone", code=1)["first"]
     assert alone["status"] == "failed"
-    assert "1 channels" in alone["error"]
+    assert "1 channel(s)" in alone["error"]
     assert "CSV" in alone["error"]
 
 
