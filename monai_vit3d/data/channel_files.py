@@ -24,7 +24,8 @@ def check_channels(paths: Sequence[Path], channels: int, count_volumes: Callable
         return
     came = f"{counts[0]} channel(s)" if len(paths) == 1 else f"{len(paths)} files of {_listed(counts)} volume(s)"
     expected = f"{channels} files of one volume each, or one 4D file of {channels} volumes"
-    advice = "Name the files NAME_0000, NAME_0001, ..., or list them in a CSV." if channels > 1 else "Give the volume alone."
+    several = "Name the files NAME_0000, NAME_0001, ..., or list them in a CSV."
+    advice = several if channels > 1 else "Give the volume alone."
     raise ImageError(
         f"{paths[0]}: {came}; {expected if channels > 1 else 'one 3D volume'} is expected for a case. {advice}"
     )
