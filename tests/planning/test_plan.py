@@ -262,11 +262,11 @@ print(estimate, peak - before + held)
 @pytest.mark.slow
 @pytest.mark.parametrize(("window", "classes"), [((64, 64, 64), 3), ((64, 64, 32), 14)])
 def test_the_estimate_of_memory_against_a_training_step(window, classes):
-    code, out, err = run_python("-c", _STEP.format(window=window, classes=classes))
+    # in pages of one size, whether or not the command has set huge ones for this process
+    code, out, err = run_python("-c", _STEP.format(window=window, classes=classes), env={"THP_MEM_ALLOC_ENABLE": "0"})
     assert code == 0, err
     estimate, measured = map(int, out.split()[-2:])
-    # allocators differ from run to run
-    assert 0.7 * measured <= estimate <= 1.7 * measured, (estimate / 2**20, measured / 2**20)
+    assert 0.8 * measured <= estimate <= 1.4 * measured, (estimate / 2**20, measured / 2**20)
 
 
 @pytest.mark.slow
