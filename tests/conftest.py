@@ -67,6 +67,19 @@ def clean_run(tmp_path_factory, tiny_bundle, cohort):
     return out
 
 
+@pytest.fixture
+def tree(tmp_path):
+    """Maker of empty files below tmp_path/data; returns that folder."""
+
+    def make(*names):
+        for name in names:
+            (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "data" / name).touch()
+        return tmp_path / "data"
+
+    return make
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
 def pytest_collection_modifyitems(items):
     """Mark a test's rows between the first and the last as slow: ``-m "not slow"`` runs each test, but not each row."""

@@ -15,19 +15,6 @@ from monai_vit3d.pipeline.plan import parse_shard, plan_cases
 
 
 @pytest.fixture
-def tree(tmp_path):
-    """Maker of empty files below tmp_path/data; returns that folder."""
-
-    def make(*names):
-        for name in names:
-            (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "data" / name).touch()
-        return tmp_path / "data"
-
-    return make
-
-
-@pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
 

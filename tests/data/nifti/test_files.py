@@ -60,19 +60,6 @@ def test_volumes_count_voxels_in_ml(tmp_path):
 # finding files
 
 
-@pytest.fixture
-def tree(tmp_path):
-    """Maker of empty files below tmp_path/data; returns that folder."""
-
-    def make(*names):
-        for name in names:
-            (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "data" / name).touch()
-        return tmp_path / "data"
-
-    return make
-
-
 def test_images_without_hidden_files_labels_and_earlier_outputs(tree, caplog):
     root = tree(
         "imagesTr/a.nii.gz", "imagesTr/B.NII", "imagesTr/._a.nii.gz", "labelsTr/a.nii.gz", ".t/c.nii", "notes.txt",
