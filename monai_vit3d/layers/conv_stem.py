@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .patch_embed import PatchEmbed3D, to_3tuple
+from .patch_embed import PatchEmbed3D
 from .pos_embed import GridShape
 
 
@@ -47,6 +46,7 @@ class ConvStem3D(PatchEmbed3D):
     """
 
     image_kernels = ("stem.0.weight",)
+    patch_is_of = "a convolutional stem"
 
     def __init__(
         self,
@@ -70,19 +70,6 @@ class ConvStem3D(PatchEmbed3D):
             ]
         self.stem = nn.Sequential(*layers)
         self.proj = nn.Conv3d(widths[-1] if widths else in_chans, embed_dim, 1, bias=bias, **factory)
-
-    @torch.jit.ignore
-    def set_input_size(
-        self, img_size: int | Sequence[int] | None = None, patch_size: int | Sequence[int] | None = None
-    ) -> None:
-        """Change the input size; the patch size is built into the stem.
-
-        Raises:
-            ValueError: another patch size, or a size that it does not divide.
-        """
-        if patch_size is not None and to_3tuple(patch_size, "patch_size") != self.patch_size:
-            raise ValueError(f"patch_size={patch_size}: a convolutional stem keeps the {self.patch_size} it has.")
-        super().set_input_size(img_size)
 
     def _project(self, x: Tensor) -> Tensor:
         return self.proj(self.stem(x)).permute(0, 2, 3, 4, 1)

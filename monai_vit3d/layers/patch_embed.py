@@ -152,9 +152,9 @@ class PatchEmbed3D(nn.Module):
         ValueError: ``img_size`` not divisible by ``patch_size``, or an unknown format.
     """
 
-    image_kernels: tuple[str, ...] = (
-        "proj.weight",
-    )  # of the convolutions that see the image, one value for each of its channels
+    # of the convolutions that see the image, one value for each of its channels
+    image_kernels: tuple[str, ...] = ("proj.weight",)
+    patch_is_of = ""  # the kind of stem whose layers are made for one patch size
 
     def __init__(
         self,
@@ -215,10 +215,12 @@ class PatchEmbed3D(nn.Module):
             patch_size: new patch ``(h, w, d)``; None keeps it.
 
         Raises:
-            ValueError: the new sizes do not divide; nothing was changed then.
+            ValueError: the new sizes do not divide, or the patch size is built into a stem; nothing was changed then.
         """
         img = self.img_size if img_size is None else to_3tuple(img_size, "img_size")
         patch = self.patch_size if patch_size is None else to_3tuple(patch_size, "patch_size")
+        if self.patch_is_of and patch != self.patch_size:
+            raise ValueError(f"patch_size={patch_size}: {self.patch_is_of} keeps the {self.patch_size} it has.")
         check_divisible(img, patch)
         if patch != self.patch_size:
             weight = resample_patch_kernel(self.proj.weight, patch)

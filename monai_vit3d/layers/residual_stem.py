@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .patch_embed import PatchEmbed3D, to_3tuple
+from .patch_embed import PatchEmbed3D
 from .pos_embed import GridShape
 
 
@@ -85,6 +85,7 @@ class ResidualStem3D(PatchEmbed3D):
     """
 
     image_kernels = ("stages.0.conv1.weight", "stages.0.skip.weight")
+    patch_is_of = "a residual stem"
     base_widths = (32, 32, 64, 128)
 
     def __init__(
@@ -112,19 +113,6 @@ class ResidualStem3D(PatchEmbed3D):
             for i, (before, width, stride) in enumerate(zip([in_chans, *channels], channels, strides))
         )
         self.proj = nn.Conv3d(channels[-1], embed_dim, 1, bias=bias, **factory)
-
-    @torch.jit.ignore
-    def set_input_size(
-        self, img_size: int | Sequence[int] | None = None, patch_size: int | Sequence[int] | None = None
-    ) -> None:
-        """Change the input size; the patch size is built into the stem.
-
-        Raises:
-            ValueError: another patch size, or a size that it does not divide.
-        """
-        if patch_size is not None and to_3tuple(patch_size, "patch_size") != self.patch_size:
-            raise ValueError(f"patch_size={patch_size}: a residual stem keeps the {self.patch_size} it has.")
-        super().set_input_size(img_size)
 
     def _project(self, x: Tensor) -> Tensor:
         for stage in self.stages:
