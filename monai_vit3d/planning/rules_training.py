@@ -22,6 +22,13 @@ RARE = 1e-3  # of a window's voxels, below which a class is rare
 VALIDATIONS = 10
 
 
+def decide_pretrained(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+    """Start from the encoder that was given."""
+    if evidence.pretrained is None:
+        return None, "trained from scratch"
+    return str(evidence.pretrained), "given"
+
+
 def decide_folds(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take the data's folds, else 5 by subject, fewer where there are fewer subjects."""
     subjects = evidence.subjects
