@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import itertools
 import multiprocessing
 import multiprocessing.connection
@@ -49,6 +50,22 @@ def phantom(seed, shape=(34, 44, 30)):
     affine[:3, :3] = turn @ np.diag([-1.1, 1.0, 0.9])  # the first axis runs from left to right: not RAS
     affine[:3, 3] = rng.uniform(-30, 30, size=3)
     return nib.Nifti1Image(image, affine), nib.Nifti1Image(label, affine)
+
+
+def kernel_bytes(name: str) -> int:
+    """Read a line of /proc/self/status, such as VmRSS, in bytes (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def new_peak() -> int:
+    """Start the peak of this process' memory, VmHWM, anew; the bytes that it holds now.
+
+    ``getrusage`` would not do: what it calls the peak is inherited from the process that started this one.
+    """
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    return kernel_bytes("VmRSS")
 
 
 def start_python(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:

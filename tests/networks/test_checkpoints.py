@@ -406,16 +406,10 @@ def test_the_weights_are_in_memory_once(tmp_path, suffix):
     net = create_model("vit3d_tiny", 16, 8, **options)
     save_backbone(net, path) if suffix == "safetensors" else torch.save(net.state_dict(), path)
     code = f"""
-import gc
-from pathlib import Path
 from monai_vit3d import create_model
+from tests.helpers import kernel_bytes, new_peak
 create_model("vit3d_tiny", 16, 8, depth=1)
-def kernel_bytes(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
-gc.collect()
-Path("/proc/self/clear_refs").write_text("5")
-start = kernel_bytes("VmRSS")
+start = new_peak()
 net = create_model("vit3d_tiny", 16, 8, **{options}, pretrained={str(path)!r})
 print(kernel_bytes("VmHWM") - start)
 """

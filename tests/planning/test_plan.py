@@ -236,9 +236,10 @@ def test_the_datas_own_folds_are_kept():
 
 
 _STEP = """
-import resource, psutil, torch
+import torch
 from monai.losses import DiceCELoss
 from monai_vit3d.planning.memory import build_segmenter, training_bytes
+from tests.helpers import kernel_bytes, new_peak
 options = dict(patch_size=[8, 8, 8], embed_dim=192, depth=8, num_heads=3, embed_layer="conv_stem", decoder="unetr",
                feature_size=16, image_levels=3)
 window, classes = {window}, {classes}
@@ -246,16 +247,15 @@ network = build_segmenter(options, window, 1, classes)
 estimate = training_bytes(network, (2, 1, *window), classes, amp=False)
 optimizer, loss = torch.optim.AdamW(network.parameters()), DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
 average = torch.optim.swa_utils.AveragedModel(network)
-before = psutil.Process().memory_info().rss
+before = new_peak()
 image, label = torch.randn(2, 1, *window), torch.randint(0, classes, (2, 1, *window)).float()
 for _ in range(2):
     optimizer.zero_grad()
     loss(network(image), label).backward()
     optimizer.step()
     average.update_parameters(network)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 held = 2 * 4 * sum(p.numel() for p in network.parameters())  # weights and their average are there before
-print(estimate, peak - before + held)
+print(estimate, kernel_bytes("VmHWM") - before + held)
 """
 
 
