@@ -168,3 +168,8 @@ def pairwise(*axes: Collection[Any]) -> list[tuple[Any, ...]]:
         missing -= pairs[chosen[-1]]
     values = [list(axis) for axis in axes]
     return [tuple(value[i] for value, i in zip(values, row)) for row in sorted(chosen)]
+
+
+def side_by_side(*axes: Collection[Any]) -> list[tuple[Any, ...]]:
+    """Choose as many rows as the longest axis has values: each value of each axis occurs, shorter ones again."""
+    return [tuple(list(axis)[i % len(axis)] for axis in axes) for i in range(max(map(len, axes)))]

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from tests.helpers import pairwise, run_python, run_warm
+from tests.helpers import pairwise, run_python, run_warm, side_by_side
 
 
 def test_pairwise_rows_hold_every_pair_and_are_few():
@@ -14,6 +14,10 @@ def test_pairwise_rows_hold_every_pair_and_are_few():
         assert {(row[i], row[j]) for row in rows} == set(itertools.product(first, second))
     assert len(rows) <= 24  # of 120
     assert len(set(rows)) == len(rows)
+
+
+def test_side_by_side_rows_hold_every_value():
+    assert side_by_side("abc", {1: None, 2: None}) == [("a", 1), ("b", 2), ("c", 1)]
 
 
 @pytest.mark.slow

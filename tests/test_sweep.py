@@ -1,4 +1,7 @@
-"""Presets, decoders, heads and the forms that users run, each with each other one: as eager gives."""
+"""Every preset, every decoder and head in every form that users run: as eager gives.
+
+Presets differ by numbers alone, so a preset meets one form and one decoder; decoders and heads meet every form.
+"""
 
 import copy
 import itertools
@@ -15,10 +18,11 @@ from monai_vit3d.decoders import DECODERS
 from monai_vit3d.inferers import BackendNetwork
 from monai_vit3d.layers import set_spacing
 from monai_vit3d.networks import HEADS, PRESETS, TokenClassifier, TokenSegmenter, create_preset
-from tests.helpers import pairwise
+from tests.helpers import pairwise, side_by_side
 
-SIZE, PATCH, CLASSES = (32, 16, 16), (16, 8, 4), 3
+SIZE, PATCH, CLASSES = (16, 8, 8), (8, 4, 2), 3
 BATCH = ({0: Dim("batch")},)  # of any size, in the forms that can say so
+SMALLEST = next(iter(PRESETS))
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 
 
@@ -38,32 +42,17 @@ def volumes(batch, seed):
     return torch.randn(batch, 1, *SIZE, generator=torch.Generator().manual_seed(seed))
 
 
-def networks(*axes):
-    """Parameters of a fixture, all but the smallest preset's slow."""
-    rows = []
-    for row in itertools.product(*axes):
-        marks = () if row[0] == "vit3d_tiny" else pytest.mark.slow
-        rows.append(pytest.param(row if len(row) > 1 else row[0], id="-".join(row), marks=marks))
-    return rows
-
-
-@pytest.fixture(scope="module", params=networks(PRESETS, DECODERS))
-def segmenter(request):
+def segmenter_of(preset, decoder):
     """A segmenter as wide as its preset, only as deep as its decoder needs, and what it says of two volumes."""
-    preset, decoder = request.param
     torch.manual_seed(0)
     backbone = create_preset(preset, SIZE, PATCH, depth=max(2, DECODERS[decoder].num_maps(PATCH)))
-    net = TokenSegmenter(backbone, decoder, CLASSES, feature_size=4).eval()
-    with torch.no_grad():
-        return net, volumes(2, seed=1), net(volumes(2, seed=1))
+    return with_answer(TokenSegmenter(backbone, decoder, CLASSES, feature_size=4).eval())
 
 
-@pytest.fixture(scope="module", params=networks(PRESETS))
-def classifier(request):
+def classifier_of(preset):
+    """A backbone with its own head, as wide as its preset, of two blocks, and its logits of two volumes."""
     torch.manual_seed(0)
-    net = create_preset(request.param, SIZE, PATCH, depth=2, num_classes=CLASSES).eval()
-    with torch.no_grad():
-        return net, volumes(2, seed=1), net(volumes(2, seed=1))
+    return with_answer(create_preset(preset, SIZE, PATCH, depth=2, num_classes=CLASSES).eval())
 
 
 def token_classifier_of(preset, head, task):
@@ -72,14 +61,24 @@ def token_classifier_of(preset, head, task):
     backbone = create_preset(preset, SIZE, PATCH, depth=2)
     net = TokenClassifier(backbone, head, CLASSES, task, out_indices=(0, 1)).eval()
     net.scale_logits(20)  # a new head says little: its logits are made large enough to differ
-    with torch.no_grad():
-        return net, volumes(2, seed=1), net(volumes(2, seed=1))
+    return with_answer(net)
 
 
-@pytest.fixture(scope="module", params=networks(PRESETS, HEADS))
-def token_classifier(request):
-    preset, head = request.param
-    return token_classifier_of(preset, head, "multi-class")
+def rotary_of(positions):
+    """A classifier with rotary positions alone, and its logits of two volumes."""
+    torch.manual_seed(0)
+    options = {"depth": 2, "num_classes": CLASSES, "pos_embed": "none", "patch_drop_rate": 0.5}
+    net = create_preset(SMALLEST, SIZE, PATCH, rope=positions, **options).eval()
+    for block in net.blocks:
+        block.attn.qkv.weight.data.mul_(8)  # a new network looks at all patches alike, wherever they are
+    net.head.weight.data.mul_(5)
+    if positions == "mm":
+        set_spacing(net, (0.7, 0.7, 5.0))
+    return with_answer(net)
+
+
+def with_answer(net):
+    return net, volumes(2, seed=1), net(volumes(2, seed=1))
 
 
 def aot_eager(net, example, folder):
@@ -118,18 +117,12 @@ def openvino(net, example, folder):
     return BackendNetwork(net, "openvino")  # by name: it may not leave the network to PyTorch
 
 
-FORMS = [aot_eager, exported, scripted, traced, openvino, onnx]
-QUICK_FORMS = (scripted, traced, symbolic)
+FORMS = [openvino, onnx, exported, aot_eager, scripted, traced]  # a preset's turn comes the later, the larger it is
 
 
-def sweep(fixture, networks, forms):
-    """Parametrize a test by a network and a form; ``networks`` are axes of which all pairs are taken, forms too."""
-    rows = []
-    for *network, form in pairwise(*networks, forms):
-        marks = () if network[0] in ("vit3d_tiny", "mm") and form in QUICK_FORMS else pytest.mark.slow
-        value = tuple(network) if len(network) > 1 else network[0]
-        rows.append(pytest.param(value, form, marks=marks, id="-".join([*network, form.__name__])))
-    return pytest.mark.parametrize((fixture, "form"), rows, indirect=[fixture])
+def quick(*rows):
+    """Rows of a test, all but those of the smallest preset slow."""
+    return [pytest.param(*row, marks=[] if row[0] == SMALLEST else pytest.mark.slow) for row in rows]
 
 
 def check(form, net, image, expected, folder):
@@ -139,78 +132,59 @@ def check(form, net, image, expected, folder):
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_dense_map(segmenter):
-    net, image, expected = segmenter
+@pytest.mark.parametrize(("preset", "decoder"), quick(*side_by_side(PRESETS, DECODERS)))
+def test_dense_map(preset, decoder):
+    net, image, expected = segmenter_of(preset, decoder)
     assert expected.shape == (2, CLASSES, *SIZE)
     assert expected.isfinite().all()
     assert expected.std() > 0.05
     # a volume's map does not depend on its neighbours in the batch
     torch.testing.assert_close(net(image[1:]), expected[1:], atol=1e-4, rtol=1e-4)
-
-
-@sweep("segmenter", [PRESETS, DECODERS], FORMS)
-def test_segmenter_in_every_form(segmenter, form, folder):
-    check(form, *segmenter, folder)
-
-
-@sweep("classifier", [PRESETS], [*FORMS, symbolic])
-def test_classifier_in_every_form(classifier, form, folder):
-    check(form, *classifier, folder)
-
-
-@sweep("token_classifier", [PRESETS, HEADS], [*FORMS, symbolic])
-def test_token_classifier_in_every_form(token_classifier, form, folder):
-    check(form, *token_classifier, folder)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("task", "head", "form"),
-    pairwise([task for task in TASKS if task != "multi-class"], HEADS, [exported, scripted, onnx]),
-)
-def test_token_classifier_of_every_task(task, head, form, folder):
-    net, image, expected = token_classifier_of("vit3d_tiny", head, task)
-    assert expected.shape == (2, CLASSES - (task == "ordinal"))
-    check(form, net, image, expected, folder)
-
-
-@pytest.fixture(scope="module", params=["patch", "mm"])
-def rotary(request):
-    """A classifier with rotary positions alone, and its logits of two volumes."""
-    torch.manual_seed(0)
-    options = {"depth": 2, "num_classes": CLASSES, "pos_embed": "none", "patch_drop_rate": 0.5}
-    net = create_preset("vit3d_tiny", SIZE, PATCH, rope=request.param, **options).eval()
-    for block in net.blocks:
-        block.attn.qkv.weight.data.mul_(8)  # a new network looks at all patches alike, wherever they are
-    net.head.weight.data.mul_(5)
-    if request.param == "mm":
-        set_spacing(net, (0.7, 0.7, 5.0))
-    with torch.no_grad():
-        return net, volumes(2, seed=1), net(volumes(2, seed=1))
-
-
-@sweep("rotary", [["patch", "mm"]], [form for form in (*FORMS, symbolic) if form is not openvino])
-def test_rotary_classifier_in_every_form(rotary, form, folder):
-    check(form, *rotary, folder)
-
-
-def test_logits(token_classifier):
-    net, image, expected = token_classifier
-    assert expected.shape == (2, CLASSES)
-    assert (expected[0] - expected[1]).abs().max() > 0.05
-    torch.testing.assert_close(net(image[1:]), expected[1:], atol=1e-4, rtol=1e-4)
-
-
-def test_bfloat16_and_autocast_stay_near(segmenter):
-    net, image, expected = segmenter
+    # bf16 keeps 8 bits; the root mean square error of a few layers stays within some of their last places
     with torch.autocast("cpu", torch.bfloat16):
         mixed = net(image)
     whole = copy.deepcopy(net).bfloat16()(image.bfloat16())
     assert whole.dtype is torch.bfloat16
     for out in (mixed, whole):
-        # bf16 keeps 8 bits; the root mean square error of a few layers stays within some of their last places
         error = (out.float() - expected).square().mean().sqrt() / expected.std()
         assert 0 < error < 0.05
+
+
+@pytest.mark.parametrize(("preset", "head"), quick(*side_by_side(PRESETS, HEADS)))
+def test_logits(preset, head):
+    net, image, expected = token_classifier_of(preset, head, "multi-class")
+    assert expected.shape == (2, CLASSES)
+    assert (expected[0] - expected[1]).abs().max() > 0.05
+    torch.testing.assert_close(net(image[1:]), expected[1:], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("decoder", "form"), itertools.product(DECODERS, FORMS))
+def test_decoder_in_every_form(decoder, form, folder):
+    check(form, *segmenter_of(SMALLEST, decoder), folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "form"), side_by_side(PRESETS, [*FORMS, symbolic]))
+def test_preset_and_every_form(preset, form, folder):
+    check(form, *classifier_of(preset), folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "head", "form"), pairwise(TASKS, HEADS, [*FORMS, symbolic]))
+def test_head_in_every_form(task, head, form, folder):
+    net, image, expected = token_classifier_of(SMALLEST, head, task)
+    assert expected.shape == (2, CLASSES - (task == "ordinal"))
+    check(form, net, image, expected, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("positions", "form"),
+    itertools.product(["patch", "mm"], [form for form in (*FORMS, symbolic) if form is not openvino]),
+)
+def test_rotary_classifier_in_every_form(positions, form, folder):
+    check(form, *rotary_of(positions), folder)
 
 
 @pytest.mark.slow
