@@ -18,7 +18,8 @@ from monai_vit3d.data.training_lock import lock_training, unlock_training
 from monai_vit3d.networks.checkpoints import read_checkpoint
 from monai_vit3d.networks.wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
 
-from .finite import parameter_versions, require_finite_weights
+from .finite import require_finite_weights
+from .weights_sha256 import weights_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,8 @@ class AtomicCheckpoint:
     With ``resume``, a run that finds ``last.pt`` continues after the epoch it holds; together with
     :class:`EpochSeed` it continues exactly. With another number of epochs it continues, too: its learning rate is
     then the one that the longer or shorter run has at this epoch. Only the first start of a trainer continues from a
-    file. If the network was given other weights after this handler was built, as a federated client is by its server,
-    training goes on from these weights.
+    file, and only if the networks hold the weights that they held when this handler was built (their SHA-256 is
+    compared): a federated client, which its server has given other weights, trains these.
 
     Args:
         folder: where ``last.pt`` goes.
@@ -73,7 +74,7 @@ class AtomicCheckpoint:
         self.best, self.best_path, self.validator = best, best_path, validator
         self.resume, self.rank = resume, rank
         self.best_metric = float("-inf")
-        self._versions = parameter_versions(self._networks().values())
+        self._digest = weights_sha256(self._networks().values()) if resume else None
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer, after the handler that runs the validator."""
@@ -112,7 +113,7 @@ class AtomicCheckpoint:
         path = next((file for file in (self.last, self.previous) if file.is_file()), None)
         if not self.resume or path is None:
             return
-        if parameter_versions(self._networks().values()) != self._versions:
+        if weights_sha256(self._networks().values()) != self._digest:
             logger.warning(
                 "%s is not resumed from: the network was given other weights after it was built, and these are trained "
                 "from here on. Set resume to false to say so.", path

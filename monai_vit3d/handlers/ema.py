@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from monai_vit3d.networks.wrappers import unwrap_network
 
-from .finite import parameter_versions
+from .weights_sha256 import weights_sha256
 
 
 def moving_average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
@@ -29,8 +29,9 @@ def moving_average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
 class EMAHandler:
     """Update a moving average after every iteration of a trainer.
 
-    If the network is given other weights between two runs of the trainer, as a federated client is by its server, the
-    average starts anew from those.
+    The average starts anew if the network, when the trainer is run, holds other weights than at the end of the
+    trainer's run before (in its first run: than when this handler was built), as a federated client's does, which its
+    server has given other weights. Their SHA-256 is compared.
 
     Args:
         average: from :func:`moving_average`.
@@ -40,19 +41,23 @@ class EMAHandler:
     def __init__(self, average: AveragedModel, network: nn.Module) -> None:
         self.average = average
         self.network = unwrap_network(network)
-        self._versions = parameter_versions([self.network])
+        self.keep_digest()
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer, before the handler that restores a checkpoint."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.keep_digest)
+
+    def keep_digest(self) -> None:
+        """Keep the digest of the network's weights, for the next run."""
+        self._digest = weights_sha256([self.network])
 
     def start(self, engine: Engine) -> None:
         """Restart the average if the network was given other weights."""
-        if parameter_versions([self.network]) != self._versions:
+        if weights_sha256([self.network]) != self._digest:
             self.average.n_averaged.zero_()  # the next update copies
 
     def __call__(self, engine: Engine) -> None:
         """Add the weights of the iteration that ended."""
         self.average.update_parameters(self.network)
-        self._versions = parameter_versions([self.network])

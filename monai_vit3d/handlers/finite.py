@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -84,11 +84,6 @@ def require_finite_weights(network: nn.Module, engine: Engine, batch: str = "") 
             raise TrainingDiverged(
                 f"{position(engine)}: {name} has weights that are NaN or infinite{batch}. {NOT_FINITE_ADVICE}"
             )
-
-
-def parameter_versions(networks: Iterable[nn.Module]) -> list[int]:
-    """List numbers that change whenever a network's parameters are written to."""
-    return [parameter._version for network in networks for parameter in network.parameters()]
 
 
 def case_names(batch: Any, name_key: str = "name") -> list[str]:

@@ -205,6 +205,20 @@ def test_a_second_run_of_a_trainer_goes_on_with_what_it_was_given(tmp_path):
     assert objects["average"].n_averaged == 2  # of the two steps after the new weights
 
 
+def test_the_average_goes_on_with_the_same_weights_however_they_were_written(tmp_path):
+    trainer, objects = make_trainer(tmp_path, epochs=1)
+    trainer.run()
+    network = objects["network"]
+    network.load_state_dict({key: value.clone() for key, value in network.state_dict().items()})
+    trainer.state.max_epochs = 2
+    trainer.run()
+    assert objects["average"].n_averaged == 4
+    network[0].weight.data = network[0].weight.data + 1
+    trainer.state.max_epochs = 3
+    trainer.run()
+    assert objects["average"].n_averaged == 2
+
+
 @pytest.mark.parametrize("wrap", [torch.nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
 def test_a_wrapped_network_is_saved_and_resumed_under_its_own_names(wrap, tmp_path):
     objects = {"network": wrap(nn.Sequential(nn.Linear(2, 2)))}
