@@ -38,7 +38,7 @@ def add_verb(verbs: Any) -> None:
     add("-o", "--output", type=Path, metavar="DIR", help="the bundle's folder, a new one")
     add("--layout", metavar="NAME", help="how DATA is laid out, where that is not plain")
     add("--memory", metavar="SIZE", help="of the device that will train, such as 8GB")
-    add("--pretrained", metavar="FILE", help="weights of an encoder to start from")
+    add("--pretrained", metavar="FILE", help="encoder to start from: any weights, or a name of timm's")
     value = "a choice of the plan, such as epochs=100 or window=[96,96,64]"
     add("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=value)
     add("--dry-run", action="store_true", help="say what would be chosen, and write nothing")

@@ -93,6 +93,7 @@ class TokenClassifier(Pretrained):
             raise ValueError("the head is built already: give its options and num_classes to its own constructor.")
         else:
             self.task = None
+        self.freeze = freeze
         frozen = _frozen_blocks(freeze, depth)
         self.backbone, self.head = vit, head
         vit.reset_classifier(0, "")  # a head would be a parameter without a gradient, and so would

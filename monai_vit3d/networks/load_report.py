@@ -50,6 +50,13 @@ class LoadReport:
             + (f", assumed: {', '.join(self.assumed)}" if self.assumed else "")
         )
 
+    @property
+    def summary(self) -> str:
+        """How many tensors became what, in a few words."""
+        counts = (("loaded", self.loaded), ("converted", self.converted), ("missing", self.missing))
+        text = ", ".join(f"{len(keys)} {name}" for name, keys in (*counts, ("unexpected", self.unexpected)))
+        return text + (f", assumed: {', '.join(self.assumed)}" if self.assumed else "")
+
     def with_origins(self, origins: Mapping[str, str], dropped: tuple[str, ...]) -> LoadReport:
         """Add what was done to the weights before their keys had the network's names.
 

@@ -234,7 +234,8 @@ def build_own(
     before = {key: value for key, value in network.state_dict(keep_vars=True).items() if key in tensors}
     _new_head(network, **head)
     report = _report(state, before, network)
-    logger.info("%s: %s", name, report)
+    logger.info("%s: %s", name, report.summary)
+    logger.debug("%s: %s", name, report)
     return Inflated(network.to(**place).eval(), report)
 
 

@@ -103,6 +103,24 @@ def _check_heads(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str
     return "" if fits else f"a divisor of embed_dim={plan['embed_dim']} is expected"
 
 
+def _of_encoder(check: Check) -> Check:
+    def checked(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str:
+        return (
+            "the pretrained encoder's is expected; leave it out" if evidence.encoder else check(value, evidence, plan)
+        )
+
+    return checked
+
+
+def _check_patch(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str:
+    from monai_vit3d.weights.backbone import keeps_patch
+
+    own = evidence.encoder.get("patch_size")
+    if keeps_patch(evidence.encoder) and list(value) != own:
+        return f"{own} is expected, of the pretrained encoder's convolutional stem; leave it out"
+    return _three(1)(value, evidence, plan)
+
+
 def _check_flips(value: Any, *_: Any) -> str:
     return "" if set(value) <= {0, 1, 2} else "axes 0, 1 and 2 are expected"
 
@@ -150,12 +168,12 @@ CHECKS: dict[str, Check] = {
     "modality": _check_modality,
     "intensity": _check_intensity,
     "spacing_mm": _three(1e-3),
-    "patch_size": _three(1),
-    "preset": _one_of(_presets),
-    "embed_dim": _number(1),
-    "depth": _number(1),
-    "num_heads": _check_heads,
-    "embed_layer": _one_of(_embed_layers),
+    "patch_size": _check_patch,
+    "preset": _of_encoder(_one_of(_presets)),
+    "embed_dim": _of_encoder(_number(1)),
+    "depth": _of_encoder(_number(1)),
+    "num_heads": _of_encoder(_check_heads),
+    "embed_layer": _of_encoder(_one_of(_embed_layers)),
     "decoder": _one_of(_decoders),
     "feature_size": _number(1),
     "image_levels": _or_none(_number(1)),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.json_shape import shape_violation
 
 from .classification import plan_classification
 from .dataset import LabelledDataset
@@ -58,7 +59,8 @@ def plan_bundle(
         output: the bundle's folder, a new or an empty one; None with ``dry_run``.
         layout: how to read ``data``; None finds out.
         memory: of the device that will train, as ``"8GB"``, or in bytes; None takes this machine's.
-        pretrained: an encoder to start from.
+        pretrained: an encoder to start from, as for :func:`~monai_vit3d.weights.read_encoder`; what its file does not
+            show is the override ``encoder_options``.
         overrides: values of the plan by their keys, in place of what its rules would choose.
         dry_run: write nothing.
         on_case: called after each case is read.
@@ -83,12 +85,12 @@ def plan_bundle(
     training = dataset.section("training")
     evidence = Evidence(
         fingerprint, len({case.subject for case in training}), own_folds(training), memory_bytes,
-        **_pretrained(pretrained),
+        **_pretrained(pretrained, (overrides or {}).get("encoder_options", {})),
     )  # fmt: skip
     decide = plan_segmentation if dataset.task == "segmentation" else plan_classification
     plan = decide(evidence, overrides)
     if evidence.pretrained is not None:
-        _require_loadable(evidence.pretrained, plan, dataset)
+        _require_loadable(evidence, plan, dataset)
     bundle = None if dry_run or output is None else write_bundle(dataset, fingerprint, plan, output)
     return InitReport(dataset, problems, plan, bundle)
 
@@ -107,20 +109,25 @@ def parse_memory(memory: str | float | None) -> int | None:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def _pretrained(path: str | Path | None) -> dict[str, Any]:
-    """Read an encoder's architecture from its file."""
-    if path is None:
+def _pretrained(pretrained: str | Path | None, options: Any) -> dict[str, Any]:
+    """Read an encoder's architecture from its file.
+
+    Raises:
+        WeightsError: it is no encoder, or the file does not show all of it.
+    """
+    if pretrained is None:
         return {}
-    from monai_vit3d.layers import EMBED_LAYERS
-    from monai_vit3d.weights import embed_layer_of, read_source
+    from monai_vit3d.networks import model_args
+    from monai_vit3d.weights import read_encoder
 
-    options = read_source(path).options
-    names = {cls: name for name, cls in EMBED_LAYERS.items()}
-    encoder = {key: options[key] for key in ("patch_size", "embed_dim", "depth", "num_heads") if key in options}
-    return {"pretrained": Path(path).resolve(), "encoder": {**encoder, "embed_layer": names[embed_layer_of(path)]}}
+    if fault := shape_violation(options, {}, "encoder_options"):
+        raise UsageError(f"{fault}.")
+    args = model_args(read_encoder(pretrained, options=options).network)
+    source = Path(pretrained).resolve() if Path(pretrained).exists() else pretrained
+    return {"pretrained": str(source), "encoder_options": options, "encoder": args}
 
 
-def _require_loadable(pretrained: Path, plan: TrainingPlan, dataset: LabelledDataset) -> None:
+def _require_loadable(evidence: Evidence, plan: TrainingPlan, dataset: LabelledDataset) -> None:
     """Load the encoder into the plan's network, as the training will, so that it does not fail there.
 
     Raises:
@@ -132,4 +139,5 @@ def _require_loadable(pretrained: Path, plan: TrainingPlan, dataset: LabelledDat
 
     build = build_segmenter if dataset.task == "segmentation" else build_classifier
     outputs = max(1, len(dataset.class_names))
-    start_network(build(dict(plan), plan["window"], len(dataset.channel_names), outputs), pretrained)
+    network = build(dict(plan), plan["window"], len(dataset.channel_names), outputs)
+    start_network(network, evidence.pretrained, encoder_options=plan["encoder_options"])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from monai_vit3d.layers import EMBED_LAYERS
-from monai_vit3d.networks import TokenClassifier, TokenSegmenter, VisionTransformer3D
+from monai_vit3d.networks import TokenClassifier, TokenSegmenter, VisionTransformer3D, build_network
+from monai_vit3d.weights.convert.building import options_checked
 
 # copies of the weights in float32: themselves, their gradients, AdamW's two moments, the moving average
 COPIES_OF_WEIGHTS = 5
@@ -22,7 +23,13 @@ WORKSPACE = 64 * 2**20  # of the libraries, measured
 _FLOAT = 4
 
 
-def build_segmenter(options: dict[str, Any], window: Sequence[int], channels: int, classes: int) -> TokenSegmenter:
+def build_segmenter(
+    options: Mapping[str, Any],
+    window: Sequence[int],
+    channels: int,
+    classes: int,
+    encoder: Mapping[str, Any] | None = None,
+) -> TokenSegmenter:
     """Build the network of a plan.
 
     Args:
@@ -31,12 +38,21 @@ def build_segmenter(options: dict[str, Any], window: Sequence[int], channels: in
         window: its input size in voxels.
         channels: of the images.
         classes: background included.
+        encoder: arguments of a pretrained encoder, as :func:`~monai_vit3d.networks.model_args` returns them.
     """
     decoder_options = {key: options[key] for key in ("feature_size", "image_levels")}
-    return TokenSegmenter(_backbone(options, window, channels), options["decoder"], classes, **decoder_options)
+    with options_checked("the planned network"):
+        backbone = _backbone(options, window, channels, encoder)
+        return TokenSegmenter(backbone, options["decoder"], classes, **decoder_options)
 
 
-def build_classifier(options: dict[str, Any], window: Sequence[int], channels: int, outputs: int) -> TokenClassifier:
+def build_classifier(
+    options: Mapping[str, Any],
+    window: Sequence[int],
+    channels: int,
+    outputs: int,
+    encoder: Mapping[str, Any] | None = None,
+) -> TokenClassifier:
     """Build the network of a plan for whole volumes.
 
     Args:
@@ -44,12 +60,20 @@ def build_classifier(options: dict[str, Any], window: Sequence[int], channels: i
         window: its input size in voxels.
         channels: of the images.
         outputs: classes or values.
+        encoder: as for :func:`build_segmenter`.
     """
     task = "multi-class" if outputs > 1 else "regression"
-    return TokenClassifier(_backbone(options, window, channels), options["head"], outputs, task)
+    with options_checked("the planned network"):
+        return TokenClassifier(_backbone(options, window, channels, encoder), options["head"], outputs, task)
 
 
-def _backbone(options: dict[str, Any], window: Sequence[int], channels: int) -> VisionTransformer3D:
+def _backbone(
+    options: Mapping[str, Any], window: Sequence[int], channels: int, encoder: Mapping[str, Any] | None
+) -> VisionTransformer3D:
+    if encoder:
+        sizes = {"img_size": list(window), "patch_size": list(options["patch_size"]), "in_chans": channels}
+        network: VisionTransformer3D = build_network({**encoder, **sizes, "num_classes": 0, "global_pool": ""})
+        return network
     return VisionTransformer3D(
         list(window),
         options["patch_size"],

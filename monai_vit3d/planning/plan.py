@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from monai_vit3d.data.errors import UsageError
@@ -21,15 +20,17 @@ class Evidence:
         subjects: how many subjects the training cases are of.
         folds: number of folds that the data have of their own; 0 where they have none.
         memory_bytes: of the device that will train; None where it was not given.
-        pretrained: file of an encoder to start from, or None.
-        encoder: that encoder's architecture, as keywords of :class:`~monai_vit3d.VisionTransformer3D`.
+        pretrained: file or name of an encoder to start from, or None.
+        encoder_options: what that file does not show.
+        encoder: that encoder's architecture, as :func:`~monai_vit3d.networks.model_args` returns it; else empty.
     """
 
     fingerprint: Mapping[str, Any]
     subjects: int
     folds: int = 0
     memory_bytes: int | None = None
-    pretrained: Path | None = None
+    pretrained: str | None = None
+    encoder_options: Mapping[str, Any] = field(default_factory=dict)
     encoder: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -48,7 +48,7 @@ def volume_step_bytes(evidence: Evidence, plan: Mapping[str, Any], sizes: list[i
     from .memory import build_classifier, training_bytes
 
     channels, outputs = len(evidence.fingerprint["channels"]), len(evidence.fingerprint.get("classes", [1]))
-    network = build_classifier(dict(plan), sizes, channels, outputs)
+    network = build_classifier(plan, sizes, channels, outputs, evidence.encoder)
     return training_bytes(network, (plan["batch_size"], channels, *sizes), 0, plan["amp"])
 
 

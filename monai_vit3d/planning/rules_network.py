@@ -73,7 +73,10 @@ decide_embed_dim, decide_depth, decide_num_heads = _size("embed_dim"), _size("de
 def decide_embed_layer(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take a convolutional stem where nothing is pretrained and the patch is made of halvings."""
     if evidence.encoder:
-        return evidence.encoder["embed_layer"], "the pretrained encoder's"
+        from monai_vit3d.layers import EMBED_LAYERS
+
+        names = {layer.__name__: name for name, layer in EMBED_LAYERS.items()}
+        return names[evidence.encoder["embed_layer"]], "the pretrained encoder's"
     if all(math.log2(size).is_integer() for size in plan["patch_size"]):
         return "conv_stem", "learns faster from few data than one large convolution"
     return "patch", "a convolutional stem needs patches of powers of two"
@@ -145,6 +148,6 @@ def step_bytes(evidence: Evidence, plan: Mapping[str, Any], sizes: list[int]) ->
     from .memory import build_segmenter, training_bytes
 
     channels, classes = len(evidence.fingerprint["channels"]), len(evidence.fingerprint["classes"]) + 1
-    network = build_segmenter(dict(plan), sizes, channels, classes)
+    network = build_segmenter(plan, sizes, channels, classes, evidence.encoder)
     windows = plan["batch_size"] * plan["samples_per_case"]
     return training_bytes(network, (windows, channels, *sizes), classes, plan["amp"])

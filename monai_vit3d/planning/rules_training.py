@@ -26,7 +26,14 @@ def decide_pretrained(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any,
     """Start from the encoder that was given."""
     if evidence.pretrained is None:
         return None, "trained from scratch"
-    return str(evidence.pretrained), "given"
+    return evidence.pretrained, "given"
+
+
+def decide_encoder_options(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+    """Take what is known of the encoder beside its tensors."""
+    if evidence.pretrained is None:
+        return {}, "nothing is pretrained"
+    return dict(evidence.encoder_options), "the file shows all others"
 
 
 def decide_folds(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:

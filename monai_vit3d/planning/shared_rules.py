@@ -13,6 +13,7 @@ FIRST_RULES = (
     PlanRule("device", str, network.decide_device),
     PlanRule("memory_gb", float, network.decide_memory_gb),
     PlanRule("pretrained", (str, NONE), training.decide_pretrained),
+    PlanRule("encoder_options", {}, training.decide_encoder_options),
     PlanRule("folds", int, training.decide_folds),
     PlanRule("modality", [str], intensities.decide_modality),
     PlanRule("intensity", [{"scheme": str}], intensities.decide_intensity),

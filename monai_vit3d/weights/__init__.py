@@ -6,7 +6,7 @@ from monai_vit3d.deprecated import find_renamed
 from monai_vit3d.networks.checkpoints import load_weights
 from monai_vit3d.networks.load_report import LoadReport
 
-from .adapters import load_adapter, save_adapter, start_network
+from .adapters import load_adapter, save_adapter
 from .backbone import embed_layer_of, load_backbone, save_backbone
 from .convert import from_monai_unetr, from_monai_vit, to_monai_unetr, to_monai_vit
 from .convert.timm2d import checkpoint_filter_fn, create_timm2d, from_timm2d, load_timm2d
@@ -16,6 +16,7 @@ from .folds import fold_files
 from .info import convert_weights, describe_weights
 from .published import to_published
 from .sources import Source, backbone_from, identify, read_source
+from .start import read_encoder, start_network
 from .whole_network import load_network, network_from
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "load_timm2d",
     "load_weights",
     "network_from",
+    "read_encoder",
     "read_source",
     "save_adapter",
     "save_backbone",

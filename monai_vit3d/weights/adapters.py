@@ -15,9 +15,6 @@ from monai_vit3d.networks.checkpoints import as_state_dict, read_with_metadata, 
 from monai_vit3d.networks.lora import ADAPTER, LoraSettings, adapter_layers, apply_lora, refuse_adapters
 from monai_vit3d.networks.wrappers import unwrap_network
 
-from .backbone import load_backbone
-from .whole_network import load_network
-
 _LORA = (".lora_A.", ".lora_B.")
 
 
@@ -74,37 +71,6 @@ def load_adapter(network: nn.Module, path: str | Path, strict: bool = True) -> n
     adapters = {key: state[_name(key)] for key in network.state_dict() if _name(key) in state}
     network.load_state_dict(adapters, strict=False)
     return network
-
-
-def start_network(
-    network: nn.Module, pretrained: str | Path | None = None, lora_rank: int = 0, whole: bool = False
-) -> nn.Module:
-    """A network as its training starts: with an encoder's weights, and with adapters, if these are asked for.
-
-    Args:
-        network: a network with a backbone. It is changed in place.
-        pretrained: a file, as for :func:`load_backbone`; None leaves the network as it was initialised.
-        lora_rank: above 0: freeze the network and give it adapters of this rank, as :func:`apply_lora` does it.
-        whole: take the decoder or head from ``pretrained``, too, as :func:`load_network` does it.
-
-    Returns:
-        ``network``.
-
-    Raises:
-        UsageError: adapters or a whole network without ``pretrained``: the adapters would be trained beside frozen
-            random weights.
-        WeightsError: as :func:`load_backbone` and :func:`load_network`.
-    """
-    if lora_rank > 0 and not pretrained:
-        raise UsageError(
-            f"lora_rank={lora_rank} without pretrained: the encoder would stay at its random start. Name the file of "
-            "a trained encoder (pretrained), or leave lora_rank at 0."
-        )
-    if whole and not pretrained:
-        raise UsageError("a whole network to start from without pretrained: name the file of a trained network.")
-    if pretrained:
-        (load_network if whole else load_backbone)(network, pretrained)
-    return apply_lora(network, lora_rank) if lora_rank else network
 
 
 def _split(network: nn.Module, trained: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,13 +103,35 @@ def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
             architecture; the message names what differs. The network is unchanged then.
         UsageError: a network without a backbone.
     """
-    backbone = _backbone_of(network)
+    backbone_of(network)  # refuses a network without one before anything is read
     read, metadata = read_with_metadata(path)
     state = as_state_dict(read, path)
     came = checked_args(args_in_state(state, PREFIX) or args_in_state(state), path) or args_in(metadata, path)
+    return load_backbone_state(network, state, came, path)
+
+
+def load_backbone_state(
+    network: nn.Module, state: dict[str, Tensor], came: dict[str, Any], path: str | Path
+) -> nn.Module:
+    """Load a backbone that was read already, as :func:`load_backbone` does.
+
+    Args:
+        network: as there.
+        state: the tensors of a backbone, or of a network with one; they become the network's own.
+        came: the backbone's arguments that the file records; empty if it has none.
+        path: where they are from, for messages.
+
+    Returns:
+        ``network``.
+
+    Raises:
+        WeightsError: as there.
+        UsageError: a network without a backbone.
+    """
+    backbone = backbone_of(network)
     needed = model_args(backbone) if isinstance(backbone, VisionTransformer3D) else {}
     _refuse_architecture(came, needed, path)
-    part, adapted = _fit_kernel(_backbone_in(state, path), backbone)
+    part, adapted = _fit_kernel(backbone_in(state, path), backbone)
     state, resampled = _fit_positions(part, came, backbone, needed, path)
     own = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
     refuse_differences(own, state, path, type(backbone).__name__, _advice(own, state))
@@ -129,11 +152,16 @@ def embed_layer_of(path: str | Path) -> type[PatchEmbed3D]:
     Raises:
         WeightsError: the file is missing, damaged, holds more than tensors, or holds no backbone.
     """
-    names = _backbone_in(dict.fromkeys(key_names(path)), path)
+    names = backbone_in(dict.fromkeys(key_names(path)), path)
     return next((kind for sign, kind in _STEMS if any(key.startswith(sign) for key in names)), PatchEmbed3D)
 
 
-def _backbone_of(network: nn.Module) -> nn.Module:
+def backbone_of(network: nn.Module) -> nn.Module:
+    """Return the backbone of a network, or a backbone itself, without wrappers.
+
+    Raises:
+        UsageError: a network without one.
+    """
     network = unwrap_network(network)
     backbone = network if isinstance(network, VisionTransformer3D) else getattr(network, "backbone", None)
     if not isinstance(backbone, nn.Module):
@@ -144,8 +172,12 @@ def _backbone_of(network: nn.Module) -> nn.Module:
     return backbone
 
 
-def _backbone_in(state: dict[str, NetworkOrState], path: str | Path) -> dict[str, NetworkOrState]:
-    """The backbone's tensors under their own names, without a head."""
+def backbone_in(state: dict[str, NetworkOrState], path: str | Path) -> dict[str, NetworkOrState]:
+    """Return the backbone's tensors under their own names, without a head.
+
+    Raises:
+        WeightsError: there are none.
+    """
     state = without_wrappers(state)
     part = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     if not part and any(key.startswith("patch_embed.") for key in state):
@@ -162,15 +194,30 @@ def _backbone_in(state: dict[str, NetworkOrState], path: str | Path) -> dict[str
     return {key: value for key, value in part.items() if not key.startswith(HEAD)}
 
 
-def _refuse_architecture(came: dict[str, Any], needed: dict[str, Any], path: str | Path) -> None:
+def architecture_differences(came: Mapping[str, Any], needed: Mapping[str, Any]) -> list[str]:
+    """List the arguments in which two backbones compute something else; grid, channels and patch are fitted.
+
+    Args:
+        came: arguments of the backbone whose weights are loaded; empty if they are not known.
+        needed: those of the backbone that they are loaded into.
+    """
     # older files say that a parallel block has no attention and no MLP
     args = {key for key in came if key not in _MAY_DIFFER and came[key] != "NoneType"}
     unlike = [key for key in needed if key in args and came[key] != needed[key]]
-    stems = {kind.__name__ for _, kind in _STEMS}
-    if all(said_of.get("embed_layer") not in stems for said_of in (came, needed)):
-        unlike = [key for key in unlike if key != "patch_size"]  # a stem of another patch has other layers
-    if _are_learned_from_table(came, needed):
+    if not keeps_patch(came) and not keeps_patch(needed):
+        unlike = [key for key in unlike if key != "patch_size"]
+    if learned_from_table(came, needed):
         unlike = [key for key in unlike if key not in ("pos_embed", "no_embed_class")]
+    return unlike
+
+
+def keeps_patch(args: Mapping[str, Any]) -> bool:
+    """Whether a backbone has a stem, whose layers are those of one patch size."""
+    return args.get("embed_layer") in {kind.__name__ for _, kind in _STEMS}
+
+
+def _refuse_architecture(came: dict[str, Any], needed: dict[str, Any], path: str | Path) -> None:
+    unlike = architecture_differences(came, needed)
     if unlike:
         both = "; ".join(f"{key}={came[key]!r} came, {needed[key]!r} is needed" for key in unlike)
         options = ", ".join(f"{key}={came[key]!r}" for key in unlike)
@@ -199,7 +246,7 @@ def _fit_kernel(state: dict[str, Tensor], backbone: nn.Module) -> tuple[dict[str
     return fitted, done
 
 
-def _are_learned_from_table(came: dict[str, Any], needed: dict[str, Any]) -> bool:
+def learned_from_table(came: Mapping[str, Any], needed: Mapping[str, Any]) -> bool:
     """Whether the network learns positions where the file's are a sin-cos table, from which they may start."""
     return came.get("pos_embed") == "sincos" and needed.get("pos_embed") == "learned"
 
@@ -210,7 +257,7 @@ def _fit_positions(
     """The state dict with learned positions on the backbone's grid, and what was done to them, for the log."""
     if not isinstance(backbone, VisionTransformer3D):
         return state, ""
-    if _are_learned_from_table(came, needed):
+    if learned_from_table(came, needed):
         table = sincos_pos_embed(backbone.grid_size, int(backbone.embed_dim))
         prefix = 0 if backbone.no_embed_class else int(backbone.num_prefix_tokens)
         return {**state, "pos_embed": nn.functional.pad(table, [0, 0, prefix, 0])}, ", positions started from sin-cos"

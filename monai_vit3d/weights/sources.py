@@ -83,14 +83,32 @@ def read_source(path: str | Path, *, take: str = "teacher", family: str | None =
     Raises:
         WeightsError: the file is missing, damaged, holds more than tensors, or as :func:`identify`.
     """
+    weights = files_in(Path(path))[1] if Path(path).is_dir() else Path(path)
+    return source_in(*read_with_metadata(weights), path, take=take, family=family)
+
+
+def source_in(
+    content: Any, metadata: Mapping[str, str], path: str | Path, *, take: str = "teacher", family: str | None = None
+) -> Source:
+    """Recognise a checkpoint whose file was read already, as :func:`read_source`.
+
+    Args:
+        content: what the file held.
+        metadata: of its header.
+        path: the file or the folder.
+        take: as there.
+        family: as there.
+
+    Raises:
+        WeightsError: as there.
+    """
     folder = Path(path).is_dir()
-    config, weights = files_in(Path(path)) if folder else (Path(path), Path(path))
-    read, metadata = read_with_metadata(weights)
     if folder or (family in (None, OURS) and RECORD in metadata):
-        state = as_state_dict(read, weights)
+        config, weights = files_in(Path(path)) if folder else (Path(path), Path(path))
+        state = as_state_dict(content, weights)
         args = recorded_args(state, metadata, config, weights)
         return Source(OURS, (), state, args, (), (), str(path), True)
-    return replace(identify(read, str(path), take=take, family=family), verified=is_ours(metadata))
+    return replace(identify(content, str(path), take=take, family=family), verified=is_ours(metadata))
 
 
 def identify(state: Any, name: str = "state_dict", *, take: str = "teacher", family: str | None = None) -> Source:
@@ -195,7 +213,8 @@ def _built(source: Source, grid: tuple[int, int, int] | None, owned: bool, optio
     report = replace(report, assumed=(*assumed, *report.assumed))
     where = " ".join(source.wrapping) or "the top"
     family = "nidl or a bare state dict of this package" if source.family == "nidl" else source.family
-    logger.info("%s: %s at %s: %s", source.name, family, where, report)
+    logger.info("%s: %s at %s: %s", source.name, family, where, report.summary)
+    logger.debug("%s: %s at %s: %s", source.name, family, where, report)
     if assumed:
         logger.warning("%s: no tensor shows it, so it was assumed: %s", source.name, ", ".join(assumed))
     return Inflated(network.to(place["device"]).eval() if place["device"] else network.eval(), report)

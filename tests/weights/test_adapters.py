@@ -11,8 +11,8 @@ from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.networks.checkpoints import read_with_metadata, write_safetensors
 from monai_vit3d.networks.lora import MergedState, apply_lora, merge_lora
-from monai_vit3d.weights import load_backbone, save_backbone
-from monai_vit3d.weights.adapters import load_adapter, save_adapter, start_network
+from monai_vit3d.weights import load_backbone, save_backbone, start_network
+from monai_vit3d.weights.adapters import load_adapter, save_adapter
 from tests.weights.nets import classifier, network
 
 

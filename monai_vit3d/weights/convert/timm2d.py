@@ -176,7 +176,8 @@ def _inflated(
     report = load_timm2d(network, tensors, name=name, new_head=own_head, owned=owned, **how)
     network.to(place["device"] or weight.device)
     report = report.with_origins(origins, (*dropped, *beside))
-    logger.info("%s: %s", name, report)
+    logger.info("%s: %s", name, report.summary)
+    logger.debug("%s: %s", name, report)
     return Inflated(network, report)
 
 
