@@ -124,7 +124,7 @@ def class_violation(target: Any) -> str:
         target: what the name of a ``_target_`` leads to.
     """
     if not isinstance(target, type):
-        return "a class is needed" if target is not None else "no such class"
+        return "expected a class" if target is not None else "no such class"
     home = f"{target.__module__}.{target.__qualname__}"
     for prefix, base, names in _CLASS_RULES:
         if home.startswith(prefix):

@@ -214,7 +214,7 @@ def _class_names(config: OpenConfig) -> list[str]:
 def _flip_axes(config: OpenConfig) -> tuple[int, ...]:
     axes = config.build("flip_axes", [])
     if not isinstance(axes, list) or not all(axis in (0, 1, 2) for axis in axes) or len(set(axes)) < len(axes):
-        raise BundleError(f"{config.path}: flip_axes {axes!r}; a list of 0, 1 and 2, each once, is needed.")
+        raise BundleError(f"{config.path}: flip_axes {axes!r}; expected a list of 0, 1 and 2, each once.")
     return tuple(axes)
 
 

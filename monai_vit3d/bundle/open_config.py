@@ -58,7 +58,7 @@ class OpenConfig:
         if entry not in self.parser:
             if default:
                 return default[0]
-            raise BundleError(f"{self.path}: no {entry!r}. A MONAI inference config with one is needed.")
+            raise BundleError(f"{self.path}: no {entry!r}; expected a MONAI inference config with one.")
         try:
             return self.parser.get_parsed_content(entry)
         except Exception as error:

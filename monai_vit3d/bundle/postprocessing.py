@@ -202,7 +202,7 @@ def without_labels(inferer: Any) -> tuple[Any, list[Any]]:
         return inferer, []
     if inner.maps:
         raise BundleError(
-            "the bundle's LabelInferer has entropy or probabilities; labels alone are needed here. Leave them out: "
+            "the bundle's LabelInferer has entropy or probabilities; expected labels alone here. Leave them out: "
             "uncertainty=entropy and probabilities=True write them."
         )
     wrapped = inner.inferer

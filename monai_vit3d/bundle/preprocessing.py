@@ -48,7 +48,7 @@ class Preprocessing:
         loaders = [step for step in steps if isinstance(step, LoadImaged)]
         keys = tuple(dict.fromkeys(str(key) for step in loaders for key in step.keys))
         if not keys:
-            raise BundleError("'preprocessing' has no LoadImaged. One that loads the image is needed.")
+            raise BundleError("'preprocessing' has no LoadImaged; expected one that loads the image.")
         limits = []
         for step in loaders:
             options = reader_options(step)
@@ -89,7 +89,7 @@ def _is_lazy(composed: Any) -> bool:
         raise BundleError("'preprocessing': Compose with overrides, map_items or unpack_items is not served.")
     inner = {_is_lazy(step) for step in composed.transforms if type(step) is Compose}
     if inner - {bool(composed.lazy)}:
-        raise BundleError("'preprocessing': some of its Compose are lazy, some are not; one is needed.")
+        raise BundleError("'preprocessing': some of its Compose are lazy, some are not; expected one.")
     return bool(composed.lazy)
 
 
@@ -103,7 +103,7 @@ def _channel_first(steps: list[Any], loader: LoadImaged) -> int:
             return i + 1
     raise BundleError(
         "LoadImaged(as_closest_canonical=True): no ensure_channel_first there and no EnsureChannelFirstd after it; "
-        "one is needed."
+        "expected one."
     )
 
 

@@ -35,7 +35,7 @@ def import_violation(text: str) -> str:
         return ""
     allowed = f"allowed are {', '.join(sorted(words.ALLOWED_IMPORTS))}"
     if len(tree) > 1 or isinstance(first, ast.ImportFrom) or len(first.names) > 1:
-        return f"one module in an 'import' is needed; {allowed}"
+        return f"expected one module in an 'import'; {allowed}"
     name = first.names[0]
     statement = f"import {name.name}" + (f" as {name.asname}" if name.asname else "")
     return "" if statement in words.ALLOWED_IMPORTS else allowed
@@ -68,12 +68,12 @@ def expression_violation(config: str) -> str:
     if len(tree) == 1 and isinstance(tree[0], ast.Import | ast.ImportFrom):
         return import_violation(text[1:])
     if len(tree) != 1 or not isinstance(tree[0], ast.Expr):
-        return "one expression is needed"
+        return "expected one expression"
     try:
         bound = set(_bound_names(tree[0]))
         shadowed = sorted(n for n in bound if n in _NOT_TO_BIND or n.startswith("_"))
         if shadowed:
-            return f"{shadowed[0]} is taken; another name for the variable is needed"
+            return f"{shadowed[0]} is taken; expected another name for the variable"
         return next(_violations(tree[0].value, bound, references), "")
     except RecursionError:
         return "nested too deeply"
@@ -123,13 +123,13 @@ def _own_violation(node: ast.AST) -> str:
         return _call_violation(node)
     if isinstance(node, ast.Lambda):
         extra = [*node.args.defaults, *node.args.kwonlyargs, *node.args.posonlyargs]
-        return "a lambda of plain arguments is needed" if extra or node.args.vararg or node.args.kwarg else ""
+        return "expected a lambda of plain arguments" if extra or node.args.vararg or node.args.kwarg else ""
     if isinstance(node, ast.Dict) and None in node.keys:
         return "** is not allowed"
     if isinstance(node, ast.comprehension):
         targets = node.target.elts if isinstance(node.target, ast.Tuple) else [node.target]
         plain = all(isinstance(t, ast.Name) for t in targets)
-        return "" if plain and not node.is_async else "a comprehension over plain names is needed"
+        return "" if plain and not node.is_async else "expected a comprehension over plain names"
     return "" if isinstance(node, _PLAIN) else f"{type(node).__name__} is not allowed"
 
 

@@ -108,7 +108,7 @@ def _shape_findings(config: Any) -> Iterator[SafetyFinding]:
         if not isinstance(value, dict | list):
             if value is not None and not isinstance(value, words.plain_types()):
                 yield SafetyFinding(
-                    where, value, f"a {type(value).__name__}; text, numbers, lists and dictionaries are needed"
+                    where, value, f"a {type(value).__name__}; expected text, numbers, lists and dictionaries"
                 )
             continue
         if id(value) in seen or depth > MAX_SAFE_DEPTH or len(seen) > MAX_SAFE_ITEMS:
@@ -131,10 +131,10 @@ def _key_findings(where: str, value: dict[Any, Any]) -> Iterator[SafetyFinding]:
         )
         if not text or not plain or type(key) not in (str, int) or (text == _RENAMED_BY_MONAI and not where):
             yield SafetyFinding(
-                where, key, "a key like this can stand for another id; plain names without : # @ % $ are needed"
+                where, key, "a key like this can stand for another id; expected plain names without : # @ % $"
             )
     if len({str(key) for key in value}) < len(value):
-        yield SafetyFinding(where, list(value), "two keys that MONAI takes for one; keys that differ are needed")
+        yield SafetyFinding(where, list(value), "two keys that MONAI takes for one; expected keys that differ")
 
 
 def _parsed(config: Mapping[str, Any]) -> Any:
@@ -233,7 +233,7 @@ def _component_violations(parser: Any, component: dict[str, Any]) -> Iterator[tu
     name = getattr(target, "__name__", "")
     mode = component.get("_mode_", "default")
     if mode != "default" and not (mode == "callable" and words.may_be_uncalled(target)):
-        yield f"_mode_: {mode}", "'default' is needed; 'callable' is for torch.nn and monai_vit3d.layers only"
+        yield f"_mode_: {mode}", "expected 'default'; 'callable' is for torch.nn and monai_vit3d.layers only"
     saves, loads = name.startswith("SaveImage"), name.startswith("LoadImage")
     for key, raw in component.items():
         value = _followed(parser, raw)
@@ -248,7 +248,7 @@ def _component_violations(parser: Any, component: dict[str, Any]) -> Iterator[tu
         elif ("pretrain" in str(key).lower() or "url" in str(key).lower()) and value:
             yield f"{key}: {raw}", "nothing is fetched; weights come from the bundle's own file"
         elif key == "reader" and not _is_reader(parser, value):
-            yield f"{key}: {raw}", f"one of {', '.join(sorted(words.ALLOWED_READERS))} is needed"
+            yield f"{key}: {raw}", f"expected one of {', '.join(sorted(words.ALLOWED_READERS))}"
 
 
 def _located(parser: Any, target: Any) -> tuple[Any, str]:
@@ -256,7 +256,7 @@ def _located(parser: Any, target: Any) -> tuple[Any, str]:
     from pydoc import locate  # MONAI's own way from a dotted name to an object
 
     if not isinstance(target, str) or not words.DOTTED.fullmatch(target) or "__" in target:
-        return None, "the plain name of a class is needed"
+        return None, "expected the plain name of a class"
     modules = parser.locator.get_component_module_name(target)
     first = modules[0] if isinstance(modules, list) else modules
     path = f"{first}.{target}" if first else target

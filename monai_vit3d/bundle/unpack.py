@@ -124,7 +124,7 @@ def _member_violation(member: zipfile.ZipInfo) -> str:
         fault = f"{member.file_size} bytes out of {member.compress_size}, more than {RATIO} times"
     else:
         return ""
-    return f"{name!r} is {fault}; plain files and folders are needed."
+    return f"{name!r} is {fault}; expected plain files and folders."
 
 
 def _sum_violation(members: list[zipfile.ZipInfo]) -> str:
@@ -142,7 +142,7 @@ def _sum_violation(members: list[zipfile.ZipInfo]) -> str:
         # two names that differ in case alone are one file on some disks
         key = member.filename.removesuffix("/").casefold()
         if key in seen:
-            return f"{member.filename!r} comes twice (as {seen[key]!r}); names that differ are needed."
+            return f"{member.filename!r} comes twice (as {seen[key]!r}); expected names that differ."
         seen[key] = member.filename
     return ""
 

@@ -85,7 +85,7 @@ class VoxelwisePostprocessing:
 def no_labels(maps: int) -> BundleError:
     """Return the error for a postprocessing whose result cannot be read as labels."""
     return BundleError(
-        f"the bundle's postprocessing leaves {maps} map(s) of fractions; labels are needed. Add an AsDiscreted with "
+        f"the bundle's postprocessing leaves {maps} map(s) of fractions; expected labels. Add an AsDiscreted with "
         "argmax or threshold to it."
     )
 

@@ -65,7 +65,7 @@ def read_csv_rows(table: Path) -> list[tuple[int, dict[str, str]]]:
     """
     lines = read_csv_lines(table)
     if len(lines) < 2:
-        raise DatasetError(f"{table}: no rows. A line with the names of columns and one for each case are needed.")
+        raise DatasetError(f"{table}: no rows; expected a line with the names of columns and one for each case.")
     (first, header), *body = lines
     twice = [column for column in header if column and header.count(column) > 1]
     if twice:

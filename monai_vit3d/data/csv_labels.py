@@ -45,7 +45,7 @@ def labelled_volumes(
     """
     task, names, table = resolve_task(task), list(class_names or []), Path(csv_file)
     if len(set(names)) < len(names) or (task == "multi-label" and not names):
-        raise ValueError(f"class_names={class_names!r}: names that differ are needed, one or more for 'multi-label'.")
+        raise ValueError(f"class_names={class_names!r}: expected names that differ, one or more for 'multi-label'.")
     columns = names if task == "multi-label" else ["label"]
     rows = _rows(table, ["path", *columns])
     paths = _image_paths(rows, table, table.parent if image_dir is None else Path(image_dir))
@@ -70,7 +70,7 @@ def class_balanced_weights(labels: Sequence[Any]) -> Tensor:
     import torch
 
     if not len(labels):
-        raise ValueError("no label came; one or more are needed.")
+        raise ValueError("no label came; expected one or more.")
     classes = [tuple(np.ravel(label).tolist()) for label in labels]
     sizes = Counter(classes)
     share = len(classes) / len(sizes)
@@ -126,7 +126,7 @@ def check_classes(labels: Sequence[Any], num_classes: int, section: str, names: 
 
 def _label_violation(labels: np.ndarray, count: int) -> str:
     outside = labels[~np.isin(labels, np.arange(count))]
-    return f"label {outside[0]}; 0 to {count - 1} are needed" if outside.size else ""
+    return f"label {outside[0]}; expected 0 to {count - 1}" if outside.size else ""
 
 
 def _missing_classes(numbers: np.ndarray, names: list[str]) -> str:
@@ -150,13 +150,13 @@ def _rows(table: Path, needed: list[str]) -> Rows:
     """Read line numbers and the cells of the required columns, none of them empty."""
     lines = read_csv_lines(table)
     if len(lines) < 2:
-        raise DatasetError(f"{table}: no rows. A line with {','.join(needed)} and one for each volume are needed.")
+        raise DatasetError(f"{table}: no rows; expected a line with {','.join(needed)} and one for each volume.")
     (first, header), *body = lines
     wrong = [column for column in needed if header.count(column) != 1]
     if wrong:
         raise DatasetError(
-            f"{_where(table, first)}: {header.count(wrong[0]) or 'no'} columns {wrong[0]!r} among {header}; one is "
-            f"needed of each of {', '.join(needed)}, with commas between."
+            f"{_where(table, first)}: {header.count(wrong[0]) or 'no'} columns {wrong[0]!r} among {header}; expected "
+            f"one of each of {', '.join(needed)}, with commas between."
         )
     for line, cells in body:
         if any(cells[len(header) :]):
@@ -175,7 +175,7 @@ def _image_paths(rows: Rows, table: Path, folder: Path) -> list[str]:
     paths = [os.path.abspath(folder / row["path"]) for _, row in rows]
     for (line, row), path in zip(rows, paths):
         if not path.endswith((".nii", ".nii.gz")):
-            raise DatasetError(f"{_where(table, line)}: {row['path']} is no NIfTI file; .nii or .nii.gz is needed.")
+            raise DatasetError(f"{_where(table, line)}: {row['path']} is no NIfTI file; expected .nii or .nii.gz.")
         first = lines.setdefault(os.path.realpath(path), line)
         if first != line:
             raise DatasetError(f"{_where(table, line)}: {row['path']} is the file of line {first}. List a file once.")
@@ -195,7 +195,7 @@ def _label(cells: list[str], task: str, names: list[str], where: str) -> int | n
         return np.array([_finite(cells[0], where)], np.float32)
     wrong = [f"{name} is {cell!r}" for name, cell in zip(names, cells) if cell not in ("0", "1")]
     if wrong:
-        raise DatasetError(f"{where}: {wrong[0]}; 0 or 1 is needed.")
+        raise DatasetError(f"{where}: {wrong[0]}; expected 0 or 1.")
     return np.array(cells, np.float32)
 
 
@@ -205,7 +205,7 @@ def _class_number(cell: str, names: list[str], where: str) -> int:
     number = int(cell) if cell.isascii() and cell.isdigit() else -1
     if number < 0 or (names and number >= len(names)):
         choices = f"one of {', '.join(names)}, or its number from 0 to {len(names) - 1}," if names else "a class number"
-        raise DatasetError(f"{where}: label {cell!r}; {choices} is needed.")
+        raise DatasetError(f"{where}: label {cell!r}; expected {choices}.")
     return number
 
 
@@ -215,5 +215,5 @@ def _finite(cell: str, where: str) -> float:
     except ValueError:
         value = float("nan")
     if not abs(value) <= float(np.finfo(np.float32).max):
-        raise DatasetError(f"{where}: label {cell!r}; a finite number is needed.")
+        raise DatasetError(f"{where}: label {cell!r}; expected a finite number.")
     return value

@@ -44,7 +44,7 @@ def datalist(
             raise DatasetError(f"{split_file}: fold={fold!r}; the training cases have folds {folds}. Choose one.")
         cases = [case for case in cases if (case["fold"] == fold) == (section == "validation")]
     if not cases:
-        only = f" All cases are in fold {fold}: two folds or more are needed." if section == "training" else ""
+        only = f" All cases are in fold {fold}: expected two folds or more." if section == "training" else ""
         raise DatasetError(f"{split_file}: no cases for {section!r}.{only}")
     root = Path(split["data_root"] if dataset_dir is None else dataset_dir)
     items = [_item(case, root) for case in cases]
@@ -75,10 +75,10 @@ def _read_split(split_file: Path) -> dict[str, Any]:
     except OSError as error:
         raise DatasetError(f"{split_file}: cannot be read ({error.strerror}). Name a bundle's split.json.") from error
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{split_file}: not JSON ({error}). A split.json of `vit3d init` is needed.") from error
+        raise DatasetError(f"{split_file}: not JSON ({error}); expected a split.json of `vit3d init`.") from error
     fault = shape_violation(split, _SPLIT) or _missing_key(split)
     if fault:
-        raise DatasetError(f"{split_file}: {fault}. A split.json of `vit3d init` is needed.")
+        raise DatasetError(f"{split_file}: {fault}; expected a split.json of `vit3d init`.")
     return split
 
 

@@ -68,7 +68,7 @@ def decathlon_classes(dataset_json: str | Path) -> int:
     pairs = labels.items() if isinstance(labels, dict) else []
     numbers = {str(value if isinstance(value, int) else key) for key, value in pairs}
     if len(numbers) < 2 or numbers != {str(i) for i in range(len(numbers))}:
-        raise DatasetError(f'{dataset_json}: labels {labels!r}; {{"0": "background", "1": name, ...}} are needed.')
+        raise DatasetError(f'{dataset_json}: labels {labels!r}; expected {{"0": "background", "1": name, ...}}.')
     return len(numbers)
 
 
@@ -78,7 +78,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}). Name a JSON file of sections.") from error
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: not JSON ({error}). A list of cases for each section is needed.") from error
+        raise DatasetError(f"{path}: not JSON ({error}); expected a list of cases for each section.") from error
     return held if isinstance(held, dict) else {}
 
 
@@ -95,7 +95,7 @@ def _files(root: Path, case: Any, where: str) -> dict[str, Any]:
     if isinstance(case, str) and "/" not in case:
         return {key: _file(root / folder, case) for key, folder in (("image", "imagesTr"), ("label", "labelsTr"))}
     if not isinstance(case, Mapping) or not all(_is_path(case.get(key)) for key in ("image", "label")):
-        raise DatasetError(f"{where} lists {case!r}; a case's name, or an object with its image and label, is needed.")
+        raise DatasetError(f"{where} lists {case!r}; expected a case's name, or an object with its image and label.")
     return {key: _below(root, case[key]) for key in ("image", "label")}
 
 

@@ -40,8 +40,8 @@ def unknown_name(path: str | os.PathLike[str]) -> ImageError:
     """
     if foreign := foreign_format(os.path.basename(path)):
         kind, tool = foreign
-        return ImageError(f"{path}: {kind}; .nii or .nii.gz is needed. Convert it with {tool}.")
-    return ImageError(f"{path}: no image by its name; .nii or .nii.gz is needed. Convert or rename it.")
+        return ImageError(f"{path}: {kind}; expected .nii or .nii.gz. Convert it with {tool}.")
+    return ImageError(f"{path}: no image by its name; expected .nii or .nii.gz. Convert or rename it.")
 
 
 def partner(path: str | Path) -> Path | None:

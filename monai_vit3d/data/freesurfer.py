@@ -24,16 +24,16 @@ def parse(stream: Stream, volume: int | None) -> ImageHeader:
         raise refusal(stream.path, f"truncated: {len(head)} bytes; the header alone takes {_START}", AGAIN)
     version, *dims, kind, _, has_place = _HEADER.unpack(head)[:8]
     if version != 1:
-        raise refusal(stream.path, f"not FreeSurfer's format: version {version}; 1 is needed", AGAIN)
+        raise refusal(stream.path, f"not FreeSurfer's format: version {version}; expected 1", AGAIN)
     if min(dims) < 1:
         raise refusal(stream.path, f"shape {tuple(dims)}; every side needs a voxel", AGAIN)
     if kind not in _TYPES:
-        types = "uint8, int16, uint16, int32 or float32 is needed"
+        types = "expected uint8, int16, uint16, int32 or float32"
         raise refusal(stream.path, f"voxel type {kind}; {types}", "Convert it with mri_convert -odt float.")
     h, w, d, volumes = dims
     shape = (h, w, d)
     if shape.count(1) > 1:
-        raise refusal(stream.path, f"shape {shape}: values on a surface; one 3D volume is needed", "Give the volume.")
+        raise refusal(stream.path, f"shape {shape}: values on a surface; expected one 3D volume", "Give the volume.")
     index = check_volume_index(volume, volumes, shape, stream.path)
     dtype = np.dtype(_TYPES[kind])
     length = math.prod(shape) * dtype.itemsize

@@ -51,7 +51,7 @@ class CheckLabelsd(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if num_classes < 2:
-            raise ValueError(f"num_classes={num_classes}; 2 or more are needed, background included.")
+            raise ValueError(f"num_classes={num_classes}; expected 2 or more, background included.")
         self.num_classes, self.image_key = num_classes, image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -71,7 +71,7 @@ class CheckLabelsd(MapTransform):
         if labels.dim() == 4 and labels.shape[0] == 1:
             return ""
         return (
-            f"labels of shape {tuple(labels.shape)}, channels first; one channel of a 3D volume is needed. Save the "
+            f"labels of shape {tuple(labels.shape)}, channels first; expected one channel of a 3D volume. Save the "
             "labels as one 3D map of whole numbers."
         )
 
@@ -86,7 +86,7 @@ class CheckLabelsd(MapTransform):
         listed = ", ".join(f"{value:g} ({count} voxels)" for value, count in pairs[:MAX_LISTED])
         more = f" and {len(pairs) - MAX_LISTED} other values" if len(pairs) > MAX_LISTED else ""
         return (
-            f"label {listed}{more}; whole numbers from 0 to {self.num_classes - 1} are needed, one for each of "
+            f"label {listed}{more}; expected whole numbers from 0 to {self.num_classes - 1}, one for each of "
             f"num_classes={self.num_classes}. Give those voxels the number of a class, or set num_classes."
         )
 
@@ -96,13 +96,13 @@ def _grid_violation(labels: Tensor, image: Tensor) -> str:
     (affine, shape), (needed, size) = _file_grid(labels), _file_grid(image)
     advice = "Resample the labels to the image's grid, by nearest neighbour."
     if shape is not None and size is not None and shape != size:
-        return f"labels of shape {shape}, its image has {size}; one grid is needed. {advice}"
+        return f"labels of shape {shape}, its image has {size}; expected one grid. {advice}"
     if affine is None or needed is None or size is None:
         return ""
     shift = corner_shift(needed, affine, size)
     if shift <= SAME_PLACE_VOXELS:
         return ""
-    return f"labels up to {shift:.3g} voxels away from where their image lies; one affine is needed. {advice}"
+    return f"labels up to {shift:.3g} voxels away from where their image lies; expected one affine. {advice}"
 
 
 def _file_grid(image: Tensor) -> tuple[Any, Any]:

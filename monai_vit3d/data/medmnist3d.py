@@ -44,7 +44,7 @@ def medmnist3d_info(dataset_name: str, info_file: str | Path | None = None) -> d
     if dataset_name in OFFICIAL_3D:
         return _official_info(dataset_name)
     if dataset_name in OFFICIAL_2D:
-        raise DatasetError(f"{dataset_name!r} holds 2D images; a 3D set is needed: {', '.join(OFFICIAL_3D)}.")
+        raise DatasetError(f"{dataset_name!r} holds 2D images; expected a 3D set: {', '.join(OFFICIAL_3D)}.")
     own = {} if info_file is None else _own_entries(Path(info_file))
     if dataset_name in own:
         return _checked_entry(own[dataset_name], f"{info_file}: {dataset_name!r}")
@@ -64,7 +64,7 @@ def class_names(info: dict[str, Any]) -> list[str]:
     label = info["label"]
     numbers = [str(i) for i in range(len(label))]
     if set(numbers) != set(label):
-        raise DatasetError(f"label has the numbers {', '.join(label)}; 0 to {len(label) - 1} are needed.")
+        raise DatasetError(f"label has the numbers {', '.join(label)}; expected 0 to {len(label) - 1}.")
     return [label[number] for number in numbers]
 
 
@@ -124,7 +124,7 @@ class MedMNIST3DDataset(Dataset):
             labels, self.task, self.class_names
         )
         if not fault and len(images) != len(labels):
-            fault = f"{len(images)} images and {len(labels)} labels; as many are needed"
+            fault = f"{len(images)} images and {len(labels)} labels; expected as many"
         if fault:
             raise DatasetError(f"{npz.path}: {section}: {fault}. {npz.advice}")
         super().__init__(_items(images, labels, self.task, f"{dataset_name}_{section}"), transform)
@@ -152,7 +152,7 @@ class _NpzFile:
         md5 = _md5(self.path)
         if self.md5 and md5 != self.md5:
             raise DatasetError(
-                f"{self.path}: damaged or another version; its MD5 is {md5}, {self.md5} is needed. Fetch it "
+                f"{self.path}: damaged or another version; its MD5 is {md5}; expected {self.md5}. Fetch it "
                 f"again. {self.advice}"
             )
 
@@ -176,8 +176,8 @@ class _NpzFile:
                 return arrays[keys[0]], arrays[keys[1]]
         except Exception as error:  # zip, deflate, checksum and header faults come in a dozen unrelated types
             raise DatasetError(
-                f"{self.path}: damaged or another format ({type(error).__name__}: {error}); an npz file with plain "
-                f"arrays {keys[0]} and {keys[1]} is needed. Fetch or write it again. {self.advice}"
+                f"{self.path}: damaged or another format ({type(error).__name__}: {error}); expected an npz file with "
+                f"plain arrays {keys[0]} and {keys[1]}. Fetch or write it again. {self.advice}"
             ) from error
 
 
@@ -214,15 +214,15 @@ def _own_entries(info_file: Path) -> dict[str, Any]:
     try:
         entries = json.loads(info_file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DatasetError(f"{info_file}: not JSON ({error}); {{name: entry}} is needed.") from error
+        raise DatasetError(f"{info_file}: not JSON ({error}); expected {{name: entry}}.") from error
     if not isinstance(entries, dict):
-        raise DatasetError(f"{info_file}: JSON of a {type(entries).__name__}; {{name: entry}} is needed.")
+        raise DatasetError(f"{info_file}: JSON of a {type(entries).__name__}; expected {{name: entry}}.")
     return entries
 
 
 def _checked_entry(entry: Any, where: str) -> dict[str, Any]:
     if not isinstance(entry, dict) or "task" not in entry or not isinstance(entry.get("label"), dict):
-        raise DatasetError(f'{where}: an entry with "task" and "label": {{"0": name, ...}} is needed.')
+        raise DatasetError(f'{where}: expected an entry with "task" and "label": {{"0": name, ...}}.')
     try:
         task, names = resolve_task(entry["task"]), class_names(entry)
     except (DatasetError, TypeError, ValueError) as error:
@@ -231,7 +231,7 @@ def _checked_entry(entry: Any, where: str) -> dict[str, Any]:
     if len(names) < least:
         raise DatasetError(f"{where}: {len(names)} names in label; task {task!r} needs {least} or more.")
     if not isinstance(entry.get("n_samples", {}), dict) or not isinstance(entry.get("n_channels", 1), int):
-        raise DatasetError(f'{where}: "n_samples": {{"train": n, ...}} and "n_channels": n are needed, or neither.')
+        raise DatasetError(f'{where}: expected "n_samples": {{"train": n, ...}} and "n_channels": n, or neither.')
     return entry
 
 
@@ -239,22 +239,22 @@ def _image_violation(images: np.ndarray, info: dict[str, Any], section: str, siz
     channels = info.get("n_channels", 1)
     sample = (size, size, size) if channels == 1 else (size, size, size, channels)
     if images.dtype.kind not in "buif" or images.shape[1:] != sample:
-        return f"images {images.dtype} {images.shape}; real numbers (N, {', '.join(map(str, sample))}) are needed"
+        return f"images {images.dtype} {images.shape}; expected real numbers (N, {', '.join(map(str, sample))})"
     if not len(images):
-        return "no sample; one or more are needed"
+        return "no sample; expected one or more"
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         bad = [i for i, image in enumerate(images) if not np.isfinite(image).all()]
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        return f"{len(bad)} images with voxels that are NaN or infinite (numbers {shown}); finite ones are needed"
+        return f"{len(bad)} images with voxels that are NaN or infinite (numbers {shown}); expected finite ones"
     count = info.get("n_samples", {}).get(section, len(images))
-    return None if len(images) == count else f"{len(images)} samples; {count} are needed"
+    return None if len(images) == count else f"{len(images)} samples; expected {count}"
 
 
 def _label_violation(labels: np.ndarray, task: str, names: list[str]) -> str | None:
     by_class = task in ("multi-class", "ordinal")
     columns = 1 if by_class else len(names)
     if labels.dtype.kind not in "buif" or labels.ndim != 2 or columns not in (0, labels.shape[1]):
-        return f"labels {labels.dtype} {labels.shape}; numbers (N, {columns or 'L'}) are needed for task {task!r}"
+        return f"labels {labels.dtype} {labels.shape}; expected numbers (N, {columns or 'L'}) for task {task!r}"
     if task == "regression":
         fault = ~np.isfinite(labels)
         allowed = "finite values"
@@ -262,7 +262,7 @@ def _label_violation(labels: np.ndarray, task: str, names: list[str]) -> str | N
         highest = len(names) - 1 if by_class else 1
         fault = ~np.isin(labels, np.arange(highest + 1))
         allowed = f"0 to {highest}"
-    return f"label {labels[fault][0]}; {allowed} are needed for task {task!r}" if fault.any() else None
+    return f"label {labels[fault][0]}; expected {allowed} for task {task!r}" if fault.any() else None
 
 
 def _items(images: np.ndarray, labels: np.ndarray, task: str, prefix: str) -> list[dict[str, Any]]:

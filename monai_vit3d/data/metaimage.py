@@ -43,7 +43,7 @@ def parse(stream: Stream, volume: int | None) -> ImageHeader:
     fields = {name.strip(): value.strip() for name, value in pairs}
     if fields.get("NDims") != "3" or fields.get("ElementNumberOfChannels", "1") != "1":
         problem = f"{fields.get('NDims')} axes, {fields.get('ElementNumberOfChannels', '1')} values a voxel"
-        raise refusal(path, f"{problem}; one 3D volume of one value a voxel is needed", _CONVERT)
+        raise refusal(path, f"{problem}; expected one 3D volume of one value a voxel", _CONVERT)
     if _is_true(fields, "BinaryData", "True") is False or fields.get("HeaderSize", "0") != "0":
         raise refusal(path, "voxels as text, or behind a header of their own", _CONVERT)
     h, w, d = (int(n) for n in parse_numbers(fields.get("DimSize", ""), 3, "DimSize", path))
@@ -58,7 +58,7 @@ def _is_true(fields: dict[str, str], name: str, default: str) -> bool:
 def _dtype(fields: dict[str, str], path: Path) -> np.dtype[Any]:
     kind = fields.get("ElementType", "")
     if kind not in _TYPES:
-        raise refusal(path, f"ElementType '{kind}'; a real number of 8 to 64 bits per voxel is needed", _CONVERT)
+        raise refusal(path, f"ElementType '{kind}'; expected a real number of 8 to 64 bits per voxel", _CONVERT)
     big = any(_is_true(fields, name, "False") for name in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"))
     return np.dtype(_TYPES[kind]).newbyteorder(">" if big else "<")
 

@@ -48,11 +48,11 @@ def parse(stream: Stream, volume: int | None) -> ImageHeader:
     if any(fields.get(name, "0") != "0" for name in ("byte skip", "byteskip", "line skip", "lineskip")):
         raise refusal(path, "it skips bytes or lines before the voxels", _CONVERT)
     if fields.get("dimension") != "3":
-        problem = f"dimension {fields.get('dimension')}; one 3D volume of one value a voxel is needed"
+        problem = f"dimension {fields.get('dimension')}; expected one 3D volume of one value a voxel"
         raise refusal(path, problem, "Save the volume that is meant as .nii.gz.")
     encoding = fields.get("encoding", "").lower()
     if encoding not in _WBITS:
-        raise refusal(path, f"encoding '{encoding}'; raw or gzip is needed", _CONVERT)
+        raise refusal(path, f"encoding '{encoding}'; expected raw or gzip", _CONVERT)
     h, w, d = (int(n) for n in parse_numbers(fields.get("sizes", ""), 3, "sizes", path))
     affine, warnings = _affine(fields, path)
     dtype, wbits = _dtype(fields, path), _WBITS[encoding]
@@ -72,11 +72,11 @@ def _fields(head: bytes, path: Path) -> tuple[dict[str, str], int]:
 def _dtype(fields: dict[str, str], path: Path) -> np.dtype[Any]:
     kind = fields.get("type", "").lower()
     if kind not in _TYPES:
-        raise refusal(path, f"type '{kind}'; a real number of 8 to 64 bits per voxel is needed", _CONVERT)
+        raise refusal(path, f"type '{kind}'; expected a real number of 8 to 64 bits per voxel", _CONVERT)
     dtype = np.dtype(_TYPES[kind])
     order = {"little": "<", "big": ">"}.get(fields.get("endian", "").lower())
     if dtype.itemsize > 1 and order is None:
-        raise refusal(path, "no endian in its header; little or big is needed", AGAIN)
+        raise refusal(path, "no endian in its header; expected little or big", AGAIN)
     return dtype.newbyteorder(">" if order == ">" else "<")
 
 

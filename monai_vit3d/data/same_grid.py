@@ -59,8 +59,8 @@ def check_labels(labels: Array, voxels: Array, grid: Grid) -> None:
     whole = labels.dtype.kind in "biu" or labels.ndim == 4
     if labels.ndim not in (3, 4) or labels.shape[-3:] != voxels.shape or voxels.shape != tuple(grid.shape) or not whole:
         raise UsageError(
-            f"labels {labels.dtype} {labels.shape}, image {voxels.shape}, grid {tuple(grid.shape)}; one shape "
-            "(H, W, D) and integer labels are needed, or masks (C, H, W, D). Bring the labels onto the image's grid."
+            f"labels {labels.dtype} {labels.shape}, image {voxels.shape}, grid {tuple(grid.shape)}; expected one shape "
+            "(H, W, D) and integer labels, or masks (C, H, W, D). Bring the labels onto the image's grid."
         )
 
 

@@ -18,5 +18,5 @@ def resolve_task(name: str) -> str:
     """
     task = TASK_ALIASES.get(name, name)
     if task not in TASKS:
-        raise ValueError(f"task={name!r}; one of {', '.join(map(repr, (*TASKS, *TASK_ALIASES)))} is needed.")
+        raise ValueError(f"task={name!r}; expected one of {', '.join(map(repr, (*TASKS, *TASK_ALIASES)))}.")
     return task

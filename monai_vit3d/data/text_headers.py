@@ -59,5 +59,5 @@ def parse_numbers(text: str, count: int, field: str, path: Path) -> list[float]:
     except ValueError:
         values = []
     if len(values) != count or not np.isfinite(values).all():
-        raise refusal(path, f"{field} '{text[:60]}'; {count} numbers are needed", AGAIN)
+        raise refusal(path, f"{field} '{text[:60]}'; expected {count} numbers", AGAIN)
     return values

@@ -65,7 +65,7 @@ def score_cases(
         UsageError: a tolerance that is not positive.
     """
     if not (math.isfinite(nsd_mm) and nsd_mm > 0):
-        raise UsageError(f"nsd_mm={nsd_mm}; a length in mm above 0 is needed.")
+        raise UsageError(f"nsd_mm={nsd_mm}; expected a length in mm above 0.")
     scored = []
     for case in cases:
         try:
@@ -91,13 +91,13 @@ def read_pair(case: EvaluationCase) -> tuple[Array, Array, Grid]:
     advice = "Predict on the grid of the labels, or resample the labels onto it by nearest neighbour."
     if grid.shape != label_grid.shape:
         raise ImageError(
-            f"{case.label}: labels of shape {label_grid.shape}, {case.prediction} has {grid.shape}; one grid is "
-            f"needed. {advice}"
+            f"{case.label}: labels of shape {label_grid.shape}, {case.prediction} has {grid.shape}; expected one "
+            f"grid. {advice}"
         )
     shift = corner_shift(grid.affine_mm, label_grid.affine_mm, grid.shape)
     if not shift <= SAME_PLACE_VOXELS:
         raise ImageError(
-            f"{case.label}: labels up to {shift:.3g} voxels away from {case.prediction}; one grid is needed. {advice}"
+            f"{case.label}: labels up to {shift:.3g} voxels away from {case.prediction}; expected one grid. {advice}"
         )
     return prediction, label, grid
 

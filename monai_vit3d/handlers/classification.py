@@ -126,7 +126,7 @@ class PredictionsCSV:
         length = len(self.table.class_names) - (self.table.task == "ordinal")
         if not isinstance(label, Tensor) or label.numel() != length:
             shape = f"a label of shape {tuple(label.shape)}" if isinstance(label, Tensor) else "no label"
-            raise ScoreError(f"{name}: {shape}; a target vector of {length} is needed, or with_label=False.")
+            raise ScoreError(f"{name}: {shape}; expected a target vector of {length}, or with_label=False.")
         return self.table.answer(decode(label.detach().flatten().cpu(), self.table.task))
 
     def _filename(self, item: dict[str, Any], batch: dict[str, Any]) -> str:

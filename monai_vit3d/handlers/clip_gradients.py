@@ -22,7 +22,7 @@ class ClipGradients:
 
     def __init__(self, network: nn.Module, max_norm: float | None) -> None:
         if max_norm is not None and not max_norm > 0:
-            raise ValueError(f"max_norm={max_norm}; a positive number is needed, or None to clip nothing.")
+            raise ValueError(f"max_norm={max_norm}; expected a positive number, or None to clip nothing.")
         self.network, self.max_norm = network, max_norm
 
     def attach(self, engine: Engine) -> None:

@@ -60,7 +60,7 @@ class FeatureMonitor:
         key: str = "image",
     ) -> None:
         if interval < 1:
-            raise UsageError(f"interval={interval}; 1 epoch or more is needed.")
+            raise UsageError(f"interval={interval}; expected 1 epoch or more.")
         dataset: Any = getattr(loader, "dataset", None)
         if hasattr(dataset, "__len__"):  # fail now, not after an epoch
             _require_two(len(dataset))
@@ -117,7 +117,7 @@ class FeatureMonitor:
         _require_two(sum(map(len, pooled)))
         if len(counts) > 1:
             raise UsageError(
-                f"FeatureMonitor: volumes of {min(counts)} to {max(counts)} patches; one size is needed. "
+                f"FeatureMonitor: volumes of {min(counts)} to {max(counts)} patches; expected one size. "
                 "Crop or pad the loader's volumes."
             )
         return collapse_report(torch.cat(pooled), torch.cat(targets))
@@ -157,6 +157,6 @@ def _targets(tokens: Tensor) -> Tensor:
 def _require_two(count: int) -> None:
     if count < 2:
         raise UsageError(
-            f"FeatureMonitor: loader of {count} volume(s); two or more are needed to measure whether their features "
+            f"FeatureMonitor: loader of {count} volume(s); expected two or more to measure whether their features "
             "differ. Give it more volumes."
         )

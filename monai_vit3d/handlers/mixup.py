@@ -23,7 +23,7 @@ class PrepareBatchMixUp(PrepareBatch):
 
     def __init__(self, alpha: float) -> None:
         if alpha < 0:
-            raise ValueError(f"alpha={alpha}; 0 (no mixup) or a positive number is needed.")
+            raise ValueError(f"alpha={alpha}; expected 0 (no mixup) or a positive number.")
         self.alpha = alpha
 
     def __call__(

@@ -34,12 +34,12 @@ def image_of(batch: Any, key: str) -> Tensor:
     if not isinstance(batch, Mapping) or key not in batch:
         is_mapping = isinstance(batch, Mapping)
         received = f"the keys {', '.join(map(str, batch))}" if is_mapping else f"type {type(batch).__name__}"
-        raise UsageError(f"batch with {received}; a dictionary with {key!r} is needed. Set key to the volumes' name.")
+        raise UsageError(f"batch with {received}; expected a dictionary with {key!r}. Set key to the volumes' name.")
     image = batch[key] if isinstance(batch[key], MetaTensor) else convert_to_tensor(batch[key], track_meta=False)
     if not isinstance(image, Tensor) or image.dim() != 5:
         shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise UsageError(
-            f"batch[{key!r}]: {shape}; volumes (B, C, H, W, D) are needed. Add a channel axis or batch them."
+            f"batch[{key!r}]: {shape}; expected volumes (B, C, H, W, D). Add a channel axis or batch them."
         )
     return image
 
@@ -79,7 +79,7 @@ class PrepareBatchMasked(PrepareBatch):
     ) -> None:
         if seed < 0 or not 0 <= rank < world:
             raise UsageError(
-                f"seed={seed}, rank={rank}, world={world}; a seed of 0 or more and a rank of 0 to world - 1 are needed."
+                f"seed={seed}, rank={rank}, world={world}; expected a seed of 0 or more and a rank of 0 to world - 1."
             )
         self.masks, self.patch_size, self.key = masks, to_3tuple(patch_size, "patch_size"), key
         self.seed, self.rank, self.world = seed, rank, world
@@ -128,8 +128,8 @@ class PrepareBatchMasked(PrepareBatch):
         size = tuple(image.shape[2:])
         if any(n % p for n, p in zip(size, self.patch_size)):
             raise UsageError(
-                f"batch[{self.key!r}]: volumes of {size} voxels, patch_size={self.patch_size}; whole patches are "
-                "needed. Crop or pad the volumes to a multiple of the patch."
+                f"batch[{self.key!r}]: volumes of {size} voxels, patch_size={self.patch_size}; expected whole "
+                "patches. Crop or pad the volumes to a multiple of the patch."
             )
         h, w, d = (n // p for n, p in zip(size, self.patch_size))
         return h, w, d
@@ -176,11 +176,11 @@ class StepSchedule:
         if (model is None) != (momentum is None) or (model is not None and not hasattr(self.model, "update_target")):
             name = None if model is None else type(self.model).__name__
             raise UsageError(
-                f"model={name}, momentum={momentum}; a model with update_target, such as IJEPA, and a schedule of its "
-                "momentum are needed, or neither."
+                f"model={name}, momentum={momentum}; expected a model with update_target, such as IJEPA, and a "
+                "schedule of its momentum, or neither."
             )
         if accumulation_steps < 1:
-            raise UsageError(f"accumulation_steps={accumulation_steps}; 1 or more batches a step are needed.")
+            raise UsageError(f"accumulation_steps={accumulation_steps}; expected 1 or more batches a step.")
         schedules = {"learning_rate": learning_rate, "weight_decay": weight_decay, "momentum": momentum}
         self.schedules = {name: schedule for name, schedule in schedules.items() if schedule is not None}
         self.optimizer, self.accumulation_steps = optimizer, accumulation_steps
@@ -207,8 +207,8 @@ class StepSchedule:
         of_trainer = getattr(engine, "accumulation_steps", 1)
         if of_trainer != self.accumulation_steps:
             raise UsageError(
-                f"StepSchedule: accumulation_steps={self.accumulation_steps}, the trainer has {of_trainer}; the same "
-                "number is needed. Set both from one entry."
+                f"StepSchedule: accumulation_steps={self.accumulation_steps}, the trainer has {of_trainer}; expected "
+                "the same number. Set both from one entry."
             )
 
     def before_step(self, engine: Engine) -> None:

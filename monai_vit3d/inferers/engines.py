@@ -85,7 +85,7 @@ def resolve_backend(backend: str) -> str:
         UsageError: unknown, or not installed.
     """
     if backend not in BACKENDS:
-        raise UsageError(f"backend={backend!r}; one of {', '.join(map(repr, BACKENDS))} is needed.")
+        raise UsageError(f"backend={backend!r}; expected one of {', '.join(map(repr, BACKENDS))}.")
     if backend == "auto":
         automatic = (key for key, kind in ENGINES.items() if kind.is_automatic and kind.is_installed)
         return next(automatic, "torch")

@@ -80,7 +80,7 @@ def stitch_windows(
     if not can_stitch(inferer):
         raise UsageError(f"inferer={type(inferer).__name__}: not one that can_stitch() knows. Call the inferer itself.")
     if len(image) != 1:
-        raise UsageError(f"image: {len(image)} in a batch; one (1, C, H, W, D) is needed. Stitch one after another.")
+        raise UsageError(f"image: {len(image)} in a batch; expected one (1, C, H, W, D). Stitch one after another.")
     window: Any = unwrap_inferer(inferer)
     outer = inferer_wrappers(inferer)
     autocast_dtypes = [w.dtype for w in outer if isinstance(w, AutocastInferer) and w.enabled]
@@ -226,8 +226,8 @@ class _Stitcher:
         is_tensor = isinstance(output, Tensor)
         received = f"{output.dtype} {tuple(output.shape)}" if is_tensor else f"a {type(output).__name__}"
         raise CannotStitch(
-            f"network: {received} for {count} windows {roi} after {before} of {len(self.layout.windows)}; one "
-            f"floating-point tensor ({count}, K, {', '.join(map(str, roi))}) is needed. Call the inferer itself."
+            f"network: {received} for {count} windows {roi} after {before} of {len(self.layout.windows)}; expected one "
+            f"floating-point tensor ({count}, K, {', '.join(map(str, roi))}). Call the inferer itself."
         )
 
 

@@ -32,7 +32,7 @@ class FlipEnsemble(nn.Module):
     def __init__(self, network: nn.Module, axes: Sequence[int] = (0, 1, 2)) -> None:
         super().__init__()
         if len(set(axes)) < len(axes) or any(axis < 0 for axis in axes):
-            raise UsageError(f"axes={tuple(axes)}: spatial axes counted from 0 are needed, each once.")
+            raise UsageError(f"axes={tuple(axes)}: expected spatial axes counted from 0, each once.")
         self.network = network
         self.flips = [tuple(a + 2 for a in chosen) for n in range(len(axes) + 1) for chosen in combinations(axes, n)]
 
@@ -56,7 +56,7 @@ class FlipEnsemble(nn.Module):
         output = self.network(x.flip(dims))
         if not isinstance(output, Tensor) or output.ndim not in (2, x.ndim):
             received = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-            raise UsageError(f"network: {received}; one tensor is needed, a map like the input or (B, K).")
+            raise UsageError(f"network: {received}; expected one tensor, a map like the input or (B, K).")
         # float32: a sum of eight in bfloat16 would lose what the flips add
         summand = self.summand(output.to(torch.promote_types(output.dtype, torch.float32)))
         return summand if output.ndim == 2 else summand.flip(dims)
@@ -104,7 +104,7 @@ def ensemble_variance(stacked: Tensor, classes: int) -> Tensor:
         UsageError: another number of channels.
     """
     if stacked.shape[1] != 3 * classes:
-        raise UsageError(f"stacked: {stacked.shape[1]} channels; 3 x {classes} are needed, as FlipSpread gives them.")
+        raise UsageError(f"stacked: {stacked.shape[1]} channels; expected 3 x {classes}, as FlipSpread gives them.")
     _, mean, mean_square = stacked.split(classes, 1)
     return (mean_square - mean * mean).sum(1, keepdim=True).clamp(min=0)
 
@@ -145,5 +145,5 @@ def known_activation(activation: str) -> str:
         UsageError: it is not one of ``ACTIVATIONS``.
     """
     if activation not in ACTIVATIONS:
-        raise UsageError(f"activation={activation!r}; one of {', '.join(map(repr, ACTIVATIONS))} is needed.")
+        raise UsageError(f"activation={activation!r}; expected one of {', '.join(map(repr, ACTIVATIONS))}.")
     return activation

@@ -23,7 +23,7 @@ def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
         UsageError: no positive number of channels.
     """
     if in_chans < 1:
-        raise UsageError(f"in_chans={in_chans}: 1 or more are needed.")
+        raise UsageError(f"in_chans={in_chans}: expected 1 or more.")
     have = weight.shape[1]
     if in_chans == have:
         return weight

@@ -54,7 +54,7 @@ def _check(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Check both, and return them on the CPU, in float64 unless they are class numbers."""
     logits, targets = logits.detach().cpu().double(), targets.detach().cpu()
     if len(logits) == 0 or len(logits) != len(targets):
-        raise ScoreError(f"{len(logits)} logits and {len(targets)} targets: as many of both, one or more, are needed.")
+        raise ScoreError(f"{len(logits)} logits and {len(targets)} targets: expected as many of both, one or more.")
     bad = (~torch.isfinite(logits)).flatten(1).any(1).nonzero().flatten()
     if len(bad):
         raise ScoreError(

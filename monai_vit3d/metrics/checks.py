@@ -33,10 +33,10 @@ def check_scores(scores: Any, labels: Any, task: str) -> tuple[FloatArray, Float
     scores, labels = as_array(scores), as_array(labels)
     least = 1 if multi_label else 2
     if scores.ndim != 2 or scores.shape[1] < least:
-        raise ScoreError(f"scores of shape {scores.shape}; (cases, classes) with {least} or more classes is needed.")
+        raise ScoreError(f"scores of shape {scores.shape}; expected (cases, classes) with {least} or more classes.")
     shape = scores.shape if multi_label else scores.shape[:1]
     if len(labels) != len(scores) or labels.size != np.prod(shape):
-        raise ScoreError(f"labels of shape {labels.shape} for scores of shape {scores.shape}; {shape} is needed.")
+        raise ScoreError(f"labels of shape {labels.shape} for scores of shape {scores.shape}; expected {shape}.")
     labels = labels.reshape(shape)
     require_finite(scores, "scores")
     _require_classes(labels, 2 if multi_label else scores.shape[1])
@@ -63,14 +63,14 @@ def check_probabilities(
         first = _first(outside)
         raise ScoreError(
             f"scores from {scores.min():.6g} to {scores.max():.6g}, the first outside 0 to 1 in case {first}: "
-            "probabilities are needed. Apply softmax or sigmoid to logits."
+            "expected probabilities. Apply softmax or sigmoid to logits."
         )
     total = scores.sum(1)
     wrong = np.abs(total - 1) > 0.02
     if sums and resolve_task(task) != "multi-label" and wrong.any():
         first = _first(wrong)
         raise ScoreError(
-            f"the probabilities of case {first} sum to {total[first]:.6g}; 1 is needed. Apply softmax, not sigmoid, to "
+            f"the probabilities of case {first} sum to {total[first]:.6g}; expected 1. Apply softmax, not sigmoid, to "
             "logits, or name the task multi-label."
         )
     return scores, labels
@@ -123,5 +123,5 @@ def _require_classes(labels: FloatArray, classes: int) -> None:
     if wrong.any():
         first = _first(wrong)
         raise ScoreError(
-            f"label {labels[wrong][0]:g} of case {first}; a whole number from 0 to {classes - 1} is needed."
+            f"label {labels[wrong][0]:g} of case {first}; expected a whole number from 0 to {classes - 1}."
         )

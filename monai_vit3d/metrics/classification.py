@@ -80,7 +80,7 @@ def expected_calibration_error(probabilities: Any, labels: Any, task: str, bins:
         ValueError: no bins.
     """
     if bins < 1:
-        raise ValueError(f"bins={bins}; one or more is needed.")
+        raise ValueError(f"bins={bins}; expected one or more.")
     scores, labels = check_probabilities(probabilities, labels, task, sums=True)
     if labels.ndim == 1:
         return _top_label_error(scores, labels, bins)

@@ -56,7 +56,7 @@ def detect_components(prediction: NDArray, reference: NDArray, min_iou: float = 
     from scipy.sparse.csgraph import maximum_bipartite_matching
 
     if not 0 <= min_iou < 1:
-        raise ValueError(f"min_iou={min_iou}; a number from 0 to below 1 is needed.")
+        raise ValueError(f"min_iou={min_iou}; expected a number from 0 to below 1.")
     touching = np.ones((3, 3, 3), bool)
     predicted, predictions = label(prediction, touching)
     referenced, references = label(reference, touching)

@@ -51,7 +51,7 @@ def _check_values(predictions: Any, labels: Any) -> tuple[FloatArray, FloatArray
     """Check both, and reshape them to ``(N, L)``."""
     predictions, labels = as_array(predictions), as_array(labels)
     if len(predictions) != len(labels) or predictions.size != labels.size:
-        raise ScoreError(f"predictions of shape {predictions.shape}, labels of {labels.shape}: equal ones are needed.")
+        raise ScoreError(f"predictions of shape {predictions.shape}, labels of {labels.shape}: expected equal ones.")
     require_finite(predictions, "predictions")
     require_finite(labels, "labels")
     return predictions.reshape(len(labels), -1), labels.reshape(len(labels), -1)

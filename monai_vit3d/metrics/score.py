@@ -61,7 +61,7 @@ class ClassificationScore(CumulativeIterationMetric):
         fitting = [name for name, row in SCORES.items() if self.task in row.tasks]
         if score not in fitting:
             names = ", ".join(map(repr, fitting))
-            raise ValueError(f"score={score!r} for task={self.task!r}; one of {names} is needed.")
+            raise ValueError(f"score={score!r} for task={self.task!r}; expected one of {names}.")
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> list[Tensor]:
         """Keep the rows: predictions ``(B, K)`` and target vectors ``(B, K)``, ordinal ``(B, K - 1)``."""

@@ -136,12 +136,12 @@ def _check(prediction: NDArray, reference: NDArray, spacing_mm: Sequence[float],
     integers = prediction.dtype.kind in "biu" and reference.dtype.kind in "biu"
     if prediction.ndim != 3 or prediction.shape != reference.shape or not integers:
         raise ScoreError(
-            f"prediction {prediction.dtype} {prediction.shape}, reference {reference.dtype} {reference.shape}; two "
-            "integer volumes (H, W, D) of one shape are needed."
+            f"prediction {prediction.dtype} {prediction.shape}, reference {reference.dtype} {reference.shape}; "
+            "expected two integer volumes (H, W, D) of one shape."
         )
     lengths = [*spacing_mm, nsd_mm]
     if len(lengths) != 4 or not all(math.isfinite(mm) and mm > 0 for mm in lengths):
-        raise ScoreError(f"spacing_mm={tuple(spacing_mm)}, nsd_mm={nsd_mm}; positive lengths in mm are needed.")
+        raise ScoreError(f"spacing_mm={tuple(spacing_mm)}, nsd_mm={nsd_mm}; expected positive lengths in mm.")
 
 
 def _boxes(labels: NDArray) -> dict[int, Box]:

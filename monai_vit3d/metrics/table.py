@@ -28,7 +28,7 @@ class PredictionTable:
     def __init__(self, class_names: Sequence[str], task: str = "multi-class") -> None:
         self.class_names, self.task = [str(name) for name in class_names], resolve_task(task)
         if not self.class_names or len(set(self.class_names)) < len(self.class_names):
-            raise ValueError(f"class_names={class_names}; one or more, each of them once, are needed.")
+            raise ValueError(f"class_names={class_names}; expected one or more, each of them once.")
         if self.task == "multi-label" and any("|" in name for name in self.class_names):
             raise ValueError(f"class_names={class_names}; '|' joins the labels of a case, none may hold it.")
 

@@ -256,7 +256,7 @@ def refuse_differences(
     name: str,
     advice: str = "",
 ) -> None:
-    """Refuse a state dict whose names, shapes or kinds of numbers are not those that are needed.
+    """Refuse a state dict whose names, shapes or kinds of numbers are not those of the network.
 
     Kinds are real, complex, whole and boolean; real numbers may be of another precision.
 
@@ -293,7 +293,7 @@ def _on_prefix(expected: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
 
 def _differences(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> list[str]:
     shapes = [
-        f"{key} is {tuple(tensors[key].shape)}, {tuple(value.shape)} is needed"
+        f"{key} is {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"
         for key, value in expected.items()
         if key in tensors and tensors[key].shape != value.shape
     ]
@@ -310,7 +310,7 @@ def unlike_kinds(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, tor
     """
     both = [(key, value.dtype, tensors[key].dtype) for key, value in expected.items() if key in tensors]
     return [
-        f"{key} is {str(came).removeprefix('torch.')}, {str(needed).removeprefix('torch.')} is needed"
+        f"{key} is {str(came).removeprefix('torch.')}, expected {str(needed).removeprefix('torch.')}"
         for key, needed, came in both
         if _kind(came) != _kind(needed)
     ]

@@ -57,7 +57,7 @@ def save_network(
         raise UsageError(f"{', '.join(unknown)}: for the upload alone. Leave them out, or pass push_to_hub=True.")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: a file; a folder is needed. Name another place.")
+        raise UsageError(f"{folder}: a file; expected a folder. Name another place.")
     network = merged_lora(network)
     args = model_args(network)
     _refuse_unnamed(network, args)

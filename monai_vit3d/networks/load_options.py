@@ -42,14 +42,14 @@ def check_options(options: dict[str, Any], args: Mapping[str, Any], factory: typ
         options["dtype"] = _dtype(options["dtype"])
     classes = options.get("num_classes")
     if classes is not None and (isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 0):
-        raise UsageError(f"{name}: num_classes={classes!r}; a whole number from 0 is needed (0: no head).")
+        raise UsageError(f"{name}: num_classes={classes!r}; expected a whole number from 0 (0: no head).")
     _refuse_patch(options, args, name)
 
 
 def _dtype(value: Any) -> torch.dtype:
     dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise UsageError(f"dtype={value!r}; a type of real numbers is needed, as torch.float32 or 'bfloat16'.")
+        raise UsageError(f"dtype={value!r}; expected a type of real numbers, as torch.float32 or 'bfloat16'.")
     return dtype
 
 

@@ -54,7 +54,7 @@ def fill(
     """
     unlike = unlike_kinds(network.state_dict(), state)
     if unlike:
-        raise WeightsError(f"state_dict: {'; '.join(unlike[:5])}. Weights that are not quantised are needed.")
+        raise WeightsError(f"state_dict: {'; '.join(unlike[:5])}; expected weights that are not quantised.")
     if not any(value.is_meta for _, value in _tensors(network)):
         for key, value in _tensors(network) if keep_types else ():
             value.data = value.data.to(state[key].dtype if key in state else value.dtype)

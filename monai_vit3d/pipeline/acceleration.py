@@ -48,8 +48,8 @@ def accelerate(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> Bu
         if backend == "auto":
             return bundle
         raise UsageError(
-            f"backend={backend}: the bundle's network computes in {precision}; torch.float32 or torch.bfloat16 is "
-            "needed. Add bf16=True, or use backend=torch."
+            f"backend={backend}: the bundle's network computes in {precision}; expected torch.float32 or "
+            "torch.bfloat16. Add bf16=True, or use backend=torch."
         )
     network = BackendNetwork(bundle.network, backend, cache_folder())
     if name == "openvino" and size is not None:

@@ -176,7 +176,7 @@ def check_grid(prepared: Prepared, values: Tensor) -> None:
     expected, came = tuple(prepared.image.shape[1:]), tuple(values.shape[-3:])
     if came != expected:  # MONAI would take it for the input's grid, and put the labels elsewhere
         raise BundleError(
-            f"{prepared.volume.path}: the network's answer has the grid {came}, its input {expected}; one is needed. "
+            f"{prepared.volume.path}: the network's answer has the grid {came}, its input {expected}; expected one. "
             "Give the bundle a window of a size that its network keeps, or a DivisiblePadd."
         )
 

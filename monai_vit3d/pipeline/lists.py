@@ -36,8 +36,8 @@ def read_csv(table: Path) -> list[Case]:
     columns = [i for i, column in enumerate(header) if column.startswith("image") and ";" not in column]
     if not columns or header.count("name") > 1:
         raise UsageError(
-            f"{printable(table)}, line {first}: columns {header}; 'image', or 'image...' for each channel, is "
-            "needed, and at most one 'name', with commas between."
+            f"{printable(table)}, line {first}: columns {header}; expected 'image', or 'image...' for each "
+            "channel, and at most one 'name', with commas between."
         )
     channels = [_channel(header[i]) for i in columns]
     named = header.index("name") if "name" in header else len(header)
@@ -67,7 +67,7 @@ def read_json(table: Path) -> list[Case]:
         lists = [content[key] for key in _LIST_KEYS if content.get(key)]
     if len(lists) != 1 or not isinstance(lists[0], list) or not lists[0]:
         raise UsageError(
-            f"{printable(table)}: no list of cases, or several; one that is not empty is needed, alone or as the "
+            f"{printable(table)}: no list of cases, or several; expected one that is not empty, alone or as the "
             f"only one of {', '.join(_LIST_KEYS)}."
         )
     return [_json_case(entry, f"{printable(table)}, entry {i}", table.parent) for i, entry in enumerate(lists[0], 1)]
@@ -86,7 +86,7 @@ def _json_case(entry: Any, where: str, folder: Path) -> Case:
     ):
         came = printable(repr(entry))[:80]
         raise UsageError(
-            f"{where}: {came}; a path or {{'image': path or [paths], 'name': text}} is needed, or image_A, image_B for "
+            f"{where}: {came}; expected a path or {{'image': path or [paths], 'name': text}}, or image_A, image_B for "
             "the channels."
         )
     return _case(images, name, where, folder, [] if listed else [_channel(key) for key in columns])
@@ -106,7 +106,7 @@ def _case(images: Sequence[str], name: str | None, where: str, folder: Path, cha
         usable = holds_dicom(path) and len(paths) == 1 if os.path.isdir(path) else reader_for(path)
         if not usable:
             raise UsageError(
-                f"{where}: '{printable(text)}'; a .nii or .nii.gz file is needed for each channel, or one folder with "
+                f"{where}: '{printable(text)}'; expected a .nii or .nii.gz file for each channel, or one folder with "
                 "DICOM files directly in it."
             )
     if name is not None:

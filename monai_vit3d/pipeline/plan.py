@@ -87,7 +87,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text.strip())
     if match is None:
-        raise UsageError(f"shard={printable(text)}; I/N is needed, from 1/N to N/N, such as 1/4.")
+        raise UsageError(f"shard={printable(text)}; expected I/N, from 1/N to N/N, such as 1/4.")
     shard = int(match[1]), int(match[2])
     _check_shard(shard)
     return shard
@@ -163,7 +163,7 @@ def _key(path: str | PurePosixPath) -> str:
 def _check_shard(shard: tuple[int, int]) -> None:
     i, n = shard
     if not 1 <= i <= n:
-        raise UsageError(f"shard={i}/{n}; 1/{max(n, 1)} to {max(n, 1)}/{max(n, 1)} are needed.")
+        raise UsageError(f"shard={i}/{n}; expected 1/{max(n, 1)} to {max(n, 1)}/{max(n, 1)}.")
 
 
 def _check_folder(output: Path) -> None:
@@ -198,7 +198,7 @@ def _check_inputs_stay(cases: Sequence[Case], outputs: Sequence[str], output: Pa
 
 
 def _check_places(cases: Sequence[Case], outputs: Sequence[str], output: Path) -> None:
-    """Refuse a file or link where a folder for outputs is needed, and a folder where an output goes."""
+    """Refuse a file or link where a folder for outputs belongs, and a folder where an output goes."""
     paths = [case.path(kind) for case in cases for kind in outputs]
     files = {*map(_key, paths), *map(_key, RESERVED)}
     folders = sorted({folder for path in [*paths, PurePosixPath("qc", "a")] for folder in path.parents})
@@ -212,7 +212,7 @@ def _check_places(cases: Sequence[Case], outputs: Sequence[str], output: Path) -
     if wrong:
         names = some([printable(output / folder) for folder in wrong])
         raise UsageError(
-            f"{names}: a file is or will be where a folder for outputs is needed. Give another OUT or name."
+            f"{names}: a file is or will be there; expected a folder for outputs. Give another OUT or name."
         )
     blocked = [printable(output / path) for path in paths if os.path.isdir(output / path)]
     if blocked:

@@ -152,8 +152,8 @@ def _run(compose: Compose, files: dict[str, list[str]], image_key: str, path: Pa
     if not isinstance(image, MetaTensor) or image.ndim != 4:
         came = tuple(image.shape) if isinstance(image, torch.Tensor) else f"a {type(image).__name__}"
         raise BundleError(
-            f"{path}: the bundle's preprocessing leaves {came} under {image_key!r}; one volume (C, H, W, D) "
-            "with its metadata is needed there."
+            f"{path}: the bundle's preprocessing leaves {came} under {image_key!r}; expected one volume (C, H, W, D) "
+            "with its metadata there."
         )
     if image.numel() == 0:
         raise ImageError(_nothing_left(path, _emptied_by(compose, files) or "preprocessing"))

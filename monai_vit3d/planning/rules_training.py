@@ -40,7 +40,7 @@ def decide_folds(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]
     """Take the data's folds, else 5 by subject, fewer where there are fewer subjects."""
     subjects = evidence.subjects
     if subjects < 2:
-        raise UsageError(f"{subjects} subject with labels; 2 or more are needed: one validates. Add cases.")
+        raise UsageError(f"{subjects} subject with labels; expected 2 or more: one validates. Add cases.")
     if evidence.folds:
         return evidence.folds, "the data's own"
     if subjects < MOST_FOLDS:

@@ -132,7 +132,7 @@ def collapse_report(features: Tensor, targets: Tensor | None = None) -> Collapse
     """
     features = _checked(features)
     if len(features) < 2:
-        raise UsageError("features of 1 sample; two or more are needed to measure how they differ. Give more volumes.")
+        raise UsageError("features of 1 sample; expected two or more to measure how they differ. Give more volumes.")
     variance = None if targets is None else target_variance(targets)
     samples, dimensions = features.shape
     figures = rankme(features), feature_std(features), cosine_to_mean(features)
@@ -178,9 +178,9 @@ class CollapseAlarm:
         shares = {"rank_share": rank_share, "std_share": std_share, "variance_share": variance_share}
         for name, value in {**shares, "cosine_limit": cosine_limit}.items():
             if not 0 <= value <= 1:
-                raise UsageError(f"{name}={value}; a number from 0 to 1 is needed.")
+                raise UsageError(f"{name}={value}; expected a number from 0 to 1.")
         if patience < 1 or not 0 <= rank_floor < math.inf:
-            raise UsageError(f"patience={patience}, rank_floor={rank_floor}; at least 1 and at least 0 are needed.")
+            raise UsageError(f"patience={patience}, rank_floor={rank_floor}; expected at least 1 and at least 0.")
         self.patience, self.rank_floor, self.cosine_limit = patience, rank_floor, cosine_limit
         self.rank_share, self.std_share, self.variance_share = rank_share, std_share, variance_share
         self.epoch = self.bad_epochs = 0
@@ -213,14 +213,14 @@ class CollapseAlarm:
         least = max(self.rank_floor, self.rank_share * self.best_rank)
         faults = []
         if rank < least:
-            faults.append(f"RankMe {rank:.3g} of at most {most}, best {self.best_rank:.3g}; {least:.3g} is needed")
+            faults.append(f"RankMe {rank:.3g} of at most {most}, best {self.best_rank:.3g}; expected {least:.3g}")
         if report.feature_std < self.std_share * isotropic:
-            limit = f"{self.std_share * isotropic:.3g} is needed, isotropic features have {isotropic:.3g}"
+            limit = f"expected {self.std_share * isotropic:.3g}, isotropic features have {isotropic:.3g}"
             faults.append(f"feature std {report.feature_std:.3g}; {limit}")
         if cosine > self.cosine_limit:
-            faults.append(f"cosine to the mean {cosine:.6g}; at most {self.cosine_limit:g} is needed")
+            faults.append(f"cosine to the mean {cosine:.6g}; expected at most {self.cosine_limit:g}")
         if variance is not None and not variance > self.variance_share * self.best_variance:
-            limit = f"more than {self.variance_share * self.best_variance:.3g} is needed"
+            limit = f"expected more than {self.variance_share * self.best_variance:.3g}"
             faults.append(f"target variance {variance:.3g}, best {self.best_variance:.3g}; {limit}")
         return faults
 
@@ -248,7 +248,7 @@ def _checked(values: Tensor, name: str = "features", ranks: tuple[int, ...] = (2
     """Check values, and return them on the CPU in float64: float32 loses singular values below 1e-7 of the largest."""
     if values.ndim not in ranks or values.numel() == 0:
         raise UsageError(
-            f"{name} of shape {tuple(values.shape)}; (samples, dimensions) is needed. Pool each volume's tokens."
+            f"{name} of shape {tuple(values.shape)}; expected (samples, dimensions). Pool each volume's tokens."
         )
     values = values.detach().to("cpu", torch.float64)
     bad = ~torch.isfinite(values)

@@ -73,7 +73,7 @@ def extract_features(
     names = _poolings(pooling, backbone)
     blocks = (-1,) if taps is None else (taps,) if isinstance(taps, int) else tuple(taps)
     if not blocks:
-        raise UsageError("taps=(): one block or more is needed; None is the last one.")
+        raise UsageError("taps=(): expected one block or more; None is the last one.")
     rows, labels = [], []
     with _frozen(backbone, device) as net:
         for batch in batches:
@@ -81,7 +81,7 @@ def extract_features(
             rows.append(_pooled(net, image, names, blocks))
             labels.append(label)
     if not rows:
-        raise UsageError("no batches came; one or more are needed. Was the iterator used before?")
+        raise UsageError("no batches came; expected one or more. Was the iterator used before?")
     values, all_labels = np.concatenate(rows), np.concatenate(labels)
     require_finite(values, "features")
     all_labels = all_labels[:, 0] if all_labels.shape[1:] == (1,) else all_labels
@@ -115,7 +115,7 @@ def _poolings(pooling: str, backbone: VisionTransformer3D) -> list[str]:
     unknown = [name for name in names if name not in POOLINGS]
     if unknown or len(set(names)) < len(names):
         choices = ", ".join(map(repr, POOLINGS))
-        raise UsageError(f"pooling={pooling!r}: {choices} are needed, each once at most, joined by '+'.")
+        raise UsageError(f"pooling={pooling!r}: expected {choices}, each once at most, joined by '+'.")
     if "class" in names and not backbone.has_class_token:
         raise UsageError(f"pooling={pooling!r}: the encoder has no class token. Choose 'mean', 'std', 'max' or a sum.")
     return names
@@ -126,16 +126,16 @@ def _image_and_label(batch: Any, keys: tuple[str, str]) -> tuple[Tensor, Array]:
     if isinstance(batch, Mapping):
         missing = [key for key in keys if key not in batch]
         if missing:
-            raise UsageError(f"batch with the keys {', '.join(map(str, batch))}; {missing[0]!r} is needed: set keys.")
+            raise UsageError(f"batch with the keys {', '.join(map(str, batch))}; expected {missing[0]!r}: set keys.")
         batch = [batch[key] for key in keys]
     if not isinstance(batch, (list, tuple)) or len(batch) != 2 or not isinstance(batch[0], Tensor):
-        raise UsageError(f"batch of type {type(batch).__name__}; a dictionary or a pair (image, label) is needed.")
+        raise UsageError(f"batch of type {type(batch).__name__}; expected a dictionary or a pair (image, label).")
     image = batch[0].as_subclass(Tensor)  # MONAI's MetaTensor is slow in a network
     label = torch.as_tensor(batch[1]).as_subclass(Tensor).detach().cpu().numpy()
     if label.ndim not in (1, 2) or len(label) != len(image):
         raise UsageError(
-            f"batch of images {tuple(image.shape)} and labels {label.shape}; ({len(image)},) or ({len(image)}, L) "
-            "labels are needed."
+            f"batch of images {tuple(image.shape)} and labels {label.shape}; expected ({len(image)},) or "
+            f"({len(image)}, L) labels."
         )
     return image, label
 

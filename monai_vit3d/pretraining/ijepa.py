@@ -50,8 +50,8 @@ class IJEPAPredictor(nn.Module):
         super().__init__()
         if width < 6 or depth < 1 or num_heads < 1 or width % num_heads:
             raise UsageError(
-                f"predictor_dim={width}, predictor_depth={depth}, predictor_heads={num_heads}: a width of 6 or more, "
-                "one block or more, and heads that divide the width are needed."
+                f"predictor_dim={width}, predictor_depth={depth}, predictor_heads={num_heads}: expected a width of 6 "
+                "or more, one block or more, and heads that divide the width."
             )
         self.grid, self.grad_checkpointing = grid, False
         self.embed = nn.Linear(embed_dim, width)
@@ -208,7 +208,7 @@ class IJEPA(nn.Module):
                 small steps.
         """
         if not 0 <= momentum <= 1:
-            raise UsageError(f"momentum={momentum}; a share from 0 to 1 is needed.")
+            raise UsageError(f"momentum={momentum}; expected a share from 0 to 1.")
         old, new = list(self.target_encoder.parameters()), list(self.context_encoder.parameters())
         if any(p.dtype in (torch.float16, torch.bfloat16) for p in old):
             raise UsageError("parameters of 16 bits; the moving average needs float32. Keep them so and use autocast.")
@@ -220,8 +220,8 @@ class IJEPA(nn.Module):
 def _check_targets(token_ids: Tensor, batch: int, count: int) -> None:
     if token_ids.dim() != 3 or token_ids.shape[0] != batch or not token_ids.numel() or token_ids.dtype != torch.long:
         raise UsageError(
-            f"masks.targets of shape {tuple(token_ids.shape)}, {token_ids.dtype}; patch numbers of shape "
-            f"({batch}, M, Nt), torch.long, are needed. Draw them by sample_jepa_masks for this batch."
+            f"masks.targets of shape {tuple(token_ids.shape)}, {token_ids.dtype}; expected patch numbers of shape "
+            f"({batch}, M, Nt), torch.long. Draw them by sample_jepa_masks for this batch."
         )
     if bool(((token_ids < 0) | (token_ids >= count)).any()):
         raise UsageError(

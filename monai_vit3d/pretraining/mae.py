@@ -119,8 +119,8 @@ class MAE(nn.Module):
         super().__init__()
         if decoder_dim < 6 or decoder_depth < 1 or decoder_heads < 1 or decoder_dim % decoder_heads:
             raise UsageError(
-                f"decoder_dim={decoder_dim}, decoder_depth={decoder_depth}, decoder_heads={decoder_heads}; a width of "
-                "6 or more that the heads divide, one head and one block or more are needed."
+                f"decoder_dim={decoder_dim}, decoder_depth={decoder_depth}, decoder_heads={decoder_heads}; expected a "
+                "width of 6 or more that the heads divide, one head and one block or more."
             )
         require_final_norm(backbone, "masked autoencoder")
         backbone.reset_classifier(0, "")  # a head would be a parameter without a gradient
@@ -219,8 +219,9 @@ class MAE(nn.Module):
         count = sum(m.shape[-1] for m in masks)
         if any(m.dim() != 2 or len(m) != len(x) for m in masks) or count != patches.shape[1]:
             raise UsageError(
-                f"masks of shapes {tuple(masks.visible.shape)} and {tuple(masks.masked.shape)}; for {len(x)} samples "
-                f"of {patches.shape[1]} tokens are needed. Sample them with batch={len(x)} and grid={self._grid(x)}."
+                f"masks of shapes {tuple(masks.visible.shape)} and {tuple(masks.masked.shape)}; expected masks for "
+                f"{len(x)} samples of {patches.shape[1]} tokens. "
+                f"Sample them with batch={len(x)} and grid={self._grid(x)}."
             )
         return patches
 

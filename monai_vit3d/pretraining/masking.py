@@ -90,7 +90,7 @@ def sample_jepa_masks(
     if targets < 1 or not min_context <= context_scale[0] - target_scale[1] or prod(size) <= floor:
         raise UsageError(
             f"targets={targets}, target_scale={target_scale}, min_context={min_context}, context_scale={context_scale} "
-            f"on a grid of {size}: one target or more is needed, and the smallest context block must hold the largest "
+            f"on a grid of {size}: expected one target or more, and the smallest context block must hold the largest "
             "target besides min_context. Lower target_scale or min_context."
         )
     outer = _draw_sides(size, [1 / n for n in size], context_scale, (1.0, 1.0), generator)
@@ -181,20 +181,20 @@ def sample_block_masks(
 
 def _checked_grid(batch: int, grid: Sequence[int], patch_mm: Sequence[float] | None = None) -> Sides:
     if batch < 1:
-        raise UsageError(f"batch={batch}; one or more samples are needed.")
+        raise UsageError(f"batch={batch}; expected one or more samples.")
     if len(grid) != 3 or any(int(n) != n or n < 1 for n in grid) or prod(grid) < 2:
-        raise UsageError(f"grid={tuple(grid)}; three counts of patches (H', W', D'), two patches or more, are needed.")
+        raise UsageError(f"grid={tuple(grid)}; expected three counts of patches (H', W', D'), two patches or more.")
     if patch_mm is not None and (len(patch_mm) != 3 or not all(0 < mm < float("inf") for mm in patch_mm)):
-        raise UsageError(f"patch_mm={tuple(patch_mm)}; a patch's three sides in mm, each positive, are needed.")
+        raise UsageError(f"patch_mm={tuple(patch_mm)}; expected a patch's three sides in mm, each positive.")
     return int(grid[0]), int(grid[1]), int(grid[2])
 
 
 def _check_ranges(aspect: ScaleRange, **scales: ScaleRange) -> None:
     for name, scale in scales.items():
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-            raise UsageError(f"{name}={scale}; shares of the grid's volume, 0 < low <= high <= 1, are needed.")
+            raise UsageError(f"{name}={scale}; expected shares of the grid's volume, 0 < low <= high <= 1.")
     if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1] < float("inf"):
-        raise UsageError(f"aspect={aspect}; ratios of two sides, 0 < low <= high, are needed.")
+        raise UsageError(f"aspect={aspect}; expected ratios of two sides, 0 < low <= high.")
 
 
 def _weights(foreground: Tensor | None, batch: int, grid: Sides, device: torch.device) -> Tensor:
@@ -203,7 +203,7 @@ def _weights(foreground: Tensor | None, batch: int, grid: Sides, device: torch.d
         return torch.ones((batch, *grid), dtype=torch.long, device=device)
     if foreground.shape != (batch, *grid) or not bool(((foreground >= 0) & (foreground <= 1)).all()):
         shape = tuple(foreground.shape)
-        raise UsageError(f"foreground of shape {shape}; shares from 0 to 1 of shape {(batch, *grid)} are needed.")
+        raise UsageError(f"foreground of shape {shape}; expected shares from 0 to 1 of shape {(batch, *grid)}.")
     # + 1: in a sample without foreground all positions have the same weight
     return (foreground.to(device, torch.float32) * 65535).round().long() + 1
 
@@ -211,7 +211,7 @@ def _weights(foreground: Tensor | None, batch: int, grid: Sides, device: torch.d
 def _masked_count(ratio: float, grid: Sides) -> int:
     count = round(ratio * prod(grid)) if 0 < ratio < 1 else 0
     if not 0 < count < prod(grid):
-        raise UsageError(f"ratio={ratio} on a grid of {grid}; a share that masks some tokens, not all, is needed.")
+        raise UsageError(f"ratio={ratio} on a grid of {grid}; expected a share that masks some tokens, not all.")
     return count
 
 

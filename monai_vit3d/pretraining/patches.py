@@ -26,8 +26,8 @@ def patchify(x: Tensor, patch: GridShape) -> Tensor:
     """
     if x.dim() != 5 or any(n % p for n, p in zip(x.shape[2:], patch)):
         raise UsageError(
-            f"input of shape {tuple(x.shape)}, patch {tuple(patch)}; volumes (B, C, H, W, D) of whole patches are "
-            "needed. Crop or pad them to a multiple of the patch."
+            f"input of shape {tuple(x.shape)}, patch {tuple(patch)}; expected volumes (B, C, H, W, D) of whole "
+            "patches. Crop or pad them to a multiple of the patch."
         )
     (B, C), (h, w, d) = x.shape[:2], patch
     H, W, D = (n // p for n, p in zip(x.shape[2:], patch))
@@ -51,7 +51,7 @@ def unpatchify(patches: Tensor, patch: GridShape, grid: GridShape) -> Tensor:
     """
     if patches.dim() != 3 or patches.shape[1] != prod(grid) or patches.shape[2] % prod(patch):
         raise UsageError(
-            f"patches of shape {tuple(patches.shape)}; (B, N, C * {prod(patch)}) with N={prod(grid)} is needed for "
+            f"patches of shape {tuple(patches.shape)}; expected (B, N, C * {prod(patch)}) with N={prod(grid)} for "
             f"patch {tuple(patch)} on a grid of {tuple(grid)}: pass the patch and grid they were cut with."
         )
     B, C = patches.shape[0], patches.shape[2] // prod(patch)

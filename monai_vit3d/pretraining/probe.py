@@ -147,7 +147,7 @@ def _probe(
 ) -> ProbeScore:
     """Fit a probe for each value of the grid, and score the best on the validation part."""
     if not grid:
-        raise UsageError(f"grid holds no {setting} that fits {len(parts[0].values)} training cases; one is needed.")
+        raise UsageError(f"grid holds no {setting} that fits {len(parts[0].values)} training cases; expected one.")
     train, validation, test = ((part.values.astype(np.float64), part.labels) for part in parts)
     score = next(iter(scores.values()))
     models = {value: build(value).fit(*train) for value in grid}
@@ -177,8 +177,8 @@ def _require_same(parts: Parts) -> None:
     for name, part in zip(PROBE_SECTIONS, parts):
         if part.values.ndim != 2 or len(part.values) != len(part.labels) or not len(part.values):
             raise UsageError(
-                f"section {name!r}: features {part.values.shape} and labels {part.labels.shape}; (N, F) and as many "
-                "labels, one or more, are needed."
+                f"section {name!r}: features {part.values.shape} and labels {part.labels.shape}; expected (N, F) and "
+                "as many labels, one or more."
             )
         require_finite(np.asarray(part.labels, np.float64), f"labels of section {name!r}")
     kinds = [(part.values.shape[1], part.description) for part in parts]
@@ -193,7 +193,7 @@ def _require_classes(train: Features, validation: Features, test: Features) -> N
     _require_same(parts)
     for name, part in zip(PROBE_SECTIONS, parts):
         if part.labels.ndim != 1:
-            raise UsageError(f"section {name!r}: labels {part.labels.shape}; one class number a case is needed.")
+            raise UsageError(f"section {name!r}: labels {part.labels.shape}; expected one class number a case.")
     classes = 1 + int(max(part.labels.max() for part in parts))
     for name, part in zip(PROBE_SECTIONS, parts):
         check_classes(part.labels.tolist(), classes, name)

@@ -27,7 +27,7 @@ def learning_rate_at(
     """
     _check_steps(step, total)
     if not 0 <= warmup < total:
-        raise UsageError(f"warmup={warmup} steps of total={total}; 0 or more are needed, and fewer than total.")
+        raise UsageError(f"warmup={warmup} steps of total={total}; expected 0 or more, and fewer than total.")
     if step < warmup:
         return start + (peak - start) * step / warmup
     return _cosine(min(1.0, (step - warmup) / (total - warmup)), peak, end)
@@ -75,4 +75,4 @@ def _cosine(done: float, start: float, end: float) -> float:
 
 def _check_steps(step: int, total: int) -> None:
     if step < 0 or total < 1:
-        raise UsageError(f"step={step} of total={total}; a step of 0 or more and a total of 1 or more are needed.")
+        raise UsageError(f"step={step} of total={total}; expected a step of 0 or more and a total of 1 or more.")

@@ -84,8 +84,8 @@ class NormalizeChannelsd(MapTransform):
     def _normalised(self, image: Tensor) -> Tensor:
         if len(image) != len(self.channels):
             raise UsageError(
-                f"channels has {len(self.channels)} schemes, the image has {len(image)} channels; one scheme for each "
-                "channel is needed."
+                f"channels has {len(self.channels)} schemes, the image has {len(image)} channels; expected one scheme "
+                "for each channel."
             )
         result = image.float().clone()
         for channel, scheme in zip(torch.as_tensor(result), self.channels):
@@ -104,4 +104,4 @@ def _check_scheme(scheme: Scheme, channel: int) -> None:
             f"channels[{channel}]: {sorted(scheme)}; scheme {name!r} has {sorted(names)}, no more and no less."
         )
     if name == "clip_z" and not (scheme["low"] < scheme["high"] and scheme["std"] > 0):
-        raise UsageError(f"channels[{channel}]: {dict(scheme)}; low below high and std above 0 are needed.")
+        raise UsageError(f"channels[{channel}]: {dict(scheme)}; expected low below high and std above 0.")

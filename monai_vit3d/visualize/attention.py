@@ -133,8 +133,8 @@ def _plain_attention(block: nn.Module) -> Any:
     attention: Any = getattr(block, "attn", block)
     if type(attention).forward not in (Attention.forward, AttentionRope.forward):
         raise ValueError(
-            f"the blocks attend by {type(attention).__name__}, which has no plain weights to show; timm's Attention "
-            "(attn_layer='attn') is needed. grad_cam and occlusion_map take any attention."
+            f"the blocks attend by {type(attention).__name__}, which has no plain weights to show; expected timm's "
+            "Attention (attn_layer='attn'). grad_cam and occlusion_map take any attention."
         )
     return attention
 

@@ -56,7 +56,7 @@ class ExplainInferer(Inferer):
     def __init__(self, method: str = "rollout", **options: Any) -> None:
         super().__init__()
         if method not in EXPLAIN_METHODS:
-            raise ValueError(f"method={method!r}; one of {', '.join(map(repr, EXPLAIN_METHODS))} is needed.")
+            raise ValueError(f"method={method!r}; expected one of {', '.join(map(repr, EXPLAIN_METHODS))}.")
         try:
             inspect.signature(EXPLAIN_METHODS[method]).bind(None, None, **options)
         except TypeError as error:

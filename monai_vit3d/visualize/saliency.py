@@ -50,7 +50,7 @@ class TokenGradCAM(GradCAM):
         self.backbone = _with_head(nn_module)
         if target_layers not in dict(nn_module.named_modules()):
             raise ValueError(
-                f"layer={target_layers!r} is no layer of the network; a name from named_modules() is needed."
+                f"layer={target_layers!r} is no layer of the network; expected a name from named_modules()."
             )
         patch_size = self.backbone.patch_size
         super().__init__(
@@ -109,7 +109,7 @@ class TokenGradCAM(GradCAM):
         shape = [len(x), self.backbone.num_prefix_tokens + grid[0] * grid[1] * grid[2]]
         if not outputs or outputs[-1].ndim != 3 or list(outputs[-1].shape[:2]) != shape:
             problem = f"puts out {list(outputs[-1].shape)}" if outputs else "does not run"
-            raise ValueError(f"layer={name!r} {problem}; tokens {[*shape, 'E']} are needed: try a block's 'norm1'.")
+            raise ValueError(f"layer={name!r} {problem}; expected tokens {[*shape, 'E']}: try a block's 'norm1'.")
         return outputs[-1]
 
 
@@ -179,7 +179,7 @@ def occlusion_map(
         ValueError: no classifier, no such class, mode or task, or what the backbone refuses.
     """
     if isinstance(mode, str) and mode not in OCCLUSIONS:
-        raise ValueError(f"mode={mode!r}; a number or one of {', '.join(map(repr, OCCLUSIONS))} is needed.")
+        raise ValueError(f"mode={mode!r}; expected a number or one of {', '.join(map(repr, OCCLUSIONS))}.")
     backbone, batch = _with_head(model), as_batch(volume)
     box = backbone.patch_size if mask_size is None else to_3tuple(mask_size, "mask_size")
     occlusion = OcclusionSensitivity(
@@ -211,8 +211,8 @@ def _with_head(model: nn.Module) -> VisionTransformer3D:
     backbone = backbone_of(model)
     if isinstance(model, VisionTransformer3D) and (model.num_classes < 1 or not model.global_pool):
         raise ValueError(
-            f"num_classes={model.num_classes}, global_pool={model.global_pool!r}: there is no class to explain; a "
-            "network with a classifier and a pooling is needed."
+            f"num_classes={model.num_classes}, global_pool={model.global_pool!r}: there is no class to explain; "
+            "expected a network with a classifier and a pooling."
         )
     return backbone
 
@@ -226,5 +226,5 @@ def _classes(scores: Tensor, class_idx: int | None) -> Tensor:
     if class_idx is None:
         return scores.argmax(1)
     if not 0 <= class_idx < scores.shape[1]:
-        raise ValueError(f"class_idx={class_idx}; 0 to {scores.shape[1] - 1} is needed, or None for the largest.")
+        raise ValueError(f"class_idx={class_idx}; expected 0 to {scores.shape[1] - 1}, or None for the largest.")
     return torch.full_like(scores[:, 0], class_idx, dtype=torch.long)

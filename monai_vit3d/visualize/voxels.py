@@ -24,7 +24,7 @@ def backbone_of(model: nn.Module) -> VisionTransformer3D:
     if isinstance(model, VisionTransformer3D):
         return model
     raise TypeError(
-        f"model is a {type(model).__name__}; a TokenClassifier or a VisionTransformer3D is needed (of a wrapped or "
+        f"model is a {type(model).__name__}; expected a TokenClassifier or a VisionTransformer3D (of a wrapped or "
         "compiled one, the network inside)."
     )
 
@@ -36,7 +36,7 @@ def as_batch(volume: Tensor) -> Tensor:
         ValueError: another rank.
     """
     if volume.ndim not in (4, 5):
-        raise ValueError(f"volume of shape {list(volume.shape)}; (B, C, H, W, D) or (C, H, W, D) is needed.")
+        raise ValueError(f"volume of shape {list(volume.shape)}; expected (B, C, H, W, D) or (C, H, W, D).")
     batch = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
     return batch if batch.ndim == 5 else batch[None]
 

@@ -68,7 +68,7 @@ def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:
     backbone = unwrap_network(backbone)
     if not isinstance(backbone, VisionTransformer3D):
         raise UsageError(
-            f"backbone is a {type(backbone).__name__}; a VisionTransformer3D is needed. Give network.backbone."
+            f"backbone is a {type(backbone).__name__}; expected a VisionTransformer3D. Give network.backbone."
         )
     backbone = merged_lora(backbone)
     state = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
@@ -166,8 +166,8 @@ def backbone_of(network: nn.Module) -> nn.Module:
     backbone = network if isinstance(network, VisionTransformer3D) else getattr(network, "backbone", None)
     if not isinstance(backbone, nn.Module):
         raise UsageError(
-            f"network is a {type(network).__name__} without a backbone; a VisionTransformer3D, or a network that has "
-            "one as its attribute backbone, is needed."
+            f"network is a {type(network).__name__} without a backbone; expected a VisionTransformer3D, or a network "
+            "that has one as its attribute backbone."
         )
     return backbone
 
@@ -188,8 +188,8 @@ def backbone_in(state: dict[str, NetworkOrState], path: str | Path) -> dict[str,
             f" One lies under {there!r}: backbone_from(path, take={there.rstrip('.')!r}) reads it." if there else ""
         )
         raise WeightsError(
-            f"{path}: no entry begins with {PREFIX!r} or 'patch_embed.'. Weights of a network with a backbone, or of "
-            f"a backbone alone, are needed.{advice}"
+            f"{path}: no entry begins with {PREFIX!r} or 'patch_embed.'; expected weights of a network with a "
+            f"backbone, or of a backbone alone.{advice}"
         )
     return {key: value for key, value in part.items() if not key.startswith(HEAD)}
 
@@ -219,7 +219,7 @@ def keeps_patch(args: Mapping[str, Any]) -> bool:
 def _refuse_architecture(came: dict[str, Any], needed: dict[str, Any], path: str | Path) -> None:
     unlike = architecture_differences(came, needed)
     if unlike:
-        both = "; ".join(f"{key}={came[key]!r} came, {needed[key]!r} is needed" for key in unlike)
+        both = "; ".join(f"{key}={came[key]!r} came, expected {needed[key]!r}" for key in unlike)
         options = ", ".join(f"{key}={came[key]!r}" for key in unlike)
         raise WeightsError(
             f"{path}: a backbone of another architecture: {both}. Build the network with {options}, or name weights "

@@ -42,7 +42,7 @@ def inflate_kernel(weight: Tensor, depth: int, mode: str = "mean", axis: int = 2
     _check_choice("kernel", mode, INFLATE_KERNELS)
     _check_axis(axis)
     if weight.dim() != 4:
-        raise WeightsError(f"patch kernel of shape {tuple(weight.shape)}; a 2D kernel (E, C, h, w) is needed.")
+        raise WeightsError(f"patch kernel of shape {tuple(weight.shape)}; expected a 2D kernel (E, C, h, w).")
     if depth < 1:
         raise UsageError(f"depth={depth}: the patch needs 1 voxel or more along the slice axis.")
     shares = _shares(depth, mode).to(weight.device)
@@ -156,7 +156,7 @@ def check_how(kernel: str = "mean", positions: str = "repeat", axis: int = 2) ->
 
 def _check_choice(argument: str, mode: str, known: tuple[str, ...]) -> None:
     if mode not in known:
-        raise UsageError(f"{argument}={mode!r}; one of {', '.join(map(repr, known))} is needed.")
+        raise UsageError(f"{argument}={mode!r}; expected one of {', '.join(map(repr, known))}.")
 
 
 def _check_axis(axis: int) -> None:

@@ -195,7 +195,7 @@ def _from_timm(source: Source, name: str | None, options: dict[str, Any]) -> Inf
     if name is None or missing:
         needed = ", ".join([*(["timm_name="] if name is None else []), *missing])
         fits = "" if name else f" By their shapes these fit: {', '.join(fitting_timm_models(source.state)) or 'none'}."
-        raise UsageError(f"{source.name}: weights of a 2D Vision Transformer; {needed} are needed.{fits}")
+        raise UsageError(f"{source.name}: weights of a 2D Vision Transformer; expected {needed}.{fits}")
     try:
         network, report = create_timm2d(name, pretrained=source.state, **options)
     except (WeightsError, UsageError) as error:

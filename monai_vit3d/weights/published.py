@@ -44,7 +44,7 @@ def to_published(backbone: VisionTransformer3D, family: str) -> dict[str, Tensor
     ways = [row.name for row in FAMILIES.values() if row.back is not None]
     if not isinstance(backbone, VisionTransformer3D) or family not in ways:
         came = f"backbone is a {type(backbone).__name__}, family={family!r}"
-        raise UsageError(f"{came}; a VisionTransformer3D and one of {', '.join(map(repr, ways))} are needed.")
+        raise UsageError(f"{came}; expected a VisionTransformer3D and one of {', '.join(map(repr, ways))}.")
     network, back = merged_lora(backbone), FAMILIES[family].back
     state = {_final_norm(key): value for key, value in network.state_dict().items() if not key.startswith(HEAD)}
     theirs = {} if back is None else back(state, _periods(network.rope))

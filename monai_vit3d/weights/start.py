@@ -127,7 +127,7 @@ def read_encoder(
 def _with_encoder(network: nn.Module, pretrained: str | Path, options: dict[str, Any]) -> nn.Module:
     backbone = backbone_of(network)
     if not isinstance(backbone, VisionTransformer3D):
-        raise UsageError(f"backbone is a {type(backbone).__name__}; a VisionTransformer3D is needed.")
+        raise UsageError(f"backbone is a {type(backbone).__name__}; expected a VisionTransformer3D.")
     sizes: dict[str, Any] = {key: getattr(backbone, key) for key in ("img_size", "patch_size", "in_chans")}
     if "timm" in options or not Path(pretrained).exists():
         encoder = read_encoder(pretrained, **sizes, options=options).network

@@ -124,7 +124,7 @@ def load_network(network: nn.Module, path: str | Path) -> nn.Module:
     own = _beside_backbone(plain_state_dict(network))
     name = type(unwrap_network(network)).__name__
     if not came:
-        raise WeightsError(f"{path}: a backbone alone, the whole of a {name} is needed. Load it with load_backbone.")
+        raise WeightsError(f"{path}: a backbone alone; expected the whole of a {name}. Load it with load_backbone.")
     anew = _of_other_classes(own, came)
     came = {key: value for key, value in came.items() if key not in anew}
     refuse_differences({key: own[key] for key in own if key not in anew}, came, path, name)

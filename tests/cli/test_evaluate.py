@@ -61,7 +61,10 @@ def test_a_case_that_fails_is_named_and_the_exit_code_says_so(tmp_path, capsys):
         (["{0}", "--pred", "{0}/pred", "--labels", "{0}/labels", "-o", "{0}/out"], "expected a BUNDLE, or --pred"),
         (["--pred", "{0}/none", "--labels", "{0}/labels", "-o", "{0}/out"], "/none: no such folder."),
         (["--pred", "{0}/pred", "--labels", "{0}/strangers", "-o", "{0}/out"], "no common names; case_0, case_1"),
-        (["--pred", "{0}/pred", "--labels", "{0}/labels", "-o", "{0}/out", "--nsd-mm", "0"], "--nsd-mm 0.0; a length"),
+        (
+            ["--pred", "{0}/pred", "--labels", "{0}/labels", "-o", "{0}/out", "--nsd-mm", "0"],
+            "--nsd-mm 0.0; expected a length",
+        ),
         (["--pred", "{0}/pred", "--labels", "{0}/labels", "-o", "{0}/out", "--against", "{0}/strangers"], "--against "),
         (["{0}"], "no training is finished"),
     ],

@@ -145,7 +145,7 @@ def test_few_cases(cases, tmp_path, capsys):
     code, _, err = _init(capsys, data, "-o", tmp_path / "b")
     if cases == 1:
         assert code == 2
-        assert err == ["vit3d: 1 subject with labels; 2 or more are needed: one validates. Add cases."]
+        assert err == ["vit3d: 1 subject with labels; expected 2 or more: one validates. Add cases."]
     else:
         assert code == 0
         split = json.loads((tmp_path / "b" / "configs" / "split.json").read_text())

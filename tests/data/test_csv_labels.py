@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_vit3d.data import DatasetError, check_classes, class_balanced_weights, labelled_volumes, resolve_task
@@ -109,13 +109,17 @@ def test_regression(table):
         ("path,label\n,0\n", "multi-class", ", line 2: column 'path' is empty"),
         ("label,path\n0\n", "multi-class", ", line 2: column 'path' is empty"),
         ("path,label\na.nii.gz,liver,left\n", "multi-class", ", line 2: 3 cells; the header has 2"),
-        ("path,label\na.nii.gz,0\nb.nii,heart\n", "multi-class", ", line 3: label 'heart'; one of liver, spleen, 10"),
+        (
+            "path,label\na.nii.gz,0\nb.nii,heart\n",
+            "multi-class",
+            ", line 3: label 'heart'; expected one of liver, spleen, 10",
+        ),
         ("path,label\na.nii.gz,3\n", "ordinal", ", line 2: label '3'.* from 0 to 2"),
         ("path,label\na.nii.gz,-1\n", "multi-class", ", line 2: label '-1'"),
         ("path,label\na.nii.gz,1.0\n", "multi-class", ", line 2: label '1.0'"),
-        ("path,liver,spleen,10\na.nii.gz,0,1,2\n", "multi-label", ", line 2: 10 is '2'; 0 or 1"),
+        ("path,liver,spleen,10\na.nii.gz,0,1,2\n", "multi-label", ", line 2: 10 is '2'; expected 0 or 1"),
         ("path,liver,spleen,10\na.nii.gz,0,,1\n", "multi-label", ", line 2: column 'spleen' is empty"),
-        ("path,label\na.nii.gz,nan\n", "regression", ", line 2: label 'nan'; a finite number"),
+        ("path,label\na.nii.gz,nan\n", "regression", ", line 2: label 'nan'; expected a finite number"),
         ("path,label\na.nii.gz,1\nb.nii,-inf\n", "regression", ", line 3: label '-inf'"),
         ("path,label\na.nii.gz,1e39\n", "regression", ", line 2: label '1e39'"),
         ("path,label\na.nii.gz,old\n", "regression", ", line 2: label 'old'"),
@@ -165,7 +169,6 @@ def test_bad_arguments(table, task, names):
 # labels
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60))
 def test_each_class_weighs_the_same(labels):
     weights = class_balanced_weights(labels)
@@ -197,7 +200,7 @@ def test_weights_draw_each_class_equally_often():
 
 
 def test_no_labels_have_no_weights():
-    with pytest.raises(ValueError, match="one or more are needed"):
+    with pytest.raises(ValueError, match="expected one or more"):
         class_balanced_weights([])
 
 
@@ -208,11 +211,11 @@ def test_no_labels_have_no_weights():
         ([1, 1], 3, None, r"no sample of class 0, class 2 \(2 of 3"),
         ([], 2, None, "with 0 samples has no sample of class 0, class 1"),
         ([0, 0], 1, ["liver"], "only one class, liver"),
-        ([0, 3, 1, 2], 3, NAMES, "label 3; 0 to 2 are needed"),
+        ([0, 3, 1, 2], 3, NAMES, "label 3; expected 0 to 2"),
         ([-1, 0, 1], 2, None, "label -1"),
         ([[0, 1], [1, 1]], 2, ["cyst", "stone"], "no sample of stone = 0"),
         ([[0, 0], [0, 1]], 2, None, "no sample of class 0 = 1"),
-        ([[0, 2], [1, 1]], 2, None, "label 2; 0 to 1 are needed"),
+        ([[0, 2], [1, 1]], 2, None, "label 2; expected 0 to 1"),
         ([[0, 1], [1, 0]], 3, None, r"labels \(2, 2\) for 3 classes"),
         ([0, 1], 2, NAMES, "3 names and .* 2 classes"),
     ],

@@ -75,7 +75,7 @@ def test_what_is_not_there_is_named(arguments, message, tmp_path):
 
 
 def test_one_fold_trains_nothing(tmp_path):
-    with pytest.raises(DatasetError, match=r"no cases for 'training'. All cases are in fold 0: two folds"):
+    with pytest.raises(DatasetError, match=r"no cases for 'training'. All cases are in fold 0: expected two folds"):
         datalist(_write(tmp_path, training=[("a", 0), ("b", 0)]), "training", 0)
 
 
@@ -97,7 +97,7 @@ def test_another_form_is_refused(other, message, tmp_path):
 
 def test_a_file_that_is_not_json(tmp_path):
     (tmp_path / "split.json").write_text("a,b")
-    with pytest.raises(DatasetError, match=r"split.json: not JSON .* A split.json of `vit3d init` is needed"):
+    with pytest.raises(DatasetError, match=r"split.json: not JSON .*; expected a split.json of `vit3d init`"):
         folds_of(tmp_path / "split.json")
     with pytest.raises(DatasetError, match=r"none.json: cannot be read"):
         folds_of(tmp_path / "none.json")

@@ -1,5 +1,7 @@
-"""Files that are whole or not there: no planted link, pipe or guessed name gets in between."""
+"""Files that are whole or not there: no planted link, pipe or guessed name gets in between; hashes of what is read."""
 
+import hashlib
+import io
 import os
 import socket
 
@@ -8,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.data.files import following_no_links, read_regular, remove_parts, replacing, write_text_atomic
+from monai_vit3d.data.files import (
+    HashedFile,
+    following_no_links,
+    read_regular,
+    remove_parts,
+    replacing,
+    write_text_atomic,
+)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="links and pipes as POSIX has them")
 
@@ -120,3 +129,32 @@ def test_reading_stops_at_the_limit(tmp_path_factory, content, limit):
     else:
         with pytest.raises(OSError, match=f"more than {limit} bytes"):
             read_regular(path, limit)
+
+
+CONTENT = bytes(range(256)) * 9000  # above a buffer
+
+
+@given(st.lists(st.tuples(st.sampled_from(["read", "into", "seek", "start"]), st.integers(0, 10**6)), max_size=8))
+def test_the_hash_is_the_files_whatever_was_read_of_it(steps):
+    plain, hashed = io.BytesIO(CONTENT), HashedFile(io.BytesIO(CONTENT))
+    for step, count in steps:
+        if step == "read":
+            assert hashed.read(count) == plain.read(count)
+        elif step == "into":
+            found, expected = bytearray(count), bytearray(count)
+            assert hashed.readinto(found) == plain.readinto(expected)
+            assert found == expected
+        elif step == "seek":
+            assert hashed.seek(plain.tell() + count) == min(plain.seek(plain.tell() + count), len(CONTENT))
+            plain.seek(min(plain.tell(), len(CONTENT)))
+        else:
+            assert hashed.seek(0) == plain.seek(0)
+    assert hashed.sha256() == hashlib.sha256(CONTENT).hexdigest()
+
+
+def test_no_way_back_into_the_middle():
+    hashed = HashedFile(io.BytesIO(CONTENT))
+    hashed.read(100)
+    for place in ((50,), (0, 2), (5, 1)):
+        with pytest.raises(io.UnsupportedOperation):
+            hashed.seek(*place)

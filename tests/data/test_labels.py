@@ -47,7 +47,7 @@ def moved(millimetres):
 @pytest.mark.parametrize(
     ("label", "affine", "words"),
     [
-        (labels(dtype=np.uint8, value=255), AFFINE, r"255 \(2 voxels\); whole numbers from 0 to 2"),
+        (labels(dtype=np.uint8, value=255), AFFINE, r"255 \(2 voxels\); expected whole numbers from 0 to 2"),
         (labels(dtype=np.int16, value=-1), AFFINE, r"-1 \(2 voxels\)"),
         (labels(dtype=np.uint8, value=3), AFFINE, r"3 \(2 voxels\).*set num_classes"),
         (labels(value=1.5), AFFINE, r"1\.5 \(2 voxels\)"),

@@ -100,7 +100,7 @@ def test_every_task_of_the_package_is_understood():
 def test_class_ten_comes_after_nine():
     label = {str(i): f"n{i}" for i in (10, 1, 0, 9, 8, 7, 6, 5, 4, 3, 2)}
     assert class_names({"label": label}) == [f"n{i}" for i in range(11)]
-    with pytest.raises(DatasetError, match="numbers 1, 2; 0 to 1 are needed"):
+    with pytest.raises(DatasetError, match="numbers 1, 2; expected 0 to 1"):
         class_names({"label": {"1": "a", "2": "b"}})
 
 
@@ -113,7 +113,7 @@ def test_official_names_win_over_ones_own(tmp_path):
 
 @pytest.mark.parametrize("name", ["pathmnist", "organamnist"])
 def test_2d_sets_are_refused(name):
-    with pytest.raises(DatasetError, match=f"'{name}' holds 2D images; a 3D set is needed: organmnist3d, "):
+    with pytest.raises(DatasetError, match=f"'{name}' holds 2D images; expected a 3D set: organmnist3d, "):
         medmnist3d_info(name)
 
 
@@ -140,8 +140,8 @@ LABEL = {"0": "a", "1": "b"}
     [
         ("{", "info.json: not JSON"),
         ("[]", "info.json: JSON of a list"),
-        (json.dumps({"mine": {"label": LABEL}}), "'mine': an entry with \"task\""),
-        (json.dumps({"mine": {"task": "binary-class", "label": ["a", "b"]}}), "'mine': an entry with"),
+        (json.dumps({"mine": {"label": LABEL}}), "'mine': expected an entry with \"task\""),
+        (json.dumps({"mine": {"task": "binary-class", "label": ["a", "b"]}}), "'mine': expected an entry with"),
         (json.dumps({"mine": {"task": "guess", "label": LABEL}}), "'mine': task='guess'"),
         (json.dumps({"mine": {"task": ["regression"], "label": LABEL}}), "'mine': "),
         (json.dumps({"mine": {"task": "ordinal", "label": {"0": "a"}}}), "'mine': 1 names .* needs 2 or more"),
@@ -259,19 +259,19 @@ def test_own_dtype_is_kept_and_n_samples_need_not_be_told(own):
         ({"val_images": np.zeros((4, 6, 6, 5), np.uint8)}, {}, r"images uint8 \(4, 6, 6, 5\).*\(N, 6, 6, 6\)"),
         ({"val_images": np.zeros((4, 6, 6, 6), complex)}, {}, "images complex128"),
         ({"val_images": np.array(3)}, {}, r"images int64 \(\)"),
-        ({}, {"n_channels": 2}, r"\(4, 6, 6, 6\).*\(N, 6, 6, 6, 2\) are needed"),
-        ({}, {"n_samples": {"val": 7}}, "4 samples; 7 are needed"),
+        ({}, {"n_channels": 2}, r"\(4, 6, 6, 6\); expected .*\(N, 6, 6, 6, 2\)"),
+        ({}, {"n_samples": {"val": 7}}, "4 samples; expected 7"),
         ({"val_images": np.zeros((0, 6, 6, 6), np.uint8)}, {"n_samples": {}}, "no sample"),
         ({"val_labels": np.zeros((3, 1), np.uint8)}, {}, "4 images and 3 labels"),
-        ({"val_labels": np.zeros(4, np.uint8)}, {}, r"labels uint8 \(4,\); numbers \(N, 1\)"),
-        ({"val_labels": np.zeros((4, 2), np.uint8)}, {}, r"labels uint8 \(4, 2\); numbers \(N, 1\)"),
+        ({"val_labels": np.zeros(4, np.uint8)}, {}, r"labels uint8 \(4,\); expected numbers \(N, 1\)"),
+        ({"val_labels": np.zeros((4, 2), np.uint8)}, {}, r"labels uint8 \(4, 2\); expected numbers \(N, 1\)"),
         ({"val_labels": np.array([["a"]] * 4)}, {}, "labels <U1"),
-        ({"val_labels": np.array([[0], [1], [3], [2]])}, {}, "label 3; 0 to 2 are needed"),
-        ({"val_labels": np.array([[0], [1], [-1], [2]])}, {}, "label -1; 0 to 2 are needed"),
-        ({"val_labels": np.array([[0], [1], [0.5], [2]])}, {"task": "ordinal"}, "label 0.5; 0 to 2 are needed"),
-        ({"val_labels": np.full((4, 3), 2)}, {"task": "multi-label"}, "label 2; 0 to 1 are needed"),
-        ({"val_labels": np.ones((4, 2))}, {"task": "multi-label"}, r"labels float64 \(4, 2\); numbers \(N, 3\)"),
-        ({"val_labels": np.full((4, 3), np.nan)}, {"task": "regression"}, "label nan; finite values"),
+        ({"val_labels": np.array([[0], [1], [3], [2]])}, {}, "label 3; expected 0 to 2"),
+        ({"val_labels": np.array([[0], [1], [-1], [2]])}, {}, "label -1; expected 0 to 2"),
+        ({"val_labels": np.array([[0], [1], [0.5], [2]])}, {"task": "ordinal"}, "label 0.5; expected 0 to 2"),
+        ({"val_labels": np.full((4, 3), 2)}, {"task": "multi-label"}, "label 2; expected 0 to 1"),
+        ({"val_labels": np.ones((4, 2))}, {"task": "multi-label"}, r"labels float64 \(4, 2\); expected .* \(N, 3\)"),
+        ({"val_labels": np.full((4, 3), np.nan)}, {"task": "regression"}, "label nan; expected finite values"),
     ],
 )
 def test_what_the_entry_does_not_say_is_refused(own, change, entry, message):
@@ -339,10 +339,10 @@ def test_another_md5_is_refused(organs, own):
     path = organs[0] / "organmnist3d.npz"
     np.savez(path, **organs[1])
     found, needed = hashlib.md5(path.read_bytes()).hexdigest(), medmnist.INFO["organmnist3d"]["MD5"]
-    with pytest.raises(DatasetError, match=f"MD5 is {found}, {needed} is needed.*Fetch it again"):
+    with pytest.raises(DatasetError, match=f"MD5 is {found}; expected {needed}.*Fetch it again"):
         MedMNIST3DDataset("organmnist3d", "val", organs[0])
     assert hashlib.md5(path.read_bytes()).hexdigest() == found
-    with pytest.raises(DatasetError, match="f00 is needed"):
+    with pytest.raises(DatasetError, match="expected f00"):
         MedMNIST3DDataset(section="val", **own(arrays(6, 3), MD5_6="f00"))
     assert MedMNIST3DDataset(section="val", **own(arrays(6, 3), MD5="of size 28"))
 

@@ -149,7 +149,7 @@ def test_storage_order_of_a_prediction_does_not_matter_but_its_grid_does(folders
 @pytest.mark.parametrize(
     ("labels", "affine", "message"),
     [
-        (organ()[:-1], AFFINE, "one grid is needed. Predict on the grid of the labels"),
+        (organ()[:-1], AFFINE, "expected one grid. Predict on the grid of the labels"),
         (organ(), AFFINE @ np.diag([1, 1, 1.2, 1]), "voxels away from"),
         (organ() * np.float32(0.5), AFFINE, "voxels such as 0.5; a label map holds whole numbers"),
         (-organ().astype(np.int16), AFFINE, "voxels such as -1; a label map holds whole numbers"),
@@ -220,7 +220,7 @@ def test_a_run_against_itself_differs_in_nothing(folders, evaluated):
 
 @pytest.mark.parametrize("nsd_mm", [0, -1, math.nan])
 def test_tolerance_out_of_range(folders, nsd_mm):
-    with pytest.raises(UsageError, match=r"nsd_mm=.*; a length in mm above 0"):
+    with pytest.raises(UsageError, match=r"nsd_mm=.*; expected a length in mm above 0"):
         evaluate_folders(folders / "pred", folders / "labels", nsd_mm=nsd_mm)
 
 

@@ -169,7 +169,7 @@ def test_rows_of_every_task(task, names, pred, label, expected, tmp_path):
     [
         ({"pred": torch.tensor([0.5, float("nan"), 0.5])}, "case_x: NaN or infinite probabilities"),
         ({"pred": torch.tensor([0.5, 0.5])}, "case_x: 2 probabilities for 3 class names"),
-        ({"label": torch.ones(2)}, r"case_x: a label of shape \(2,\); a target vector of 3"),
+        ({"label": torch.ones(2)}, r"case_x: a label of shape \(2,\); expected a target vector of 3"),
         ({"label": None}, "case_x: no label"),
         ({"name": None}, "case 0 has no file name"),
     ],

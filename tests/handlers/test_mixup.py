@@ -117,5 +117,5 @@ def test_gpu_gets_the_same_batch(source):
 
 @pytest.mark.parametrize("alpha", [-1, -0.001])
 def test_negative_alpha_refused(alpha):
-    with pytest.raises(ValueError, match=rf"^alpha={alpha}; 0 \(no mixup\) or a positive number is needed"):
+    with pytest.raises(ValueError, match=rf"^alpha={alpha}; expected 0 \(no mixup\) or a positive number"):
         PrepareBatchMixUp(alpha)

@@ -101,7 +101,7 @@ def test_a_network_of_another_size_is_reduced_afterwards():
 
 
 def test_an_unknown_activation():
-    with pytest.raises(UsageError, match="activation='tanh'; one of 'softmax', 'sigmoid' is needed"):
+    with pytest.raises(UsageError, match="activation='tanh'; expected one of 'softmax', 'sigmoid'"):
         LabelInferer(SimpleInferer(), "tanh")
 
 

@@ -184,7 +184,7 @@ def test_large_label_values():
     ("pred", "ref", "options", "message"),
     [
         (np.zeros((4, 4, 4)), np.zeros((4, 4, 4), int), {}, r"prediction float64 \(4, 4, 4\), .*integer volumes"),
-        (np.zeros((4, 4, 4), int), np.zeros((4, 4, 5), int), {}, r"of one shape are needed"),
+        (np.zeros((4, 4, 4), int), np.zeros((4, 4, 5), int), {}, r"expected two integer volumes .* of one shape"),
         (np.zeros((2, 4, 4, 4), int), np.zeros((2, 4, 4, 4), int), {}, r"\(H, W, D\)"),
         (np.zeros((4, 4, 4), int), np.zeros((4, 4, 4), int), {"spacing_mm": (1, 0, 1)}, "positive lengths"),
         (np.zeros((4, 4, 4), int), np.zeros((4, 4, 4), int), {"nsd_mm": math.nan}, "positive lengths"),

@@ -539,7 +539,7 @@ def test_groups_are_stem_blocks_and_head(head, coarse):
         (("linear",), {}, r"^head='linear' is a name; expected num_classes with it\.$"),
         (("dense", 3), {}, "^head='dense' is unknown; expected one of 'linear', 'attentive', 'mlp'"),
         (("linear", 1), {}, "^num_classes=1: task 'multi-class' needs 2 or more"),
-        (("linear", 3, "segmentation"), {}, "^task='segmentation'; one of"),
+        (("linear", 3, "segmentation"), {}, "^task='segmentation'; expected one of"),
         ((Mean(), 3), {}, "^the head is built already: give its options and num_classes to its own constructor"),
         ((Mean(),), {"pool": "avg"}, "^the head is built already"),
         (("linear", 3), {"pool": "max"}, "^pool='max'; expected one of"),

@@ -278,7 +278,7 @@ def test_refusals(name, options, message):
 def test_last_layer_is_refused_by_its_own_rules(name):
     with pytest.raises(ValueError, match=r"^num_classes=1: task 'multi-class' needs 2"):
         create_head(name, tokens(), 1, "multi-class")
-    with pytest.raises(ValueError, match=r"^task='nothing'; one of"):
+    with pytest.raises(ValueError, match=r"^task='nothing'; expected one of"):
         create_head(name, tokens(), 3, "nothing")
     assert isinstance(create_head(name, tokens(), 1, "regression").output, nn.Linear)
 

@@ -245,7 +245,7 @@ def test_arguments_that_nobody_takes_are_refused(tmp_path):
         with pytest.raises(UsageError, match=next(iter(options))):
             vit().save_pretrained(tmp_path / "net", **options)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="file: a file; a folder is needed"):
+    with pytest.raises(UsageError, match="file: a file; expected a folder"):
         vit().save_pretrained(tmp_path / "file")
 
 
@@ -316,7 +316,7 @@ def test_tensors_that_are_not_what_the_config_says(saved):
     save_file(state, folder / "model.safetensors", metadata)
     refused(folder, "it has no model_args and sha256")
     for change, match in (
-        ({"norm.weight": torch.ones(13)}, r"norm.weight is \(13,\), \(12,\) is needed"),
+        ({"norm.weight": torch.ones(13)}, r"norm.weight is \(13,\), expected \(12,\)"),
         ({"extra": torch.ones(1)}, "extra is not known"),
         ({"norm.bias": None}, "norm.bias is missing"),
     ):
@@ -457,11 +457,11 @@ def test_a_pool_is_missed_in_a_whole_network(tmp_path):
     ({"torch_dtype": torch.float16}, "unknown option torch_dtype; dtype= is meant"),
     ({"map_location": "cpu"}, "unknown option map_location; device= is meant"),
     ({"strict": False}, "unknown option strict; a network is loaded whole"),
-    ({"dtype": "bfloat"}, "dtype='bfloat'; a type of real numbers"),
-    ({"dtype": "nn"}, "dtype='nn'; a type of real numbers"),
-    ({"dtype": torch.int8}, r"dtype=torch\.int8; a type of real numbers"),
-    ({"num_classes": -1}, "num_classes=-1; a whole number from 0"),
-    ({"num_classes": True}, "num_classes=True; a whole number from 0"),
+    ({"dtype": "bfloat"}, "dtype='bfloat'; expected a type of real numbers"),
+    ({"dtype": "nn"}, "dtype='nn'; expected a type of real numbers"),
+    ({"dtype": torch.int8}, r"dtype=torch\.int8; expected a type of real numbers"),
+    ({"num_classes": -1}, "num_classes=-1; expected a whole number from 0"),
+    ({"num_classes": True}, "num_classes=True; expected a whole number from 0"),
 ], ids=str)  # fmt: skip
 def test_what_is_no_option_is_refused(saved, options, match):
     for cls in (VisionTransformer3D, Buffered) if "dtype" in match.split(";")[1] else (VisionTransformer3D,):

@@ -529,7 +529,7 @@ def test_an_answer_on_another_grid_than_the_input_is_no_answer(images, tmp_path,
     bundle = written(tmp_path / "bundle", inferer=inferer, **steps)
     assert Reference(bundle, images[0]).image.shape[1] == 29
     record = run(bundle, images[0], tmp_path / "out", code=1)["spleen_0"]
-    assert "its input (29, 32, 18); one is needed" in record["error"]
+    assert "its input (29, 32, 18); expected one" in record["error"]
     assert not list((tmp_path / "out").rglob("*_seg.nii.gz"))
 
 

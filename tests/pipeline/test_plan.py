@@ -6,7 +6,7 @@ import unicodedata
 from pathlib import PurePosixPath
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from monai_vit3d.data.errors import UsageError
@@ -88,7 +88,6 @@ def file_system_key(path):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
 @given(wild)
 def test_outputs_are_distinct_and_below_out(tmp_path_factory, names):
     folder = tmp_path_factory.mktemp("names")
@@ -106,7 +105,6 @@ def test_outputs_are_distinct_and_below_out(tmp_path_factory, names):
         assert path.name.endswith(".nii.gz")
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.text("aAbBéÉ", min_size=1, max_size=3), min_size=1, max_size=6))
 def test_refused_only_where_two_are_the_same(tmp_path_factory, names):
     folder = tmp_path_factory.mktemp("names")
@@ -179,7 +177,7 @@ def test_a_file_where_a_folder_is_needed(tree, out):
     root = tree("a/x.nii", "b/y.nii")
     out.mkdir()
     (out / "b").touch()
-    with pytest.raises(UsageError, match=r"/out/b: a file is or will be where a folder"):
+    with pytest.raises(UsageError, match=r"/out/b: a file is or will be there; expected a folder"):
         plan_cases([root], out, existing="overwrite")
     assert plan_cases([root / "a"], out).total == 1
 
@@ -242,7 +240,6 @@ def test_an_earlier_output_folder_inside_the_input_can_be_resumed(tree):
 
 @pytest.mark.slow
 @given(st.integers(1, 12), st.integers(1, 15))
-@settings(max_examples=30, deadline=None)
 def test_shards_share_the_cases(tmp_path_factory, count, n):
     folder = tmp_path_factory.mktemp("shards")
     table = named(folder, [f"case{i}" for i in range(count)])
@@ -256,10 +253,10 @@ def test_shards_share_the_cases(tmp_path_factory, count, n):
 def test_parse_shard():
     assert [parse_shard(text) for text in ("2/8", " 1/1 ", "08/8")] == [(2, 8), (1, 1), (8, 8)]
     for text in ("0/4", "5/4"):
-        with pytest.raises(UsageError, match=f"^shard={text}; 1/4 to 4/4 are needed"):
+        with pytest.raises(UsageError, match=f"^shard={text}; expected 1/4 to 4/4"):
             parse_shard(text)
     for text in ("", "1", "1/", "a/b", "-1/4", "1/4/2", "1.0/4", "٢/٨", "1/" + "9" * 5000):
-        with pytest.raises(UsageError, match="I/N is needed"):
+        with pytest.raises(UsageError, match="expected I/N"):
             parse_shard(text)
     with pytest.raises(UsageError, match="shard=1/0; "):
         parse_shard("1/0")

@@ -151,7 +151,7 @@ def test_folds_batches_and_epochs(subjects, cases, folds, batch, samples):
 
 
 def test_one_subject_cannot_be_trained_and_validated_on():
-    with pytest.raises(UsageError, match="1 subject with labels; 2 or more are needed"):
+    with pytest.raises(UsageError, match="1 subject with labels; expected 2 or more"):
         plan(**SMALL, subjects=1, cases=1)
 
 

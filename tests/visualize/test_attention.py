@@ -260,10 +260,10 @@ def test_attention_without_plain_weights(options, name):
 def test_other_models():
     backbone = VisionTransformer3D((8, 8, 8), 4, embed_dim=24, depth=3, num_heads=3)
     for model in (nn.Linear(2, 2), TokenSegmenter(backbone, "unetr", 2, feature_size=2)):
-        with pytest.raises(TypeError, match=f"{type(model).__name__}; a TokenClassifier or a VisionTransformer3D"):
+        with pytest.raises(TypeError, match=f"{type(model).__name__}; expected a TokenClassifier or a Vision"):
             attention_maps(model, volume(1, 1, 8, 8, 8))
 
 
 def test_other_ranks():
-    with pytest.raises(ValueError, match=r"\[6, 9, 3\]; \(B, C, H, W, D\) or \(C, H, W, D\) is needed"):
+    with pytest.raises(ValueError, match=r"\[6, 9, 3\]; expected \(B, C, H, W, D\) or \(C, H, W, D\)"):
         attention_maps(vit(), volume(*SIZE))

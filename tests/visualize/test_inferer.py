@@ -110,12 +110,12 @@ def test_methods_are_the_functions():
 
 def test_refusals():
     with pytest.raises(
-        ValueError, match="method='lime'; one of 'rollout', 'last_block', 'head', 'grad_cam', 'occlusion' is"
+        ValueError, match="method='lime'; expected one of 'rollout', 'last_block', 'head', 'grad_cam', 'occlusion'"
     ):
         ExplainInferer("lime")
     with pytest.raises(ValueError, match="method='rollout': got an unexpected keyword argument 'class_idx'"):
         ExplainInferer("rollout", class_idx=1)
     with pytest.raises(ValueError, match="method='head': the network has no attentive head"):
         ExplainInferer("head")(volume(1, 1, *SIZE), vit())
-    with pytest.raises(TypeError, match="function; a TokenClassifier"):
+    with pytest.raises(TypeError, match="function; expected a TokenClassifier"):
         ExplainInferer()(volume(1, 1, *SIZE), lambda x: x)

@@ -241,8 +241,8 @@ def test_a_mask_larger_than_the_volume_covers_it():
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (vit, {"class_idx": 3}, "class_idx=3; 0 to 2 is needed, or None"),
-        (vit, {"class_idx": -1}, "class_idx=-1; 0 to 2"),
+        (vit, {"class_idx": 3}, "class_idx=3; expected 0 to 2, or None"),
+        (vit, {"class_idx": -1}, "class_idx=-1; expected 0 to 2"),
         (lambda: vit(num_classes=0), {}, "num_classes=0, global_pool='cls_token': there is no class"),
         (lambda: vit(global_pool=""), {}, "num_classes=3, global_pool='': there is no class"),
     ],
@@ -254,7 +254,7 @@ def test_no_such_class(explain, make, options, message):
 
 @pytest.mark.parametrize("explain", [grad_cam, occlusion_map])
 def test_other_models(explain):
-    with pytest.raises(TypeError, match="Linear; a TokenClassifier or a VisionTransformer3D"):
+    with pytest.raises(TypeError, match="Linear; expected a TokenClassifier or a VisionTransformer3D"):
         explain(nn.Linear(2, 2), volume(1, 1, *SIZE))
 
 
@@ -262,7 +262,7 @@ def test_other_models(explain):
     ("layer", "message"),
     [
         ("blocks.9.norm1", "'blocks.9.norm1' is no layer"),
-        ("patch_embed", r"puts out \[1, 18, 24\]; tokens \[1, 19, 'E'\] are needed: try a block's 'norm1'"),
+        ("patch_embed", r"puts out \[1, 18, 24\]; expected tokens \[1, 19, 'E'\]: try a block's 'norm1'"),
         ("head", r"puts out \[1, 3\]"),
         ("blocks.0.attn.q_norm", r"puts out \[1, 3, 19, 8\]"),
         ("blocks.0.attn.attn_drop", "does not run"),
@@ -279,7 +279,7 @@ def test_no_such_layer(layer, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "mean_patch"}, "mode='mean_patch'; a number or one of 'mean_img', 'gaussian' is needed"),
+        ({"mode": "mean_patch"}, "mode='mean_patch'; expected a number or one of 'mean_img', 'gaussian'"),
         ({"mask_size": (2, 2)}, "mask_size"),
         ({"task": "colour"}, "colour"),
     ],

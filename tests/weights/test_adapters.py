@@ -119,7 +119,7 @@ def test_other_weights_in_a_trained_part_are_none_of_its_business(file):
         ),
         (
             {"lora": '{"rank": 2, "alpha": 1, "dropout": 0, "targets": ["qkv", "proj"], "trained": ["decoder"]}'},
-            r"lora_A.weight is \(3, 12\), \(2, 12\) is needed",
+            r"lora_A.weight is \(3, 12\), expected \(2, 12\)",
         ),
         ({"state": lambda old: dict(list(old.items())[1:])}, "is missing"),
         ({"state": lambda old: {**old, "backbone.norm.weight": torch.zeros(12)}}, "backbone.norm.weight is not known"),
@@ -138,7 +138,7 @@ def test_refused_files_change_nothing(file, change, message):
 def test_another_network(file):
     with pytest.raises(WeightsError, match="weights of another architecture than the adapters of TokenClassifier"):
         load_adapter(classifier(), file)
-    with pytest.raises(WeightsError, match=r"lora_A.weight is \(3, 12\), \(3, 24\) is needed"):
+    with pytest.raises(WeightsError, match=r"lora_A.weight is \(3, 12\), expected \(3, 24\)"):
         load_adapter(network(embed_dim=24), file)
 
 

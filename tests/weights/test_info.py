@@ -225,9 +225,9 @@ def test_what_is_there_is_not_overwritten_unless_asked(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("options", "match"), [
-    ({}, r"timm_name=, img_size=, patch_size= are needed\. By their shapes these fit: .*test_vit"),
-    ({"timm_name": NAME, "img_size": SIZE}, "patch_size= are needed.$"),
-    ({"timm_name": "vit_tiny_patch16_224", "img_size": SIZE, "patch_size": PATCH}, "flat.pt: .*is needed"),
+    ({}, r"expected timm_name=, img_size=, patch_size=\. By their shapes these fit: .*test_vit"),
+    ({"timm_name": NAME, "img_size": SIZE}, "expected patch_size=.$"),
+    ({"timm_name": "vit_tiny_patch16_224", "img_size": SIZE, "patch_size": PATCH}, "flat.pt: .*expected"),
     ({"timm_name": "resnet50", "img_size": SIZE, "patch_size": PATCH}, "flat.pt: 'resnet50' is none of timm's"),
 ])  # fmt: skip
 def test_2d_weights_need_their_name_and_sizes(flat_file, tmp_path, options, match):

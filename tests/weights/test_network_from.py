@@ -164,7 +164,7 @@ def test_the_backbone_of_a_recorded_network_needs_no_options(tmp_path):
     assert torch.equal(backbone_from(tmp_path / "model.pt").network(x), network.backbone(x))
     found = describe_weights(tmp_path / "model.pt")
     assert (found["family"], found["wrapping"], found["architecture"]["num_heads"]) == ("monai_vit3d", ["backbone."], 2)
-    with pytest.raises(WeightsError, match="act_layer='SiLU' came, 'GELU' is needed"):
+    with pytest.raises(WeightsError, match="act_layer='SiLU' came, expected 'GELU'"):
         load_backbone(backbone(embed_layer=ConvStem3D), tmp_path / "model.pt")
     larger = TokenSegmenter(
         VisionTransformer3D((32, 16, 8), 4, embed_dim=24, depth=4, num_heads=2, class_token=False, global_pool="",

@@ -38,7 +38,7 @@ def passed_over_for(header: Dataset) -> str:
     if kind and kind.startswith(_NO_SCAN):
         return f"{name}: not a scan"
     if element(header, "SamplesPerPixel") == 3 or element(header, "PhotometricInterpretation") == "PALETTE COLOR":
-        return "a colour image; grey values are needed"
+        return "a colour image; expected grey values"
     has_place = "ImagePositionPatient" in header or "SharedFunctionalGroupsSequence" in header
     if kind and not _is_served(kind) and not has_place:
         return f"{name}: no volume with a place in space; CT, MR and PET volumes are read"

@@ -55,7 +55,7 @@ def read_series(
         UsageError: other units.
     """
     if units not in VOXEL_UNITS:
-        raise UsageError(f"units={units!r}; one of {', '.join(VOXEL_UNITS)} is needed.")
+        raise UsageError(f"units={units!r}; expected one of {', '.join(VOXEL_UNITS)}.")
     slices, grid, warnings = stack_slices(series, volume)
     if np.prod(grid.shape, dtype=float) > max_voxels:
         raise ImageError(

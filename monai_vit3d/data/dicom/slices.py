@@ -16,7 +16,7 @@ from .mosaic import is_mosaic, read_mosaic
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-_NEEDED = "ImagePositionPatient, ImageOrientationPatient, PixelSpacing, Rows and Columns are needed"
+_NEEDED = "expected ImagePositionPatient, ImageOrientationPatient, PixelSpacing, Rows and Columns"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ def read_slices(path: Path) -> list[Slice]:
         return _frames(path, header)
     except HeaderError as error:
         raise ImageError(
-            f"{path.name}: its place in space is not known ({error}). {_NEEDED}. Copy it again or "
+            f"{path.name}: its place in space is not known ({error}); {_NEEDED}. Copy it again or "
             "export the original images again."
         ) from error
 

@@ -44,8 +44,8 @@ def stack_slices(series: Series, volume: int | None = None) -> tuple[list[Slice]
     along, down = slices[0].orientation.reshape(2, 3)
     if not np.allclose([along @ along, down @ down, along @ down], [1, 1, 0], atol=1e-3):
         raise ImageError(
-            f"{where}: ImageOrientationPatient {slices[0].orientation.tolist()}; two unit vectors at right "
-            "angles are needed. Export the series again."
+            f"{where}: ImageOrientationPatient {slices[0].orientation.tolist()}; expected two unit vectors at right "
+            "angles. Export the series again."
         )
     normal = np.cross(along, down)
     slices = sorted(slices, key=lambda s: float(s.position @ normal))

@@ -71,8 +71,8 @@ def pick_volume(slices: Sequence[Slice], volume: int | None, where: str) -> list
     if volume is None and last:
         sizes = ", ".join(str(len(slices)) for slices in volumes[:5]) + (", ..." if last > 4 else "")
         raise ImageError(
-            f"{where}: {last + 1} volumes in one series ({sizes} slices), which differ in {differ}; one 3D volume is "
-            f"needed. Pick one with volume=N, from 0 to {last}."
+            f"{where}: {last + 1} volumes in one series ({sizes} slices), which differ in {differ}; expected one 3D "
+            f"volume. Pick one with volume=N, from 0 to {last}."
         )
     if not 0 <= (volume or 0) <= last:
         raise ImageError(f"{where}: volume {volume} of {last + 1}; 0 to {last} can be picked with volume=N.")
@@ -208,7 +208,7 @@ def _check_copies(stack: list[Slice], places: list[int], where: str) -> None:
         other = seen.setdefault((uid, one.frame, place), one)
         if uid is not None and other is not one:
             raise ImageError(
-                f"{where}: {other.path.name} and {one.path.name} are the same image; one of each is needed. Remove one."
+                f"{where}: {other.path.name} and {one.path.name} are the same image; expected one of each. Remove one."
             )
 
 
@@ -218,4 +218,4 @@ def _doubled(stack: list[Slice], places: list[int], apart: list[str], where: str
     differ = f" They differ in {', '.join(apart)}, but not in a way that sorts them into volumes." if apart else ""
     files = len({s.path for s in stack})
     advice = "Give the slices of one volume a folder of their own." if files > 1 else "Split it with dcm2niix."
-    return f"{where}: several slices at one place, as in {names}; one 3D volume is needed.{differ} {advice}"
+    return f"{where}: several slices at one place, as in {names}; expected one 3D volume.{differ} {advice}"

@@ -213,9 +213,9 @@ def describe_content(head: bytes) -> tuple[str, str] | None:
     if b"/annex/objects/" in head:
         return "a git-annex pointer, not the image itself", "Fetch the image with datalad get or git annex get."
     if head[128:132] == b"DICM":
-        return "DICOM; NIfTI is needed", "Convert the series with dcm2niix."
+        return "DICOM; expected NIfTI", "Convert the series with dcm2niix."
     if head.startswith(b"NRRD"):
-        return "NRRD; NIfTI is needed", "Convert it with 3D Slicer or SimpleITK."
+        return "NRRD; expected NIfTI", "Convert it with 3D Slicer or SimpleITK."
     if head.startswith((b"PK\x03\x04", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")):
         return "an archive that is not gzip", "Unpack it, and give the .nii in it."
     if head.startswith(GZIP_MAGIC):
@@ -253,8 +253,8 @@ def check_file(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise refusal(path, "no such file", "Check the name, and that its disk is mounted.") from error
     if stat.S_ISDIR(status.st_mode):
-        raise refusal(path, "a folder; one file is needed", "Give the .nii or .nii.gz file, which may lie in it.")
+        raise refusal(path, "a folder; expected one file", "Give the .nii or .nii.gz file, which may lie in it.")
     if not stat.S_ISREG(status.st_mode):
-        raise refusal(path, "a device or pipe; a file is needed", "Save the image to a file first.")
+        raise refusal(path, "a device or pipe; expected a file", "Save the image to a file first.")
     if not status.st_size:
         raise refusal(path, "empty, 0 bytes", AGAIN)

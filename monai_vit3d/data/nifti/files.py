@@ -85,14 +85,14 @@ def cut_box(
         ImageError: not 3D, or the box reaches out of the image.
     """
     if image.ndim != 3:
-        raise ImageError(f"{image.get_filename() or 'image'}: shape {image.shape}; one 3D volume is needed.")
+        raise ImageError(f"{image.get_filename() or 'image'}: shape {image.shape}; expected one 3D volume.")
     centre = np.linalg.inv(image.affine) @ np.append(np.asarray(centre_mm, float), 1.0)
     half = np.asarray(size_mm, float) / nib.affines.voxel_sizes(image.affine) / 2
     low = np.round(centre[:3] - half).astype(int)
     high = low + np.round(2 * half).astype(int)
     if (low < 0).any() or (high > image.shape).any():
         raise ImageError(
-            f"{image.get_filename() or 'image'}: voxels {low.tolist()} to {high.tolist()} are needed, the image has "
+            f"{image.get_filename() or 'image'}: expected voxels {low.tolist()} to {high.tolist()}, the image has "
             f"{list(image.shape)}. Choose a box inside the image."
         )
     box = image.slicer[tuple(slice(a, b) for a, b in zip(low, high))]

@@ -117,7 +117,7 @@ def check_affine(affine: Array, path: str | Path) -> None:
     if _is_regular(affine):
         return
     fault = "maps the volume to a plane" if _is_finite(affine) else "is not finite"
-    problem = f"the affine {fault} ({affine[:3].tolist()}); three axes that span space are needed"
+    problem = f"the affine {fault} ({affine[:3].tolist()}); expected three axes that span space"
     raise refusal(path, problem, RESAVE)
 
 

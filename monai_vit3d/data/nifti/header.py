@@ -18,7 +18,7 @@ from .file_bytes import AGAIN, describe_content, refusal
 RESAVE = "Export it again, or repair the header with the program that wrote it."
 
 _CODES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
-_REAL = "a real number of 8 to 64 bits per voxel is needed"
+_REAL = "expected a real number of 8 to 64 bits per voxel"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def parse_header(head: bytes, path: str | Path, volume: int | None = None, pair:
     try:
         slope, inter = nifti.get_slope_inter()  # None for "as stored"
     except HeaderDataError as error:
-        problem = f"scl_slope {nifti['scl_slope']} with scl_inter {nifti['scl_inter']}; finite numbers are needed"
+        problem = f"scl_slope {nifti['scl_slope']} with scl_inter {nifti['scl_inter']}; expected finite numbers"
         raise refusal(path, problem, RESAVE) from error
     bits = int(nifti["bitpix"])
     if bits != 8 * dtype.itemsize:
@@ -116,7 +116,7 @@ def _raw_fields(head: bytes, path: str | Path, pair: bool) -> tuple[Nifti1Header
     if description:
         raise refusal(path, *description)
     begins = f"it begins with {head[:4].hex(' ')}" if head else "there is nothing in it"
-    problem = f"not NIfTI: {begins}; a header of 348 or 540 bytes is needed"
+    problem = f"not NIfTI: {begins}; expected a header of 348 or 540 bytes"
     raise refusal(path, problem, "Convert it to NIfTI with the program that wrote it, or copy it again.")
 
 
@@ -135,12 +135,12 @@ def _check_magic(head: bytes, size: int, path: str | Path, pair: bool) -> None:
     if pair and magic == (b"ni1\0" if size == 348 else b"ni2\0"):
         return
     if not pair and magic in (b"ni1\0", b"ni2\0"):
-        problem = "the header of a pair (.hdr and .img); one file with header and voxels is needed"
+        problem = "the header of a pair (.hdr and .img); expected one file with header and voxels"
         raise refusal(path, problem, "Convert the pair with FSL's fslchfiletype NIFTI_GZ, or nibabel.")
     if magic != (b"n+1\0" if size == 348 else b"n+2\0"):
         kind = "Analyze 7.5, which does not tell left from right" if size == 348 else "not NIfTI-2"
         raise refusal(
-            path, f"{kind} (magic {magic!r}); NIfTI is needed", "Convert the scanner's DICOM files with dcm2niix."
+            path, f"{kind} (magic {magic!r}); expected NIfTI", "Convert the scanner's DICOM files with dcm2niix."
         )
     if size == 540 and head[8:12] not in (b"\r\n\x1a\n", b"\0\0\0\0"):
         raise refusal(path, "its line ends were changed in transfer, so its voxels are damaged", "Copy it as binary.")
@@ -159,10 +159,10 @@ def image_shape(nifti: Nifti1Header, path: str | Path) -> tuple[tuple[int, int, 
     if min(full) < 1:
         raise refusal(path, f"shape {full}; every side needs a voxel", RESAVE)
     if len(full) < 3:
-        raise refusal(path, f"{len(full)}D image {full}; one 3D volume is needed", "Give the volume, not a slice.")
+        raise refusal(path, f"{len(full)}D image {full}; expected one 3D volume", "Give the volume, not a slice.")
     h, w, d, *extra = full
     if math.prod(extra[1:]) > 1:
-        problem = f"{len(full)}D image {full}, several values a voxel; one 3D volume is needed"
+        problem = f"{len(full)}D image {full}, several values a voxel; expected one 3D volume"
         raise refusal(path, problem, "Save the volume that is meant as a file of its own.")
     volumes = extra[0] if extra else 1
     return (h, w, d), len(extra) if volumes == 1 else 0, volumes
@@ -175,7 +175,7 @@ def check_volume_index(volume: int | None, volumes: int, shape: tuple[int, ...],
         ImageError: there are several and none was picked, or there is no such volume.
     """
     if volume is None and volumes > 1:
-        problem = f"4D image {(*shape, volumes)}; one 3D volume is needed"
+        problem = f"4D image {(*shape, volumes)}; expected one 3D volume"
         raise refusal(path, problem, "Pick one with volume=N.")
     index = volume or 0
     if not 0 <= index < volumes:
@@ -201,7 +201,7 @@ def check_pixdim(nifti: Nifti1Header, path: str | Path) -> None:
     """
     sizes = nifti["pixdim"][1:4].astype(float)
     if not (np.isfinite(sizes) & (sizes > 0)).all():
-        problem = f"voxel sizes (pixdim) {sizes.tolist()}; numbers above 0 are needed"
+        problem = f"voxel sizes (pixdim) {sizes.tolist()}; expected numbers above 0"
         raise refusal(path, problem, RESAVE)
 
 
@@ -212,5 +212,5 @@ def _offset(nifti: Nifti1Header, head: bytes, path: str | Path, pair: bool) -> t
         # unset; nibabel writes such a header with the least offset, though it reads the header itself as voxels
         return least, [f"vox_offset is not set; voxels were read from byte {least}"]
     if not math.isfinite(value) or value != int(value) or value < least:
-        raise refusal(path, f"vox_offset {value:g}; a whole number of {least} or more is needed", RESAVE)
+        raise refusal(path, f"vox_offset {value:g}; expected a whole number of {least} or more", RESAVE)
     return int(nifti["vox_offset"]), []

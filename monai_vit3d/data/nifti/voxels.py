@@ -111,7 +111,7 @@ def to_float32(
     source = _Source(raw, slope, inter)
     extent = _extent(source)
     if extent.low > extent.high:
-        raise refusal(path, f"none of {raw.size} voxels is finite; an image is needed", "Export it again.")
+        raise refusal(path, f"none of {raw.size} voxels is finite; expected an image", "Export it again.")
     fit = _fit(source, extent)
     if exact:
         _refuse_repairs(extent, fit, path)
@@ -129,7 +129,7 @@ def _refuse_repairs(extent: _Range, fit: _Fit | None, path: str | Path) -> None:
     kinds = ", ".join(f"{count} {name}" for name, count in extent.odd.items() if count)
     if kinds or fit:
         found = f"labels with voxels that are not finite ({kinds})" if kinds else f"labels up to {extent.high:g}"
-        raise refusal(path, f"{found}; whole numbers of classes are needed", "Correct the file, or leave it out.")
+        raise refusal(path, f"{found}; expected whole numbers of classes", "Correct the file, or leave it out.")
 
 
 def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:

@@ -63,7 +63,7 @@ def write_map(values: Array, grid: Grid, path: str | Path) -> None:
     # NaN fails the comparison too, and so do values that float32 would turn into infinity
     bad = sum(int((~(np.abs(part, dtype=np.float64) <= np.finfo(np.float32).max)).sum()) for part in values)
     if bad:
-        raise ImageError(f"{path}: {bad} of {values.size} values are not finite in float32; finite ones are needed.")
+        raise ImageError(f"{path}: {bad} of {values.size} values are not finite in float32; expected finite ones.")
     _write(values, np.dtype(np.float32), grid, Path(path))
 
 
@@ -71,7 +71,7 @@ def _check(values: Array, grid: Grid, path: Path) -> None:
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ImageError(f"{path}: not the name of a NIfTI file. End it with .nii or .nii.gz.")
     if values.dtype.kind not in "biuf":
-        raise ImageError(f"{path}: values of type {values.dtype}; integers, booleans or floats are needed.")
+        raise ImageError(f"{path}: values of type {values.dtype}; expected integers, booleans or floats.")
     if values.shape[-3:] != tuple(grid.shape) or values.ndim not in (3, 4) or not values.size:
         needed = ", ".join(map(str, grid.shape))
         raise ImageError(
@@ -98,7 +98,7 @@ def label_dtype(labels: Array, path: str | Path) -> np.dtype:
 
 
 def _fractions(path: str | Path) -> ImageError:
-    return ImageError(f"{path}: labels with fractions, NaN or Inf; whole numbers are needed. write_map takes maps.")
+    return ImageError(f"{path}: labels with fractions, NaN or Inf; expected whole numbers. write_map takes maps.")
 
 
 def _write(values: Array, dtype: np.dtype, grid: Grid, path: Path) -> None:

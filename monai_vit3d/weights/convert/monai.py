@@ -50,7 +50,7 @@ def from_monai_unetr(unetr: UNETR) -> TokenSegmenter:
         WeightsError: a UNETR in 2D, or with norms of another kind than instance and batch.
     """
     if len(unetr.patch_size) != 3:
-        raise WeightsError(f"a UNETR in {len(unetr.patch_size)}D; a 3D UNETR (spatial_dims=3) is needed.")
+        raise WeightsError(f"a UNETR in {len(unetr.patch_size)}D; expected a 3D UNETR (spatial_dims=3).")
     block, state = unetr.vit.blocks[0], _with_kernel(unetr.state_dict(), tuple(unetr.patch_size))
     weight = state[f"{_KERNEL}weight"]
     dropout = block.mlp.drop1.p
@@ -96,7 +96,7 @@ def _norm_options(norm: nn.Module) -> tuple[str, dict[str, Any]]:
         return "instance", {"eps": norm.eps, "affine": norm.affine}
     if isinstance(norm, nn.BatchNorm3d):
         return "batch", {"eps": norm.eps, "momentum": norm.momentum, "affine": norm.affine}
-    raise WeightsError(f"norm_name 'instance' or 'batch' is needed; this network has {norm}.")
+    raise WeightsError(f"this network has {norm}; expected norm_name 'instance' or 'batch'.")
 
 
 def _decoder_options(image_branch: nn.Module, finest_tap: nn.Module) -> dict[str, Any]:
@@ -128,9 +128,9 @@ def to_monai_unetr(segmenter: TokenSegmenter, proj_type: str = "conv") -> UNETR:
         "the decoder is not a UNETRDecoder": not isinstance(decoder, UNETRDecoder),
         "the decoder has image_levels > 1": len(getattr(decoder, "image_downs", [])) > 0,
         "the decoder has heads for deep supervision": len(getattr(decoder, "coarse_heads", [])) > 0,
-        f"patch_size={backbone.patch_embed.patch_size}, 16 is needed": backbone.patch_embed.patch_size != (16,) * 3,
-        f"out_indices={out_indices}, {MONAI_TAPS} are needed": out_indices != MONAI_TAPS,
-        f"{len(backbone.blocks)} blocks, 12 are needed": len(backbone.blocks) != 12,
+        f"patch_size={backbone.patch_embed.patch_size}, expected 16": backbone.patch_embed.patch_size != (16,) * 3,
+        f"out_indices={out_indices}, expected {MONAI_TAPS}": out_indices != MONAI_TAPS,
+        f"{len(backbone.blocks)} blocks, expected 12": len(backbone.blocks) != 12,
         "it has prefix tokens": backbone.num_prefix_tokens > 0,
         "its positions are not learned": not isinstance(backbone.pos_embed, nn.Parameter),
     }

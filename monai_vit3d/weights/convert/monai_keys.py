@@ -145,7 +145,7 @@ def _patch_options(
     if KERNEL in own:
         kernel = own[KERNEL]
         if kernel.dim() != 5:
-            raise WeightsError(f"{KERNEL} is {tuple(kernel.shape)}, of a 2D network; (E, C, h, w, d) is needed.")
+            raise WeightsError(f"{KERNEL} is {tuple(kernel.shape)}, of a 2D network; expected (E, C, h, w, d).")
         return {"patch_size": tuple(kernel.shape[2:]), "in_chans": kernel.shape[1]}
     if family == "monai_unetr":
         patch = UNETR_PATCH

@@ -100,7 +100,7 @@ def check_proj_type(proj_type: str) -> None:
         UsageError: neither ``"conv"`` nor ``"perceptron"``.
     """
     if proj_type not in ("conv", "perceptron"):
-        raise UsageError(f"proj_type={proj_type!r}; 'conv' or 'perceptron' is needed.")
+        raise UsageError(f"proj_type={proj_type!r}; expected 'conv' or 'perceptron'.")
 
 
 def to_monai_vit(backbone: VisionTransformer3D, proj_type: str = "conv") -> ViT:

@@ -244,6 +244,6 @@ def _without_weights(name: str) -> nn.Module:
 def _refuse_empty(tensors: Mapping[str, Tensor], name: str) -> None:
     """Refuse weights without a patch kernel, or without values."""
     if KERNEL not in tensors:
-        raise WeightsError(f"{name}: no {KERNEL}, nor any layout that timm can read. Weights of a ViT are needed.")
+        raise WeightsError(f"{name}: no {KERNEL}, nor any layout that timm can read; expected weights of a ViT.")
     if any(value.is_meta for value in tensors.values()):
         raise WeightsError(f"{name}: tensors on the meta device have no values. Give the weights as state=.")

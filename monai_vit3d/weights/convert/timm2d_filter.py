@@ -56,7 +56,7 @@ def checkpoint_filter_fn(
     weight = state_dict.get(KERNEL)
     if weight is None or weight.dim() not in (4, 5):
         came = "missing" if weight is None else f"of shape {tuple(weight.shape)}"
-        raise WeightsError(f"{KERNEL} is {came}; one of shape (E, C, h, w) or (E, C, h, w, d) is needed.")
+        raise WeightsError(f"{KERNEL} is {came}; expected one of shape (E, C, h, w) or (E, C, h, w, d).")
     fitted = dict(state_dict)
     patch = tuple(model.patch_embed.patch_size)
     chans = int(model.in_chans)
@@ -119,8 +119,8 @@ def _grid(count: int, axes: int, own: tuple[int, ...], axis: int, grid: Sequence
     old = (even_side(count, axes),) * axes if grid is None else tuple(grid)
     if len(old) != axes or prod(old) != count or count < 1:
         raise WeightsError(
-            f"pos_embed has positions for {count} patches, grid={grid} came; {axes} numbers with that product are "
-            "needed. Name the grid that they were learned on."
+            f"pos_embed has positions for {count} patches, grid={grid} came; expected {axes} numbers with that "
+            "product. Name the grid that they were learned on."
         )
     return old
 

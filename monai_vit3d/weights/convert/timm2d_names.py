@@ -113,7 +113,7 @@ def under_timms_names(
             biases of queries and values.
     """
     if not isinstance(state, Mapping):
-        raise WeightsError(f"{name}: a {type(state).__name__}, a state dict of tensors is needed.")
+        raise WeightsError(f"{name}: a {type(state).__name__}; expected a state dict of tensors.")
     for wrapping in ("model", "state_dict"):  # before timm does, which would resample positions to its own grid
         state = state[wrapping] if isinstance(state.get(wrapping), Mapping) else state
     if is_transformers_2d(state):

@@ -39,7 +39,7 @@ def timm_normalisation(name: str, in_chans: int = 1) -> Normalisation:
         Normalisation(mean=(0.5,), std=(0.5,))
     """
     if in_chans < 1:
-        raise UsageError(f"in_chans={in_chans}: 1 or more are needed.")
+        raise UsageError(f"in_chans={in_chans}: expected 1 or more.")
     try:
         cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError:  # a name or a tag that timm does not know

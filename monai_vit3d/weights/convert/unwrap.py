@@ -95,7 +95,7 @@ def unwrap(checkpoint: Any, family: IdentifyFamily, name: str, take: str = "teac
     """
     if not isinstance(checkpoint, Mapping):
         kind = type(checkpoint).__name__
-        raise WeightsError(f"{name}: a {kind}; a state dict, or a checkpoint that has one, is needed.")
+        raise WeightsError(f"{name}: a {kind}; expected a state dict, or a checkpoint that has one.")
     networks = _networks(checkpoint, family)
     candidates = [network for network in networks if network.unknown in ("", take)]
     if not candidates:
@@ -105,7 +105,7 @@ def unwrap(checkpoint: Any, family: IdentifyFamily, name: str, take: str = "teac
     if take in ("teacher", "student") and stranger is not None:
         raise WeightsError(
             f"{name}: it holds several networks, under {' '.join(chosen.wrapping) or 'no word'!r} and "
-            f"{'.'.join([*stranger.words, ''])!r}; one is needed. Pass take={stranger.unknown!r}, or take= a word of "
+            f"{'.'.join([*stranger.words, ''])!r}; expected one. Pass take={stranger.unknown!r}, or take= a word of "
             "the other; or name a file with one alone."
         )
     innermost = checkpoint
@@ -194,7 +194,7 @@ def _chosen(networks: list[Network], take: str, name: str) -> Network:
     if len(fit) != 1:
         there = ", ".join(repr(" ".join(network.wrapping)) or "at the top" for network in networks)
         raise WeightsError(
-            f"{name}: take={take!r} fits {len(fit)} of the networks that it holds, under {there}; one is needed. "
+            f"{name}: take={take!r} fits {len(fit)} of the networks that it holds, under {there}; expected one. "
             "Pass take= 'teacher', 'student', or a word of the one that is meant."
         )
     return fit[0]

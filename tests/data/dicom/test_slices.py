@@ -333,7 +333,7 @@ FAULTS = {
         r"differ in FrameOfReferenceUID \(of IM\d+ and IM\d+: positions cannot be compared",
     ),
     "skewed plane": (_set(ImageOrientationPatient=[1, 0, 0, 0.5, 0.5, 0]), "two unit vectors at right angles"),
-    "colour": (_colour, "a colour image; grey values are needed"),
+    "colour": (_colour, "a colour image; expected grey values"),
     "palette": (_set(PhotometricInterpretation="PALETTE COLOR"), "a colour image"),
     "no position": (_without("ImagePositionPatient"), r"IM\d+: its place .*ImagePositionPatient is missing"),
     "empty orientation": (_set(ImageOrientationPatient=None), "ImageOrientationPatient is missing"),

@@ -180,7 +180,7 @@ def test_other_content(raw, save, content, words):
     ],
 )
 def test_other_names(raw, name, tool):
-    refused(raw(name, PACKED), r"\.nii or \.nii\.gz is needed", tool)
+    refused(raw(name, PACKED), r"expected \.nii or \.nii\.gz", tool)
     refused(raw(name, PACKED), tool, read=read_nifti_grid)
 
 
@@ -193,7 +193,7 @@ def test_no_file(tmp_path):
 
 def test_folder(tmp_path):
     (tmp_path / "t1.nii.gz").mkdir()
-    refused(tmp_path / "t1.nii.gz", "a folder; one file is needed", "Give")
+    refused(tmp_path / "t1.nii.gz", "a folder; expected one file", "Give")
 
 
 def test_pipe_is_refused_at_once(tmp_path):

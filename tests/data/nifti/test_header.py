@@ -62,7 +62,7 @@ def test_one_volume_of_4d(save, name, extra):
 
 def test_4d_needs_a_volume(save):
     path = save(data=np.zeros((4, 5, 6, 7), np.int16))
-    needed = re.escape("(4, 5, 6, 7); one 3D volume is needed. Pick one with volume=N.")
+    needed = re.escape("(4, 5, 6, 7); expected one 3D volume. Pick one with volume=N.")
     refused(path, "4D image " + needed)
     for n in (-1, 7, 10**9):
         refused(path, f"volume {n} of 7; 0 to 6", "Pick one of these", volume=n)
@@ -101,7 +101,7 @@ def test_every_volume_of_4d_must_be_there(save):
         ({"vox_offset": 16}, ["vox_offset 16", "352 or more"]),
         ({"vox_offset": 348}, ["vox_offset 348", "352 or more"]),
         ({"vox_offset": -352}, ["vox_offset -352"]),
-        ({"vox_offset": 352.5}, ["vox_offset 352.5; a whole number"]),
+        ({"vox_offset": 352.5}, ["vox_offset 352.5; expected a whole number"]),
         ({"vox_offset": np.nan}, ["vox_offset nan"]),
         ({"vox_offset": np.inf}, ["vox_offset inf"]),
         ({"vox_offset": 1e30}, ["truncated|declares", "again"]),

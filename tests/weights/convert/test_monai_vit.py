@@ -105,7 +105,7 @@ def test_equal_in_single_precision(proj_type):
 
 @pytest.mark.slow
 @torch.no_grad()
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     grid=st.tuples(*[st.integers(1, 3)] * 3),
     patch=st.tuples(*[st.integers(1, 4)] * 3),
@@ -222,7 +222,7 @@ def test_what_monai_cannot_express_is_refused(options, message):
 
 def test_another_patch_embedding_is_refused():
     for convert, net in ((to_monai_vit, ours()), (to_monai_unetr, None)):
-        with pytest.raises(UsageError, match="proj_type='linear'; 'conv' or 'perceptron' is needed"):
+        with pytest.raises(UsageError, match="proj_type='linear'; expected 'conv' or 'perceptron'"):
             convert(net, "linear")
     with pytest.raises(WeightsError, match="2D"):
         from_monai_vit(monai_vit(8, 4, spatial_dims=2), 8)

@@ -150,7 +150,7 @@ def test_no_unused_parameters():
     ("options", "message"),
     [
         ({"spatial_dims": 2, "img_size": (32, 48)}, "3D UNETR"),
-        ({"norm_name": ("group", {"num_groups": 2})}, "'instance' or 'batch' is needed; .*GroupNorm"),
+        ({"norm_name": ("group", {"num_groups": 2})}, "GroupNorm.*; expected norm_name 'instance' or 'batch'"),
     ],
 )
 def test_foreign_unetr_refused(options, message):
@@ -169,16 +169,16 @@ def test_norm_options_are_kept_or_refused(norm, convert):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"out_indices": (2, 5, 8)}, r"out_indices=\(2, 5, 8\), \(3, 6, 9\) are needed"),
-        ({"patch": (16, 16, 8)}, r"patch_size=\(16, 16, 8\), 16 is needed"),
-        ({"patch": 8, "out_indices": (3, 6)}, r"patch_size=\(8, 8, 8\), 16 is needed; out_indices=\(3, 6\)"),
-        ({"depth": 10}, "10 blocks, 12 are needed"),
+        ({"out_indices": (2, 5, 8)}, r"out_indices=\(2, 5, 8\), expected \(3, 6, 9\)"),
+        ({"patch": (16, 16, 8)}, r"patch_size=\(16, 16, 8\), expected 16"),
+        ({"patch": 8, "out_indices": (3, 6)}, r"patch_size=\(8, 8, 8\), expected 16; out_indices=\(3, 6\)"),
+        ({"depth": 10}, "10 blocks, expected 12"),
         ({"reg_tokens": 1}, "prefix tokens"),
         ({"class_token": True}, "prefix tokens"),
         ({"pos_embed": "sincos"}, "positions are not learned"),
         ({"pos_embed": "none"}, "positions are not learned"),
         ({"decoder": {"deep_supervision": True}}, "deep supervision"),
-        ({"decoder": {"norm_name": ("group", {"num_groups": 2})}}, "'instance' or 'batch' is needed"),
+        ({"decoder": {"norm_name": ("group", {"num_groups": 2})}}, "expected norm_name 'instance' or 'batch'"),
         ({"pre_norm": True}, "norm_pre"),
     ],
     ids=str,
