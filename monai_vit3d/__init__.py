@@ -15,6 +15,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "DPTDecoder": "decoders.dpt",
+    "Embedd": "pipeline.embedder",
+    "Embedder": "pipeline.embedder",
     "LightDecoder": "decoders.light",
     "PatchEmbed3D": "layers.patch_embed",
     "Predictor": "pipeline.predictor",
@@ -27,6 +29,7 @@ _HOMES = {
     "attention_maps": "visualize.attention",
     "backbone_from": "weights.sources",
     "create_model": "weights.create",
+    "input_transform": "weights.recipes",
     "load_weights": "networks.checkpoints",
     "merge_lora": "networks.lora",
     "set_spacing": "layers.rope",
@@ -66,9 +69,12 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
     from .networks.lora import merge_lora as merge_lora
     from .networks.segmenter import TokenSegmenter as TokenSegmenter
     from .networks.vit3d import VisionTransformer3D as VisionTransformer3D
+    from .pipeline.embedder import Embedd as Embedd
+    from .pipeline.embedder import Embedder as Embedder
     from .pipeline.predictor import Predictor as Predictor
     from .visualize.attention import attention_maps as attention_maps
     from .weights.create import create_model as create_model
+    from .weights.recipes import input_transform as input_transform
     from .weights.sources import backbone_from as backbone_from
 else:
 

@@ -17,14 +17,12 @@ from typing import Any
 
 PACKAGE = __name__.rpartition(".")[0]
 TIMM_NAMES = ("vit3d_tiny", "vit3d_small", "vit3d_base", "vit3d_large", "vit3d_huge")
-# timm reads this from the module of what it registers
-default_cfgs: dict[str, dict[str, Any]] = {
-    name: {
-        **{"input_size": (1, 96, 96, 96), "fixed_input_size": True, "num_classes": 0, "interpolation": "trilinear"},
-        **{"mean": (0.0,), "std": (1.0,), "crop_pct": 1.0, "first_conv": "patch_embed.proj", "classifier": "head"},
-    }
-    for name in TIMM_NAMES
+_COMMON: dict[str, Any] = {
+    **{"input_size": (1, 96, 96, 96), "fixed_input_size": True, "num_classes": 0, "interpolation": "trilinear"},
+    **{"mean": (0.0,), "std": (1.0,), "crop_pct": 1.0, "first_conv": "patch_embed.proj", "classifier": "head"},
 }
+# timm reads this from the module of what it registers
+default_cfgs: dict[str, dict[str, Any]] = {name: dict(_COMMON) for name in TIMM_NAMES}
 
 
 def announce(modules: Iterable[str]) -> None:
@@ -36,23 +34,32 @@ def announce(modules: Iterable[str]) -> None:
     for name in modules:
         sys.modules.setdefault(name, _OnDemand(name))
     if "timm" in sys.modules:
-        register_presets()
+        register_models()
     else:
-        sys.meta_path.insert(0, _AfterImport("timm", register_presets))
+        sys.meta_path.insert(0, _AfterImport("timm", register_models))
 
 
-def register_presets() -> None:
-    """Register the presets in timm; the code that builds them is imported when one is created."""
+def register_models() -> None:
+    """Register presets and published models in timm; the code that builds them is imported when one is created."""
     from timm.models import register_model
 
     for name in TIMM_NAMES:
-        globals()[name] = register_model(_entry(name))
+        globals()[name] = register_model(_entry(name, "build_for_timm"))
+    for entry in importlib.import_module(f"{PACKAGE}.data.published_models").published_models().values():
+        if entry.file is None or entry.unsupported:
+            continue
+        default_cfgs[entry.name] = {
+            **_COMMON,
+            **{"input_size": entry.input_size, **entry.statistics},
+            **{"hf_hub_id": entry.repository, "hf_hub_filename": entry.file, "license": entry.licence.weights},
+        }
+        globals()[entry.name] = register_model(_entry(entry.name, "published_for_timm"))
 
 
-def _entry(name: str) -> Callable[..., Any]:
+def _entry(name: str, builder: str) -> Callable[..., Any]:
     def entry(*args: Any, **options: Any) -> Any:
-        """One of monai_vit3d's presets; takes any keyword of VisionTransformer3D."""
-        return importlib.import_module(f"{PACKAGE}.weights.timm_models").build_for_timm(name, *args, **options)
+        """One of monai_vit3d's models; takes any keyword of VisionTransformer3D."""
+        return getattr(importlib.import_module(f"{PACKAGE}.weights.timm_models"), builder)(name, *args, **options)
 
     entry.__name__ = entry.__qualname__ = name
     return entry

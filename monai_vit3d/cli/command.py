@@ -12,12 +12,12 @@ from typing import NoReturn
 
 from monai_vit3d.bundle.search_path import without_folders
 
-from . import check, demo, evaluate, info, init, measure, predict, train, weights
+from . import check, demo, embed, evaluate, info, init, measure, predict, probe, train, weights
 from .flags import use_flags_of, with_flags
 from .progress import print_error
 from .streams import EscapedStream, Terminated, guard_streams, raise_on_signals
 
-VERBS = (init, train, evaluate, predict, check, info, measure, weights, demo)
+VERBS = (init, train, evaluate, predict, embed, probe, check, info, measure, weights, demo)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""`vit3d weights`: say what weights are, and make those of other projects ours."""
+"""`vit3d weights`: published models by name; say what weights are, and make those of other projects ours."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ _TAKE = "which of several networks in a checkpoint: teacher (the averaged one), 
 
 
 def add_verb(verbs: Any) -> None:
-    """Add the verb and its two ways to the command's parser."""
-    weights = verbs.add_parser("weights", help="say what weights are, or make those of other projects ours")
+    """Add the verb and its ways to the command's parser."""
+    weights = verbs.add_parser("weights", help="published models; say what weights are, or make them ours")
     ways = weights.add_subparsers(required=True, metavar="WAY")
     info = _add_info(ways)
     # what info misses is said in the flags that give it to convert
     info.set_defaults(parser=_add_convert(ways))
+    _add_published(ways)
 
 
 def _add_info(ways: Any) -> argparse.ArgumentParser:
@@ -56,6 +57,56 @@ def _add_convert(ways: Any) -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="write OUT anew if it is there already")
     convert.set_defaults(run=_run_convert, parser=convert)
     return convert
+
+
+def _add_published(ways: Any) -> None:
+    table = ways.add_parser("list", help="published models by name, with their licences")
+    table.add_argument("--json", action="store_true", help="as JSON")
+    table.set_defaults(run=_run_list, parser=table)
+    get = ways.add_parser("get", help="fetch a published model from the hub")
+    get.add_argument("name", metavar="NAME", help="of the list")
+    get.add_argument("-o", "--out", type=Path, metavar="OUT", help="write its backbone as NAME.safetensors, too")
+    accept = "its licence was read and is kept; needed unless the weights may be used commercially"
+    get.add_argument("--accept-licence", action="store_true", help=accept)
+    get.add_argument("--overwrite", action="store_true", help="write OUT anew if it is there already")
+    get.set_defaults(run=_run_get, parser=get)
+    pin = ways.add_parser("pin", help="print the revision and the SHA-256 of a published model's file")
+    pin.add_argument("name", metavar="NAME", help="of the list")
+    pin.set_defaults(run=_run_pin, parser=pin)
+
+
+def _run_list(args: argparse.Namespace) -> int:
+    from monai_vit3d.weights.fetch import list_published
+
+    rows = list_published()
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    texts = {None: "unknown", True: "yes", False: "no"}
+    cells = [("NAME", "LICENCE OF THE WEIGHTS", "COMMERCIAL", "GATED", "LOADS", "NOT STATED", "TITLE")]
+    for row in rows:
+        licence = row["licence"] or "unknown"
+        flags = (texts[row[key]] for key in ("commercial", "gated", "loads"))
+        cells.append((row["name"], licence, *flags, ", ".join(row["unstated"]) or "-", row["title"]))
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+    return 0
+
+
+def _run_get(args: argparse.Namespace) -> int:
+    from monai_vit3d.weights.fetch import get_weights
+
+    print(printable(get_weights(**parsed(args))))
+    return 0
+
+
+def _run_pin(args: argparse.Namespace) -> int:
+    from monai_vit3d.weights.fetch import pin_weights
+
+    pin = pin_weights(args.name)
+    print(f"revision: {pin.revision}\nsha256: {pin.sha256}")
+    return 0
 
 
 def _run_info(args: argparse.Namespace) -> int:

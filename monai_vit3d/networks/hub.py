@@ -20,6 +20,7 @@ from .layer_facts import unlike_layers
 from .lora import merged_lora
 from .model_args import BACKBONE, NETWORK_CLASSES, RECORD, build_network, class_of, model_args
 from .recorded import CONFIG, WEIGHTS, build_own, build_whole, files_in, recorded_args
+from .weights_licence import LICENCE_KEY, licence_metadata, set_weights_licence, weights_licence
 
 N = TypeVar("N", bound=nn.Module)
 CARD = "README.md"
@@ -66,7 +67,7 @@ def save_network(
     try:
         with replacing(folder / CONFIG, "w", encoding="utf-8") as file:
             file.write(json.dumps(args, indent=2, sort_keys=True) + "\n")
-            metadata = {RECORD: json.dumps(args, sort_keys=True)}
+            metadata = {RECORD: json.dumps(args, sort_keys=True), **licence_metadata(network)}
             if readme is None:
                 write_safetensors(network.state_dict(), metadata, folder / WEIGHTS)
             else:
@@ -136,9 +137,13 @@ def load_pretrained(
     kind = class_of(args)
     if not issubclass(factory, NETWORK_CLASSES[kind]):
         raise UsageError(f"{source}: a {kind}, not a {factory.__name__}. Load it with {kind}.from_pretrained.")
+    network: Any
     if kind != BACKBONE:
-        return build_whole(args, state, str(weights), factory, **options)  # type: ignore[return-value]
-    return build_own(args, state, str(weights), factory, owned=True, **options).network  # type: ignore[arg-type,return-value]
+        network = build_whole(args, state, str(weights), factory, **options)
+    else:
+        network = build_own(args, state, str(weights), factory, owned=True, **options).network  # type: ignore[arg-type]
+    set_weights_licence(network, metadata.get(LICENCE_KEY))
+    return network
 
 
 def _find(source: str | Path, hub: dict[str, Any]) -> tuple[Path, Path]:
@@ -163,9 +168,10 @@ def model_card(network: Any, license: str | None = None, tags: Collection[str] =
 
     Args:
         network: what it is about.
-        license: of the weights, by the hub's word for it, as ``"apache-2.0"``.
+        license: of the weights, by the hub's word for it, as ``"apache-2.0"``; None takes the one that they came with.
         tags: more of them.
     """
+    license = license or weights_licence(network)
     args = model_args(network)
     card_data = cast(Any, network)._hub_mixin_info.model_card_data.to_dict()
     encoder = args.get("backbone") or args

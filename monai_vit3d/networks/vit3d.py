@@ -360,10 +360,13 @@ class VisionTransformer3D(Pretrained):
     def _describe_data(self) -> None:
         """Describe the input for timm's tools; volumes come normalised as their owner has them."""
         chans = int(self.in_chans)
+        config = getattr(self, "pretrained_cfg", {})
+        if len(config.get("mean", ())) != chans:
+            config = {**config, "mean": (0.0,) * chans, "std": (1.0,) * chans}
         self.pretrained_cfg = self.default_cfg = {
-            **getattr(self, "pretrained_cfg", {}),
+            **config,
             **{"input_size": (chans, *self.img_size), "fixed_input_size": not self.dynamic_img_size},
-            **{"mean": (0.0,) * chans, "std": (1.0,) * chans, "interpolation": "trilinear"},
+            **{"interpolation": "trilinear"},
             **{"crop_pct": 1.0, "crop_mode": "center", "pool_size": None, "num_classes": self.num_classes},
             **{"first_conv": "patch_embed.proj", "classifier": "head"},
         }

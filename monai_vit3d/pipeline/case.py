@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from monai_vit3d.data.dicom import Series
 
 # kind of an output: its suffix in a BIDS derivative (https://bids-specification.readthedocs.io, "Imaging derivatives")
-KINDS = {"seg": "dseg", "prob": "probseg", "entropy": "entropy", "variance": "variance"}
+KINDS = {
+    **{"seg": "dseg", "prob": "probseg", "entropy": "entropy", "variance": "variance"},
+    **{"embedding": "embedding", "tokens": "tokens", "pca": "pca", "similarity": "similarity"},
+}
+_SUFFIXES = {"embedding": ".npy"}  # of the kinds that are no images
 _UNSETTLED = PurePosixPath()
 
 
@@ -64,11 +68,11 @@ class Case:
         Args:
             kind: one of ``KINDS``.
         """
-        name = self.name
+        name, suffix = self.name, _SUFFIXES.get(kind, ".nii.gz")
         if not self.bids:
-            return PurePosixPath(f"{name}_{kind}.nii.gz")
+            return PurePosixPath(f"{name}_{kind}{suffix}")
         path = PurePosixPath(name)
-        return path.with_name(f"{_with_description(path.name)}_{KINDS[kind]}.nii.gz")
+        return path.with_name(f"{_with_description(path.name)}_{KINDS[kind]}{suffix}")
 
     def paths(self, kinds: Collection[str]) -> list[PurePosixPath]:
         """Paths of its outputs below OUT; the labels of a DICOM series also as a DICOM SEG."""

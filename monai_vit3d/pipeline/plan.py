@@ -20,7 +20,11 @@ from .inputs import find_images
 from .passed_over_summary import describe_passed_over
 from .paths import some
 
-RESERVED = ("run.json", "stats.csv", "report.html", "predictions.csv", "dataset_description.json")  # at the top of OUT
+# at the top of OUT
+RESERVED = (
+    *("run.json", "stats.csv", "report.html", "predictions.csv", "dataset_description.json"),
+    *("features.csv", "features.npz"),
+)
 _EXISTING = ("refuse", "resume", "overwrite")
 
 

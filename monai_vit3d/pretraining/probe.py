@@ -7,7 +7,7 @@ on the validation part; the test part is scored once. Nothing is drawn at random
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -43,7 +43,7 @@ class ProbeScore:
 
     ``scores`` are the test part's, by name. ``chosen`` is the value of ``setting`` that was best on the validation
     part, ``validation`` has the score there of every value that was tried; ``cases`` counts training, validation and
-    test.
+    test; ``predictions`` are of the test part, probabilities of classes ``(N, K)`` or values.
     """
 
     probe: str
@@ -53,6 +53,7 @@ class ProbeScore:
     validation: dict[float, float]
     scores: dict[str, float]
     cases: tuple[int, int, int]
+    predictions: Array = field(repr=False, compare=False)
 
     def as_dict(self) -> dict[str, float]:
         """Return the test scores, the chosen value and its validation score by name, for a log."""
@@ -156,7 +157,7 @@ def _probe(
     predictions = getattr(models[chosen], method)(test[0])
     test_scores = {key: function(predictions, test[1]) for key, function in scores.items()}
     cases = (len(parts[0].values), len(parts[1].values), len(parts[2].values))
-    return ProbeScore(name, parts[0].description, setting, chosen, by_value, test_scores, cases)
+    return ProbeScore(name, parts[0].description, setting, chosen, by_value, test_scores, cases, predictions)
 
 
 def _scaled(estimator: Any, with_std: bool = True) -> Any:

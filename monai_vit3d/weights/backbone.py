@@ -27,6 +27,7 @@ from monai_vit3d.networks.lora import merged_lora
 from monai_vit3d.networks.meta_init import fill
 from monai_vit3d.networks.model_args import RECORD, args_in_state, model_args
 from monai_vit3d.networks.recorded import args_in, checked_args
+from monai_vit3d.networks.weights_licence import LICENCE_KEY, licence_metadata, set_weights_licence
 from monai_vit3d.networks.wrappers import unwrap_network
 
 from .inflate import adapt_channels
@@ -56,7 +57,8 @@ def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:
     """Write a backbone without its head as safetensors, all of it or nothing; the same weights give the same bytes.
 
     The header's metadata has the ``model_args`` (JSON, as :func:`model_args`) and the ``sha256`` of the tensors'
-    bytes; any reader of safetensors reads the file. Adapters are written merged; the network keeps them.
+    bytes, and the ``license`` that the weights came with; any reader of safetensors reads the file. Adapters are
+    written merged; the network keeps them.
 
     Args:
         backbone: the network, wrapped or not; its parameters keep their dtype.
@@ -73,7 +75,7 @@ def save_backbone(backbone: VisionTransformer3D, path: str | Path) -> None:
     backbone = merged_lora(backbone)
     state = {key: value for key, value in backbone.state_dict().items() if not key.startswith(HEAD)}
     args = {key: value for key, value in model_args(backbone).items() if key != "num_classes"}
-    write_safetensors(state, {RECORD: json.dumps(args, sort_keys=True)}, path)
+    write_safetensors(state, {RECORD: json.dumps(args, sort_keys=True), **licence_metadata(backbone)}, path)
 
 
 def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
@@ -107,7 +109,9 @@ def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
     read, metadata = read_with_metadata(path)
     state = as_state_dict(read, path)
     came = checked_args(args_in_state(state, PREFIX) or args_in_state(state), path) or args_in(metadata, path)
-    return load_backbone_state(network, state, came, path)
+    load_backbone_state(network, state, came, path)
+    set_weights_licence(backbone_of(network), metadata.get(LICENCE_KEY))
+    return network
 
 
 def load_backbone_state(

@@ -19,6 +19,7 @@ from monai_vit3d.networks.load_report import Inflated
 from monai_vit3d.networks.meta_init import blank_network
 from monai_vit3d.networks.model_args import RECORD
 from monai_vit3d.networks.recorded import build_own, checked_args, files_in, recorded_args
+from monai_vit3d.networks.weights_licence import LICENCE_KEY, set_weights_licence
 
 from .convert import nidl
 from .convert.building import options_checked
@@ -59,6 +60,7 @@ class Source:
         left_out: keys and entries that are no part of the encoder.
         name: where it came from, for messages.
         verified: whether the file has a sha256 of its tensors, which is then theirs.
+        licence: of the weights, if the file's header says it.
     """
 
     family: str
@@ -69,6 +71,7 @@ class Source:
     left_out: tuple[str, ...]
     name: str = "state_dict"
     verified: bool = False
+    licence: str | None = None
 
 
 def read_source(path: str | Path, *, take: str = "teacher", family: str | None = None) -> Source:
@@ -107,8 +110,9 @@ def source_in(
         config, weights = files_in(Path(path)) if folder else (Path(path), Path(path))
         state = as_state_dict(content, weights)
         args = recorded_args(state, metadata, config, weights)
-        return Source(OURS, (), state, args, (), (), str(path), True)
-    return replace(identify(content, str(path), take=take, family=family), verified=is_ours(metadata))
+        return Source(OURS, (), state, args, (), (), str(path), True, metadata.get(LICENCE_KEY))
+    source = identify(content, str(path), take=take, family=family)
+    return replace(source, verified=is_ours(metadata), licence=metadata.get(LICENCE_KEY))
 
 
 def identify(state: Any, name: str = "state_dict", *, take: str = "teacher", family: str | None = None) -> Source:
@@ -183,8 +187,11 @@ def backbone_from(
         raise UsageError(f"{source.name}: grid={grid}; weights of monai_vit3d say theirs. Leave it out.")
     with options_checked(source.name):
         if source.family == OURS:
-            return build_own(source.options, source.state, source.name, owned=owned, **options)
-        return _built(source, grid, owned, options)
+            built = build_own(source.options, source.state, source.name, owned=owned, **options)
+        else:
+            built = _built(source, grid, owned, options)
+    set_weights_licence(built.network, source.licence)
+    return built
 
 
 def _built(source: Source, grid: tuple[int, int, int] | None, owned: bool, options: dict[str, Any]) -> Inflated:

@@ -18,6 +18,7 @@ from monai_vit3d.networks.load_report import Inflated
 from monai_vit3d.networks.lora import apply_lora
 from monai_vit3d.networks.model_args import RECORD, args_in_state, build_network, model_args
 from monai_vit3d.networks.recorded import files_in
+from monai_vit3d.networks.weights_licence import set_weights_licence
 
 from .backbone import (
     HEAD,
@@ -144,7 +145,9 @@ def _with_encoder(network: nn.Module, pretrained: str | Path, options: dict[str,
     needed = model_args(backbone)
     if options or architecture_differences(source.options, needed):
         network = _around(network, build_network(_resized(source.options, needed), **options), pretrained)
-    return load_backbone_state(network, source.state, source.options, pretrained)
+    load_backbone_state(network, source.state, source.options, pretrained)
+    set_weights_licence(backbone_of(network), source.licence)
+    return network
 
 
 def _content(path: str | Path) -> tuple[Any, dict[str, str]]:

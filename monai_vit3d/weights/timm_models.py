@@ -16,6 +16,7 @@ from monai_vit3d.networks import VisionTransformer3D, create_preset
 
 from .convert.shapes import KERNEL
 from .convert.timm2d_filter import checkpoint_filter_fn
+from .fetch import create_published
 
 _SOURCES = ("file", "hf_hub_id", "url", "state_dict")
 
@@ -90,6 +91,42 @@ def build_for_timm(
     backbone._describe_data()
     outer.pretrained_cfg = outer.default_cfg = backbone.pretrained_cfg
     return model
+
+
+def published_for_timm(
+    name: str,
+    pretrained: Any = False,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: Any = None,
+    *,
+    features_only: bool = False,
+    out_indices: Any = 3,
+    cache_dir: Any = None,
+    **options: Any,
+) -> nn.Module:
+    """Build the published model that ``timm.create_model`` was asked for.
+
+    Args:
+        name: of the entry.
+        pretrained: True; the file says what the network is.
+        pretrained_cfg: timm's configuration; of its entries ``file`` alone is taken, the weights' path.
+        pretrained_cfg_overlay: what is taken instead of its entries.
+        features_only: whether to return timm's feature network, which gives patch grids.
+        out_indices: of which blocks, or of how many last ones.
+        cache_dir: another cache of the hub.
+        options: as for :func:`~monai_vit3d.weights.fetch.load_published`.
+
+    Raises:
+        UsageError: as :func:`create_published`.
+        WeightsError: as :func:`create_published`.
+    """
+    cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).to_dict()
+    network = create_published(name, pretrained=cfg.get("file") or pretrained, cache_dir=cache_dir, **options)
+    if not features_only:
+        return network
+    features = FeatureGetterNet(network, out_indices=out_indices)
+    cast(Any, features).pretrained_cfg = cast(Any, features).default_cfg = network.pretrained_cfg
+    return features
 
 
 def _fitted(state: Mapping[str, Any], network: VisionTransformer3D) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from monai_vit3d.networks import FoldEnsemble, VisionTransformer3D
 from monai_vit3d.networks.checkpoints import as_state_dict, read_checkpoint, read_with_metadata, refuse_differences
 from monai_vit3d.networks.model_args import class_of
 from monai_vit3d.networks.recorded import build_own, build_whole, files_in, recorded_args
+from monai_vit3d.networks.weights_licence import LICENCE_KEY, set_weights_licence
 from monai_vit3d.networks.wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
 
 from .backbone import PREFIX, load_backbone
@@ -79,14 +80,17 @@ def network_from(
             "that have them."
         )
     if class_of(args) == VisionTransformer3D.__name__:
-        return build_own(
-            args, state, str(path), owned=True, **{key: value for key, value in options.items() if value is not None}
-        ).network
+        stated = {key: value for key, value in options.items() if value is not None}
+        backbone = build_own(args, state, str(path), owned=True, **stated).network
+        set_weights_licence(backbone, metadata.get(LICENCE_KEY))
+        return backbone
     if global_pool is not None or fc_norm is not None:
         raise UsageError(
             f"{path}: a {class_of(args)}; global_pool and fc_norm are of a backbone alone. Leave them out."
         )
-    return build_whole(args, state, str(path), img_size=img_size)
+    network = build_whole(args, state, str(path), img_size=img_size)
+    set_weights_licence(network, metadata.get(LICENCE_KEY))
+    return network
 
 
 def _unlike(args: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,87 @@
+"""`vit3d embed`: vectors of files and folders, from published models or weights of one's own."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .options import add_device, add_inputs, parse_override, parsed
+from .progress import Progress
+
+_DESCRIPTION = """INPUT is as for `vit3d predict`: files, folders, DICOM series, BIDS data sets, lists. MODEL is a
+name of `vit3d weights list`, whose recipe prepares each scan, or a file of weights with --recipe.
+OUT gets NAME_embedding.npy for each scan, run.json, and of all scans features.csv (name, subject,
+windows, then the vector) and features.npz.
+
+What the authors of a model do not state about its input is asked for: --state orientation=RAS.
+
+Exit code: 0 all done, 1 some files failed (run.json says why), 2 wrong usage or weights."""
+_OF_MODEL = ("model", "weights", "recipe", "feature", "overlap", "whole", "device", "accept_licence")
+
+
+def add_verb(verbs: Any) -> None:
+    """Add the verb to the command's parser."""
+    embed = verbs.add_parser(
+        "embed",
+        help="vectors of scans, from published models or weights of your own",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = embed.add_argument
+    add_inputs(embed)
+    add("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder to write to")
+    add("--model", required=True, metavar="NAME|FILE", help="a published model, or a file of weights")
+    add("--weights", type=Path, metavar="FILE", help="the published model's file, where it lies already")
+    add("--recipe", metavar="NAME|YAML", help="how scans are prepared, unless as the model's authors do")
+    stated = "a value that the recipe lacks, such as orientation=RAS; may be given several times"
+    add("--state", dest="stated", action="append", default=[], metavar="ID=VALUE", help=stated)
+    add("--num-heads", type=int, metavar="N", help="attention heads, which no tensor of a file shows")
+    features = ["class_token", "mean", "first_patch", "class_token+mean"]
+    add("--feature", choices=features, help="what of the tokens is the vector (as the authors; else mean)")
+    add("--overlap", type=float, metavar="X", help="part of a window that the next one covers (the recipe's, or 0.25)")
+    add("--whole", action="store_true", help="run each scan as a whole; rotary positions alone")
+    add("--maps", action="store_true", help="write the tokens and their principal components as NIfTI, too")
+    point = "write each token's likeness to that at a point in mm as NIfTI, too; with = before a minus sign"
+    add("--similar", type=_point, metavar="X,Y,Z", help=point)
+    accept = "the model's licence was read and is kept; needed unless it may be used commercially"
+    add("--accept-licence", action="store_true", help=accept)
+    add_device(embed)
+    add("--jobs", type=int, default=1, metavar="N", help="threads that read ahead, and threads that write (1)")
+    existing = embed.add_mutually_exclusive_group()
+    skip, anew = "skip what is verified to be done", "write outputs anew that are there already"
+    existing.add_argument("--resume", dest="existing", action="store_const", const="resume", help=skip)
+    existing.add_argument("--overwrite", dest="existing", action="store_const", const="overwrite", help=anew)
+    add("--shard", metavar="I/N", help="do the I-th of N parts; all parts share OUT")
+    embed.set_defaults(run=_run, parser=embed, existing="refuse")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from monai_vit3d.distributed import TorchrunProcess
+    from monai_vit3d.pipeline.embed_folder import embed_folder
+    from monai_vit3d.pipeline.embedder import Embedder
+    from monai_vit3d.pipeline.plan import parse_shard
+
+    process = TorchrunProcess.from_environment()
+    options = parsed(args, "num_heads", "stated")
+    options["shard"] = parse_shard(args.shard) if args.shard else process.shard
+    options["device"] = args.device or process.device
+    of_model = {key: options.pop(key) for key in _OF_MODEL}
+    heads = {} if args.num_heads is None else {"num_heads": args.num_heads}
+    embedder = Embedder(**of_model, stated=dict(map(parse_override, args.stated)), options=heads)
+    with Progress() as progress:
+        summary = embed_folder(embedder=embedder, **options, on_plan=progress.begin, on_case=progress)
+    failed = process.all_reduce_sum(summary.failed)
+    counts = f"{summary.done} done, {summary.skipped} skipped, {summary.failed} failed"
+    print(f"{counts}: {args.output / 'features.csv'}")
+    return 1 if failed else 0
+
+
+def _point(text: str) -> tuple[float, ...]:
+    try:
+        point = tuple(float(number) for number in text.split(","))
+    except ValueError:
+        point = ()
+    if len(point) != 3:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected three numbers, as -26,-22,-14")
+    return point

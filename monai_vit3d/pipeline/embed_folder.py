@@ -1,0 +1,223 @@
+"""Embed files and folders: `vit3d embed` as a function."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monai_vit3d.data.csv_files import csv_cell
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.files import following_no_links, remove_parts, replacing, write_text_atomic
+from monai_vit3d.data.nifti import write_map
+from monai_vit3d.data.volume import Grid, Volume
+from monai_vit3d.handlers.weights_sha256 import weights_sha256
+from monai_vit3d.networks.weights_licence import weights_licence
+
+from .case import Case
+from .case_runner import CaseRunner, Summary, Work, take_through
+from .embedder import Embedder, Embedding
+from .folder import versions
+from .options import Options
+from .passed_over_summary import recorded
+from .plan import RESERVED, Plan, plan_cases
+from .record import RunRecord, merge_records, merging
+from .token_maps import pca_rgb, similarity_map
+
+_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
+
+
+def embed_folder(
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path,
+    embedder: Embedder,
+    *,
+    maps: bool = False,
+    similar: Sequence[float] | None = None,
+    volume: int | None = None,
+    max_voxels: int = 2**30,
+    shard: tuple[int, int] = (1, 1),
+    existing: str = "refuse",
+    include_labels: bool = False,
+    suffixes: Sequence[str] = (),
+    units: str = "stored",
+    resample_channels: bool = False,
+    jobs: int = 1,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+    on_case: Callable[[Mapping[str, Any]], None] = lambda record: None,
+) -> Summary:
+    """Embed files, folders, BIDS data sets or lists; inputs, isolation, resuming and shards as of ``predict_folder``.
+
+    OUT gets ``NAME_embedding.npy`` for each case, ``run.json``, and of all cases in the order of their names
+    ``features.csv`` (name, subject, windows, then the vector) and ``features.npz`` (names, subjects, vectors).
+
+    Args:
+        inputs: as for :func:`~monai_vit3d.pipeline.folder.predict_folder`.
+        output: OUT.
+        embedder: what embeds each volume.
+        maps: whether to write ``NAME_tokens.nii.gz``, the patch tokens as channels, and ``NAME_pca.nii.gz``, their
+            first three principal components, on the patches' grid in the scan's world.
+        similar: a point of the world in mm, RAS+: write ``NAME_similarity.nii.gz``, each token's cosine with that at
+            the point.
+        volume: as for ``predict_folder``, and so are all further arguments.
+        max_voxels: see there.
+        shard: see there.
+        existing: see there.
+        include_labels: see there.
+        suffixes: see there.
+        units: see there.
+        resample_channels: see there.
+        jobs: see there.
+        on_plan: see there.
+        on_case: see there.
+
+    Returns:
+        How many were done, skipped and failed.
+
+    Raises:
+        UsageError: arguments that contradict each other, a plan that clashes, or another run at work in OUT.
+    """
+    if jobs < 1:
+        raise UsageError(f"jobs={jobs}; expected 1 or more.")
+    channels = int(embedder.network.in_chans)
+    kinds = ["embedding", *(["tokens", "pca"] if maps else []), *(["similarity"] if similar is not None else [])]
+    chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "channels": channels}
+    plan = plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, seg=False, **chosen)
+    on_plan(plan)
+    options = Options(volume=volume, max_voxels=max_voxels, units=units, seg=False, resample_channels=resample_channels)
+    made_with = _made_with(embedder, options, kinds, similar)
+    record = RunRecord(plan.output, _about(embedder, made_with, plan), shard)
+    runner = _EmbeddingRunner(plan, record, embedder, options, made_with, existing == "resume", similar)
+    with following_no_links(plan.output):
+        try:
+            summary = take_through(runner, plan, record, jobs, on_case)
+        finally:
+            record.close()
+            if record.begun:
+                write_features(plan.output)
+    return summary
+
+
+class _EmbeddingRunner(CaseRunner):
+    """The stages of a case that is embedded."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        record: RunRecord,
+        embedder: Embedder,
+        options: Options,
+        made_with: dict[str, Any],
+        resume: bool,
+        similar: Sequence[float] | None,
+    ) -> None:
+        super().__init__(plan, record, options, int(embedder.network.in_chans), made_with, resume=resume)
+        self.embedder, self.similar = embedder, similar
+        self.keep_tokens = len(plan.outputs) > 1
+
+    def main_output(self, case: Case) -> Path | None:
+        """Return the path of its vector."""
+        return self.place(case, "embedding")
+
+    def check_grid(self, work: Work, path: Path, grid: Grid, channels: int) -> None:
+        """Take any grid: the recipe brings it to the network's."""
+
+    def prepare(self, work: Work, volumes: Sequence[Volume]) -> Any:
+        """Run the recipe; a case owns its transforms: threads share no state."""
+        return copy.deepcopy(self.embedder.prepare)(list(volumes))
+
+    def infer(self, prepared: Any) -> Embedding:
+        """Run the network."""
+        return self.embedder.run(prepared, self.keep_tokens)
+
+    def finish(self, work: Work) -> dict[str, Any]:
+        """Write the vector, and the maps that were asked for."""
+        embedding: Embedding = work.output
+        maps: dict[str, Any] = {}
+        if embedding.tokens is not None and "tokens" in self.plan.outputs:
+            maps = {"tokens": embedding.tokens, "pca": pca_rgb(embedding.tokens)}
+        if embedding.tokens is not None and self.similar is not None:
+            maps["similarity"] = similarity_map(embedding.tokens, embedding.grid, self.similar)
+        work.record.pop("outputs", None)
+        paths = [self.place(work.case, "embedding")]
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        with replacing(paths[0], "wb") as file:
+            np.save(file, embedding.vector, allow_pickle=False)
+        for kind, values in maps.items():
+            paths.append(self.place(work.case, kind))
+            write_map(values, embedding.grid, paths[-1])
+        return {"outputs": self.hashes(paths), "windows": embedding.windows}
+
+
+def write_features(output: Path) -> None:
+    """Write what follows from the records of all shards: run.json, features.csv and features.npz."""
+    with merging(output):
+        remove_parts(output / name for name in RESERVED)
+        _, records = merge_records(output)
+        rows = [row for record in records if (row := _row(record, output)) is not None]
+        if not rows:
+            return
+        vectors = np.stack([vector for *_, vector in rows])
+        header = ["name", "subject", "windows", *(f"f{i}" for i in range(vectors.shape[1]))]
+        lines = [",".join(header)]
+        for name, subject, windows, vector in rows:
+            numbers = (f"{value:.9g}" for value in vector.tolist())
+            lines.append(",".join([csv_cell(name), csv_cell(subject), str(windows), *numbers]))
+        write_text_atomic("\n".join(lines) + "\n", output / "features.csv")
+        names, subjects = (np.array([row[i] for row in rows], np.str_) for i in (0, 1))
+        with replacing(output / "features.npz", "wb") as file:
+            np.savez(file, names=names, subjects=subjects, vectors=vectors)
+
+
+def subject_of(name: str) -> str:
+    """Return the subject of a case: ``sub-01`` where its path has that, else the whole name."""
+    match = _SUBJECT.search(name)
+    return match[1] if match else name
+
+
+def _row(record: Mapping[str, Any], output: Path) -> tuple[str, str, int, Any] | None:
+    """Return name, subject, windows and vector of a case; None if it has none."""
+    paths = [path for path in record.get("outputs", {}) if path.endswith("_embedding.npy")]
+    if record["status"] not in ("done", "skipped") or not paths:
+        return None
+    vector = np.load(output / paths[0], allow_pickle=False)
+    return record["name"], subject_of(record["name"]), int(record.get("windows", 0)), vector
+
+
+def _made_with(
+    embedder: Embedder, options: Options, kinds: Sequence[str], similar: Sequence[float] | None
+) -> dict[str, Any]:
+    made_with = {
+        "weights_sha256": weights_sha256([embedder.network]),
+        "recipe": embedder.recipe,
+        "feature": embedder.feature,
+        "overlap": embedder.overlap,
+        "whole": embedder.whole,
+        "kinds": list(kinds),
+        "similar": None if similar is None else [float(value) for value in similar],
+        "options": {key: getattr(options, key) for key in ("volume", "units", "resample_channels")},
+        "device": next(embedder.network.parameters()).device.type,
+    }
+    return dict(json.loads(json.dumps(made_with)))  # as an earlier record has it, lists for tuples
+
+
+def _about(embedder: Embedder, made_with: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    entry = embedder.entry
+    return {
+        **made_with,
+        "model": None if entry is None else asdict(entry),
+        "license": weights_licence(embedder.network),
+        "pooling": "windows' vectors, weighted by their part of voxels above the prepared volume's least value",
+        "shard": list(plan.shard),
+        "versions": versions(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "warnings": list(plan.warnings),
+        "passed_over": recorded(plan.passed_over),
+    }
