@@ -17,10 +17,12 @@ from .progress import Progress, print_error
 if TYPE_CHECKING:
     from monai_vit3d.evaluation.results import Evaluation
     from monai_vit3d.evaluation.scoring import ScoredCase
+    from monai_vit3d.evaluation.volumes import VolumeEvaluation
 
 _DESCRIPTION = """Score label maps: Dice, surface Dice (NSD), 95 % Hausdorff distance, volume bias and detection
-F1 by component, by class and case, with 95 % bootstrap intervals. OUT gets cases.csv,
-classes.csv, summary.json and report.html, with the worst cases first.
+F1 by component, by class and case, with 95 % bootstrap intervals. A classifier's answers: AUC,
+accuracy, balanced accuracy and F1 by class; a regressor's: mean absolute error and R². OUT gets
+cases.csv, classes.csv, summary.json and report.html, with the worst cases first.
 
 A bundle:    vit3d evaluate mybundle
              Each trained fold predicts its own validation cases (into mybundle/predictions),
@@ -73,6 +75,7 @@ def _classes(text: str) -> dict[int, str]:
 
 def _run(args: argparse.Namespace) -> int:
     from monai_vit3d.evaluation import evaluate_bundle, evaluate_folders
+    from monai_vit3d.evaluation.volumes import VolumeEvaluation
 
     folders = args.predictions is not None or args.labels is not None
     if folders == (args.bundle is not None) or (folders and None in (args.predictions, args.labels, args.output)):
@@ -84,6 +87,8 @@ def _run(args: argparse.Namespace) -> int:
         else:
             to_predict: Any = {"on_plan": predicting.begin, "on_record": predicting}
             evaluation = evaluate_bundle(**options, **to_predict, on_case=scoring)
+    if isinstance(evaluation, VolumeEvaluation):
+        return _print_volumes(evaluation)
     for note in evaluation.notes:
         print_error(f"vit3d: {note}")
     for line in _table(evaluation):
@@ -92,6 +97,15 @@ def _run(args: argparse.Namespace) -> int:
         print(printable(line))
     scored = len(evaluation.scored) - len(evaluation.failed)
     print(printable(f"{scored} scored, {len(evaluation.failed)} failed: {evaluation.page}"))
+    return 1 if evaluation.failed else 0
+
+
+def _print_volumes(evaluation: VolumeEvaluation) -> int:
+    for case in evaluation.failed:
+        print_error(f"vit3d: {case.name} failed: {case.error}")
+    for line in _aligned(evaluation.table()):
+        print(printable(line))
+    print(printable(f"{len(evaluation.answered)} scored, {len(evaluation.failed)} failed: {evaluation.page}"))
     return 1 if evaluation.failed else 0
 
 

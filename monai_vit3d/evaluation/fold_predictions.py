@@ -70,9 +70,7 @@ def names_without_background(bundle: Path) -> dict[int, str]:
     """
     metadata = read_metadata(bundle)
     if not segments(metadata):
-        raise UsageError(
-            f"{bundle}: a classifier or regressor; this evaluation is for label maps. Run the bundle's evaluate.yaml."
-        )
+        raise UsageError(f"{bundle}: a classifier or regressor; a bundle that gives label maps is needed.")
     return {value: name for value, name in metadata.channel_names.items() if value != 0}
 
 
@@ -83,6 +81,13 @@ def predict_section(
     output: Path,
     how: PredictionRun = PredictionRun(),
 ) -> list[EvaluationCase]:
+    """Predict label maps as :func:`predict_items`, and pair them with the labels; arguments and errors as there."""
+    return [_case(item, folder) for item, folder in predict_items(bundle, section, folds, output, how)]
+
+
+def predict_items(
+    bundle: Path, section: str, folds: Sequence[int], output: Path, how: PredictionRun = PredictionRun()
+) -> list[tuple[Mapping[str, Any], Path]]:
     """Predict the validation cases of each fold by that fold alone, or the test cases by all folds together.
 
     What is there already, of the same weights and images, is kept.
@@ -94,6 +99,9 @@ def predict_section(
         output: the folder to predict into; each fold gets one below it, ``fold_K``, the test cases ``testing``.
         how: device, safety, progress.
 
+    Returns:
+        Each case of the split, and the folder that has its prediction.
+
     Raises:
         UsageError: an unknown section.
         DatasetError: no split of `vit3d init`, or no cases of the section.
@@ -101,12 +109,12 @@ def predict_section(
     if section not in EVALUATED_SECTIONS:
         raise UsageError(f"section={section}; expected one of {', '.join(EVALUATED_SECTIONS)}.")
     split = bundle / "configs" / "split.json"
-    cases = []
+    cases: list[tuple[Mapping[str, Any], Path]] = []
     runs = [(f"fold_{fold}", [fold], fold) for fold in folds]
     for name, members, fold in [("testing", list(folds), 0)] if section == "testing" else runs:
         items = datalist(split, section, fold)
         _predict(bundle, items, output / name, members, how)
-        cases += [_case(item, output / name) for item in items]
+        cases += [(item, output / name) for item in items]
     return cases
 
 

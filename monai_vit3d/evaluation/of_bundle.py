@@ -6,11 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_vit3d.bundle.metadata import read_metadata
+from monai_vit3d.bundle.metadata import Metadata, read_metadata
+from monai_vit3d.data.errors import UsageError
 from monai_vit3d.metrics.segmentation import NSD_MM
 
-from .fold_predictions import PredictionRun, names_without_background, predict_section, trained_folds
+from .fold_predictions import (
+    PredictionRun,
+    names_without_background,
+    predict_items,
+    predict_section,
+    segments,
+    trained_folds,
+)
 from .results import Evaluation, OnCase, evaluate_cases
+from .volumes import VolumeEvaluation, evaluate_volumes
 
 if TYPE_CHECKING:
     from monai_vit3d.pipeline.plan import Plan
@@ -29,8 +38,10 @@ def evaluate_bundle(
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_record: Callable[[Mapping[str, Any]], None] = lambda record: None,
     on_case: OnCase = lambda case: None,
-) -> Evaluation:
+) -> Evaluation | VolumeEvaluation:
     """Predict the cases of a bundle's split and score them, see :func:`.folders.evaluate_folders`.
+
+    Of a classifier or regressor, its answers are scored, see :func:`.volumes.evaluate_volumes`.
 
     Each trained fold predicts its own validation cases, which it has not seen, into ``predictions/fold_K`` of the
     bundle; the test cases are predicted by all folds together, into ``predictions/testing``. What is there already
@@ -51,15 +62,32 @@ def evaluate_bundle(
         on_case: is given each case when it is scored.
 
     Raises:
-        UsageError: no split or no cases, or arguments out of range.
+        UsageError: no split or no cases, or arguments out of range; ``against`` of a classifier.
         WeightsError: no finished training.
         BundleError: a bundle that cannot be used, or is not safe.
     """
     root = Path(bundle)
-    names, trained = names_without_background(root), trained_folds(root, folds)
+    metadata, trained = read_metadata(root), trained_folds(root, folds)
     how = PredictionRun(device, safe, on_plan, on_record)
-    cases = predict_section(root, section, trained, root / "predictions", how)
     if output is None:
         output = root / ("evaluation" if section == "validation" else f"evaluation_{section}")
-    title = f"{read_metadata(root).name}, {section}, folds {', '.join(map(str, trained))}"
+    title = f"{metadata.name}, {section}, folds {', '.join(map(str, trained))}"
+    if not segments(metadata):
+        if against is not None:
+            raise UsageError(f"against={against}: of label maps alone; {bundle} answers whole volumes. Leave it out.")
+        items = predict_items(root, section, trained, root / "predictions", how)
+        return evaluate_volumes(items, _class_names(metadata), title, Path(output))
+    names = names_without_background(root)
+    cases = predict_section(root, section, trained, root / "predictions", how)
     return evaluate_cases(cases, names, title, output, nsd_mm, against, (), on_case)
+
+
+def _class_names(metadata: Metadata) -> list[str]:
+    """List the classes of a bundle of ``vit3d init`` in their order; none of a regression."""
+    plan = metadata.content.get("plan")
+    task = plan.get("task") if isinstance(plan, dict) else None
+    if task not in ("multi-class", "regression"):
+        raise UsageError(
+            f"{metadata.name}: no plan of classes or a value; vit3d init writes one. Run its evaluate.yaml."
+        )
+    return [] if task == "regression" else [name for _, name in sorted(metadata.channel_names.items())]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .checks import FloatArray
 
 RESAMPLES = 10_000
+STATISTIC_RESAMPLES = 1_000  # each computes the statistic anew
 SEED = 0
 _AT_A_TIME = 1_000  # resamples, so that the table of counts stays small
 
@@ -71,6 +72,43 @@ def bootstrap_mean(
         means.append(drawn @ sums / (drawn @ counts))
     low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
     return Interval(mean, float(low), float(high))
+
+
+def bootstrap_statistic(
+    statistic: Callable[[Any], FloatArray],
+    cases: int,
+    subjects: Sequence[Hashable] | None = None,
+    resamples: int = STATISTIC_RESAMPLES,
+    seed: int = SEED,
+) -> list[Interval]:
+    """Compute statistics of a set of cases that are no means, as an AUC, and their percentile bootstrap intervals.
+
+    Whole subjects are drawn. A statistic that a resample leaves undefined (NaN) is left out of its interval.
+
+    Args:
+        statistic: gives numbers ``(S,)`` for the numbers of cases.
+        cases: how many there are.
+        subjects: of the cases; None takes each case for a subject of its own.
+        resamples: how many are drawn.
+        seed: of the random numbers.
+    """
+    names = list(range(cases)) if subjects is None else list(subjects)
+    groups: dict[Hashable, list[int]] = {}
+    for case, name in enumerate(names):
+        groups.setdefault(name, []).append(case)
+    values, own = statistic(np.arange(cases)), list(groups.values())
+    if len(own) < 2:
+        return [Interval(float(value), math.nan, math.nan) for value in values]
+    rng, drawn = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        chosen = rng.integers(0, len(own), len(own))
+        drawn.append(statistic(np.concatenate([own[group] for group in chosen])))
+    intervals = []
+    for value, column in zip(values, np.array(drawn).T):
+        kept = column[~np.isnan(column)]
+        low, high = np.percentile(kept, (2.5, 97.5)) if len(kept) and not math.isnan(value) else (math.nan, math.nan)
+        intervals.append(Interval(float(value), float(low), float(high)))
+    return intervals
 
 
 def compare_pairs(

@@ -88,5 +88,5 @@ def test_a_bundle_of_another_task_is_left_as_it_is(tmp_path):
     before = file.read_bytes()
     assert finish_training(bundle) == {}
     assert file.read_bytes() == before
-    with pytest.raises(UsageError, match="a classifier or regressor; this evaluation is for label maps"):
+    with pytest.raises(WeightsError, match="no training is finished"):
         evaluate_bundle(bundle)

@@ -18,7 +18,8 @@ CHOICES = {
     "epochs": 2, "val_interval": 1, "batch_size": 1, "samples_per_case": 2, "repeats": 1, "cached_cases": 4,
     "num_workers": 0, "learning_rate": 0.001, "weight_decay": 0.01, "warmup_epochs": 1, "frozen_epochs": 0,
     "layer_decay": 1.0, "ema_decay": 0.5, "clip_norm": 12.0, "amp": False, "seed": 0, "pretrained": None,
-    "lora_rank": 0, "loss": "DiceCELoss", "class_ratios": [1.0, 1.0, 1.0], "rotate_range": [0.2, 0.2, 0.2],
+    "encoder_options": {}, "lora_rank": 0, "loss": "DiceCELoss", "class_ratios": [1.0, 1.0, 1.0],
+    "rotate_range": [0.2, 0.2, 0.2],
     "decoder": "light", "feature_size": 4, "image_levels": None,
     "patch_size": [8, 8, 4], "embed_dim": 12, "depth": 3, "num_heads": 2, "embed_layer": "patch",
 }  # fmt: skip

@@ -1,0 +1,247 @@
+"""Evaluate a classifier's or regressor's answers to whole volumes against the labels of a split."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monai_vit3d.data.csv_files import write_csv
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.files import write_text_atomic
+from monai_vit3d.metrics.bootstrap import Interval
+from monai_vit3d.metrics.one_vs_rest import ALL_CLASSES, predicted_classes, score_classes, score_values
+from monai_vit3d.pipeline.folder import versions
+from monai_vit3d.pipeline.report.page import render_page
+
+from .page import interval_text, number_text
+
+LISTED = 1000  # cases on the page; cases.csv has all
+TITLES = {
+    "auc": "AUC",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "f1": "F1",
+    "mae": "Mean absolute error",
+    "r2": "R²",
+}
+
+
+@dataclass(frozen=True)
+class AnsweredCase:
+    """A volume with its label and what was predicted.
+
+    Args:
+        name: of the case.
+        subject: whose it is.
+        label: number of the class, or the value.
+        answer: probability of each class, or the predicted value alone; empty where there is none.
+        error: why there is none; else empty.
+    """
+
+    name: str
+    subject: str
+    label: float
+    answer: tuple[float, ...] = ()
+    error: str = ""
+
+    @property
+    def loss(self) -> float:
+        """What is missing to certainty of the true class, or the error of the value: the order of the page."""
+        single = len(self.answer) == 1
+        return abs(self.answer[0] - self.label) if single else 1 - self.answer[int(self.label)]
+
+
+@dataclass(frozen=True)
+class VolumeEvaluation:
+    """What came out.
+
+    Args:
+        title: what was evaluated.
+        class_names: in the order of the probabilities; empty for a regression.
+        cases: all, in the order of the split.
+        rows: scores with intervals, by class; of a regression under ``"value"``.
+        page: the page that was written.
+        notes: sentences on how it was done.
+    """
+
+    title: str
+    class_names: Sequence[str]
+    cases: Sequence[AnsweredCase]
+    rows: Mapping[str, Mapping[str, Interval]]
+    page: Path
+    notes: Sequence[str] = ()
+
+    @property
+    def answered(self) -> list[AnsweredCase]:
+        """The cases that have an answer."""
+        return [case for case in self.cases if not case.error]
+
+    @property
+    def failed(self) -> list[AnsweredCase]:
+        """The cases without an answer."""
+        return [case for case in self.cases if case.error]
+
+    def count(self, name: str) -> int:
+        """Count the answered cases of a class, or all of them."""
+        if name not in self.class_names:
+            return len(self.answered)
+        return sum(int(case.label) == list(self.class_names).index(name) for case in self.answered)
+
+    def table(self) -> list[list[str]]:
+        """Return the scores as rows of texts, the header first."""
+        scores = list(next(iter(self.rows.values()), {}))
+        header = ["class" if self.class_names else "", "cases", *(TITLES[score] for score in scores)]
+        texts = {name: [interval_text(row[score], 3) for score in scores] for name, row in self.rows.items()}
+        return [header, *([name, str(self.count(name)), *cells] for name, cells in texts.items())]
+
+
+def evaluate_volumes(
+    items: Iterable[tuple[Mapping[str, Any], Path]], class_names: Sequence[str], title: str, output: Path
+) -> VolumeEvaluation:
+    """Score answers, and write ``cases.csv``, ``classes.csv``, ``summary.json`` and ``report.html``.
+
+    Args:
+        items: cases of the split, and the folder with the ``run.json`` that has their predictions.
+        class_names: in the order of the class numbers; empty for a regression.
+        title: what is evaluated.
+        output: the folder to write to.
+
+    Raises:
+        UsageError: no case has an answer.
+    """
+    cases = _answered(items, class_names)
+    answered = [case for case in cases if not case.error]
+    if not answered:
+        raise UsageError(f"{title}: no case was answered, the first because: {cases[0].error}")
+    labels, subjects = [case.label for case in answered], [case.subject for case in answered]
+    rows: dict[str, Mapping[str, Interval]]
+    if class_names:
+        probabilities = np.array([case.answer for case in answered])
+        probabilities /= probabilities.sum(1, keepdims=True)  # rounded to float32
+        rows = dict(score_classes(probabilities, labels, class_names, subjects))
+    else:
+        rows = {"value": score_values([case.answer[0] for case in answered], labels, subjects)}
+    evaluation = VolumeEvaluation(title, class_names, cases, rows, output / "report.html", _notes(class_names))
+    _write_tables(evaluation, output)
+    _write_page(evaluation, output)
+    return evaluation
+
+
+def _notes(class_names: Sequence[str]) -> tuple[str, ...]:
+    how = "95 % bootstrap intervals, whole subjects drawn; the cases of all folds are scored together."
+    if not class_names:
+        return (how,)
+    return (
+        f"AUC and accuracy of {ALL_CLASSES} are MedMNIST's (AUC: mean over the classes, each against the rest; of two, "
+        "that of the second), balanced accuracy and F1 the means over the classes. Of one class: this class or not.",
+        how,
+    )
+
+
+def _answered(items: Iterable[tuple[Mapping[str, Any], Path]], class_names: Sequence[str]) -> list[AnsweredCase]:
+    records: dict[Path, dict[str, Any]] = {}
+    cases = []
+    for item, folder in items:
+        if folder not in records:
+            content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            records[folder] = {record["name"]: record for record in content["files"]}
+        record = records[folder].get(item["name"], {})
+        prediction = record.get("prediction")
+        if prediction is None:
+            error = str(record.get("error") or "no prediction")
+            cases.append(AnsweredCase(item["name"], item["subject"], float(item["label"]), error=error))
+            continue
+        answer = [prediction[name] for name in class_names] if class_names else [*prediction.values()]
+        cases.append(AnsweredCase(item["name"], item["subject"], float(item["label"]), tuple(map(float, answer))))
+    return cases
+
+
+def _text(evaluation: VolumeEvaluation, value: float) -> str:
+    """Name a class, or format a value."""
+    return evaluation.class_names[int(value)] if evaluation.class_names else f"{value:.6g}"
+
+
+def _predicted(evaluation: VolumeEvaluation, case: AnsweredCase) -> str:
+    if case.error:
+        return ""
+    single = not evaluation.class_names
+    return _text(evaluation, case.answer[0] if single else predicted_classes(np.array([case.answer]))[0])
+
+
+def _write_tables(evaluation: VolumeEvaluation, output: Path) -> None:
+    names = evaluation.class_names
+    header = ["case", "subject", "label", "prediction", *(f"probability_{name}" for name in names), "error"]
+    rows = []
+    for case in evaluation.cases:
+        numbers = [f"{value:.6g}" for value in case.answer] if names else []
+        numbers += [""] * (len(names) - len(numbers))
+        texts = [_text(evaluation, case.label), _predicted(evaluation, case)]
+        rows.append([case.name, case.subject, *texts, *numbers, case.error])
+    write_csv([header, *rows], output / "cases.csv")
+    scores = list(next(iter(evaluation.rows.values())))
+    columns = [f"{score}_{kind}" if kind else score for score in scores for kind in ("", "low", "high")]
+    lines = [
+        [name, str(evaluation.count(name)), *(_cell(value) for score in scores for value in row[score])]
+        for name, row in evaluation.rows.items()
+    ]
+    write_csv([["class", "cases", *columns], *lines], output / "classes.csv")
+    content = {
+        "title": evaluation.title,
+        "versions": versions(),
+        "notes": list(evaluation.notes),
+        "scores": {name: {key: _json(one) for key, one in row.items()} for name, row in evaluation.rows.items()},
+        "cases": [vars(case) | {"answer": list(case.answer)} for case in evaluation.cases],
+    }
+    write_text_atomic(
+        json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", output / "summary.json"
+    )
+
+
+def _cell(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+def _json(interval: Interval) -> dict[str, float | None]:
+    return {key: None if math.isnan(value) else value for key, value in interval._asdict().items()}
+
+
+def _write_page(evaluation: VolumeEvaluation, output: Path) -> None:
+    """Write ``report.html``: scores, which classes were taken for which, and the cases, worst first."""
+    worst = sorted(evaluation.answered, key=lambda case: -case.loss)
+    header, *rows = evaluation.table()
+    page = render_page(
+        files(__package__).joinpath("volumes.html.j2").read_text(encoding="utf-8"),
+        title=evaluation.title,
+        versions=", ".join(f"{name} {version}" for name, version in versions().items()),
+        counts=[("done", f"{len(evaluation.answered)} cases"), ("failed", f"{len(evaluation.failed)} failed")],
+        notes=list(evaluation.notes),
+        failures=[{"name": case.name, "error": case.error} for case in evaluation.failed],
+        header=header,
+        rows=rows,
+        names=list(evaluation.class_names),
+        confusion=_confusion(evaluation),
+        loss="1 minus the probability of the label" if evaluation.class_names else "Error",
+        cases=[
+            [case.name, _text(evaluation, case.label), _predicted(evaluation, case), number_text(case.loss, 3)]
+            for case in worst[:LISTED]
+        ],
+        unlisted=max(0, len(worst) - LISTED),
+    )
+    write_text_atomic(page, output / "report.html")
+
+
+def _confusion(evaluation: VolumeEvaluation) -> list[list[int]]:
+    """Count the cases of each class (rows) that were taken for each class (columns)."""
+    counts = np.zeros([len(evaluation.class_names)] * 2, int)
+    if evaluation.class_names:
+        for case in evaluation.answered:
+            counts[int(case.label), predicted_classes(np.array([case.answer]))[0]] += 1
+    table: list[list[int]] = counts.tolist()
+    return table
