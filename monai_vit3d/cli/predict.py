@@ -14,7 +14,7 @@ series, a BIDS data set, or a CSV or JSON list of cases (column "image", or seve
 so for the channels of one case; optional "name"). Where the bundle has several channels, files
 NAME_0000, NAME_0001, ... are one case, and so is a 4D file of as many volumes. Hidden files,
 outputs of earlier runs and label files in a folder are passed over, and named. OUT gets
-NAME_seg.nii.gz on each file's own grid, run.json, stats.csv or predictions.csv, and report.html
+NAME_seg.nii.gz on each file's own grid, run.json, stats.csv and volumes.csv or predictions.csv, and report.html
 to look at.
 
 Several GPUs: torchrun --nproc_per_node=2 -m monai_vit3d.cli predict IN -o OUT --bundle DIR

@@ -92,8 +92,9 @@ def predict_folder(
 ) -> Summary:
     """Run a MONAI bundle over files, folders, a BIDS data set or a list, and write labels on each file's own grid.
 
-    OUT gets ``NAME_seg.nii.gz`` for each case, the folders as those of the inputs, ``run.json``, ``stats.csv`` (of a
-    classifier, ``predictions.csv`` instead) and ``report.html``. A file that fails leaves the others alone.
+    OUT gets ``NAME_seg.nii.gz`` for each case, the folders as those of the inputs, ``run.json``, ``stats.csv`` and
+    ``volumes.csv`` (of a classifier, ``predictions.csv`` instead) and ``report.html``. A file that fails leaves
+    the others alone.
 
     Args:
         inputs: one or several NIfTI files, folders of them or of DICOM series, BIDS data sets, CSV or JSON lists.
@@ -181,9 +182,10 @@ def predict_folder(
 
 
 def publish(output: Path) -> None:
-    """Write what follows from the records of all shards: run.json, stats.csv or predictions.csv, report.html."""
+    """Write what follows from the records of all shards: run.json, the CSV tables, report.html."""
     from .report.page import write_report
     from .stats import write_predictions, write_stats
+    from .volumes import write_volumes
 
     with merging(output):
         remove_parts(output / name for name in RESERVED)
@@ -192,6 +194,7 @@ def publish(output: Path) -> None:
             write_predictions(records, output / "predictions.csv")
         else:
             write_stats(records, output / "stats.csv")
+            write_volumes(records, output / "volumes.csv")
         write_report(records, about, output)
 
 

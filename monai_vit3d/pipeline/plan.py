@@ -22,8 +22,8 @@ from .paths import some
 
 # at the top of OUT
 RESERVED = (
-    *("run.json", "stats.csv", "report.html", "predictions.csv", "dataset_description.json"),
-    *("features.csv", "features.npz"),
+    *("run.json", "report.html", "dataset_description.json"),
+    *("stats.csv", "volumes.csv", "predictions.csv", "features.csv", "features.npz"),
 )
 _EXISTING = ("refuse", "resume", "overwrite")
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from monai_vit3d.data.class_sides import left_right_pairs
 from monai_vit3d.data.orientation import axis_letters
 from monai_vit3d.data.volume import Array
 
 from .channel_modality import guess_modality
-from .class_sides import left_right_pairs
 from .dataset import LabelledDataset
 from .verify import CheckedCase
 

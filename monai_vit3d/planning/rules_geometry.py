@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .class_sides import name_words
+from monai_vit3d.data.class_sides import name_words
+
 from .plan import Evidence
 
 AXIS_NAMES = ("left-right", "back-front", "bottom-top")

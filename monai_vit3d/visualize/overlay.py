@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -28,6 +29,7 @@ PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 _ACROSS: dict[Plane, int] = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis of an LPI volume that a plane cuts
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS"))
 _HEIGHT, _WIDTH, _MARGIN, _GAP, _ALPHA = 260, 390, 16, 12, 0.4
+SMALL, AROUND_MM = 0.4, 20.0  # labels within this share of each axis are drawn larger, with so much around them
 
 
 def draw_overlay(
@@ -42,7 +44,8 @@ def draw_overlay(
 
     Radiological convention: the patient's right is on the left of the axial and coronal plane, anterior on the left
     of the sagittal one. Letters at the edges say so. All planes have one scale; an oblique volume is drawn along its
-    own axes, under the letters of the nearest body axes.
+    own axes, under the letters of the nearest body axes. Labels that fill little of the image are drawn with their
+    surroundings only.
 
     Args:
         voxels: (H, W, D) image; of its values only three slices are read, for the window too (1st to 99th percentile
@@ -66,18 +69,22 @@ def draw_overlay(
     if reference is not None:
         check_labels(reference, voxels, grid)
     order, flips, turned = _to_lpi(grid.affine_mm)
+    spacing = np.sqrt((turned**2).sum(axis=0))
     voxels, labels = _view(voxels, order, flips), _view(labels, order, flips)
+    if reference is not None:
+        reference = _view(reference, order, flips)
     if centre is None:
+        box = _surroundings(labels, spacing)
+        voxels, labels = voxels[box], labels[(..., *box)]
+        reference = reference[box] if reference is not None else None
         cut = label_centre(labels)
     else:
         cut = [voxels.shape[i] - 1 - centre[axis] if flips[i] else centre[axis] for i, axis in enumerate(order)]
     greys = [np.take(voxels, cut[_ACROSS[plane]], _ACROSS[plane]).T for plane in PLANES]
     marks = [_flat(np.take(labels, cut[_ACROSS[plane]], labels.ndim - 3 + _ACROSS[plane])).T for plane in PLANES]
-    spacing = np.sqrt((turned**2).sum(axis=0))
     sizes = _sizes(voxels.shape, spacing)
     under: list[Array | None] = [None] * len(PLANES)
     if reference is not None:
-        reference = _view(reference, order, flips)
         under = [np.take(reference, cut[_ACROSS[plane]], _ACROSS[plane]).T for plane in PLANES]
     panels = [
         _panel(_paint(grey, mark, size, colours or PALETTE, below), plane_letters(turned, plane))
@@ -147,6 +154,19 @@ def _view(values: Array, order: list[int], flips: list[bool]) -> Array:
     turned = values.transpose(*range(lead), *(lead + axis for axis in order))
     steps = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
     return turned[(slice(None),) * lead + steps]
+
+
+def _surroundings(labels: Array, spacing_mm: Array) -> tuple[slice, ...]:
+    """The box around labels that fill little of every axis; all of the volume if they fill more, or are none."""
+    filled = (labels != 0).any(axis=0) if labels.ndim == 4 else labels != 0
+    box = []
+    for axis, size in enumerate(filled.shape):
+        planes = np.flatnonzero(filled.any(axis=tuple(i for i in range(3) if i != axis)))
+        if not len(planes) or planes[-1] + 1 - planes[0] > SMALL * size:
+            return (slice(None),) * 3
+        around = math.ceil(AROUND_MM / spacing_mm[axis])
+        box.append(slice(max(planes[0] - around, 0), planes[-1] + 1 + around))
+    return tuple(box)
 
 
 def _flat(labels: Array) -> Array:

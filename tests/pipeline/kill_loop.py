@@ -138,7 +138,8 @@ def shard_killed(scans: Path, bundle: Path, work: Path) -> dict[str, int]:
     assert ended(child, 0) is None
     for part in ("1/3", "3/3"):
         assert predict(scans, to=out, bundle=bundle, options=["--shard", part]) == 0
-    states = check(out, {**clean, "stats.csv": products(out)["stats.csv"]})
+    tables = {name: products(out)[name] for name in ("stats.csv", "volumes.csv")}
+    states = check(out, {**clean, **tables})
     assert predict(scans, to=out, bundle=bundle, options=["--resume"]) == 0
     check_ended(out, clean)
     return {**states, "done at last": Counter(statuses(out).values())["done"]}

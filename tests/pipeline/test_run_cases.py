@@ -22,7 +22,7 @@ from tests.helpers import run_python
 from tests.pipeline.tiny import leftovers, predict, products, records, statuses, write_bundle, write_images
 
 NAMES = ["case00", "case01", "case03", "case04", "deep/case02", "deep/case05"]
-TABLE = {"stats.csv"}
+TABLES = {"stats.csv", "volumes.csv"}
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_threads_that_others_start_keep_their_number(mine):
 
 def test_a_run_leaves_labels_pictures_and_tables(clean_run):
     pictures, labels = {f"qc/{name}.png" for name in NAMES}, {f"{name}_seg.nii.gz" for name in NAMES}
-    assert set(products(clean_run)) == labels | pictures | TABLE
+    assert set(products(clean_run)) == labels | pictures | TABLES
     assert leftovers(clean_run) == []
     assert statuses(clean_run) == dict.fromkeys(NAMES, "done")
     content = json.loads((clean_run / "run.json").read_text())
@@ -89,9 +89,8 @@ def test_one_file_that_fails_changes_nothing_of_the_others(mine, clean_run, tmp_
     (scans / "case01.nii.gz").write_bytes(b"no image")
     assert predict(scans, to=tmp_path / "other", bundle=bundle, options=["--jobs", "3"]) == 1
     clean, found = products(clean_run), products(tmp_path / "other")
-    assert found == {path: digest for path, digest in clean.items() if "case01" not in path} | {
-        "stats.csv": found["stats.csv"]
-    }
+    others = {path: digest for path, digest in clean.items() if "case01" not in path}
+    assert found == others | {table: found[table] for table in TABLES}
     lines = (clean_run / "stats.csv").read_text().splitlines()
     assert (tmp_path / "other" / "stats.csv").read_text().splitlines() == [x for x in lines if "case01" not in x]
 

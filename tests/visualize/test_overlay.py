@@ -17,6 +17,7 @@ from monai_vit3d.visualize.overlay import (
     PALETTE,
     PLANES,
     draw_overlay,
+    label_centre,
     label_colour,
     plane_letters,
     write_png,
@@ -97,7 +98,8 @@ def test_masks_in_any_order_too(letters):
 def test_sides(picture, label, panel, side):
     """Left in the patient is right in the picture; A and S are up, and A is left in the sagittal plane."""
     voxels, labels, affine = head()
-    drawn = np.asarray(draw(voxels, np.where(labels == label, label, 0), affine))
+    labels = np.where(labels == label, label, 0)
+    drawn = np.asarray(draw(voxels, labels, affine, centre=label_centre(labels)))
     assert drawn.shape == picture.shape == (292, 914, 3)
     first, last = [(0, 299), (311, 610), (622, 914)][panel]  # 40, 40 and 39 mm at 260 / 39 pixels a mm, with margins
     rows, columns = np.nonzero((drawn[:, first:last] == label_colour(label)).all(axis=2))
@@ -249,3 +251,14 @@ def test_a_reference_of_another_shape_is_refused():
     voxels, labels, affine = head()
     with pytest.raises(UsageError, match="Bring the labels onto the image's grid"):
         draw(voxels, labels, affine, reference=labels[1:])
+
+
+def test_small_labels_are_drawn_with_their_surroundings():
+    voxels = np.random.default_rng(0).uniform(50, 100, (100, 120, 90)).astype(np.float32)
+    labels = np.zeros(voxels.shape, np.uint8)
+    labels[40:50, 60:70, 30:40] = 2
+    around = (slice(20, 70), slice(40, 90), slice(10, 60))  # 20 mm
+    whole, part = draw(voxels, labels, np.eye(4)), draw(voxels[around], labels[around], np.eye(4))
+    assert np.array_equal(np.asarray(whole), np.asarray(part))
+    labels[5:95, 65, 35] = 1  # along one axis they fill much
+    assert np.asarray(draw(voxels, labels, np.eye(4))).shape != np.asarray(part).shape

@@ -1,6 +1,6 @@
 import pytest
 
-from monai_vit3d.planning.class_sides import left_right_pairs
+from monai_vit3d.data.class_sides import left_right_pairs
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""Write a row a case, a column a structure: volumes, and sums and asymmetry of left and right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_vit3d.data.class_sides import left_right_pairs, name_words
+from monai_vit3d.data.csv_files import csv_cell, write_csv
+
+Sums = dict[str, list[str]]  # name of a sum: names of the structures that are added
+
+
+def write_volumes(records: Iterable[Mapping[str, Any]], path: str | Path) -> None:
+    """Write the volumes of all cases in ml, all of it or nothing.
+
+    Structures that have a left and a right side get a total and an asymmetry, ``100 (L - R) / ((L + R) / 2)`` in per
+    cent; several structures of a side whose names end in one word, such as the anterior and the posterior
+    hippocampus, a sum of each side before.
+
+    Args:
+        records: ``files`` of run.json; those without ``stats`` are passed over.
+        path: the file to write.
+    """
+    cases = [(_case_name(r), {row["name"]: row["volume_ml"] for row in r["stats"]}) for r in records if r.get("stats")]
+    names = list(dict.fromkeys(name for _, volumes in cases for name in volumes))
+    sums, pairs = side_sums(names)
+    header = ["filename", *(f"{name} ml" for name in (*names, *sums))]
+    header += [column for name, _, _ in pairs for column in (f"{name} total ml", f"{name} asymmetry %")]
+    rows = []
+    for case, volumes in cases:
+        volumes = {name: float(volumes.get(name, 0.0)) for name in names}
+        volumes |= {name: sum(volumes[part] for part in parts) for name, parts in sums.items()}
+        numbers: list[float | None] = list(volumes.values())
+        for _, left, right in pairs:
+            total = volumes[left] + volumes[right]
+            numbers += [total, 200 * (volumes[left] - volumes[right]) / total if total else None]
+        rows.append([csv_cell(case), *("" if number is None else f"{number:.6g}" for number in numbers)])
+    write_csv([[csv_cell(name) for name in header], *rows], path)
+
+
+def side_sums(names: Sequence[str]) -> tuple[Sums, list[tuple[str, str, str]]]:
+    """Find what to add up of structures that have sides.
+
+    Args:
+        names: of the structures.
+
+    Returns:
+        the sums of each side of structures whose names end in one word; and name, left and right of each structure or
+        sum that has both sides.
+    """
+    groups: dict[str, list[list[str]]] = {}
+    for left, right in left_right_pairs(names):
+        shared = [word for word in name_words(left) if word in name_words(right)]
+        groups.setdefault(shared[-1] if shared else "", []).append([left, right])
+    sums: Sums = {}
+    pairs = []
+    for last, group in groups.items():
+        for left, right in group:
+            shared = [word for word in name_words(left) if word in name_words(right)]
+            pairs.append((" ".join(shared) or f"{left}, {right}", left, right))
+        sides = [f"left {last}", f"right {last}"]
+        if len(group) > 1 and last and not set(sides) & set(names):
+            sums |= {side: [pair[i] for pair in group] for i, side in enumerate(sides)}
+            pairs.append((last, *sides))  # type: ignore[arg-type]  # two sides
+    return sums, pairs
+
+
+def _case_name(record: Mapping[str, Any]) -> str:
+    return str(record.get("name") or record.get("input") or "")
