@@ -33,7 +33,8 @@ MAX_MODELS = 8  # that are kept: weights times sizes of the window
 _FILES = ("model.xml", "model.bin")
 _PACKAGES = ("openvino", "torch", "timm", "monai", "monai-vit3d")
 _PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}
-_INTERNAL = ("_parameters", "_buffers", "_modules", "training", "_pos_cache")  # no settings
+_INSTANCE_NORM = torch.ops.aten.instance_norm.default
+_INTERNAL = ("_parameters", "_buffers", "_modules", "training")  # no settings
 
 
 class OpenVINOEngine:
@@ -165,7 +166,8 @@ def _export(network: nn.Module, shape: tuple[int, ...]) -> Any:
     example = torch.zeros((2, *shape[1:]))
     with torch.autocast("cpu", enabled=False):  # both steps trace, and would take its casts for the network's
         program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},))
-        program = program.run_decompositions({torch.ops.aten.instance_norm.default: _instance_norm})
+        if any(node.target is _INSTANCE_NORM for node in program.graph.nodes):  # each pass over the graph takes seconds
+            program = program.run_decompositions({_INSTANCE_NORM: _instance_norm})
         return _openvino().convert_model(program)
 
 
@@ -224,7 +226,7 @@ def fingerprint(network: nn.Module, shape: Sequence[int]) -> str | None:
             lines.append(f"{name} {_qualified_name(type(module))} {_as_text(settings)}")
             classes |= set(type(module).__mro__)
         lines += [_sha256([path.read_bytes()]) for path in _source_files(classes)]
-    except _UnstableSettingError:
+    except (_UnstableSettingError, RecursionError):  # as of objects that hold each other
         return None
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     return _sha256(["\n".join(lines).encode(), *(part for pair in tensors.items() for part in _bytes_of(*pair))])
@@ -258,6 +260,9 @@ def _as_text(value: Any) -> str:
         return f"partial({_as_text(value.func)}, {_as_text(value.args)}, {_as_text(value.keywords)})"
     if isinstance(value, Tensor):
         return _sha256(_bytes_of("", value))
+    # an object that says what of it a pickle keeps, as a cache that keeps nothing
+    if getattr(type(value), "__getstate__", None) is not getattr(object, "__getstate__", None):
+        return f"{_qualified_name(type(value))}({_as_text(value.__getstate__())})"
     return _qualified_name(value)
 
 

@@ -10,15 +10,15 @@ SIZE = (16, 16, 16)
 
 def backbone(**options):
     torch.manual_seed(0)
-    return VisionTransformer3D(SIZE, 4, embed_dim=48, depth=3, num_heads=4, **options)
+    return VisionTransformer3D(SIZE, 4, embed_dim=48, depth=2, num_heads=4, **options)
 
 
 def segmenter(**options):
     return TokenSegmenter(backbone(**options), "unetr", 3, feature_size=4).eval()
 
 
-def classifier():
-    return TokenClassifier(backbone(), "attentive", 3, out_indices=(0, 2)).eval()
+def classifier(**options):
+    return TokenClassifier(backbone(**options), "attentive", 3, out_indices=(0, 1)).eval()
 
 
 def volumes(batch=2, seed=1):

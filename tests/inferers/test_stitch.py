@@ -5,7 +5,7 @@ from math import ceil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer, SlidingWindowInfererAdapt
@@ -118,7 +118,6 @@ def test_air_is_run_each_time_where_answers_may_differ(training):
     overlap=st.tuples(*[st.floats(0, 0.99)] * 3),
     mode=st.sampled_from(MODES),
 )
-@settings(max_examples=40, deadline=None)
 def test_every_bit_is_monais_for_any_size(size, roi, batch, overlap, mode):
     check(volume(*size), SlidingWindowInferer(roi, batch, overlap, mode))
 
@@ -191,7 +190,6 @@ def test_the_image_is_left_as_it_was():
     overlap=st.floats(0, 0.9),
     batch=st.integers(1, 7),
 )
-@settings(max_examples=40, deadline=None)
 def test_planes_are_handed_out_once_in_order_and_few_at_a_time(height, roi, overlap, batch):
     """What is summed up at a time is a window high, however high the volume is."""
     image, parts = volume(height, 5, 5), []
