@@ -9,8 +9,14 @@ import pytest
 
 from tests.helpers import phantom
 
-# a loaded machine is no failure, and more examples seldom find more
-hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)
+# The one place for how often properties are tried; slow ones set fewer examples. A loaded machine is no failure, more
+# examples seldom find more, and a folder that all examples of a test share is meant.
+hypothesis.settings.register_profile(
+    "tests",
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("tests")
 
 

@@ -181,9 +181,9 @@ def test_head_in_every_form(task, head, form, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("positions", "form"),
-    itertools.product(["patch", "mm"], [form for form in (*FORMS, symbolic) if form is not openvino]),
+    itertools.product(["patch", "mm"], [exported, onnx]),  # tests/networks/test_vit3d_rotary.py has the other forms
 )
-def test_rotary_classifier_in_every_form(positions, form, folder):
+def test_rotary_classifier_in_files(positions, form, folder):
     check(form, *rotary_of(positions), folder)
 
 

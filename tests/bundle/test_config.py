@@ -69,6 +69,7 @@ def test_the_run_says_what_was_chosen(bundle, tmp_path):
     assert record["overrides"] == {"inferer::overlap": "0.125"}
 
 
+@pytest.mark.slow
 def test_python_has_the_same(bundle, tmp_path):
     image = sharp_image(tmp_path / "a.nii.gz")
     options = {"config": ["inference", "fast"], "overrides": {"inferer::overlap": 0.125}, "device": "cpu"}
@@ -109,6 +110,7 @@ def test_odd_entries_never_end_in_a_traceback(bundle, entry, value):
         assert load_bundle(bundle, "cpu", False, choice_of(None, {entry: value})).config_sha256
 
 
+@pytest.mark.slow
 def test_two_runs_of_other_values_differ(bundle, tmp_path):
     image = sharp_image(tmp_path / "a.nii.gz")
     found = []

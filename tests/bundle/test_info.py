@@ -34,6 +34,7 @@ def test_a_shipped_bundle_runs_with_safe(name, capsys):
     assert all(line.endswith(value) for line, value in zip(said, lines.values()))
 
 
+@pytest.mark.slow
 def test_a_zip_from_the_zoo(tmp_path):
     bundle = zoo.write_bundle(tmp_path / "spleen")
     plain = describe_bundle(bundle)
@@ -57,6 +58,7 @@ def test_what_safe_refuses_is_told_and_nothing_of_it_runs(tmp_path):
     assert lines["weights"] == f"model.pt, SHA-256 {digest}"
 
 
+@pytest.mark.slow
 def test_names_are_those_of_label_values_after_all_steps(tmp_path):
     """The zoo's BraTS steps turn masks of tumor core, whole tumor and enhancing tumor into the labels 1, 2 and 4."""
     bundle, _ = zoo_minis.write(tmp_path, "brats_mri_segmentation")
@@ -69,6 +71,7 @@ def test_names_are_those_of_label_values_after_all_steps(tmp_path):
     assert describe_bundle(bundle)["names"] == lines["names"]
 
 
+@pytest.mark.slow
 def test_names_follow_what_is_set_in_the_config(tmp_path):
     bundle = zoo.write_bundle(tmp_path / "bundle")
     steps = zoo.zoo_config()["postprocessing"]["transforms"]

@@ -123,6 +123,7 @@ def test_nothing_of_a_kind_that_is_not_served_runs(tmp_path):
     assert not trace.exists()
 
 
+@pytest.mark.slow
 def test_labels_of_slices_are_saved_on_the_files_grid(tmp_path):
     root, mini = zoo_minis.write(tmp_path, "ventricular_short_axis_3label")
     paths, given = write_case(tmp_path / "in", mini)

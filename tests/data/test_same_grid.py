@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_vit3d.data import Grid, ImageError, Volume
@@ -61,7 +61,6 @@ def test_an_affine_that_is_not_finite_is_another_grid():
         compared(odd)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2), st.floats(-3, 3), st.tuples(*[st.sampled_from([0.5, 1.0, 3.0])] * 3))
 def test_a_shift_along_an_axis_counts_in_voxels_of_that_axis(axis, voxels, spacing):
     shifted = affine(spacing)

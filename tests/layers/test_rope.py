@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from timm.layers import AttentionRope, apply_rot_embed_cat, build_rotary_pos_embed
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
@@ -68,7 +68,6 @@ def test_equals_complex_numbers(unit, steps, pairs, half):
 
 
 @given(width=widths, grid=grids, spacing=spacings, unit=st.sampled_from(["patch", "mm", "box"]), half=st.booleans())
-@settings(max_examples=30, deadline=None)
 def test_norms_stay(width, grid, spacing, unit, half):
     rope = RotaryPositions3D(width, unit, rotate_half=half, spacing_mm=spacing)
     x = randn(grid[0] * grid[1] * grid[2], width)
@@ -77,7 +76,6 @@ def test_norms_stay(width, grid, spacing, unit, half):
 
 
 @given(grid=grids, shift=st.tuples(*[st.integers(0, 4)] * 3), spacing=spacings, unit=st.sampled_from(["patch", "mm"]))
-@settings(max_examples=30, deadline=None)
 def test_shifting_the_grid_leaves_the_scores(grid, shift, spacing, unit):
     rope = RotaryPositions3D(12, unit, spacing_mm=spacing)
     q, k = randn(2, grid[0] * grid[1] * grid[2], 12)
@@ -100,7 +98,6 @@ def test_every_axis_counts_by_itself(unit, axis):
 
 
 @given(spacing=spacings, grid=grids)
-@settings(max_examples=20, deadline=None)
 def test_millimetres_decide_and_not_voxels(spacing, grid):
     table = rows(RotaryPositions3D(12, "mm", spacing_mm=spacing), grid)
     finer = RotaryPositions3D(12, "mm", spacing_mm=[s / 2 for s in spacing])

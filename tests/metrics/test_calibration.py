@@ -39,7 +39,7 @@ def test_temperature_is_the_best_of_a_fine_grid(kind):
     assert found == pytest.approx(wide[losses.argmin()].item(), abs=2e-3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 20), st.booleans())
 def test_scaled_logits_have_a_scaled_temperature(seed, scale, multi_label):
     logits, targets = calibrated_logits(seed, 100, 3)

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from timm.layers import GluMlp, Mlp, RmsNorm, SwiGLU, get_norm_layer
 from timm.models.vision_transformer import (
@@ -97,7 +97,6 @@ def options(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
 @given(options=options())
 def test_every_network_of_named_layers_is_built_again(options):
     net = awake(VisionTransformer3D(**{**SMALL, **options}))

@@ -20,7 +20,7 @@ from tests.helpers import randn
 from tests.networks.nets import TINY, noisy
 
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-9)
-few = settings(max_examples=25, deadline=None, derandomize=True)
+few = settings(derandomize=True)
 POSITIONS = ("learned", "sincos", "none")
 
 

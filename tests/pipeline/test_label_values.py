@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -47,7 +47,6 @@ def test_scans_are_left_alone(values):
     assert check_label_values(given_one) is given_one
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     arrays(np.float32, array_shapes(min_dims=3, max_dims=3), elements=st.sampled_from([0, 1, 2, 2.5, 99, *range(40)]))
 )

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage import filters
@@ -41,7 +41,6 @@ def test_input_quantiles_are_of_all_channels():
     assert list(measure_input(image)["input"].values()) == [0, 0, 0.5, 1, 1]
 
 
-@settings(max_examples=30, deadline=None)
 @given(LABELS)
 def test_border_voxels_as_a_loop_counts_them(labels):
     inner = np.zeros(labels.shape, bool)
@@ -53,7 +52,6 @@ def test_border_voxels_as_a_loop_counts_them(labels):
     }
 
 
-@settings(max_examples=30, deadline=None)
 @given(arrays(np.uint8, GRID.shape, elements=st.sampled_from([0, 0, 0, 0, 1, 2])))
 def test_pieces_are_parts_that_touch_by_a_corner_and_are_no_crumbs(labels):
     found = measured(labels)["labels"]
@@ -81,7 +79,6 @@ def test_nothing_is_said_of_the_values_under_a_few_voxels():
     assert "share_of_one_value" not in measured(labels)["labels"]["1"]
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_bright_and_dark_part_where_scikit_image_has_it(seed):
     rng = np.random.default_rng(seed)

@@ -42,7 +42,7 @@ def bundle():
     return load_bundle(HIPPOCAMPUS, "cpu")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8)
 @given(degrees=st.integers(-90, 90), diagonal=st.booleans())
 def test_the_shape_of_a_turned_grid_is_known(bundle, tmp_path_factory, degrees, diagonal):
     path = write(tmp_path_factory.mktemp("turned") / "scan.nii", (30, 20, 10), degrees)

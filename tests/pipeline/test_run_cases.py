@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_vit3d.bundle.load import load_bundle
@@ -348,7 +348,6 @@ def loaded(tiny_bundle):
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(grid=grids)
 def test_labels_come_back_on_any_grid(tmp_path, loaded, grid):
     shear = np.eye(3)

@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -30,7 +30,6 @@ def same(ours, theirs):
     return [a == b if b is None else a == pytest.approx(b, rel=1e-9, abs=1e-9) for a, b in zip(ours, theirs)]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data(), SHAPES, st.sampled_from([np.uint8, np.int16, np.int32, np.int64, np.uint16]))
 def test_labels_as_by_brute_force(data, shape, dtype):
     wide = np.iinfo(dtype).max  # values far apart must not cost memory for those between
@@ -45,7 +44,6 @@ def test_labels_as_by_brute_force(data, shape, dtype):
         assert record.name == names.get(record.label, f"label {record.label}")
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.data(), SHAPES, st.integers(1, 4), st.sampled_from([bool, np.uint8, np.float32]))
 def test_masks_may_overlap(data, shape, channels, dtype):
     masks = data.draw(hnp.arrays(dtype, (channels, *shape), elements=st.sampled_from([dtype(0), dtype(1)])))

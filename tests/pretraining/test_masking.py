@@ -5,7 +5,7 @@ from math import ceil, prod
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_vit3d.data.errors import UsageError
@@ -50,7 +50,6 @@ def counts(tokens, grid):
 # I-JEPA
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     grid=st.one_of(st.sampled_from(GRIDS), sizes),
     batch=st.integers(1, 5),
@@ -152,7 +151,6 @@ def test_floor_holds_where_it_binds(grid, floor):
         check_disjoint(*m)
 
 
-@settings(max_examples=60, deadline=None)
 @given(grid=st.tuples(*[st.integers(1, 4)] * 3).filter(lambda grid: prod(grid) > 1), seed=seeds)
 def test_small_grids_are_not_refused(grid, seed):
     context, targets = draw(grid, 4, seed)
@@ -265,7 +263,6 @@ def test_only_the_generator_counts(sample):
 
 
 @pytest.mark.parametrize("sample", MAE)
-@settings(max_examples=40, deadline=None)
 @given(grid=st.one_of(st.sampled_from(GRIDS), sizes), batch=st.integers(1, 4), ratio=st.floats(0.1, 0.9), seed=seeds)
 def test_masked_and_visible_share_the_grid(sample, grid, batch, ratio, seed):
     visible, masked = sample(batch, grid, ratio, generator=rng(seed))

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor, set_track_meta
 from monai.transforms import Compose, Invertd, Orientation, Orientationd, Spacing, Spacingd
@@ -65,7 +65,6 @@ def separable(monkeypatch):
     return calls
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     shape=st.tuples(*[st.sampled_from([1, 2, 3, 5, 8, 13])] * 3),
     spacing_mm=st.tuples(*[SPACINGS_MM] * 3),

@@ -6,7 +6,7 @@ import warnings
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -107,7 +107,6 @@ def test_sides(picture, label, panel, side):
     assert {"right": across, "left": -across, "up": up}[side] > 0.25
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.floats(-1, 1), min_size=4, max_size=4),
     st.lists(st.floats(0.3, 8), min_size=3, max_size=3),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from timm.layers import resample_patch_embed
 from timm.models import adapt_input_conv
@@ -22,10 +22,8 @@ from monai_vit3d.weights.inflate import (
 from tests.helpers import randn
 
 AXES = (0, 1, 2)
-CASES = settings(max_examples=25, deadline=None)
 
 
-@CASES
 @given(st.integers(1, 7), st.sampled_from(INFLATE_KERNELS), st.sampled_from(AXES))
 def test_a_kernel_sums_to_the_2d_one_and_is_symmetric(depth, mode, axis):
     weight = randn(4, 3, 2, 5)
@@ -49,7 +47,6 @@ def test_what_each_plane_gets(mode, shares):
         np.testing.assert_allclose(inflate_kernel(weight, len(share), mode).numpy(), want, atol=1e-15)
 
 
-@CASES
 @given(st.integers(1, 4), st.sampled_from(INFLATE_KERNELS), st.sampled_from(AXES), st.integers(1, 3))
 def test_a_constant_volume_gives_the_tokens_of_its_slice(depth, mode, axis, slices):
     image, weight = randn(1, 2, 4, 9, seed=1), randn(4, 2, 2, 3)
@@ -60,7 +57,6 @@ def test_a_constant_volume_gives_the_tokens_of_its_slice(depth, mode, axis, slic
     torch.testing.assert_close(tokens, want.expand_as(tokens), rtol=0, atol=1e-12)
 
 
-@CASES
 @given(st.integers(1, 5), st.sampled_from(AXES))
 def test_center_gives_the_tokens_of_one_slice_of_any_volume(depth, axis):
     size = [4, 6]
@@ -98,7 +94,6 @@ def test_a_3d_kernel_is_resized_and_not_inflated_again():
     assert torch.equal(fit_kernel(weight, (6, 4, 4), 1, "mean", 0), want)
 
 
-@CASES
 @given(
     st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4)),
     st.integers(0, 3), st.sampled_from(AXES), st.sampled_from(INFLATE_POSITIONS),

@@ -374,7 +374,7 @@ def pet_files(tmp_path_factory):
     return folder, path, path.read_bytes()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=9), st.data())
 def test_spoilt_bytes_of_a_header_give_a_volume_or_an_error_without_its_text(pet_files, changes, data):
     folder, path, content = pet_files

@@ -3,13 +3,12 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_vit3d.data import DatasetError, ImageError, cut_box, label_volumes_ml, nifti_files
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     spacing=st.tuples(*[st.sampled_from([0.5, 1.0, 2.0])] * 3),
     signs=st.tuples(*[st.sampled_from([-1, 1])] * 3),

@@ -6,7 +6,7 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from monai_vit3d.data import ImageError
@@ -17,7 +17,6 @@ from .conftest import nifti_bytes
 
 FIELDS = ["pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y"]
 FIELDS += ["qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"]
-reuse = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def rotated(angles=(0.3, -0.2, 0.1), spacing=(2, 3, 4), flip=1, offset=(-50, 20, 7)):
@@ -36,7 +35,6 @@ def with_qform(affine, code=1, version=1, **fields):
     return {**{n: header[n] for n in names}, "version": version, **fields}
 
 
-@reuse
 @given(
     angles=st.tuples(*[st.floats(-3.14, 3.14)] * 3),
     spacing=st.tuples(*[st.floats(0.01, 20)] * 3),
@@ -122,7 +120,6 @@ def test_small_differences_of_the_two_forms_are_not_told(save):
         assert [w[:22] for w in warnings] == ["sform and qform differ"] * told
 
 
-@reuse
 @given(
     angles=st.tuples(*[st.floats(-0.1, 0.1)] * 3),
     offset=st.tuples(*[st.floats(-5, 5)] * 3),

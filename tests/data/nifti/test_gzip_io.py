@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_vit3d.data import Grid, ImageError
@@ -48,7 +48,6 @@ def inflated(content, sizes):
     return found
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     pieces=st.lists(st.binary(max_size=5000), min_size=1, max_size=4),
     level=st.integers(0, 9),
@@ -178,7 +177,6 @@ def test_without_isal_the_package_reads(tmp_path):
     assert out.stdout.split() == ["None", str(read_nifti(tmp_path / "t1.nii.gz").voxels.sum())]
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     shape=st.tuples(*[st.integers(1, 9)] * 3),
     order=st.sampled_from("CF"),

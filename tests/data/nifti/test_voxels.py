@@ -5,7 +5,7 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -46,7 +46,6 @@ def test_values_are_nibabels(save, dtype, scaling, endian, version):
     assert volume.voxels.flags.c_contiguous
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(hnp.arrays(np.float32, st.tuples(*[st.integers(1, 6)] * 3), elements=st.floats(width=32)))
 def test_any_float32_comes_out_finite(array):
     expected = array[np.isfinite(array)]
