@@ -70,7 +70,7 @@ def names_without_background(bundle: Path) -> dict[int, str]:
     """
     metadata = read_metadata(bundle)
     if not segments(metadata):
-        raise UsageError(f"{bundle}: a classifier or regressor; a bundle that gives label maps is needed.")
+        raise UsageError(f"{bundle}: a classifier or regressor; expected a bundle that gives label maps.")
     return {value: name for value, name in metadata.channel_names.items() if value != 0}
 
 

@@ -99,7 +99,7 @@ def probe_features(
         _refuse_leakage(table, groups)
     count = int(places.max()) + 1
     if folds < 3 or count < 3:
-        raise UsageError(f"folds={min(folds, count)}; 3 or more are needed, for training, choosing and testing.")
+        raise UsageError(f"folds={min(folds, count)}; expected 3 or more, for training, choosing and testing.")
     scores, predictions, draws = {}, {}, _draws(groups, seed, resamples)
     for name, probe in PROBES[kind].items():
         predictions[name] = _out_of_fold(probe, table, places, count)
@@ -122,13 +122,11 @@ def read_table(features: Path, labels: Path, target: str, kind: str | None = Non
     rows = [row for _, row in read_csv_rows(features)]
     columns = [key for key in rows[0] if key[:1] == "f" and key[1:].isdigit()]
     if not columns or not {"name", "subject"} <= rows[0].keys():
-        raise DatasetError(f"{features}: columns name, subject, f0, f1, ... are needed, as vit3d embed writes them.")
+        raise DatasetError(f"{features}: expected columns name, subject, f0, f1, ..., as vit3d embed writes them.")
     labelled = [row for _, row in read_csv_rows(labels)]
     key = next((key for key in ("name", "subject") if key in labelled[0]), None)
     if key is None or target not in labelled[0]:
-        raise UsageError(
-            f"{labels}: columns {', '.join(labelled[0])}; name or subject, and target={target} are needed."
-        )
+        raise UsageError(f"{labels}: columns {', '.join(labelled[0])}; expected name or subject, and target={target}.")
     by_key = {row[key]: row for row in labelled if row[target]}
     kept = [row for row in rows if row[key] in by_key]
     if not kept:
@@ -159,7 +157,7 @@ def _targets(texts: Sequence[str], kind: str | None, target: str) -> tuple[Array
         return numbers, ()
     classes = tuple(sorted(set(texts), key=lambda text: (len(text), text) if numbers is not None else (0, text)))
     if len(classes) < 2:
-        raise DatasetError(f"{target}: {classes[0]!r} alone; two classes or more are needed.")
+        raise DatasetError(f"{target}: {classes[0]!r} alone; expected two classes or more.")
     return np.array([classes.index(text) for text in texts]), classes
 
 
@@ -193,7 +191,7 @@ def _deal(groups: Array, labels: Array, folds: int, seed: int) -> Array:
     """Deal groups to folds in the order of their mean label, so that each fold has all of its range."""
     count = int(groups.max()) + 1
     if count < folds:
-        raise DatasetError(f"{count} subjects; one or more for each of {folds} folds are needed. Give fewer folds=.")
+        raise DatasetError(f"{count} subjects; expected one or more for each of {folds} folds. Give fewer folds=.")
     means = np.bincount(groups, labels.astype(float), count) / np.bincount(groups, minlength=count)
     shuffled = np.random.default_rng(seed).permutation(count)
     order = shuffled[np.argsort(means[shuffled], kind="stable")]

@@ -195,7 +195,7 @@ def get_weights(
         return fetch_weights(name, accept_licence=accept_licence)
     out = Path(out)
     if out.suffix.lower() != ".safetensors" or (out.exists() and not overwrite):
-        raise UsageError(f"{out}: a new file .safetensors is needed. Name another, or pass overwrite=True.")
+        raise UsageError(f"{out}: expected a new file .safetensors. Name another, or pass overwrite=True.")
     save_backbone(load_published(name, accept_licence=accept_licence).network, out)
     return out
 

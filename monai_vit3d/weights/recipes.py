@@ -167,7 +167,7 @@ class ReadImage(Transform):
         else:
             volumes = volumes_from(image, channels=self.channels)
         if len(volumes) not in (1, self.channels):
-            raise ImageError(f"{volumes[0].path}: {len(volumes)} channels; {self.channels} are needed.")
+            raise ImageError(f"{volumes[0].path}: {len(volumes)} channels; expected {self.channels}.")
         voxels, meta = as_monai(volumes)
         tensor = torch.from_numpy(np.ascontiguousarray(voxels, np.float32))
         tensor = tensor[None] if tensor.dim() == 3 else tensor
@@ -250,9 +250,7 @@ def load_recipe(recipe: str | Path | Recipe) -> Recipe:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"recipe={recipe}: no published model, and no YAML file ({error}).") from error
     if not isinstance(content, dict):
-        raise UsageError(
-            f"recipe={recipe}: a {type(content).__name__}; a mapping with orientation and steps is needed."
-        )
+        raise UsageError(f"recipe={recipe}: a {type(content).__name__}; expected a mapping with orientation and steps.")
     return content
 
 

@@ -118,11 +118,11 @@ def test_given_folds_that_share_a_subject_are_refused(tables, tmp_path):
 
 def test_tables_that_do_not_fit_say_so(tables, tmp_path):
     features, labels = tables
-    with pytest.raises(UsageError, match="target=weight are needed"):
+    with pytest.raises(UsageError, match="expected name or subject, and target=weight"):
         probe_features(features, labels, "weight")
     with pytest.raises(UsageError, match="kind=value, but diagnosis has texts"):
         probe_features(features, labels, "diagnosis", kind="value")
-    with pytest.raises(UsageError, match="folds=2; 3 or more"):
+    with pytest.raises(UsageError, match="folds=2; expected 3 or more"):
         probe_features(features, labels, "age", folds=2)
     with pytest.raises(DatasetError, match="columns name, subject, f0"):
         probe_features(labels, labels, "age")

@@ -140,7 +140,7 @@ def test_what_cannot_be_loaded_says_why(cache, tmp_path):
         fetch_weights("colipry")
     with pytest.raises(UsageError, match="pretrained=False; the file says what the network is"):
         create_model("colipri", pretrained=False)
-    with pytest.raises(UsageError, match=r"a new file \.safetensors is needed"):
+    with pytest.raises(UsageError, match=r"expected a new file \.safetensors"):
         get_weights("colipri", tmp_path / "w.pt")
 
 

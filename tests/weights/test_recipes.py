@@ -135,5 +135,5 @@ def test_what_is_not_stated_is_asked_for(tmp_path):
     with pytest.raises(UsageError, match="no published model, and no YAML file"):
         load_recipe("nowhere.yaml")
     two = np.zeros((2, 8, 8, 8), np.float32)
-    with pytest.raises(ImageError, match="2 channels; 1 are needed"):
+    with pytest.raises(ImageError, match="2 channels; expected 1"):
         recipe_transform({"orientation": "RAS"})([nib.Nifti1Image(channel, np.eye(4)) for channel in two])
