@@ -59,6 +59,7 @@ def _run(args: argparse.Namespace) -> int:
             pretrained=args.pretrained,
             overrides=dict(map(parse_override, args.overrides)),
             dry_run=args.dry_run,
+            timed=True,
             on_case=lambda *_: bar.update(),
         )
     cases = f"{len(report.dataset.section('training'))} labelled cases, read as {report.dataset.layout}"
@@ -72,6 +73,13 @@ def _run(args: argparse.Namespace) -> int:
         return 2
     for line in report.plan.lines():
         print(printable(line))
+    if report.training_seconds is not None:
+        print(f"time: about {_duration(report.training_seconds)} a fold  (by a step that was timed on this machine)")
     if report.bundle is not None:
         print(printable(f"{report.bundle}: written. Next: vit3d train {report.bundle}"))
     return 0
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{max(1, round(minutes))} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -19,9 +19,9 @@ import torch
 from monai_vit3d.data.errors import ImageError, Vit3dError
 from monai_vit3d.data.files import file_sha256, remove_parts
 from monai_vit3d.data.volume import Grid, Volume
+from monai_vit3d.memory_limits import out_of_memory
 
 from .case import Case
-from .memory_limits import out_of_memory
 from .options import Options
 from .plan import Plan
 from .reading import case_sha256, read_case

@@ -28,9 +28,9 @@ from monai_vit3d.inferers import (
     unwrap_inferer,
 )
 from monai_vit3d.layers.rope import mm_positions
+from monai_vit3d.memory_limits import out_of_memory
 from monai_vit3d.transforms import LabelInverter, require_finite_scores, trace_inverse
 
-from .memory_limits import out_of_memory
 from .options import Options
 from .prepare import Prepared
 

@@ -11,8 +11,7 @@ import numpy as np
 from monai_vit3d.data.errors import ImageError
 from monai_vit3d.data.orientation import axis_letters
 from monai_vit3d.data.volume import Grid
-
-from .memory_limits import available_bytes
+from monai_vit3d.memory_limits import available_bytes
 
 if TYPE_CHECKING:
     from monai_vit3d.bundle.load import Bundle

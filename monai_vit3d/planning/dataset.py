@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -47,6 +48,11 @@ class LabelledDataset:
     cases: tuple[LabelledCase, ...]
     channel_names: tuple[str, ...]
     class_names: dict[int, str]
+
+    def with_subjects(self, names: Mapping[str, str]) -> LabelledDataset:
+        """Return the data set with other names of some subjects, by their own."""
+        cases = tuple(replace(case, subject=names.get(case.subject, case.subject)) for case in self.cases)
+        return replace(self, cases=cases)
 
     def section(self, name: str) -> tuple[LabelledCase, ...]:
         """Return the cases of ``"training"`` or ``"testing"``."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from .dataset import LabelledCase, LabelledDataset
 from .fingerprint import CaseMeasures, measure_case, summarize_cases
-from .verify import CheckedCase, Problem, check_case, check_together
+from .verify import CheckedCase, Problem, check_case, check_together, subjects_of_copies
 
 MAX_THREADS = 4  # each holds one case
 
@@ -21,10 +21,12 @@ class Examination(NamedTuple):
     Args:
         problems: errors first; with one, ``fingerprint`` describes the cases without.
         fingerprint: numbers of the training cases; empty if none can be used.
+        same_subjects: subjects who have the images of another one, and that one.
     """
 
     problems: list[Problem]
     fingerprint: dict[str, Any]
+    same_subjects: dict[str, str]
 
 
 def examine(
@@ -49,7 +51,8 @@ def examine(
                 on_case(case.case.name)
     problems = [*check_together(dataset, checked), *(problem for case in checked for problem in case.problems)]
     problems.sort(key=lambda problem: (problem.severity, str(problem.file)))
-    return Examination(problems, summarize_cases(dataset, measures) if measures else {})
+    fingerprint = summarize_cases(dataset, measures) if measures else {}
+    return Examination(problems, fingerprint, subjects_of_copies(checked))
 
 
 def _examine_case(dataset: LabelledDataset, case: LabelledCase) -> tuple[CheckedCase, CaseMeasures | None]:

@@ -17,6 +17,8 @@ from .examine import examine
 from .folds import own_folds
 from .layouts import read_dataset
 from .plan import Evidence, TrainingPlan
+from .published_recipe import stated_input
+from .rules_training import steps_an_epoch
 from .segmentation import plan_segmentation
 from .verify import Problem
 from .write_bundle import require_new_folder, write_bundle
@@ -33,12 +35,14 @@ class InitReport:
         problems: what was found in their files; warnings only, unless nothing was planned.
         plan: the recipe; None where the data cannot be trained on.
         bundle: the folder that was written; None of a dry run, and where nothing was planned.
+        training_seconds: that the steps of a fold take on this machine; None where they were not timed.
     """
 
     dataset: LabelledDataset
     problems: list[Problem]
     plan: TrainingPlan | None
     bundle: Path | None
+    training_seconds: float | None = None
 
 
 def plan_bundle(
@@ -50,6 +54,7 @@ def plan_bundle(
     pretrained: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     dry_run: bool = False,
+    timed: bool = False,
     on_case: Callable[..., None] | None = None,
 ) -> InitReport:
     """Plan a training from labelled data, and write it as a MONAI bundle.
@@ -63,6 +68,7 @@ def plan_bundle(
             show is the override ``encoder_options``.
         overrides: values of the plan by their keys, in place of what its rules would choose.
         dry_run: write nothing.
+        timed: run two steps of the planned network, to say how long the training takes.
         on_case: called after each case is read.
 
     Returns:
@@ -79,7 +85,8 @@ def plan_bundle(
             raise UsageError("output=: name the folder to write the bundle to, or pass dry_run=True.")
         require_new_folder(Path(output))
     dataset = read_dataset(data, layout)
-    problems, fingerprint = examine(dataset, on_case=on_case)
+    problems, fingerprint, same_subjects = examine(dataset, on_case=on_case)
+    dataset = dataset.with_subjects(same_subjects)
     if any(problem.severity == "error" for problem in problems):
         return InitReport(dataset, problems, None, None)
     training = dataset.section("training")
@@ -91,8 +98,16 @@ def plan_bundle(
     plan = decide(evidence, overrides)
     if evidence.pretrained is not None:
         _require_loadable(evidence, plan, dataset)
+    seconds = _training_seconds(evidence, plan, dataset) if timed else None
     bundle = None if dry_run or output is None else write_bundle(dataset, fingerprint, plan, output)
-    return InitReport(dataset, problems, plan, bundle)
+    return InitReport(dataset, problems, plan, bundle, seconds)
+
+
+def _training_seconds(evidence: Evidence, plan: TrainingPlan, dataset: LabelledDataset) -> float | None:
+    from .step_time import seconds_a_step
+
+    seconds = seconds_a_step(plan, len(dataset.channel_names), max(1, len(dataset.class_names)), evidence.encoder)
+    return None if seconds is None else seconds * plan["epochs"] * steps_an_epoch(evidence, plan)
 
 
 def parse_memory(memory: str | float | None) -> int | None:
@@ -124,7 +139,8 @@ def _pretrained(pretrained: str | Path | None, options: Any) -> dict[str, Any]:
         raise UsageError(f"{fault}.")
     args = model_args(read_encoder(pretrained, options=options).network)
     source = Path(pretrained).resolve() if Path(pretrained).exists() else pretrained
-    return {"pretrained": str(source), "encoder_options": options, "encoder": args}
+    stated = stated_input(str(pretrained), options)
+    return {"pretrained": str(source), "encoder_options": options, "stated": stated, "encoder": args}
 
 
 def _require_loadable(evidence: Evidence, plan: TrainingPlan, dataset: LabelledDataset) -> None:

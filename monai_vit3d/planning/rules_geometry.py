@@ -23,6 +23,8 @@ PATCH = 8  # voxels along the fine axes
 
 def decide_spacing_mm(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take the median spacing; along a much coarser axis the 10th percentile, as nnU-Net does."""
+    if "spacing_mm" in evidence.stated:
+        return list(evidence.stated["spacing_mm"]), "as the pretrained encoder's authors have it"
     spacing = [float(mm) for mm in evidence.fingerprint["spacing_mm"]["50"]]
     shape = evidence.fingerprint["shape"]["50"]
     axis = coarse_axis(spacing)

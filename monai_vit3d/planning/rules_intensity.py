@@ -18,6 +18,10 @@ def decide_modality(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, s
 
 def decide_intensity(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Clip CT to the foreground's percentiles and use its mean and std; others by each image's own."""
+    if "intensity" in evidence.stated:
+        return [
+            dict(evidence.stated["intensity"]) for _ in plan["modality"]
+        ], "as the pretrained encoder's authors have it"
     schemes, reasons = [], []
     for kind, facts in zip(plan["modality"], evidence.fingerprint["channels"]):
         if kind == "CT":

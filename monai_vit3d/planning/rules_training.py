@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from monai_vit3d.data.errors import UsageError
+from monai_vit3d.memory_limits import available_bytes
 
 from .plan import Evidence
 from .rules_geometry import resampled_shape
@@ -90,16 +91,14 @@ def decide_repeats(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, st
 
 
 def decide_cached_cases(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
-    """Keep as many preprocessed cases in memory as half of it holds."""
-    import psutil
-
+    """Keep as many preprocessed cases in memory as half of what this process may take holds."""
     per_voxel = 4 * (len(evidence.fingerprint["channels"]) + 1)
     case = per_voxel * math.prod(resampled_shape(evidence, plan["spacing_mm"]))
-    most = int(0.5 * psutil.virtual_memory().total / case)
+    most = int(0.5 * available_bytes() / case)
     cases = int(evidence.fingerprint["cases"])
     if most >= cases:
         return cases, "all preprocessed cases stay in memory"
-    return most, "preprocessed cases that half of the memory holds; others are read each time"
+    return most, "preprocessed cases that half of the free memory holds; others are read each time"
 
 
 def decide_class_ratios(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:

@@ -224,13 +224,38 @@ def _fold_problems(dataset: LabelledDataset) -> Iterable[Problem]:
 
 def _copies(cases: list[CheckedCase]) -> Iterable[Problem]:
     """Images of the same bytes: a case that is there twice would be trained on and validated with."""
-    files: dict[str, list[Path]] = defaultdict(list)
+    files: dict[str, list[tuple[Path, LabelledCase]]] = defaultdict(list)
     for checked in cases:
         for path, digest in checked.sha256.items():
-            files[digest].append(path)
-    for first, *others in files.values():
-        for path in others:
-            yield Problem(path, "warning", f"the same bytes as {first}; images that differ are expected. Remove one.")
+            files[digest].append((path, checked.case))
+    for (first, original), *others in files.values():
+        for path, case in others:
+            text = f"the same bytes as {first}; images that differ are expected. Remove one"
+            folds = (original.fold, case.fold)
+            if None not in folds and folds[0] != folds[1]:
+                text += (
+                    f": fold {folds[0]} has the one, fold {folds[1]} the other, so that one validates what it has seen"
+                )
+            yield Problem(path, "warning", f"{text}.")
+
+
+def subjects_of_copies(cases: Iterable[CheckedCase]) -> dict[str, str]:
+    """Find subjects who are one, as all images of a case of theirs are byte by byte those of another case.
+
+    Args:
+        cases: checked, of the training section and others.
+
+    Returns:
+        The first such subject by the name of each other one.
+    """
+    first: dict[tuple[str, ...], str] = {}
+    same: dict[str, str] = {}
+    for checked in cases:
+        digests = tuple(sorted(checked.sha256.values()))
+        subject = same.get(checked.case.subject, checked.case.subject)
+        if len(digests) == len(checked.case.images) and (other := first.setdefault(digests, subject)) != subject:
+            same = {name: other if one == subject else one for name, one in same.items()} | {subject: other}
+    return same
 
 
 def _without_path(error: ImageError, file: Path) -> str:

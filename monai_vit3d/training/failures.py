@@ -10,7 +10,7 @@ from pathlib import Path
 
 from monai_vit3d.data.errors import TrainingFailed, Vit3dError
 from monai_vit3d.handlers.processes import error_chain
-from monai_vit3d.pipeline.memory_limits import out_of_memory
+from monai_vit3d.memory_limits import out_of_memory
 
 # not below this package's logger, whose lines are shown to the user
 logger = logging.getLogger("vit3d.train")

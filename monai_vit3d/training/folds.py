@@ -34,5 +34,18 @@ def model_file(bundle: Path, fold: int) -> Path:
     return bundle / "models" / f"fold_{fold}.pt"
 
 
+def last_finished(bundle: Path, folds: Sequence[int]) -> int | None:
+    """Return the fold whose weights were written last; None while one of the folds has none.
+
+    Args:
+        bundle: its folder.
+        folds: all folds of a job array.
+    """
+    files = {fold: model_file(bundle, fold) for fold in folds}
+    if not all(file.is_file() for file in files.values()):
+        return None
+    return max(folds, key=lambda fold: (files[fold].stat().st_mtime_ns, fold))
+
+
 def _listed(folds: Sequence[int]) -> str:
     return ", ".join(map(str, folds)) or "none"

@@ -18,7 +18,7 @@ from monai_vit3d.evaluation import finish_training
 from monai_vit3d.handlers import one_process_group
 
 from .failures import failing_in_one_line
-from .folds import chosen_folds, model_file
+from .folds import chosen_folds, last_finished, model_file
 from .reports import EpochReport, StartReport, TrainingReporter
 from .run_log import log_to_file, without_own_streams
 from .workflow import CLASS_NAMES, CURVE, PLAN, TRAINER, VALIDATOR, TrainingConfig, parsed_entry
@@ -76,7 +76,7 @@ def train_bundle(
         on_validation: called after each validation case with the number of them and of all.
         on_epoch: called after each epoch.
         finish: whether to run :func:`~monai_vit3d.evaluation.finish_training` at the end, if a fold of a segmenter of
-            ``vit3d init`` was trained.
+            ``vit3d init`` was trained; of several shards the one whose fold is the last of all to end does it.
         on_finish: called before that.
 
     Returns:
@@ -97,10 +97,13 @@ def train_bundle(
         if fold not in (0, "all") or shard is not None:
             raise UsageError(f"fold={fold}: {training.file} has no entry fold. Leave it out.")
         return [_train(training, None, reporter)]
-    folds = chosen_folds(folds_of(parser.get_parsed_content("split_file")), fold, shard)
+    there = folds_of(parser.get_parsed_content("split_file"))
+    folds = chosen_folds(there, fold, shard)
     with one_process_group():
         records = [_train(training, one, reporter) for one in folds]
-    trained = any(record.status == "trained" for record in records)
+    trained = [record.fold for record in records if record.status == "trained"]
+    if shard is not None:
+        trained = [one for one in trained if one == last_finished(training.root, chosen_folds(there, fold))]
     is_segmenter = PLAN in parser and f"{PLAN}::task" not in parser  # classifiers and regressors have a task
     if finish and trained and is_segmenter and TorchrunProcess.from_environment().first:
         if on_finish is not None:

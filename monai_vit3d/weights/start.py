@@ -11,6 +11,7 @@ import timm
 from torch import nn
 
 from monai_vit3d.data.errors import UsageError, WeightsError
+from monai_vit3d.data.published_models import published_model, published_models
 from monai_vit3d.layers.patch_embed import to_3tuple
 from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.networks.checkpoints import read_with_metadata
@@ -33,6 +34,7 @@ from .backbone import (
 from .convert.families import OURS
 from .convert.shapes import HEAD_WIDTH
 from .convert.timm2d import create_timm2d, timms_name
+from .fetch import fetch_weights
 from .sources import Source, backbone_from, source_in
 from .whole_network import load_network
 
@@ -57,8 +59,7 @@ def start_network(
 
     Args:
         network: a network with a backbone, which may be changed in place.
-        pretrained: a file or folder, as for :func:`~monai_vit3d.weights.read_source`, or the name of one of timm's
-            Vision Transformers; None leaves the network as it was initialised.
+        pretrained: a file, folder or name, as for :func:`read_encoder`; None leaves the network as it was initialised.
         lora_rank: above 0: freeze the network and give it adapters of this rank, as :func:`apply_lora` does it.
         whole: take the decoder or head from ``pretrained``, too, as :func:`load_network` does it.
         encoder_options: what ``pretrained`` does not show, as ``{"num_heads": 12}``; see :func:`read_encoder`.
@@ -95,14 +96,15 @@ def read_encoder(
     """Build the encoder of a file or name for an input size, patch size and number of channels.
 
     Args:
-        pretrained: a file or folder, as for :func:`~monai_vit3d.weights.read_source`, or the name of one of timm's
-            Vision Transformers, whose weights timm fetches.
+        pretrained: a file or folder, as for :func:`~monai_vit3d.weights.read_source`, or the name of a published model
+            (``vit3d weights list``) or of one of timm's Vision Transformers, whose weights are fetched.
         img_size: ``(H, W, D)``; None takes the file's, or four patches along each axis.
         patch_size: ``(h, w, d)``; None takes the file's, of 2D weights a cube. A convolutional stem keeps its own.
         in_chans: channels of the images; None takes the file's.
         options: what the file does not show of its training, such as ``num_heads``, ``patch_size`` or the ``grid`` of
-            its positions, and ``take``, as for :func:`~monai_vit3d.weights.backbone_from`; ``timm``, the name of the
-            model of timm's whose weights a file has.
+            its positions, and ``take``, as for :func:`~monai_vit3d.weights.backbone_from`; ``timm`` or ``published``,
+            the name of the model whose weights a file has; ``accept_licence``, as for
+            :func:`~monai_vit3d.weights.fetch_weights`.
 
     Returns:
         The network, and what became of each tensor.
@@ -112,7 +114,7 @@ def read_encoder(
         UsageError: options that no network can be built with.
     """
     sizes = {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans}
-    options = dict(options or {})
+    pretrained, options = _published(pretrained, dict(options or {}))
     name = options.pop("timm", None) or (None if Path(pretrained).exists() else str(pretrained))
     if name is None:
         recognise = {key: options.pop(key) for key in _TO_RECOGNISE if key in options}
@@ -130,7 +132,7 @@ def _with_encoder(network: nn.Module, pretrained: str | Path, options: dict[str,
     if not isinstance(backbone, VisionTransformer3D):
         raise UsageError(f"backbone is a {type(backbone).__name__}; expected a VisionTransformer3D.")
     sizes: dict[str, Any] = {key: getattr(backbone, key) for key in ("img_size", "patch_size", "in_chans")}
-    if "timm" in options or not Path(pretrained).exists():
+    if {"timm", "published"} & {*options} or not Path(pretrained).exists():
         encoder = read_encoder(pretrained, **sizes, options=options).network
         return _around(network, encoder, pretrained)
     content, metadata = _content(pretrained)
@@ -148,6 +150,20 @@ def _with_encoder(network: nn.Module, pretrained: str | Path, options: dict[str,
     load_backbone_state(network, source.state, source.options, pretrained)
     set_weights_licence(backbone_of(network), source.licence)
     return network
+
+
+def _published(pretrained: str | Path, options: dict[str, Any]) -> tuple[str | Path, dict[str, Any]]:
+    """Return the file of a published model, and what its entry says of it and the caller does not."""
+    there, accepted = Path(pretrained).exists(), options.pop("accept_licence", False)
+    name = options.pop("published", None if there else str(pretrained))
+    if name is None or (name == str(pretrained) and name not in published_models()):
+        return pretrained, options
+    entry = published_model(name)
+    stated = {("timm" if key == "timm_name" else key): value for key, value in entry.options.items()}
+    if "timm" not in stated:
+        stated |= {key: value for key in _TO_RECOGNISE if (value := getattr(entry, key)) is not None}
+    path = pretrained if there else fetch_weights(entry, accept_licence=accepted)
+    return path, {**stated, **options}
 
 
 def _content(path: str | Path) -> tuple[Any, dict[str, str]]:
@@ -189,7 +205,8 @@ def _of_source(source: Source, sizes: Mapping[str, Any], options: Mapping[str, A
         patch = trained if is_stem else to_3tuple(sizes["patch_size"], "patch_size")
         given |= {"patch_size": trained, **_image_size(source, sizes["img_size"], patch, trained)}
     _refuse_missing(source, {**source.options, **given, **options})
-    built = backbone_from(source, **{**given, **options, **({} if trained is None else {"patch_size": trained})})
+    of_task = {key: given[key] for key in ("in_chans", "patch_size") if key in given}
+    built = backbone_from(source, **{**given, **options, **of_task})
     if trained is not None and sizes["img_size"] is not None:
         built.network.set_input_size(sizes["img_size"], patch)
     return Inflated(_normed_tokens(built.network), built.report) if source.options.get("fc_norm") else built
@@ -224,11 +241,10 @@ def _refuse_missing(source: Source, options: Mapping[str, Any]) -> None:
 
 def _of_timm(name: str, pretrained: Any, sizes: Mapping[str, Any], options: Mapping[str, Any]) -> Inflated:
     model: Any = timm.create_model(timms_name(name), pretrained=False, device="meta")
-    patch = sizes["patch_size"] or [max(model.patch_embed.patch_size)] * 3
-    image = sizes["img_size"] or [_GRID * size for size in to_3tuple(patch, "patch_size")]
-    chans = {} if sizes["in_chans"] is None else {"in_chans": sizes["in_chans"]}
-    plain = {"num_classes": 0, **chans, **options}
-    return create_timm2d(name, image, patch, pretrained=pretrained, **plain)
+    given = {**options, **{key: value for key, value in sizes.items() if value is not None}}
+    patch = given.pop("patch_size", [max(model.patch_embed.patch_size)] * 3)
+    image = given.pop("img_size", [_GRID * size for size in to_3tuple(patch, "patch_size")])
+    return create_timm2d(name, image, patch, pretrained=pretrained, **{"num_classes": 0, **given})
 
 
 def _around(network: nn.Module, encoder: VisionTransformer3D, pretrained: str | Path) -> nn.Module:

@@ -23,7 +23,7 @@ def digits(value):
 
 
 def measured(path):
-    problems, numbers = examine(read_dataset(path))
+    problems, numbers, _ = examine(read_dataset(path))
     assert not [problem for problem in problems if problem.severity == "error"]
     assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
     return numbers

@@ -13,6 +13,8 @@ from monai.transforms import Compose, LoadImaged
 
 from monai_vit3d.data import CheckLabelsd, NiftiReader, Vit3dError
 from monai_vit3d.planning import examine, read_dataset
+from monai_vit3d.planning.folds import assign_folds
+from monai_vit3d.planning.init import plan_bundle
 from tests.planning.toy_data import CLASSES, write_toy
 
 CT, PET, LABEL = "imagesTr/sub-01_0000.nii.gz", "imagesTr/sub-01_0001.nii.gz", "labelsTr/sub-01.nii.gz"
@@ -118,7 +120,7 @@ def load_as_training(case):
 def test_a_good_data_set_has_no_problems(root):
     dataset = read_dataset(root)
     names = []
-    problems, fingerprint = examine(dataset, on_case=names.append)
+    problems, fingerprint, _ = examine(dataset, on_case=names.append)
     assert problems == []
     assert fingerprint["cases"] == 3
     assert names == [case.name for case in dataset.cases]
@@ -151,7 +153,7 @@ def test_warnings_are_no_hindrance(root, mistake):
 def test_errors_come_first_and_the_fingerprint_is_of_the_rest(root):
     WARNINGS["NaN in an image"][0](root)
     (root / "labelsTr/sub-00.nii.gz").unlink()
-    problems, fingerprint = examine(read_dataset(root))
+    problems, fingerprint, _ = examine(read_dataset(root))
     assert [problem.severity for problem in problems] == ["error", "warning"]
     assert fingerprint["cases"] == 2
 
@@ -163,6 +165,29 @@ def test_copies_of_a_case_are_seen(root):
     problems = [problem for problem in examine(read_dataset(root)).problems if "the same bytes" in problem.text]
     assert [problem.file for problem in problems] == files
     assert str(root / CT) in problems[0].text
+
+
+def test_copies_share_a_fold_whatever_their_names(root):
+    """Of three cases two are the same scan: two subjects, of whom one has both."""
+    for name in (CT, PET, LABEL):
+        shutil.copy(root / name, root / name.replace("01", "02", 1))
+    report = plan_bundle(root, None, dry_run=True, overrides={"device": "cpu"})
+    cases = report.dataset.section("training")
+    assert [case.subject for case in cases] == ["sub-00", "sub-01", "sub-01"]
+    assert report.plan["folds"] == 2
+    folds = assign_folds(cases, 2)
+    assert folds[1] == folds[2] != folds[0]
+
+
+def test_copies_in_two_folds_of_the_datas_own_are_said(root):
+    for name in (CT, PET, LABEL):
+        shutil.copy(root / name, root / name.replace("01", "02", 1))
+    dataset = read_dataset(root)
+    cases = [dataclasses.replace(case, fold=i % 2) for i, case in enumerate(dataset.cases)]
+    problems = examine(dataclasses.replace(dataset, cases=tuple(cases))).problems
+    texts = [problem.text for problem in problems if "the same bytes" in problem.text]
+    assert all("fold 1 has the one, fold 0 the other" in text for text in texts)
+    assert len(texts) == 2
 
 
 def test_the_number_of_threads_changes_nothing(root):

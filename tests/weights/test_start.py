@@ -117,6 +117,21 @@ def backbone_from_state():
     return {key: value for key, value in network.state_dict().items() if key != "pos_embed"}
 
 
+@torch.no_grad()
+def test_a_file_of_a_published_model_takes_what_its_entry_says(tmp_path):
+    """COLIPRI's heads and trained size; the grid of positions is another, in patches of the task's size."""
+    from tests.weights.convert.test_published import primus_state
+
+    torch.save(primus_state(width=96, patch=(8, 8, 8)), tmp_path / "colipri.pt")
+    encoder = read_encoder(tmp_path / "colipri.pt", options={"published": "colipri"}).network
+    assert (encoder.num_heads, encoder.img_size, encoder.patch_size) == (12, (192, 192, 192), (8, 8, 8))
+    options = {"published": "colipri"}
+    started = start_network(TokenSegmenter(vit(), "light", 3), tmp_path / "colipri.pt", encoder_options=options)
+    assert (started.backbone.num_heads, started.backbone.img_size, started.backbone.in_chans) == (12, (8, 16, 24), 2)
+    with pytest.raises(UsageError, match="'colipry' is no published model"):
+        read_encoder(tmp_path / "colipri.pt", options={"published": "colipry"})
+
+
 def test_timms_weights_of_a_file_become_the_encoder(tmp_path):
     name = "vit_tiny_patch16_224"
     model = timm.create_model(name, depth=12)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from monai_vit3d.pipeline.memory_limits import available_bytes, cgroup_bytes, slurm_bytes
+from monai_vit3d.memory_limits import available_bytes, cgroup_bytes, slurm_bytes
 
 MIB = 2**20
 
@@ -93,7 +93,7 @@ def test_a_job_of_slurm_sees_its_limit(monkeypatch):
 
 def test_a_limit_on_the_process_counts():
     code = (
-        "import resource; from monai_vit3d.pipeline.memory_limits import available_bytes as free\n"
+        "import resource; from monai_vit3d.memory_limits import available_bytes as free\n"
         "before, three = free(), 3 * 2**30\n"
         "resource.setrlimit(resource.RLIMIT_AS, (three, three))\n"
         "print(before, free())"
