@@ -11,7 +11,7 @@ from .bootstrap import Interval, bootstrap_statistic
 from .checks import FloatArray, check_probabilities
 
 ALL_CLASSES = "all classes"
-CLASS_SCORES = ("auc", "accuracy", "balanced_accuracy", "f1")
+SCORES_OF_A_CLASS = ("auc", "accuracy", "balanced_accuracy", "f1")
 
 
 def score_classes(
@@ -43,9 +43,9 @@ def score_classes(
         return _table(scores[cases], truth[cases])
 
     intervals = bootstrap_statistic(statistic, len(scores), subjects)
-    table = np.array(intervals, object).reshape(len(rows), len(CLASS_SCORES), 3)
+    table = np.array(intervals, object).reshape(len(rows), len(SCORES_OF_A_CLASS), 3)
     return {
-        row: {score: Interval(*map(float, cell)) for score, cell in zip(CLASS_SCORES, cells)}
+        row: {score: Interval(*map(float, cell)) for score, cell in zip(SCORES_OF_A_CLASS, cells)}
         for row, cells in zip(rows, table)
     }
 

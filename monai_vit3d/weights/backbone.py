@@ -105,12 +105,12 @@ def load_backbone(network: nn.Module, path: str | Path) -> nn.Module:
             architecture; the message names what differs. The network is unchanged then.
         UsageError: a network without a backbone.
     """
-    backbone_of(network)  # refuses a network without one before anything is read
+    backbone_part(network)  # refuses a network without one before anything is read
     read, metadata = read_with_metadata(path)
     state = as_state_dict(read, path)
     came = checked_args(args_in_state(state, PREFIX) or args_in_state(state), path) or args_in(metadata, path)
     load_backbone_state(network, state, came, path)
-    set_weights_licence(backbone_of(network), metadata.get(LICENCE_KEY))
+    set_weights_licence(backbone_part(network), metadata.get(LICENCE_KEY))
     return network
 
 
@@ -132,7 +132,7 @@ def load_backbone_state(
         WeightsError: as there.
         UsageError: a network without a backbone.
     """
-    backbone = backbone_of(network)
+    backbone = backbone_part(network)
     needed = model_args(backbone) if isinstance(backbone, VisionTransformer3D) else {}
     _refuse_architecture(came, needed, path)
     part, adapted = _fit_kernel(backbone_in(state, path), backbone)
@@ -160,7 +160,7 @@ def embed_layer_of(path: str | Path) -> type[PatchEmbed3D]:
     return next((kind for sign, kind in _STEMS if any(key.startswith(sign) for key in names)), PatchEmbed3D)
 
 
-def backbone_of(network: nn.Module) -> nn.Module:
+def backbone_part(network: nn.Module) -> nn.Module:
     """Return the backbone of a network, or a backbone itself, without wrappers.
 
     Raises:

@@ -26,7 +26,7 @@ from .backbone import (
     PREFIX,
     architecture_differences,
     backbone_in,
-    backbone_of,
+    backbone_part,
     keeps_patch,
     learned_from_table,
     load_backbone_state,
@@ -128,7 +128,7 @@ def read_encoder(
 
 
 def _with_encoder(network: nn.Module, pretrained: str | Path, options: dict[str, Any]) -> nn.Module:
-    backbone = backbone_of(network)
+    backbone = backbone_part(network)
     if not isinstance(backbone, VisionTransformer3D):
         raise UsageError(f"backbone is a {type(backbone).__name__}; expected a VisionTransformer3D.")
     sizes: dict[str, Any] = {key: getattr(backbone, key) for key in ("img_size", "patch_size", "in_chans")}
@@ -148,7 +148,7 @@ def _with_encoder(network: nn.Module, pretrained: str | Path, options: dict[str,
     if options or architecture_differences(source.options, needed):
         network = _around(network, build_network(_resized(source.options, needed), **options), pretrained)
     load_backbone_state(network, source.state, source.options, pretrained)
-    set_weights_licence(backbone_of(network), source.licence)
+    set_weights_licence(backbone_part(network), source.licence)
     return network
 
 
@@ -249,7 +249,7 @@ def _of_timm(name: str, pretrained: Any, sizes: Mapping[str, Any], options: Mapp
 
 def _around(network: nn.Module, encoder: VisionTransformer3D, pretrained: str | Path) -> nn.Module:
     """Build a network of the same kind around an encoder; its decoder or head starts anew."""
-    before = backbone_of(network)
+    before = backbone_part(network)
     logger.info("%s: %s", pretrained, _architecture(encoder))
     if before is network:
         return encoder
