@@ -102,8 +102,7 @@ def test_every_bundle_has_the_option(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [path.name for path in (HIPPOCAMPUS, CLASSIFICATION)])
-@pytest.mark.parametrize("said", ["torch", "openvino"])
+@pytest.mark.parametrize(("name", "said"), [(HIPPOCAMPUS.name, "openvino"), (CLASSIFICATION.name, "torch")])
 def test_the_command_has_its_own(name, said, tmp_path):
     """Whatever the bundle says: its network is loaded bare, and wrapped once where the command is told to."""
     shutil.copytree(BUNDLES / name, tmp_path / name)

@@ -39,17 +39,13 @@ def in_blocks(given):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_segmentation(processes, phantom_task, tmp_path):
+def test_segmentation_in_two_processes(phantom_task, tmp_path):
     data, split = phantom_task
     given = encoder(HIPPOCAMPUS, tmp_path / "encoder.safetensors", SMALL)
     options = {"epochs": 2, "val_interval": 1, "ema_decay": 0.5, "output_dir": tmp_path, "dataset_dir": data}
     options |= {"split_file": split, "pretrained": tmp_path / "encoder.safetensors", "lora_rank": 2, **SMALL}
-    if processes == 1:
-        run_here(HIPPOCAMPUS, "train", **options)
-    else:
-        both = "['configs/train.yaml','configs/multi_gpu_train.yaml']"
-        run(torchrun("run", config_file=both, **options), HIPPOCAMPUS)
+    both = "['configs/train.yaml','configs/multi_gpu_train.yaml']"
+    run(torchrun("run", config_file=both, **options), HIPPOCAMPUS)
     assert changed(given, torch.load(tmp_path / "model.pt", weights_only=True)) == in_blocks(given)
     last = torch.load(tmp_path / "last.pt", weights_only=True)["network"]
     assert {tuple(v.shape) for k, v in last.items() if ".lora_A." in k} == {(2, 48)}

@@ -16,7 +16,7 @@ from tests.pipeline.tiny import arguments, leftovers, predict, products, records
 
 fcntl, pty, termios = map(pytest.importorskip, ("fcntl", "pty", "termios"))
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed as POSIX does it")
-KILLS = 50
+KILLS = 20
 
 
 def kill_loop(*command):
@@ -71,7 +71,7 @@ def whole(out):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kib", [16, 48, 96, 128, 192, 480, 1000])
+@pytest.mark.parametrize("kib", [16, 96, 192, 1000])
 def test_a_full_disk_fails_files_and_leaves_no_half_ones(disk, cohort, clean_run, tiny_bundle, capsys, kib):
     folder, resize = disk
     resize(kib)
@@ -155,8 +155,9 @@ def on_a_terminal(command):
 def test_a_bar_on_a_terminal(tmp_path, cohort, tiny_bundle):
     scans = tmp_path / "scans"
     shutil.copytree(cohort, scans)
-    (scans / "case01.nii.gz").write_bytes(b"")
-    code, said = on_a_terminal(arguments(scans, to=tmp_path / "out", bundle=tiny_bundle))
+    (scans / "case01.nii.gz").unlink()
+    (scans / "b\udce9.nii.gz").write_bytes(b"")
+    code, said = on_a_terminal(arguments(scans, to=tmp_path / "größe", bundle=tiny_bundle))
     assert code == 1
     assert "6/6 [" in said
     assert "file/s" in said
@@ -166,9 +167,8 @@ def test_a_bar_on_a_terminal(tmp_path, cohort, tiny_bundle):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_any_name_on_a_terminal(tmp_path, tiny_bundle, encoding, monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+def test_any_name_on_a_terminal_of_ascii(tmp_path, tiny_bundle, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     scans, out = tmp_path / "scans", tmp_path / "größe"
     write_images(scans, 1)
     names = ["bé", "b\udce9"]
