@@ -74,7 +74,7 @@ def test_classes_are_read_by_two_probes(tables, tmp_path):
     assert report["probes"].keys() == {"logistic", "knn"}
     for scores in report["probes"].values():
         score, low, high = scores["auc"]
-        assert 0.9 < score <= 1
+        assert 0.8 < score <= 1
         assert low <= score <= high
     assert probe_features(*tables, "diagnosis", folds=4) == report
     assert probe_features(*tables, "site", folds=4)["kind"] == "class"

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
@@ -29,7 +30,19 @@ from monai_vit3d.weights import (
 from monai_vit3d.weights.convert.families import FAMILIES
 from tests.helpers import run_python
 from tests.hub_cache import COMMIT, cached_file, use_offline
-from tests.weights.convert.test_published import primus_v1, spectre
+from tests.weights.convert.test_published import OWN, primus_v1, spectre
+
+# of an entry: the layout that was given, and its heads
+LAYOUTS = {
+    "primus_m_openmind_mae": ("primus_v1", 4),
+    "colipri": ("colipri", 4),
+    "spectre_large": ("spectre", 4),
+    "flexict_3d": ("flexict3d", 2),
+    "3dino_vit_large": ("3dino", 4),
+    "m3d_clip": ("m3dclip", 4),
+    "segvol": ("segvol", 4),
+    "vjepa2_vit_large": ("hf_vjepa2", 2),
+}
 
 
 @pytest.fixture
@@ -173,3 +186,18 @@ def test_the_command_fetches_from_a_cache(colipri, cache, tmp_path):
     assert code == 2
     assert "--accept-licence" in errors
     assert len(errors.strip().splitlines()) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_entries_read_the_layouts_that_they_name(name):
+    folder = Path(os.environ.get("MONAI_DATA_DIRECTORY", ".")) / "layouts"
+    layout, heads = LAYOUTS[name]
+    if not (folder / f"{layout}.pt").is_file():
+        pytest.skip("the layouts of published networks are not under MONAI_DATA_DIRECTORY")
+    given = torch.load(folder / f"{layout}.ref.pt", weights_only=True)
+    x = given["x"].transpose(1, 2) if layout == "hf_vjepa2" else given["x"]
+    options = {**OWN[layout], "num_heads": heads, "img_size": tuple(x.shape[2:])}
+    net, report = load_published(name, path=folder / f"{layout}.pt", accept_licence=True, **options)
+    assert (net.forward_features(x) - given["y"]).abs().max() <= 1e-5 * given["y"].abs().max()
+    assert report.missing == ()
