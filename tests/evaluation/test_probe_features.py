@@ -14,7 +14,7 @@ from monai_vit3d.cli import main
 from monai_vit3d.data import DatasetError, UsageError
 from monai_vit3d.evaluation import probe_features as module
 
-probe_features = partial(module.probe_features, resamples=60)
+probe_features = partial(module.probe_features, resamples=20)
 
 
 def write(path, header, rows):
