@@ -15,11 +15,11 @@ from monai_vit3d.data.errors import DatasetError, UsageError
 from monai_vit3d.data.files import replacing, write_text_atomic
 from monai_vit3d.data.volume import Array
 from monai_vit3d.metrics import accuracy, auc, mean_absolute_error, r2
+from monai_vit3d.metrics.bootstrap import STATISTIC_RESAMPLES, bootstrap_statistic
 from monai_vit3d.pretraining.features import Features
 from monai_vit3d.pretraining.probe import ProbeScore, knn_probe, logistic_probe, ridge_probe
 from monai_vit3d.visualize.chart import Curve, draw_chart
 
-PROBE_RESAMPLES = 1000
 MOST_CLASSES = 10  # more different numbers are values
 PROBES: dict[str, dict[str, Callable[..., ProbeScore]]] = {
     "class": {"logistic": logistic_probe, "knn": knn_probe},
@@ -61,7 +61,7 @@ def probe_features(
     kind: str | None = None,
     folds: int = 5,
     seed: int = 0,
-    resamples: int = PROBE_RESAMPLES,
+    resamples: int = STATISTIC_RESAMPLES,
 ) -> dict[str, Any]:
     """Probe features by cross-validation over subjects; each setting is chosen on a fold beside the test fold.
 
@@ -100,13 +100,11 @@ def probe_features(
     count = int(places.max()) + 1
     if folds < 3 or count < 3:
         raise UsageError(f"folds={min(folds, count)}; expected 3 or more, for training, choosing and testing.")
-    scores, predictions, draws = {}, {}, _draws(groups, seed, resamples)
-    for name, probe in PROBES[kind].items():
-        predictions[name] = _out_of_fold(probe, table, places, count)
-        scores[name] = {
-            score: _interval(function, table, places, predictions[name], draws)
-            for score, function in PROBE_SCORES[kind].items()
-        }
+    predictions = {name: _out_of_fold(probe, table, places, count) for name, probe in PROBES[kind].items()}
+    scores = {
+        name: dict(zip(PROBE_SCORES[kind], _intervals(kind, values, table.labels, places, groups, resamples, seed)))
+        for name, values in predictions.items()
+    }
     report = {
         **{"target": target, "kind": kind, "classes": list(table.classes), "scans": len(table.names)},
         **{"subjects": len(set(table.subjects)), "left_out": table.left_out, "folds": count, "seed": seed},
@@ -208,31 +206,10 @@ def _out_of_fold(probe: Callable[..., ProbeScore], table: FeatureTable, places: 
         chosen_on = (k + 1) % count
         rest = [parts[j] for j in range(count) if j not in (k, chosen_on)]
         train = Features(*(np.concatenate([getattr(p, key) for p in rest]) for key in ("values", "labels")), "features")
-        found = probe(train, parts[chosen_on], parts[k]).predictions
-        predictions = np.empty((len(places), *found.shape[1:])) if predictions is None else predictions
-        predictions[places == k] = found
+        tested = probe(train, parts[chosen_on], parts[k]).predictions
+        predictions = np.empty((len(places), *tested.shape[1:])) if predictions is None else predictions
+        predictions[places == k] = tested
     return np.empty(0) if predictions is None else predictions
-
-
-def _interval(
-    score: FoldScore, table: FeatureTable, places: Array, predictions: Array, draws: list[Array]
-) -> list[float]:
-    """Return a score of all scans, and the range of 95 % of its values over draws of scans; NaN where there is none."""
-
-    def of(rows: Array) -> float:
-        return score(predictions[rows], table.labels[rows], places[rows])
-
-    drawn = [value for rows in draws if not np.isnan(value := of(rows))]
-    low, high = np.percentile(drawn, (2.5, 97.5)) if drawn else (np.nan, np.nan)
-    return [of(np.arange(len(places))), float(low), float(high)]
-
-
-def _draws(groups: Array, seed: int, resamples: int) -> list[Array]:
-    """Return rows of scans, whole groups drawn with replacement."""
-    rng, members = np.random.default_rng(seed), [np.flatnonzero(groups == g) for g in range(int(groups.max()) + 1)]
-    return [
-        np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))]) for _ in range(resamples)
-    ]
 
 
 def _by_fold(score: Callable[..., float]) -> FoldScore:
@@ -257,6 +234,17 @@ PROBE_SCORES: dict[str, dict[str, FoldScore]] = {
     "class": {"auc": _by_fold(auc), "accuracy": _by_fold(accuracy)},
     "value": {"r2": _together(r2), "mae": _together(mean_absolute_error)},
 }
+
+
+def _intervals(
+    kind: str, predictions: Array, labels: Array, places: Array, groups: Array, resamples: int, seed: int
+) -> list[list[float]]:
+    """Return each score of ``PROBE_SCORES``, and its interval over groups."""
+
+    def scored(rows: Array) -> Array:
+        return np.array([score(predictions[rows], labels[rows], places[rows]) for score in PROBE_SCORES[kind].values()])
+
+    return [list(one) for one in bootstrap_statistic(scored, len(labels), groups.tolist(), resamples, seed)]
 
 
 def _write(
