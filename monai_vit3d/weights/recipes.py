@@ -83,11 +83,13 @@ def _clip(range: Sequence[float]) -> Transform:
 
 
 def _rescale(to: Sequence[float], **source: Sequence[float]) -> Transform:
-    return ScaleIntensityRange(*source["from"], *to, clip=True)
+    (low, high), (new_low, new_high) = source["from"], to
+    return ScaleIntensityRange(low, high, new_low, new_high, clip=True)
 
 
 def _percentiles(lower: float, upper: float, to: Sequence[float]) -> Transform:
-    return ScaleIntensityRangePercentiles(lower, upper, *to, clip=True)
+    low, high = to
+    return ScaleIntensityRangePercentiles(lower, upper, low, high, clip=True)
 
 
 def _z_score(nonzero: bool) -> Transform:
@@ -101,7 +103,7 @@ def _foreground_z_score(lower: float, upper: float) -> Transform:
         values = image.as_tensor().double()
         foreground = values[values > values.mean()]
         if not foreground.numel():
-            return image * 0.0
+            return MetaTensor(torch.zeros_like(values).float(), meta=image.meta)
         low, high = np.percentile(foreground.numpy(), (lower, upper))
         deviation = max(float(foreground.std(correction=0)), 1e-8)
         values = (values.clamp(low, high) - foreground.mean()) / deviation
@@ -184,7 +186,7 @@ class PrepareScan(Compose):
     def __init__(self, transforms: Sequence[Transform]) -> None:
         super().__init__(transforms, map_items=False)
 
-    def __call__(self, image: Any, **options: Any) -> Any:
+    def __call__(self, image: Any, **options: Any) -> Any:  # type: ignore[override]
         """Return the network's input of an image.
 
         Args:
