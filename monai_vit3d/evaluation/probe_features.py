@@ -205,7 +205,8 @@ def _out_of_fold(probe: Callable[..., ProbeScore], table: FeatureTable, places: 
     for k in range(count):
         chosen_on = (k + 1) % count
         rest = [parts[j] for j in range(count) if j not in (k, chosen_on)]
-        train = Features(*(np.concatenate([getattr(p, key) for p in rest]) for key in ("values", "labels")), "features")
+        values, labels = (np.concatenate([getattr(part, key) for part in rest]) for key in ("values", "labels"))
+        train = Features(values, labels, "features")
         tested = probe(train, parts[chosen_on], parts[k]).predictions
         predictions = np.empty((len(places), *tested.shape[1:])) if predictions is None else predictions
         predictions[places == k] = tested

@@ -114,7 +114,7 @@ class Embedder:
                 f"{model if isinstance(model, str | Path) else 'model'}: how its scans are prepared is not stated. "
                 "Give recipe=, a YAML file with orientation and steps, or the name of a published model."
             )
-        chosen = load_recipe(recipe) if recipe is not None or entry is None else entry.recipe or {}
+        chosen = load_recipe(recipe) if recipe is not None else (entry and entry.recipe) or {}
         name = entry.name if entry is not None else "recipe"
         self.prepare = recipe_transform(chosen, int(self.network.in_chans), name, **(stated or {}))
         self.recipe = {**chosen, "stated": dict(stated or {})}
@@ -256,7 +256,7 @@ def _load(
     source = read_source(model)
     if source.family != OURS:
         return backbone_from(source, **options).network
-    network = network_from(model)
+    network: Any = network_from(model)
     return getattr(network, "backbone", network)
 
 

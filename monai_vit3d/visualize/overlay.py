@@ -75,7 +75,7 @@ def draw_overlay(
         reference = _view(reference, order, flips)
     if centre is None:
         box = _surroundings(labels, spacing)
-        voxels, labels = voxels[box], labels[(..., *box)]
+        voxels, labels = voxels[box], labels[(slice(None),) * (labels.ndim - 3) + box]
         reference = reference[box] if reference is not None else None
         cut = label_centre(labels)
     else:

@@ -205,8 +205,9 @@ def _of_source(source: Source, sizes: Mapping[str, Any], options: Mapping[str, A
         patch = trained if is_stem else to_3tuple(sizes["patch_size"], "patch_size")
         given |= {"patch_size": trained, **_image_size(source, sizes["img_size"], patch, trained)}
     _refuse_missing(source, {**source.options, **given, **options})
-    of_task = {key: given[key] for key in ("in_chans", "patch_size") if key in given}
-    built = backbone_from(source, **{**given, **options, **of_task})
+    of_task: dict[str, Any] = {key: given[key] for key in ("in_chans", "patch_size") if key in given}
+    arguments = {**given, **options, **of_task}
+    built = backbone_from(source, **arguments)
     if trained is not None and sizes["img_size"] is not None:
         built.network.set_input_size(sizes["img_size"], patch)
     return Inflated(_normed_tokens(built.network), built.report) if source.options.get("fc_norm") else built
