@@ -364,7 +364,7 @@ def test_other_sizes_are_resampled_as_the_network_does_it(tmp_path, size, pos_em
 @torch.no_grad()
 def test_a_new_head_only_where_another_is_asked_for(saved, caplog):
     net, folder = saved
-    with caplog.at_level("INFO", logger="monai_vit3d"):
+    with caplog.at_level("DEBUG", logger="monai_vit3d"):
         again = VisionTransformer3D.from_pretrained(folder, num_classes=5)
     assert "missing: head.weight, head.bias, unexpected: head.bias, head.weight" in caplog.text
     assert again.head.weight.shape == (5, 12)
@@ -425,7 +425,7 @@ def test_a_pool_that_save_backbone_leaves_out_is_new(tmp_path, caplog, options):
     net = vit(1, global_pool="map", num_classes=0, **options)
     save_backbone(net, tmp_path / "encoder.safetensors")
     torch.manual_seed(3)
-    with caplog.at_level("INFO", logger="monai_vit3d"):
+    with caplog.at_level("DEBUG", logger="monai_vit3d"):
         again = VisionTransformer3D.from_pretrained(tmp_path / "encoder.safetensors")
     assert "missing: attn_pool.latent, attn_pool." in caplog.text
     came, pool = net.state_dict(), {key for key in net.state_dict() if key.startswith("attn_pool.")}

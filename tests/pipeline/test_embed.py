@@ -130,7 +130,7 @@ def test_what_does_not_fit_says_so(network, embedder):
         Embedder(network, recipe=RECIPE, feature="class")
     with pytest.raises(UsageError, match=r"weights=w\.pt: for a published model"):
         Embedder(network, recipe=RECIPE, weights="w.pt")
-    with pytest.raises(ImageError, match="2 channels; 1 are needed"):
+    with pytest.raises(ImageError, match="2 channels; expected 1"):
         embedder([image(), image(1)])
 
 
