@@ -12,6 +12,7 @@ from .lora import LoraSettings, MergedState, apply_lora, freeze, merge_lora
 from .model_args import build_network, model_args
 from .presets import PRESETS, create_preset
 from .segmenter import TokenSegmenter
+from .structure_loss import StructureLoss
 from .task_losses import encode_target, probabilities, task_loss
 from .vit3d import VisionTransformer3D
 
@@ -21,6 +22,7 @@ __all__ = [
     "LoraSettings",
     "MergedState",
     "PRESETS",
+    "StructureLoss",
     "TokenClassifier",
     "TokenSegmenter",
     "VisionTransformer3D",
