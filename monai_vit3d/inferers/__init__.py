@@ -8,7 +8,9 @@ from .autocast import AutocastInferer
 from .backends import BackendNetwork
 from .engines import BACKENDS, ENGINES, resolve_backend
 from .entropy import PredictionEntropy
+from .head_localizer import HeadLocalizer, HeadPose
 from .label_inferer import LabelInferer
+from .localized import LocalizedInferer
 from .output_maps import OUTPUT_MAPS, OutputMap
 from .slices import SliceNetwork, sliding_over_slices
 from .spacing import SpacingInferer, spacing_of, unwrap_inferer, with_spacing
@@ -25,8 +27,11 @@ __all__ = [
     "CannotStitch",
     "FlipEnsemble",
     "FlipSpread",
+    "HeadLocalizer",
+    "HeadPose",
     "PredictionEntropy",
     "LabelInferer",
+    "LocalizedInferer",
     "SliceNetwork",
     "SpacingInferer",
     "can_stitch",

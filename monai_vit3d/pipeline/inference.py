@@ -50,6 +50,7 @@ class NetworkOutput:
         maps: further maps by kind (``"prob"``, ``"entropy"``, ``"variance"``), on the network's grid.
         scores: a classifier's, a number for each class.
         warnings: what was odd.
+        doubts: what the bundle's inferer is not certain of.
         inverted: whether the bundle's Invertd, and its decision, are done.
         entropy: of the prediction, per labelled voxel, as :class:`PredictionEntropy` has it; None of a classifier, or
             where all is background.
@@ -62,6 +63,7 @@ class NetworkOutput:
     maps: dict[str, Tensor] = field(default_factory=dict)
     scores: list[float] | None = None
     warnings: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     inverted: bool = False
     entropy: float | None = None
 
@@ -110,9 +112,10 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> NetworkOutpu
     precision: Any = torch.autocast(bundle.device.type) if bundle.autocast else contextlib.nullcontext()
     with torch.no_grad(), precision:
         reduced = _run(prepared, network, bundle, reduction)
+    doubts = tuple(getattr(unwrap_inferer(bundle.inferer), "doubts", ()))  # of a LocalizedInferer
     if reduced.dim() == 2:
         scores = require_finite_scores(apply_steps(post.own_steps, reduced[0]))
-        return NetworkOutput(prepared, scores=scores.double().flatten().tolist())
+        return NetworkOutput(prepared, scores=scores.double().flatten().tolist(), doubts=doubts)
     maps = reduction.split(reduced[0])
     labels = maps.pop("labels")
     return NetworkOutput(
@@ -121,6 +124,7 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> NetworkOutpu
         _dtype_after(post.voxelwise if inverter is None else post.decision, reduction.classes),
         reduction.classes,
         maps,
+        doubts=doubts,
         inverted=inverter is not None,
         entropy=entropy.per_labelled_voxel,
     )

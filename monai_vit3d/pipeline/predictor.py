@@ -196,7 +196,8 @@ class Predictor:
         labels = labels[0] if len(labels) == 1 else labels
         names = self.bundle.value_names(output.classes)
         stats = label_stats(labels, volume.voxels, volume.grid, names.names)
-        findings = check_predicted_labels(labels, volume, stats, output.entropy, self.bundle.metadata)
+        findings = [Implausibility("localization", text) for text in output.doubts]
+        findings += check_predicted_labels(labels, volume, stats, output.entropy, self.bundle.metadata)
         warnings = [*output.warnings, *warnings, *_values_without_names(labels, names, self.bundle)]
         return Prediction(volume, labels, maps, None, stats, findings, tuple(warnings))
 

@@ -1,0 +1,152 @@
+"""Find the structures of a head, and how it lies, by a coarse network and a template of their centres."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from monai.transforms import ScaleIntensityRangePercentiles
+from torch import Tensor, nn
+
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.transforms.oblique_grid import ObliqueGrid, onto_grid
+from monai_vit3d.transforms.similarity import Similarity, fit_similarity
+from monai_vit3d.transforms.soft_centres import soft_centres
+
+FINER = 2  # points along each axis that are averaged for a voxel of the coarse grid
+TOLERANCE_MM = 8.0  # structures farther from the fit than this count less in it
+LEAST_PEAK = 0.04  # a structure whose probability is nowhere more is not found
+GOOD_RESIDUAL_MM = 6.0  # of a head's structures from the template's, as the median; worse is a head that lies otherwise
+GOOD_SHARE = 0.7  # of the structures that are found
+
+
+@dataclass(frozen=True)
+class HeadPose:
+    """Where the structures of a head are.
+
+    Args:
+        centres_mm: name and centre, (3,), of each structure that was found, in the volume's own millimetres.
+        volumes_ml: name and volume of each structure, as the coarse network sees it.
+        fit: the template's millimetres to the volume's.
+        residual_mm: the median distance of the centres from the template's after the fit.
+    """
+
+    centres_mm: dict[str, Tensor]
+    volumes_ml: dict[str, float]
+    fit: Similarity
+    residual_mm: float
+
+
+class HeadLocalizer(nn.Module):
+    """Locate the structures of a head in any pose and, as far as its network was trained on them, of any contrast.
+
+    The network labels the head on a coarse grid; the centres of its structures are fitted to a template's, and it
+    looks once more at the head, upright this time. Where the first fit is poor, the head is looked at from each of
+    the 24 sides, as its header may be wrong. Sides come from the anatomy as the voxels have it: a mirror image has
+    left and right exchanged, and nothing in it says so.
+
+    Args:
+        network: (1, 1, *size) brightness from 0 to 1 to logits (1, 1 + structures, *size).
+        template_mm: name and centre of each structure in an upright head, in the order of the network's classes,
+            x to the right, y to the front, z up. Structures without a centre (None) do not take part in the fit.
+        size: of the coarse grid.
+        spacing_mm: of the coarse grid's voxels.
+
+    Raises:
+        UsageError: fewer than three centres.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        template_mm: Mapping[str, Sequence[float] | None],
+        size: Sequence[int] = (64, 64, 64),
+        spacing_mm: float = 4.0,
+    ) -> None:
+        super().__init__()
+        self.network, self.spacing_mm = network.eval(), spacing_mm
+        self.size = (size[0], size[1], size[2])
+        self.names = tuple(template_mm)
+        self.template = {
+            name: torch.tensor(list(centre), dtype=torch.float64) for name, centre in template_mm.items() if centre
+        }
+        if len(self.template) < 3:
+            raise UsageError(f"template_mm has {len(self.template)} centres; expected three or more.")
+        self.brightness = ScaleIntensityRangePercentiles(0.5, 99.5, 0.0, 1.0, clip=True)
+
+    @torch.no_grad()
+    def forward(self, volume: Tensor, spacing_mm: Sequence[float], all_sides: bool = False) -> HeadPose | None:
+        """Locate the structures.
+
+        Args:
+            volume: (1, H, W, D) floats, x to the right, y to the front, z up as far as its header is true.
+            spacing_mm: of its voxels.
+            all_sides: whether to look at the head from each of the 24 sides even if the first look was good.
+
+        Returns:
+            where they are; None where no head was found.
+        """
+        shape = torch.tensor(volume.shape[1:], dtype=torch.float64)
+        middle = (shape - 1) / 2 * torch.tensor(list(spacing_mm), dtype=torch.float64)
+        pose = self._look(volume, spacing_mm, ObliqueGrid(middle, torch.eye(3).double(), self.size, self.spacing_mm))
+        if all_sides or not self._good(pose):
+            grids = (ObliqueGrid(middle, turn, self.size, self.spacing_mm) for turn in right_angle_turns()[1:])
+            poses = [pose, *(self._look(volume, spacing_mm, grid) for grid in grids)]
+            pose = max(poses, key=self._merit)
+        if pose is None:
+            return None
+        centre = pose.fit(torch.stack(tuple(self.template.values())).mean(0))
+        upright = ObliqueGrid(centre, pose.fit.rotation, self.size, self.spacing_mm)
+        again = self._look(volume, spacing_mm, upright)
+        return max((pose, again), key=self._merit)
+
+    def _look(self, volume: Tensor, spacing_mm: Sequence[float], grid: ObliqueGrid) -> HeadPose | None:
+        """Label the head on a grid, and fit what is found."""
+        image = torch.as_tensor(self.brightness(onto_grid(volume, spacing_mm, grid, FINER)))
+        device = next(self.network.parameters()).device
+        probabilities = torch.as_tensor(self.network(image[None].to(device)))[0].softmax(0).cpu()[1:].double()
+        centres = soft_centres(probabilities[None])[0]
+        labelled = probabilities.amax(0) > 1 - probabilities.sum(0)  # more than the background
+        counts = torch.bincount(probabilities.argmax(0)[labelled], minlength=len(self.names))
+        volumes = dict(zip(self.names, (counts * self.spacing_mm**3 / 1000).tolist()))
+        peaks = probabilities.flatten(1).amax(1)
+        present = {name: i for i, name in enumerate(self.names) if peaks[i] >= LEAST_PEAK}
+        used = [name for name in self.template if name in present]
+        if len(used) < 3:
+            return None
+        centres_mm = {name: grid.to_volume_mm(centres[i]) for name, i in present.items()}
+        fit, residuals = fit_similarity(
+            torch.stack([self.template[name] for name in used]),
+            torch.stack([centres_mm[name] for name in used]),
+            TOLERANCE_MM,
+        )
+        return HeadPose(centres_mm, volumes, fit, float(residuals.median()))
+
+    def _good(self, pose: HeadPose | None) -> bool:
+        """Whether a pose is one of a head."""
+        if pose is None:
+            return False
+        share = sum(name in pose.centres_mm for name in self.template) / len(self.template)
+        return share >= GOOD_SHARE and pose.residual_mm <= GOOD_RESIDUAL_MM and 0.6 <= pose.fit.scale <= 1.5
+
+    def _merit(self, pose: HeadPose | None) -> tuple[bool, float]:
+        """Order poses: good ones first, then those of more structures nearer to the template."""
+        if pose is None:
+            return (False, -1.0)
+        found = sum(name in pose.centres_mm for name in self.template)
+        return (self._good(pose), found / (1 + pose.residual_mm / GOOD_RESIDUAL_MM))
+
+
+def right_angle_turns() -> list[Tensor]:
+    """List the 24 rotations by right angles, the identity first, (3, 3) float64 each."""
+    turns = []
+    for order in itertools.permutations(range(3)):
+        for signs in itertools.product((1.0, -1.0), repeat=3):
+            turn = torch.zeros(3, 3, dtype=torch.float64)
+            for row, (column, sign) in enumerate(zip(order, signs)):
+                turn[row, column] = sign
+            if torch.linalg.det(turn) > 0:
+                turns.append(turn)
+    return turns

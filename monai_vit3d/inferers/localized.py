@@ -1,0 +1,277 @@
+"""Label structures of a head in boxes around them, which a coarse network finds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from monai.transforms import KeepLargestConnectedComponent, NormalizeIntensity
+from monai.utils import convert_to_dst_type
+from torch import Tensor, nn
+
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.transforms.oblique_grid import ObliqueGrid, from_grid, onto_grid
+from monai_vit3d.transforms.similarity import fit_similarity, turn_degrees
+
+from .head_localizer import TOLERANCE_MM, HeadLocalizer, HeadPose
+
+logger = logging.getLogger(__name__)
+
+LEAST_PROBABILITY = 1e-6  # logits are logarithms of probabilities of at least this
+# What the box network forgives: a head that is turned less is not interpolated
+UPRIGHT_DEGREES = 8.0
+# Header and anatomy that differ by more than this are worth a word
+ODD_TURN_DEGREES = 50.0
+
+
+@dataclass(frozen=True)
+class SideLimits:
+    """What a structure and its pair must be like to be taken for found.
+
+    Args:
+        volume_ml: of a side.
+        move_mm: at most, from where the head's pose has its centre to that of the labels.
+        probability: at least, the mean over the labelled voxels of that of their class.
+        apart_mm: of the two centres.
+        level_mm: at most, how far one centre lies above or in front of the other in the upright head.
+    """
+
+    volume_ml: tuple[float, float] = (1.0, 7.0)
+    move_mm: float = 25.0
+    probability: float = 0.8
+    apart_mm: tuple[float, float] = (40.0, 70.0)
+    level_mm: float = 18.0
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A side's labels in its box."""
+
+    name: str
+    grid: ObliqueGrid
+    probabilities: Tensor  # (classes, *grid.size)
+    labels: Tensor  # (1, *grid.size)
+    centre_mm: Tensor
+
+    @property
+    def volume_ml(self) -> float:
+        return int((self.labels > 0).sum()) * self.grid.spacing_mm**3 / 1000
+
+    @property
+    def probability(self) -> float:
+        inside = self.labels[0] > 0
+        return float(self.probabilities.amax(0)[inside].mean()) if inside.any() else 0.0
+
+
+class LocalizedInferer(Inferer):
+    """Find structures with a :class:`HeadLocalizer`, and label each in an upright box around it.
+
+    The box is moved onto what is labelled in it, and labelled again. A structure that is implausible by ``limits`` is
+    left out of the result, and :attr:`doubts` says so.
+
+    Args:
+        inferer: runs the box's network, such as a ``SlidingWindowInferer``.
+        localizer: finds the structures.
+        sides: name of each structure, and of the box network's classes 1, 2, … the numbers in the result
+            (``"classes"``) and the centres in an upright head in mm (``"centres_mm"``), to which the head's rotation is
+            fitted once they are labelled.
+        box: voxels of a box along each axis, as large as the images that the box's network was trained on.
+        spacing_mm: of the input's voxels and of the boxes'.
+        limits: numbers of :class:`SideLimits`; None takes those of the hippocampus.
+        moves: how often a box is moved onto its labels.
+
+    Attributes:
+        doubts: what is not certain about the last input, a sentence each.
+        pose: of the head in the last input; None where none was found.
+
+    Raises:
+        UsageError: structures that the localizer does not know.
+    """
+
+    def __init__(
+        self,
+        inferer: Callable[..., Any],
+        localizer: HeadLocalizer,
+        sides: Mapping[str, Mapping[str, Any]],
+        box: Sequence[int],
+        spacing_mm: float = 1.0,
+        limits: Mapping[str, Any] | None = None,
+        moves: int = 2,
+    ) -> None:
+        super().__init__()
+        unknown = sorted(set(sides) - set(localizer.template))
+        if unknown:
+            raise UsageError(f"sides: {', '.join(unknown)}; expected some of {', '.join(localizer.template)}.")
+        self.inferer, self.localizer = inferer, localizer
+        self.sides = {name: tuple(side["classes"]) for name, side in sides.items()}
+        self.parts_mm = {name: torch.tensor(side["centres_mm"], dtype=torch.float64) for name, side in sides.items()}
+        self.box, self.spacing_mm = (box[0], box[1], box[2]), spacing_mm
+        self.limits, self.moves = SideLimits(**(limits or {})), moves
+        self.doubts: tuple[str, ...] = ()
+        self.pose: HeadPose | None = None
+        self._normalize = NormalizeIntensity()
+        self._largest = KeepLargestConnectedComponent(independent=False)
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        """Label ``inputs`` (B, 1, H, W, D), x to the right, y to the front, z up.
+
+        Returns:
+            Logits (B, 1 + classes of all sides, H, W, D), the logarithms of probabilities.
+
+        Raises:
+            UsageError: more than one channel.
+        """
+        if inputs.dim() != 5 or inputs.shape[1] != 1:
+            raise UsageError(f"inputs: {tuple(inputs.shape)}; expected volumes of one channel, (B, 1, H, W, D).")
+        self.doubts = ()
+        volumes = inputs.as_subclass(Tensor)
+        logits = torch.stack([self._label(volume, network, *args, **kwargs) for volume in volumes])
+        return convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0]
+
+    def _label(self, volume: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """Label one head, (1, H, W, D)."""
+        volume = volume.float().cpu()
+        spacing = [self.spacing_mm] * 3
+        self.pose, found, doubts = self._looked_at(volume, False, network, *args, **kwargs)
+        if not found:  # the header may be wrong: the head is looked at from all sides
+            pose, found, others = self._looked_at(volume, True, network, *args, **kwargs)
+            if len(found) == len(self.sides):  # fewer may be anything that looks like one
+                self.pose, doubts = pose, others
+            else:
+                found = {}
+        for text in doubts:
+            logger.warning("%s", text)
+        self.doubts = (*self.doubts, *doubts)
+        classes = 1 + max(number for numbers in self.sides.values() for number in numbers)
+        logits = torch.full((classes, *volume.shape[1:]), LEAST_PROBABILITY)
+        logits[0] = 1
+        for name, side in found.items():
+            box, values = from_grid(side.probabilities[1:], side.grid, volume.shape[1:], spacing)
+            for number, probability in zip(self.sides[name], values):
+                logits[number][box] = torch.maximum(logits[number][box], probability)
+            logits[0][box] -= values.sum(0)
+        return logits.clamp_(LEAST_PROBABILITY, 1).log_()
+
+    def _looked_at(
+        self, volume: Tensor, all_sides: bool, network: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[HeadPose | None, dict[str, _Side], list[str]]:
+        """Locate the head and label its sides; the pose, the sides that are plausible, and the doubts."""
+        pose = self.localizer(volume, [self.spacing_mm] * 3, all_sides)
+        if pose is None:
+            return None, {}, ["no head was found in the image; nothing is labelled"]
+        doubts: list[str] = []
+        degrees = turn_degrees(pose.fit.rotation)
+        if degrees > ODD_TURN_DEGREES:
+            doubts.append(
+                f"the head lies turned by {degrees:.0f} degrees from what the file's header says; labels follow the "
+                "anatomy, but the header's directions may be wrong"
+            )
+        starts = {name: pose.fit(self.localizer.template[name]) for name in self.sides}
+
+        def label(centres: Mapping[str, Tensor], rotation: Tensor) -> dict[str, _Side]:
+            return {
+                name: self._side(name, centre, rotation, volume, network, *args, **kwargs)
+                for name, centre in centres.items()
+            }
+
+        rotation = _unless_small(pose.fit.rotation)
+        sides = label(starts, rotation)
+        refined = self._refined(sides)
+        if refined is not None and not torch.equal(refined, rotation):
+            sides = label({name: side.centre_mm for name, side in sides.items()}, refined)
+        faults = {name: self._faults(side, starts[name]) for name, side in sides.items()}
+        for name, texts in faults.items():
+            if texts:
+                doubts.append(f"the {name} was not found for certain and is left out: {', '.join(texts)}")
+        plausible = {name: side for name, side in sides.items() if not faults[name]}
+        if len(plausible) == 2:
+            first, second = plausible.values()
+            texts = self._pair_faults(first, second, pose)
+            if texts:
+                both = " and ".join(plausible)
+                doubts.append(f"the {both} were not found for certain and are left out: {', '.join(texts)}")
+                plausible = {}
+        return pose, plausible, doubts
+
+    def _refined(self, sides: Mapping[str, _Side]) -> Tensor | None:
+        """Fit the head's rotation to the centres of all labelled parts; None where parts are missing."""
+        expected, seen = [], []
+        for name, side in sides.items():
+            for part, centre in enumerate(self.parts_mm[name], 1):
+                places = (side.labels[0] == part).nonzero().double()
+                if not len(places):
+                    return None
+                expected.append(centre)
+                seen.append(side.grid.to_volume_mm(places.mean(0)))
+        if len(expected) < 3:
+            return None
+        return _unless_small(fit_similarity(torch.stack(expected), torch.stack(seen), TOLERANCE_MM)[0].rotation)
+
+    def _side(
+        self, name: str, centre: Tensor, rotation: Tensor, volume: Tensor, network: nn.Module, *args: Any, **kwargs: Any
+    ) -> _Side:
+        """Label one side, its box moved onto what is labelled in it until it stays."""
+        grid = None
+        for _ in range(self.moves + 1):
+            before, grid = grid, self._grid(centre, rotation)
+            if before is not None and (grid.centre_mm - before.centre_mm).norm() < self.spacing_mm / 2:
+                break
+            image = torch.as_tensor(self._normalize(onto_grid(volume, [self.spacing_mm] * 3, grid)))
+            device = next((p.device for p in network.parameters()), torch.device("cpu"))
+            logits = torch.as_tensor(self.inferer(image[None].to(device), network, *args, **kwargs))[0]
+            probabilities = logits.float().softmax(0).cpu()
+            raw = probabilities.argmax(0, keepdim=True)
+            labels = torch.as_tensor(self._largest(raw)) if raw.any() else raw
+            if not labels.any():
+                break
+            centre = grid.to_volume_mm(labels[0].nonzero().double().mean(0))
+        probabilities = torch.where((raw > 0) & (labels == 0), 0.0, probabilities)  # other pieces
+        return _Side(name, grid, probabilities, labels, centre)
+
+    def _grid(self, centre: Tensor, rotation: Tensor) -> ObliqueGrid:
+        """Make a box's grid; of an upright one the voxels are the volume's own."""
+        if torch.equal(rotation, torch.eye(3, dtype=torch.float64)):
+            middle = (torch.tensor(self.box, dtype=torch.float64) - 1) / 2
+            centre = ((centre / self.spacing_mm - middle).round() + middle) * self.spacing_mm
+        return ObliqueGrid(centre, rotation, self.box, self.spacing_mm)
+
+    def _faults(self, side: _Side, start: Tensor) -> list[str]:
+        """Say what is implausible about one side that was expected at ``start``."""
+        low, high = self.limits.volume_ml
+        moved_mm = float((side.centre_mm - start).norm())
+        faults = []
+        if not low <= side.volume_ml <= high:
+            faults.append(f"{side.volume_ml:.2f} ml (expected {low:g} to {high:g})")
+        if moved_mm > self.limits.move_mm:
+            faults.append(
+                f"its labels lie {moved_mm:.0f} mm from where the head's pose has it (expected at most "
+                f"{self.limits.move_mm:g})"
+            )
+        if side.probability < self.limits.probability:
+            faults.append(f"mean probability {side.probability:.2f} (expected at least {self.limits.probability:g})")
+        return faults
+
+    def _pair_faults(self, first: _Side, second: _Side, pose: HeadPose) -> list[str]:
+        """Say what is implausible about two sides together."""
+        between = (second.centre_mm - first.centre_mm) @ pose.fit.rotation  # along the upright head's axes
+        low, high = self.limits.apart_mm
+        faults = []
+        if not low <= float(between.norm()) <= high:
+            faults.append(f"they lie {float(between.norm()):.0f} mm apart (expected {low:g} to {high:g})")
+        if float(between[1:].abs().max()) > self.limits.level_mm:
+            faults.append(
+                f"one lies {float(between[1:].abs().max()):.0f} mm above or in front of the other (expected at most "
+                f"{self.limits.level_mm:g})"
+            )
+        if float(between[0]) < 0:
+            faults.append("left lies to the right of right")
+        return faults
+
+
+def _unless_small(rotation: Tensor) -> Tensor:
+    """Return a rotation, or none where it is small enough for the box's network: voxels stay what they are."""
+    return rotation if turn_degrees(rotation) > UPRIGHT_DEGREES else torch.eye(3, dtype=torch.float64)

@@ -1,0 +1,129 @@
+"""The bundle of whole heads on nilearn's MNI152 template: both sides, in every storage, by MONAI's run as by ours."""
+
+import itertools
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nilearn.datasets import load_mni152_template
+
+from monai_vit3d.pipeline.demo import CENTRES_MM
+from monai_vit3d.pipeline.folder import predict_folder
+from monai_vit3d.pipeline.predictor import Predictor
+from tests.bundles import helpers
+from tests.bundles.helpers import command
+from tests.helpers import BUNDLES
+
+HEAD = BUNDLES / "head_hippocampus"
+VALUES = {"left": (1, 2), "right": (3, 4)}  # anterior, posterior
+CODES = ["".join(c) for axes in itertools.permutations(("RL", "AP", "SI")) for c in itertools.product(*axes)]
+
+
+@pytest.fixture(scope="module")
+def head():
+    return load_mni152_template(resolution=1)
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return Predictor(HEAD, safe=True)
+
+
+@pytest.fixture(scope="module")
+def labels(head, predictor):
+    return np.asarray(predictor.predict(head).dataobj)
+
+
+def stored_as(image, codes):
+    turn = nib.orientations.ornt_transform(*map(nib.orientations.axcodes2ornt, (nib.aff2axcodes(image.affine), codes)))
+    return image.as_reoriented(turn)
+
+
+def centre_mm(labels, affine, values):
+    return nib.affines.apply_affine(affine, np.argwhere(np.isin(labels, values))).mean(0)
+
+
+def assert_both_sides(labels, affine, tolerance_mm=5.0):
+    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+    for side, values in VALUES.items():
+        assert np.linalg.norm(centre_mm(labels, affine, values) - CENTRES_MM[side]) < tolerance_mm
+        anterior, posterior = (centre_mm(labels, affine, value) for value in values)
+        assert anterior[1] > posterior[1] + 8
+        assert anterior[2] < posterior[2]
+        # a hippocampus measures 2.5 to 5 ml; the MNI template is larger than most heads
+        assert 2 < np.isin(labels, values).sum() * voxel_ml < 6
+
+
+@pytest.mark.slow
+def test_both_hippocampi_of_a_whole_head(head, labels):
+    assert labels.shape == head.shape
+    assert labels.dtype == np.uint8
+    assert_both_sides(labels, head.affine)
+
+
+@pytest.mark.slow
+def test_a_plain_head_is_not_suspicious(head, predictor, tmp_path):
+    head.to_filename(tmp_path / "head.nii.gz")
+    records = []
+    summary = predict_folder(tmp_path / "head.nii.gz", tmp_path / "out", HEAD, safe=True, on_case=records.append)
+    assert (summary.done, summary.failed) == (1, 0)
+    assert records[0]["suspicious"] == []
+    header, row = (line.split(",") for line in (tmp_path / "out" / "volumes.csv").read_text().splitlines())
+    volumes = dict(zip(header, row))
+    total = float(volumes["left hippocampus ml"]) + float(volumes["right hippocampus ml"])
+    assert float(volumes["hippocampus total ml"]) == pytest.approx(total, rel=1e-4)
+    assert abs(float(volumes["hippocampus asymmetry %"])) < 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codes", [CODES[i] for i in (1, 14, 27, 40)])
+def test_left_stays_left_in_every_storage(codes, head, labels, predictor):
+    turned = stored_as(head, codes)
+    predicted = stored_as(predictor.predict(turned), nib.aff2axcodes(head.affine))
+    assert np.array_equal(np.asarray(predicted.dataobj), labels)
+
+
+@pytest.mark.slow
+def test_monais_run_gives_the_same_labels(head, labels, tmp_path):
+    head.to_filename(tmp_path / "head.nii.gz")
+    options = {"dataset_dir": tmp_path, "output_dir": tmp_path / "out"}
+    helpers.run(command("run", config_file="configs/inference.yaml", **options), bundle=HEAD)
+    assert np.array_equal(np.asarray(nib.load(tmp_path / "out" / "head_seg.nii.gz").dataobj), labels)
+
+
+@pytest.mark.slow
+def test_a_head_that_lies_otherwise_than_its_header_says(head, predictor):
+    """Quarter turns of the header about each axis: the labels follow the anatomy, and it is said."""
+    quarter = np.array([[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], float)  # front to the left
+    wrong = nib.Nifti1Image(np.asarray(head.dataobj), quarter @ head.affine)
+    (volume,) = predictor_volumes(predictor, wrong)
+    prediction = predictor.predict_volumes([volume])
+    assert any("turned by" in finding.text for finding in prediction.findings)
+    assert_both_sides(prediction.labels, head.affine, tolerance_mm=6.0)
+
+
+@pytest.mark.slow
+def test_a_missing_side_is_left_out_and_said(head, labels, predictor):
+    voxels = np.array(head.dataobj)
+    affine = head.affine
+    place = np.round(nib.affines.apply_affine(np.linalg.inv(affine), CENTRES_MM["left"])).astype(int)
+    voxels[: place[0] + 22] = 0  # without the left hemisphere
+    (volume,) = predictor_volumes(predictor, nib.Nifti1Image(voxels, affine))
+    prediction = predictor.predict_volumes([volume])
+    assert any("left hippocampus" in finding.text for finding in prediction.findings)
+    assert not np.isin(prediction.labels, VALUES["left"]).any()
+
+
+@pytest.mark.slow
+def test_an_image_without_a_head(predictor):
+    noise = np.random.default_rng(0).uniform(0, 100, (180, 200, 180)).astype(np.float32)
+    (volume,) = predictor_volumes(predictor, nib.Nifti1Image(noise, np.eye(4)))
+    prediction = predictor.predict_volumes([volume])
+    assert not prediction.labels.any()
+    assert any(finding.kind == "localization" for finding in prediction.findings)
+
+
+def predictor_volumes(predictor, image):
+    from monai_vit3d.data.in_memory import volumes_from
+
+    return volumes_from(image, None, predictor.bundle.images_per_case)
