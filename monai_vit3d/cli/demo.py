@@ -1,4 +1,4 @@
-"""`vit3d demo`: segment both hippocampi of nilearn's MNI152 template."""
+"""`vit3d demo`: segment both hippocampi of nilearn's MNI152 template, a whole head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 def add_verb(verbs: Any) -> None:
     """Add the verb to the command's parser."""
     demo = verbs.add_parser("demo", help="segment both hippocampi of nilearn's MNI152 template")
-    shipped = Path("bundles/hippocampus_segmentation")
+    shipped = Path("bundles/head_hippocampus")
     demo.add_argument("--bundle", type=Path, default=shipped, help="the bundle's folder")
     demo.add_argument("-o", "--output", type=Path, default=Path("demo_output"), help="the folder to write to")
     demo.set_defaults(run=_run, parser=demo)
@@ -20,8 +20,10 @@ def _run(args: argparse.Namespace) -> int:
     from monai_vit3d.pipeline.demo import run_demo
 
     demo = run_demo(args.bundle, args.output)
-    for side, volumes in demo.volumes_ml.items():
-        print(f"{side:5s}  " + "  ".join(f"{name} {ml:.2f} ml" for name, ml in volumes.items()))
-    for path in [*demo.images.values(), *demo.labels.values(), demo.report, demo.picture]:
+    width = max(map(len, demo.volumes_ml))
+    for name, ml in demo.volumes_ml.items():
+        print(f"{name:{width}s}  {ml:.2f} ml")
+    print(f"{demo.seconds:.1f} s")
+    for path in (demo.image, demo.labels, demo.volumes, demo.report, demo.picture):
         print(path)
     return 0

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -9,34 +10,35 @@ import pytest
 from nilearn.datasets import load_mni152_template
 
 from monai_vit3d.cli import main
-from tests.helpers import HIPPOCAMPUS
+from tests.helpers import BUNDLES
+
+SIDES, PARTS = ("left", "right"), ("anterior", "posterior")
 
 
 @pytest.mark.slow
 def test_demo_labels_lie_on_the_hippocampus(tmp_path, capsys):
-    assert main(["demo", "--bundle", str(HIPPOCAMPUS), "--output", str(tmp_path)]) == 0
+    assert main(["demo", "--bundle", str(BUNDLES / "head_hippocampus"), "--output", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == str(tmp_path / "hippocampi.png")
-    template = load_mni152_template(resolution=1)
-    for side, sign in (("left", -1), ("right", 1)):
-        crop = nib.load(tmp_path / "images" / f"{side}_hippocampus.nii.gz")
-        labels = nib.load(tmp_path / "labels" / f"{side}_hippocampus_seg.nii.gz")
-        assert labels.shape == crop.shape == (48, 64, 48)
-        assert labels.get_data_dtype() == np.uint8
-        np.testing.assert_array_equal(labels.affine, crop.affine)
-        corner = np.round(np.linalg.inv(template.affine) @ crop.affine @ [0, 0, 0, 1])[:3].astype(int)
-        inside = tuple(slice(c, c + n) for c, n in zip(corner, crop.shape))
-        np.testing.assert_allclose(crop.get_fdata(), template.get_fdata()[inside], atol=1e-6)
-        data = np.asarray(labels.dataobj)
+    assert [line.split("  ")[0] for line in lines[:4]] == [f"{s} {p} hippocampus" for s in SIDES for p in PARTS]
+    files = [Path(line) for line in lines[-5:]]
+    assert all(file.is_file() for file in files)
+    assert files[-1].suffix == ".png"
+    template, head, labels = load_mni152_template(resolution=1), *map(nib.load, files[:2])
+    np.testing.assert_allclose(head.get_fdata(), template.get_fdata(), atol=1e-6)
+    assert labels.shape == head.shape
+    assert labels.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(labels.affine, head.affine)
+    data = np.asarray(labels.dataobj)
+    for number, sign in ((1, -1), (3, 1)):
         anterior, posterior = (
-            nib.affines.apply_affine(labels.affine, np.argwhere(data == v)).mean(axis=0) for v in (1, 2)
+            nib.affines.apply_affine(labels.affine, np.argwhere(data == v)).mean(axis=0) for v in (number, number + 1)
         )
         # the head lies before and below the tail; both on their side, near the atlas' hippocampus
         assert anterior[1] > posterior[1] + 8
         assert anterior[2] < posterior[2]
-        assert np.linalg.norm(np.append(anterior, 0) - [sign * 25, -14, -20, 0]) < 8
-        assert np.linalg.norm(np.append(posterior, 0) - [sign * 27, -31, -7, 0]) < 8
-        for v in (1, 2):  # a hippocampus measures 2.5 to 5 ml; the MNI template is larger than most heads
+        assert np.linalg.norm(anterior - [sign * 25, -14, -20]) < 8
+        assert np.linalg.norm(posterior - [sign * 27, -31, -7]) < 8
+        for v in (number, number + 1):  # a hippocampus measures 2.5 to 5 ml; the MNI template is larger than most heads
             assert 0.8 < (data == v).sum() / 1000 < 3.5
 
 
