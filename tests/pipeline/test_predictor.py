@@ -112,6 +112,7 @@ def test_nifti_images_are_read_and_written_as_files_are(predictor, bundle, tmp_p
     written = nib.load(tmp_path / "out" / "scan_seg.nii.gz")
     labels = predictor.predict(nib.load(tmp_path / "scan.nii.gz"))
     assert type(labels) is type(written) is kind
+    np.testing.assert_array_equal(labels.affine, written.affine)
     np.testing.assert_array_equal(np.asarray(labels.dataobj), np.asarray(written.dataobj))
     labels.to_filename(tmp_path / "again.nii.gz")
     for field in written.header:

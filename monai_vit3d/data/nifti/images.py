@@ -60,4 +60,4 @@ def labels_image(labels: Array, grid: Grid) -> nib.Nifti1Image:
     values = np.moveaxis(labels, 0, 3) if labels.ndim == 4 else labels.reshape(header.get_data_shape())
     header.set_data_dtype(label_dtype(labels, "labels"))
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    return kind(values.astype(header.get_data_dtype(), copy=False), None, header)
+    return kind(values.astype(header.get_data_dtype(), copy=False), header.get_best_affine(), header)
