@@ -484,9 +484,9 @@ def test_handlers_behind_it_log_the_figures(caplog, monkeypatch):
 def test_collapsed_training_stops_and_says_why(tmp_path):
     def run(seed=0):
         trainer, objects = make_run(tmp_path, seed=seed, alarm=CollapseAlarm(patience=3))
-        # all volumes have the same tokens; by .data, as weights that are given later are not resumed over
+        # all volumes have the same tokens; by a hook, as weights that are given later are not resumed over
         for encoder in (objects["network"].context_encoder, objects["network"].target_encoder):
-            encoder.patch_embed.proj.weight.requires_grad_(False).data.zero_()
+            encoder.patch_embed.register_forward_hook(lambda module, images, tokens: torch.zeros_like(tokens))
         StatsHandler(name="stats", iteration_log=False).attach(trainer)  # it handles exceptions, too
         with pytest.raises(TrainingCollapsed, match=r"epoch 3: The features have collapsed: 3 bad .*\(5, 24\): RankMe"):
             trainer.run()
