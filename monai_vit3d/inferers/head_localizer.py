@@ -20,6 +20,7 @@ TOLERANCE_MM = 8.0  # structures farther from the fit than this count less in it
 LEAST_PEAK = 0.04  # a structure whose probability is nowhere more is not found
 GOOD_RESIDUAL_MM = 6.0  # of a head's structures from the template's, as the median; worse is a head that lies otherwise
 GOOD_SHARE = 0.7  # of the structures that are found
+GOOD_SCALE = (0.6, 1.5)  # of the head, the template's being 1
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ class HeadPose:
         volumes_ml: name and volume of each structure, as the coarse network sees it.
         fit: the template's millimetres to the volume's.
         residual_mm: the median distance of the centres from the template's after the fit.
+        good: whether most structures were found, near to their places in a head.
     """
 
     centres_mm: dict[str, Tensor]
     volumes_ml: dict[str, float]
     fit: Similarity
     residual_mm: float
+    good: bool
 
 
 class HeadLocalizer(nn.Module):
@@ -91,16 +94,16 @@ class HeadLocalizer(nn.Module):
         shape = torch.tensor(volume.shape[1:], dtype=torch.float64)
         middle = (shape - 1) / 2 * torch.tensor(list(spacing_mm), dtype=torch.float64)
         pose = self._look(volume, spacing_mm, ObliqueGrid(middle, torch.eye(3).double(), self.size, self.spacing_mm))
-        if all_sides or not self._good(pose):
+        if all_sides or pose is None or not pose.good:
             grids = (ObliqueGrid(middle, turn, self.size, self.spacing_mm) for turn in right_angle_turns()[1:])
             poses = [pose, *(self._look(volume, spacing_mm, grid) for grid in grids)]
-            pose = max(poses, key=self._merit)
+            pose = max(poses, key=_merit)
         if pose is None:
             return None
         centre = pose.fit(torch.stack(tuple(self.template.values())).mean(0))
         upright = ObliqueGrid(centre, pose.fit.rotation, self.size, self.spacing_mm)
         again = self._look(volume, spacing_mm, upright)
-        return max((pose, again), key=self._merit)
+        return max((pose, again), key=_merit)
 
     def _look(self, volume: Tensor, spacing_mm: Sequence[float], grid: ObliqueGrid) -> HeadPose | None:
         """Label the head on a grid, and fit what is found."""
@@ -122,21 +125,18 @@ class HeadLocalizer(nn.Module):
             torch.stack([centres_mm[name] for name in used]),
             TOLERANCE_MM,
         )
-        return HeadPose(centres_mm, volumes, fit, float(residuals.median()))
+        residual_mm = float(residuals.median())
+        enough = len(used) >= GOOD_SHARE * len(self.template)
+        low, high = GOOD_SCALE
+        good = enough and residual_mm <= GOOD_RESIDUAL_MM and low <= fit.scale <= high
+        return HeadPose(centres_mm, volumes, fit, residual_mm, good)
 
-    def _good(self, pose: HeadPose | None) -> bool:
-        """Whether a pose is one of a head."""
-        if pose is None:
-            return False
-        share = sum(name in pose.centres_mm for name in self.template) / len(self.template)
-        return share >= GOOD_SHARE and pose.residual_mm <= GOOD_RESIDUAL_MM and 0.6 <= pose.fit.scale <= 1.5
 
-    def _merit(self, pose: HeadPose | None) -> tuple[bool, float]:
-        """Order poses: good ones first, then those of more structures nearer to the template."""
-        if pose is None:
-            return (False, -1.0)
-        found = sum(name in pose.centres_mm for name in self.template)
-        return (self._good(pose), found / (1 + pose.residual_mm / GOOD_RESIDUAL_MM))
+def _merit(pose: HeadPose | None) -> tuple[bool, float]:
+    """Order poses: good ones first, then those of more structures nearer to the template."""
+    if pose is None:
+        return (False, -1.0)
+    return (pose.good, len(pose.centres_mm) / (1 + pose.residual_mm / GOOD_RESIDUAL_MM))
 
 
 def right_angle_turns() -> list[Tensor]:

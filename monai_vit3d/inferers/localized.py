@@ -195,6 +195,9 @@ class LocalizedInferer(Inferer):
                 both = " and ".join(plausible)
                 doubts.append(f"the {both} were not found for certain and are left out: {', '.join(texts)}")
                 plausible = {}
+        if plausible and not pose.good and len(plausible) < len(sides):
+            doubts.append(f"the {' and '.join(plausible)} is left out, too: the image may show no head")
+            plausible = {}
         return pose, plausible, doubts
 
     def _refined(self, sides: Mapping[str, _Side]) -> Tensor | None:
@@ -215,11 +218,9 @@ class LocalizedInferer(Inferer):
         self, name: str, centre: Tensor, rotation: Tensor, volume: Tensor, network: nn.Module, *args: Any, **kwargs: Any
     ) -> _Side:
         """Label one side, its box moved onto what is labelled in it until it stays."""
-        grid = None
+        moved = self._grid(centre, rotation)
         for _ in range(self.moves + 1):
-            before, grid = grid, self._grid(centre, rotation)
-            if before is not None and (grid.centre_mm - before.centre_mm).norm() < self.spacing_mm / 2:
-                break
+            grid = moved
             image = torch.as_tensor(self._normalize(onto_grid(volume, [self.spacing_mm] * 3, grid)))
             device = next((p.device for p in network.parameters()), torch.device("cpu"))
             logits = torch.as_tensor(self.inferer(image[None].to(device), network, *args, **kwargs))[0]
@@ -229,6 +230,9 @@ class LocalizedInferer(Inferer):
             if not labels.any():
                 break
             centre = grid.to_volume_mm(labels[0].nonzero().double().mean(0))
+            moved = self._grid(centre, rotation)
+            if (moved.centre_mm - grid.centre_mm).norm() < self.spacing_mm / 2:
+                break
         probabilities = torch.where((raw > 0) & (labels == 0), 0.0, probabilities)  # other pieces
         return _Side(name, grid, probabilities, labels, centre)
 
