@@ -16,7 +16,7 @@ from monai_vit3d.transforms.similarity import Similarity, fit_similarity
 from monai_vit3d.transforms.soft_centres import soft_centres
 
 FINER = 2  # points along each axis that are averaged for a voxel of the coarse grid
-TOLERANCE_MM = 8.0  # structures farther from the fit than this count less in it
+CENTRE_TOLERANCE_MM = 8.0  # structures farther from the fit than this count less in it
 LEAST_PEAK = 0.04  # a structure whose probability is nowhere more is not found
 GOOD_RESIDUAL_MM = 6.0  # of a head's structures from the template's, as the median; worse is a head that lies otherwise
 GOOD_SHARE = 0.7  # of the structures that are found
@@ -123,7 +123,7 @@ class HeadLocalizer(nn.Module):
         fit, residuals = fit_similarity(
             torch.stack([self.template[name] for name in used]),
             torch.stack([centres_mm[name] for name in used]),
-            TOLERANCE_MM,
+            CENTRE_TOLERANCE_MM,
         )
         residual_mm = float(residuals.median())
         enough = len(used) >= GOOD_SHARE * len(self.template)

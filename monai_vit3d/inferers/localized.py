@@ -17,7 +17,7 @@ from monai_vit3d.data.errors import UsageError
 from monai_vit3d.transforms.oblique_grid import ObliqueGrid, from_grid, onto_grid
 from monai_vit3d.transforms.similarity import fit_similarity, turn_degrees
 
-from .head_localizer import TOLERANCE_MM, HeadLocalizer, HeadPose
+from .head_localizer import CENTRE_TOLERANCE_MM, HeadLocalizer, HeadPose
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class LocalizedInferer(Inferer):
                 seen.append(side.grid.to_volume_mm(places.mean(0)))
         if len(expected) < 3:
             return None
-        return _unless_small(fit_similarity(torch.stack(expected), torch.stack(seen), TOLERANCE_MM)[0].rotation)
+        return _unless_small(fit_similarity(torch.stack(expected), torch.stack(seen), CENTRE_TOLERANCE_MM)[0].rotation)
 
     def _side(
         self, name: str, centre: Tensor, rotation: Tensor, volume: Tensor, network: nn.Module, *args: Any, **kwargs: Any

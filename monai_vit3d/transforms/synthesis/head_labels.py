@@ -52,7 +52,7 @@ FIRST_OUTSIDE = 500  # label values from here on lie outside of the brain
 LARGEST_VALUE = 531
 
 # Values that change places when a head is mirrored
-SIDES: tuple[tuple[int, int], ...] = (
+MIRROR_PAIRS: tuple[tuple[int, int], ...] = (
     *((left, left + 39) for left in (2, 3, 4, 5, 7, 8, 10, 11, 12, 13)),
     *((17, 53), (18, 54), (25, 57), (26, 58), (28, 60), (30, 62), (136, 163), (137, 164)),
 )
@@ -76,6 +76,6 @@ def structure_lookup(structures: Mapping[str, Sequence[int]] = HEAD_STRUCTURES) 
 def mirror_lookup() -> np.ndarray:
     """Make the array that turns the label values of a head into those of its mirror image, (532,) int16."""
     lookup = np.arange(LARGEST_VALUE + 1, dtype=np.int16)
-    for left, right in SIDES:
+    for left, right in MIRROR_PAIRS:
         lookup[left], lookup[right] = right, left
     return lookup

@@ -13,7 +13,7 @@ from monai_vit3d.transforms.similarity import fit_similarity
 from .head_labels import HEAD_STRUCTURES
 
 ROUNDS = 5  # of fitting the heads to their mean
-TOLERANCE_MM = 8.0
+FIT_TOLERANCE_MM = 8.0
 LEFT, RIGHT = "left ", "right "
 
 
@@ -35,7 +35,7 @@ def mean_centres(
     heads = heads - heads.mean(1, keepdim=True)
     mean = heads.mean(0)
     for _ in range(ROUNDS):
-        fits = [fit_similarity(head, mean, TOLERANCE_MM)[0] for head in heads]
+        fits = [fit_similarity(head, mean, FIT_TOLERANCE_MM)[0] for head in heads]
         scale = np.exp(np.mean([np.log(fit.scale) for fit in fits]))  # the mean keeps the heads' size
         mean = torch.stack([fit(head) for fit, head in zip(fits, heads)]).mean(0) / scale
         mean = _symmetric(mean - mean.mean(0), list(structures))

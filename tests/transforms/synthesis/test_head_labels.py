@@ -5,7 +5,7 @@ import numpy as np
 from monai_vit3d.transforms.synthesis.head_labels import (
     BRAIN_TISSUES,
     HEAD_STRUCTURES,
-    SIDES,
+    MIRROR_PAIRS,
     mirror_lookup,
     structure_lookup,
 )
@@ -38,5 +38,5 @@ def test_mirrored_structures_are_the_other_sides():
 
 def test_sides_have_the_same_tissue():
     tissue = {value: mean for values, mean in BRAIN_TISSUES for value in values}
-    for left, right in SIDES:
+    for left, right in MIRROR_PAIRS:
         assert tissue.get(left) == tissue.get(right)
