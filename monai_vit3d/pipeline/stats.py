@@ -81,7 +81,7 @@ def write_stats(records: Iterable[Mapping[str, Any]], path: str | Path) -> None:
         records: ``files`` of run.json; those without ``stats`` are passed over.
         path: the file to write.
     """
-    rows = [[_case_cell(r), *(_cell(row.get(c)) for c in COLUMNS[1:])] for r in records for row in r.get("stats") or ()]
+    rows = [[case_cell(r), *(_cell(row.get(c)) for c in COLUMNS[1:])] for r in records for row in r.get("stats") or ()]
     write_csv([list(COLUMNS), *rows], path)
 
 
@@ -94,10 +94,11 @@ def write_predictions(records: Iterable[Mapping[str, Any]], path: str | Path) ->
     """
     answered = [record for record in records if record.get("cells")]
     header = ["filename", *(answered[0]["cells"] if answered else ())]
-    write_csv([header, *([_case_cell(r), *r["cells"].values()] for r in answered)], path)
+    write_csv([header, *([case_cell(r), *r["cells"].values()] for r in answered)], path)
 
 
-def _case_cell(record: Mapping[str, Any]) -> str:
+def case_cell(record: Mapping[str, Any]) -> str:
+    """Name a case in a table."""
     return csv_cell(str(record.get("name") or record.get("input") or ""))
 
 

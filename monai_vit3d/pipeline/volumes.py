@@ -9,6 +9,8 @@ from typing import Any
 from monai_vit3d.data.class_sides import left_right_pairs, name_words
 from monai_vit3d.data.csv_files import csv_cell, write_csv
 
+from .stats import case_cell
+
 Sums = dict[str, list[str]]  # name of a sum: names of the structures that are added
 
 
@@ -23,7 +25,7 @@ def write_volumes(records: Iterable[Mapping[str, Any]], path: str | Path) -> Non
         records: ``files`` of run.json; those without ``stats`` are passed over.
         path: the file to write.
     """
-    cases = [(_case_name(r), {row["name"]: row["volume_ml"] for row in r["stats"]}) for r in records if r.get("stats")]
+    cases = [(case_cell(r), {row["name"]: row["volume_ml"] for row in r["stats"]}) for r in records if r.get("stats")]
     names = list(dict.fromkeys(name for _, volumes in cases for name in volumes))
     sums, pairs = side_sums(names)
     header = ["filename", *(f"{name} ml" for name in (*names, *sums))]
@@ -36,7 +38,7 @@ def write_volumes(records: Iterable[Mapping[str, Any]], path: str | Path) -> Non
         for _, left, right in pairs:
             total = volumes[left] + volumes[right]
             numbers += [total, 200 * (volumes[left] - volumes[right]) / total if total else None]
-        rows.append([csv_cell(case), *("" if number is None else f"{number:.6g}" for number in numbers)])
+        rows.append([case, *("" if number is None else f"{number:.6g}" for number in numbers)])
     write_csv([[csv_cell(name) for name in header], *rows], path)
 
 
@@ -50,22 +52,17 @@ def side_sums(names: Sequence[str]) -> tuple[Sums, list[tuple[str, str, str]]]:
         the sums of each side of structures whose names end in one word; and name, left and right of each structure or
         sum that has both sides.
     """
-    groups: dict[str, list[list[str]]] = {}
+    groups: dict[str, list[tuple[str, str, str]]] = {}
     for left, right in left_right_pairs(names):
         shared = [word for word in name_words(left) if word in name_words(right)]
-        groups.setdefault(shared[-1] if shared else "", []).append([left, right])
+        name = " ".join(shared) or f"{left}, {right}"
+        groups.setdefault(shared[-1] if shared else "", []).append((name, left, right))
     sums: Sums = {}
-    pairs = []
+    pairs: list[tuple[str, str, str]] = []
     for last, group in groups.items():
-        for left, right in group:
-            shared = [word for word in name_words(left) if word in name_words(right)]
-            pairs.append((" ".join(shared) or f"{left}, {right}", left, right))
-        sides = [f"left {last}", f"right {last}"]
-        if len(group) > 1 and last and not set(sides) & set(names):
-            sums |= {side: [pair[i] for pair in group] for i, side in enumerate(sides)}
-            pairs.append((last, *sides))  # type: ignore[arg-type]  # two sides
+        pairs += group
+        left, right = f"left {last}", f"right {last}"
+        if len(group) > 1 and last and not {left, right} & set(names):
+            sums |= {left: [pair[1] for pair in group], right: [pair[2] for pair in group]}
+            pairs.append((last, left, right))
     return sums, pairs
-
-
-def _case_name(record: Mapping[str, Any]) -> str:
-    return str(record.get("name") or record.get("input") or "")
