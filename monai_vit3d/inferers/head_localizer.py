@@ -29,14 +29,12 @@ class HeadPose:
 
     Args:
         centres_mm: name and centre, (3,), of each structure that was found, in the volume's own millimetres.
-        volumes_ml: name and volume of each structure, as the coarse network sees it.
         fit: the template's millimetres to the volume's.
         residual_mm: the median distance of the centres from the template's after the fit.
         good: whether most structures were found, near to their places in a head.
     """
 
     centres_mm: dict[str, Tensor]
-    volumes_ml: dict[str, float]
     fit: Similarity
     residual_mm: float
     good: bool
@@ -111,9 +109,6 @@ class HeadLocalizer(nn.Module):
         device = next(self.network.parameters()).device
         probabilities = torch.as_tensor(self.network(image[None].to(device)))[0].softmax(0).cpu()[1:].double()
         centres = soft_centres(probabilities[None])[0]
-        labelled = probabilities.amax(0) > 1 - probabilities.sum(0)  # more than the background
-        counts = torch.bincount(probabilities.argmax(0)[labelled], minlength=len(self.names))
-        volumes = dict(zip(self.names, (counts * self.spacing_mm**3 / 1000).tolist()))
         peaks = probabilities.flatten(1).amax(1)
         present = {name: i for i, name in enumerate(self.names) if peaks[i] >= LEAST_PEAK}
         used = [name for name in self.template if name in present]
@@ -129,7 +124,7 @@ class HeadLocalizer(nn.Module):
         enough = len(used) >= GOOD_SHARE * len(self.template)
         low, high = GOOD_SCALE
         good = enough and residual_mm <= GOOD_RESIDUAL_MM and low <= fit.scale <= high
-        return HeadPose(centres_mm, volumes, fit, residual_mm, good)
+        return HeadPose(centres_mm, fit, residual_mm, good)
 
 
 def _merit(pose: HeadPose | None) -> tuple[bool, float]:

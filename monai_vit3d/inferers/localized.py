@@ -137,7 +137,8 @@ class LocalizedInferer(Inferer):
         volume = volume.float().cpu()
         spacing = [self.spacing_mm] * 3
         self.pose, found, doubts = self._looked_at(volume, False, network, *args, **kwargs)
-        if not found:  # the header may be wrong: the head is looked at from all sides
+        # the header may be wrong: the head is looked at from all sides, unless a poor pose has led to that already
+        if not found and self.pose is not None and self.pose.good:
             pose, found, others = self._looked_at(volume, True, network, *args, **kwargs)
             if len(found) == len(self.sides):  # fewer may be anything that looks like one
                 self.pose, doubts = pose, others
