@@ -21,7 +21,7 @@ _DETAILS: dict[str, dict[str, Any]] = {
 _REGULARISERS = (nn.Identity, nn.Dropout, DropPath, PatchDropout)
 _NOT_FACTS = (
     *("training", "init_values", "fused_attn", "attn_drop_p", "inplace", "grad_checkpointing", "weight_init"),
-    *("no_embed_class", "final_norm", "fc_norm_arg"),
+    *("no_embed_class", "final_norm", "fc_norm_arg", "freeze"),
 )
 
 
@@ -109,11 +109,13 @@ def layer_facts(module: nn.Module | None) -> tuple[str, dict[str, Any]] | None:
 def unlike_layers(one: nn.Module, other: nn.Module) -> list[str]:
     """Return the names of modules and tensors in which two networks differ, other than in values, drop rates and types.
 
+    The network itself goes by its class's name.
+
     Args:
         one: a network.
         other: another; either may be on the meta device.
     """
     sides = [{name: layer_facts(module) for name, module in net.named_modules()} for net in (one, other)]
-    layers = [name for name in (sides[0] | sides[1]) if sides[0].get(name) != sides[1].get(name)]
+    layers = [name or type(one).__name__ for name in (sides[0] | sides[1]) if sides[0].get(name) != sides[1].get(name)]
     shapes = [{key: tuple(value.shape) for key, value in net.state_dict().items()} for net in (one, other)]
     return layers + [key for key in (shapes[0] | shapes[1]) if shapes[0].get(key) != shapes[1].get(key)]

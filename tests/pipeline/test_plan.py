@@ -98,11 +98,12 @@ def test_outputs_are_distinct_and_below_out(tmp_path_factory, names):
     assume(plan is not None)
     paths = [case.path(kind) for case in plan.cases for kind in KINDS]
     assert len({file_system_key(path) for path in paths}) == len(paths) == len(names) * len(KINDS)
+    arrays = sum(path.name.endswith("_embedding.npy") for path in paths)
+    assert [arrays, sum(path.name.endswith(".nii.gz") for path in paths)] == [len(names), len(paths) - len(names)]
     for path in paths:
         assert not path.is_absolute()
         assert not {"..", "."} & set(str(path).split("/"))
         assert (folder / "out" / path).resolve().is_relative_to((folder / "out").resolve())
-        assert path.name.endswith(".nii.gz")
 
 
 @given(st.lists(st.text("aAbBéÉ", min_size=1, max_size=3), min_size=1, max_size=6))

@@ -427,7 +427,7 @@ def test_classifiers_backbone_for_a_segmenter(tmp_path):
 def test_file_without_a_backbone(tmp_path, choose):
     path, net = tmp_path / "model.pt", classifier()
     torch.save(choose(network(seed=1).state_dict()), path)
-    said = rf"^{path}: no entry begins with 'backbone\.' or 'patch_embed\.'\. Weights of a network with"
+    said = rf"^{path}: no entry begins with 'backbone\.' or 'patch_embed\.'; expected weights of a network with"
     with pytest.raises(WeightsError, match=said):
         load_backbone(net, path)
     assert_unchanged(net)
