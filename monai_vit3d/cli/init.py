@@ -12,8 +12,8 @@ from monai_vit3d.data.printable import printable
 from .options import parse_override
 from .progress import print_error
 
-_DESCRIPTION = """DATA is a folder in nnU-Net's, the Medical Segmentation Decathlon's or BIDS's layout, two
-folders of like names, a MONAI data list (JSON) or a CSV with columns image (or image_*) and
+_DESCRIPTION = """DATA is a folder in nnU-Net's, the Medical Segmentation Decathlon's, BIDS's or BraTS's layout,
+two folders of like names, a MONAI data list (JSON) or a CSV with columns image (or image_*) and
 label. Every file is read and checked first; then a recipe is planned from what the data are,
 each choice with its reason, and a MONAI bundle is written that trains as it stands:
 
@@ -37,6 +37,8 @@ def add_verb(verbs: Any) -> None:
     add("data", type=Path, metavar="DATA", help="the labelled data: a folder, a JSON or a CSV file")
     add("-o", "--output", type=Path, metavar="DIR", help="the bundle's folder, a new one")
     add("--layout", metavar="NAME", help="how DATA is laid out, where that is not plain")
+    channel = "a channel to train on, such as T1w, if not all; may be given several times"
+    add("--channel", dest="channels", action="append", default=[], metavar="NAME", help=channel)
     add("--memory", metavar="SIZE", help="of the device that will train, such as 8GB")
     add("--pretrained", metavar="FILE", help="encoder to start from: any weights, or a name of timm's")
     value = "a choice of the plan, such as epochs=100 or window=[96,96,64]"
@@ -55,6 +57,7 @@ def _run(args: argparse.Namespace) -> int:
             args.data,
             args.output,
             layout=args.layout,
+            channels=args.channels,
             memory=args.memory,
             pretrained=args.pretrained,
             overrides=dict(map(parse_override, args.overrides)),
@@ -71,6 +74,8 @@ def _run(args: argparse.Namespace) -> int:
         count, them = ("1 error", "it") if errors == 1 else (f"{errors} errors", "them")
         print_error(f"vit3d: {args.data}: {count} in the data, listed above. Fix {them} and run again.")
         return 2
+    reason = "given" if args.channels else "all that the data have; --channel NAME takes some"
+    print(printable(f"channels: {', '.join(report.dataset.channel_names)}  ({reason})"))
     for line in report.plan.lines():
         print(printable(line))
     if report.training_seconds is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from monai_vit3d.data.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,23 @@ class LabelledDataset:
         """Return the data set with other names of some subjects, by their own."""
         cases = tuple(replace(case, subject=names.get(case.subject, case.subject)) for case in self.cases)
         return replace(self, cases=cases)
+
+    def with_channels(self, names: Sequence[str]) -> LabelledDataset:
+        """Return the data set with these channels of its cases, in this order; as it is if none are named.
+
+        Raises:
+            UsageError: a name that no channel has, or twice; or channels that lie in one file.
+        """
+        if not names:
+            return self
+        if unknown := [name for name in names if name not in self.channel_names or names.count(name) > 1]:
+            held = ", ".join(self.channel_names)
+            raise UsageError(f"channels={unknown[0]}: expected names of channels, each once; {self.root} has {held}.")
+        if any(len(case.images) != len(self.channel_names) for case in self.cases):
+            raise UsageError(f"channels={names[0]}: {self.root} has all channels in one file. Take all of them.")
+        chosen = [self.channel_names.index(name) for name in names]
+        cases = tuple(replace(case, images=tuple(case.images[i] for i in chosen)) for case in self.cases)
+        return replace(self, cases=cases, channel_names=tuple(names))
 
     def section(self, name: str) -> tuple[LabelledCase, ...]:
         """Return the cases of ``"training"`` or ``"testing"``."""

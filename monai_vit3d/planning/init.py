@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ def plan_bundle(
     output: str | Path | None,
     *,
     layout: str | None = None,
+    channels: Sequence[str] = (),
     memory: str | float | None = None,
     pretrained: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -63,6 +64,7 @@ def plan_bundle(
         data: a folder, a ``dataset.json`` or another list of cases, or a CSV; see ``LAYOUTS``.
         output: the bundle's folder, a new or an empty one; None with ``dry_run``.
         layout: how to read ``data``; None finds out.
+        channels: names of the channels to train on, of those that ``data`` have; all without.
         memory: of the device that will train, as ``"8GB"``, or in bytes; None takes this machine's.
         pretrained: an encoder to start from, as for :func:`~monai_vit3d.weights.read_encoder`; what its file does not
             show is the override ``encoder_options``.
@@ -84,7 +86,7 @@ def plan_bundle(
         if output is None:
             raise UsageError("output=: name the folder to write the bundle to, or pass dry_run=True.")
         require_new_folder(Path(output))
-    dataset = read_dataset(data, layout)
+    dataset = read_dataset(data, layout, channels)
     problems, fingerprint, same_subjects = examine(dataset, on_case=on_case)
     dataset = dataset.with_subjects(same_subjects)
     if any(problem.severity == "error" for problem in problems):

@@ -34,6 +34,7 @@ def test_a_dry_run_prints_every_choice_and_writes_nothing(data, tmp_path, capsys
     code, out, err = _init(capsys, data, "-o", tmp_path / "b", "--dry-run", "--set", "epochs=7", "--memory", "6GB")
     assert (code, err) == (0, [])
     assert out[0] == f"{data}: 4 labelled cases, read as nnunet"
+    assert out[1] == "channels: CT, PET  (all that the data have; --channel NAME takes some)"
     assert any(line.split() == ["epochs", "7", "(given)"] for line in out)
     assert any(line.split() == ["memory_gb", "6.0", "(given)"] for line in out)
     assert all(line.endswith(")") for line in out[1:])
@@ -50,6 +51,15 @@ def test_it_writes_what_was_set(data, tmp_path, capsys):
     assert "\nloss: DiceFocalLoss\n" in (tmp_path / "b" / "configs" / "train.yaml").read_text()
     split = json.loads((tmp_path / "b" / "configs" / "split.json").read_text())
     assert {case["fold"] for case in split["training"]} == {0, 1}
+
+
+def test_a_channel_may_be_chosen(data, tmp_path, capsys):
+    code, out, _ = _init(capsys, data, "-o", tmp_path / "b", "--channel", "PET")
+    assert (code, out[1]) == (0, "channels: PET  (given)")
+    metadata = json.loads((tmp_path / "b" / "configs" / "metadata.json").read_text())
+    assert metadata["network_data_format"]["inputs"]["image"]["channel_def"] == {"0": "PET"}
+    (case, *_) = json.loads((tmp_path / "b" / "configs" / "split.json").read_text())["training"]
+    assert [path.endswith("_0001.nii.gz") for path in case["image"]] == [True]
 
 
 def _remove_label(root):
@@ -113,6 +123,7 @@ def test_a_warning_is_printed_and_the_bundle_written(copy, tmp_path, capsys):
         (("--memory", "lots"), "--memory lots: expected an amount above 0, such as 8GB."),
         (("--memory", "1MB"), "--memory 0.001GB: the smallest window [16, 16, 8] needs"),
         (("--layout", "dicom"), "--layout 'dicom'"),
+        (("--channel", "T1w"), "--channel T1w: expected names of channels, each once; "),
         (("--pretrained", "none.safetensors"), "none.safetensors: no such file"),
     ],
 )

@@ -22,7 +22,8 @@ from tests.planning.toy_data import (
 )
 
 SMALL = {"cases": 3, "testing": 1, "shape": (12, 10, 8)}
-READ_AS = {"nnunet_v1": "nnunet", "nnunet_v2": "nnunet", "decathlon": "json", "monai_list": "json"}
+READ_AS = {"nnunet_v1": "nnunet", "nnunet_v2": "nnunet", "decathlon": "json", "monai_list": "json",
+           "case_folders_2023": "case_folders"}  # fmt: skip
 
 
 def save(path, values=0, shape=(4, 4, 4)):
@@ -234,6 +235,81 @@ def test_bids_sessions_are_cases_of_a_subject(tmp_path, caplog):
     assert read_dataset(root / "derivatives/m") == dataset
 
 
+def test_runs_of_bids_sessions(tmp_path, caplog):
+    """A run's label map has that run's images, or those without a run; other sessions have the first."""
+    labels = ["sub-1_run-2_dseg", "sub-1_run-10_dseg", "sub-2_space-T1w_dseg"]
+    runs = [f"sub-{s}_run-{r}_T1w" for s in "123" for r in ("2", "10")]
+    root = bids(tmp_path, labels, [*runs, *[f"sub-{s}_FLAIR" for s in "123"], "sub-1_defacemask"])
+    dataset = read_dataset(root)
+    assert dataset.channel_names == ("FLAIR", "T1w")
+    assert [(case.name, case.subject, case.section, case.images[1].name) for case in dataset.cases] == [
+        ("sub-1_run-10", "sub-1", "training", "sub-1_run-10_T1w.nii.gz"),
+        ("sub-1_run-2", "sub-1", "training", "sub-1_run-2_T1w.nii.gz"),
+        ("sub-2", "sub-2", "training", "sub-2_run-2_T1w.nii.gz"),
+        ("sub-3", "sub-3", "testing", "sub-3_run-2_T1w.nii.gz"),
+    ]
+    assert [case.images[0].name for case in dataset.cases[:2]] == ["sub-1_FLAIR.nii.gz"] * 2
+    assert "T1w: several runs in a session, of which the first is taken" in caplog.text
+
+
+BRATS = {"BraTS20_Training_{:03d}": ("_t1", "_t1ce", "_t2", "_flair", "_seg"),
+         "BraTS-GLI-{:05d}-000": ("-t1n", "-t1c", "-t2w", "-t2f", "-seg")}  # fmt: skip
+
+
+@pytest.mark.parametrize("group", ["", "HGG"])
+@pytest.mark.parametrize("form", BRATS)
+def test_brats(tmp_path, form, group):
+    for number in range(3):
+        case = form.format(number)
+        for value, suffix in enumerate(BRATS[form][: 5 if number else 4]):
+            save(tmp_path / group / case / f"{case}{suffix}.nii.gz", value)
+    dataset = read_dataset(tmp_path)
+    assert dataset.channel_names == ("FLAIR", "T1ce", "T1w", "T2w")
+    assert dataset.class_names == {0: "background", 4: "class 4"}
+    assert [case.section for case in dataset.cases] == ["training", "training", "testing"]
+    for case in dataset.cases:
+        assert [np.unique(nib.load(path).dataobj).tolist() for path in case.images] == [[3], [1], [0], [2]]
+    chosen = read_dataset(tmp_path, channels=["T2w", "T1w"])
+    assert chosen.channel_names == ("T2w", "T1w")
+    assert [case.images for case in chosen.cases] == [case.images[:1:-1] for case in dataset.cases]
+
+
+def test_later_scans_of_a_brats_subject_are_of_that_subject(tmp_path):
+    for case in ("BraTS-GLI-00005-000", "BraTS-GLI-00005-001", "BraTS-GLI-00006-000"):
+        for suffix in ("t1n", "seg"):
+            save(tmp_path / case / f"{case}-{suffix}.nii.gz")
+    subjects = [case.subject for case in read_dataset(tmp_path).cases]
+    assert subjects == ["BraTS-GLI-00005", "BraTS-GLI-00005", "BraTS-GLI-00006"]
+
+
+@pytest.mark.parametrize(
+    ("names", "channels"),
+    [
+        (["T1.nii.gz", "flair.nii.gz", "seg.nii.gz"], ("FLAIR", "T1w")),
+        (["{}.nii.gz", "{}_mask.nii.gz"], ("channel 0",)),
+        (["{}_t1.nii.gz", "{}_t1n.nii.gz", "{}_seg.nii.gz"], ("t1", "t1n")),  # not two channels of one name
+        (["{}_t1.nii.gz", "{0}.x.nii.gz", "label.nii"], ("T1w", "x")),
+    ],
+)
+def test_names_in_case_folders(tmp_path, names, channels):
+    for case in ("a", "b"):
+        for name in names:
+            save(tmp_path / case / name.format(case))
+    dataset = read_dataset(tmp_path)
+    assert (dataset.channel_names, [case.name for case in dataset.cases]) == (channels, ["a", "b"])
+    assert all(path.is_file() for case in dataset.cases for path in (*case.images, case.label))
+
+
+def test_a_channel_that_few_case_folders_have_is_left_out_and_one_that_a_case_lacks_is_listed(tmp_path, caplog):
+    for case, suffixes in (("a", "t1 t2 x"), ("b", "t1 t2"), ("c", "t1")):
+        for suffix in (*suffixes.split(), "seg"):
+            save(tmp_path / case / f"{case}_{suffix}.nii.gz")
+    dataset = read_dataset(tmp_path)
+    assert dataset.channel_names == ("T1w", "T2w")
+    assert dataset.cases[2].images == (tmp_path / "c/c_t1.nii.gz", tmp_path / "c/c_t2.nii.gz")
+    assert "x: images of few cases" in caplog.text
+
+
 NNUNET = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
 
 
@@ -293,6 +369,14 @@ MISTAKES = {
         "sub-1_desc-a_dseg.nii.gz is of the same session",
     ),
     "no raw images": (lambda r: bids(r, ["sub-1_dseg"], []), "no image of the sessions with label maps"),
+    "two maps of a case": (
+        lambda r: [save(r / f"a/a_{n}.nii.gz") for n in ("t1", "seg", "mask")] and r,
+        "a_seg.nii.gz: a_mask.nii.gz is of the same case",
+    ),
+    "unlike names of cases": (
+        lambda r: [save(r / f"{c}/{n}.nii.gz") for c in "abc" for n in (f"{c}x1", "seg")] and r,
+        "no common names",
+    ),
     "columns of dseg.tsv": (
         lambda r: write(r / "dseg.tsv", "value\tname\n1\ta\n") and bids(r, ["sub-1_dseg"], ["sub-1_T1w"]),
         r"columns \['value', 'name'\]; index and name",
@@ -313,3 +397,17 @@ def test_mistakes_are_one_line(tmp_path, mistake):
 def test_an_unknown_layout_is_refused(tmp_path):
     with pytest.raises(UsageError, match="layout='nnUNet'; one of nnunet, json, bids, csv, folders"):
         read_dataset(tmp_path, "nnUNet")
+
+
+@pytest.mark.parametrize(
+    ("layout", "channels", "message"),
+    [
+        ("bids", ["T1w"], "channels=T1w: expected names of channels, each once; .* has CT, PET"),
+        ("bids", ["CT", "CT"], "channels=CT: expected names of channels, each once"),
+        ("decathlon", ["CT"], "channels=CT: .* has all channels in one file"),
+    ],
+)
+def test_channels_that_cannot_be_chosen(tmp_path, layout, channels, message):
+    root = write_toy(tmp_path, layout, **SMALL)
+    with pytest.raises(UsageError, match=message):
+        read_dataset(root, channels=channels)

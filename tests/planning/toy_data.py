@@ -253,6 +253,20 @@ def _write_folders(root: Path, cases: list[ToyCase], channels: Sequence[str], cl
     return root
 
 
+def _case_folder_writer(separator: str) -> Callable[[Path, list[ToyCase], Sequence[str], dict[int, str]], Path]:
+    def write(root: Path, cases: list[ToyCase], channels: Sequence[str], classes: dict[int, str]) -> Path:
+        for case in cases:
+            stem = root / case.name / f"{case.name}{separator}"
+            for index, name in enumerate(channels):
+                case.save_channel(index, Path(f"{stem}{name.lower()}.nii.gz"))
+            if not case.is_test:
+                case.save_labels(Path(f"{stem}seg.nii.gz"))
+        _write_tsv(root / "dseg.tsv", classes)
+        return root
+
+    return write
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -266,4 +280,6 @@ TOY_LAYOUTS: dict[str, Callable[[Path, list[ToyCase], Sequence[str], dict[int, s
     "bids": _write_bids,
     "csv": _write_csv,
     "folders": _write_folders,
+    "case_folders": _case_folder_writer("_"),
+    "case_folders_2023": _case_folder_writer("-"),
 }

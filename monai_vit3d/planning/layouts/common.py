@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections import Counter, defaultdict
@@ -17,6 +18,8 @@ from monai_vit3d.data.errors import DatasetError, ImageError
 from monai_vit3d.data.files import read_regular
 from monai_vit3d.data.nifti.read import count_nifti_volumes, read_nifti
 from monai_vit3d.planning.dataset import LabelledCase, LabelledDataset
+
+logger = logging.getLogger(__name__)
 
 NIFTI = (".nii.gz", ".nii")
 MAX_SEEN_VALUES = 256  # of a label map; more are no classes
@@ -165,6 +168,20 @@ def _volumes(path: Path) -> int:
         return count_nifti_volumes(path)
     except ImageError:
         return 1
+
+
+def most_have(images: Mapping[Any, Mapping[str, Path]], what: str) -> list[str]:
+    """List the channels of half of the labelled cases or more, sorted; a line is logged of the rarer ones.
+
+    Args:
+        images: of each labelled case, by channel.
+        what: the cases are called, "sessions" or "cases".
+    """
+    counts = Counter(channel for held in images.values() for channel in held)
+    channels = sorted(channel for channel, count in counts.items() if 2 * count >= len(images))
+    if rare := sorted(counts.keys() - channels):
+        logger.warning("%s: images of few %s, which are not used", ", ".join(rare), what)
+    return channels
 
 
 def modality_name(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from monai_vit3d.data.errors import DatasetError, UsageError
 from monai_vit3d.planning.dataset import LabelledDataset
 
 from .bids import is_bids, read_bids
+from .case_folders import are_case_folders, read_case_folders
 from .case_table import is_case_table, read_case_table
 from .image_folders import are_image_folders, read_image_folders
 from .json_list import is_json_list, read_json_list
@@ -45,19 +46,23 @@ LAYOUTS: dict[str, Layout] = {
     "bids": Layout("sub-*/ and derivatives/NAME/sub-*/**/*_dseg.nii.gz", is_bids, read_bids),
     "csv": Layout("a CSV file with columns image (or image_*) and label", is_case_table, read_case_table),
     "folders": Layout("two folders, images and labels, of like file names", are_image_folders, read_image_folders),
+    "case_folders": Layout(
+        "CASE/CASE_t1.nii.gz, ..., CASE/CASE_seg.nii.gz, as of BraTS", are_case_folders, read_case_folders
+    ),
 }
 
 
-def read_dataset(path: str | Path, layout: str | None = None) -> LabelledDataset:
+def read_dataset(path: str | Path, layout: str | None = None, channels: Sequence[str] = ()) -> LabelledDataset:
     """List the cases of a labelled data set; images are not opened, but for the values of labels without names.
 
     Args:
         path: the folder, or the JSON or CSV file that lists the cases.
         layout: a row of ``LAYOUTS``; None takes the first that matches.
+        channels: names of the channels to take, in this order; all that are there without.
 
     Raises:
         DatasetError: nothing is there, no layout matches, or the one that does is not filled in correctly.
-        UsageError: an unknown layout.
+        UsageError: an unknown layout, or a channel that the data do not have as files of its own.
 
     Example:
         >>> dataset = read_dataset("Task04_Hippocampus")  # doctest: +SKIP
@@ -71,7 +76,7 @@ def read_dataset(path: str | Path, layout: str | None = None) -> LabelledDataset
     candidates = LAYOUTS if layout is None else {layout: LAYOUTS[layout]}
     for row in candidates.values():
         if row.matches(path):
-            return row.read(path)
+            return row.read(path).with_channels(channels)
     expected = "; ".join(f"{name} ({row.files})" for name, row in candidates.items())
     raise DatasetError(f"{path}: {_seen(path)}; none of the expected layouts: {expected}. Arrange the files as one.")
 
