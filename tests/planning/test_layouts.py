@@ -170,7 +170,12 @@ def test_classes_without_names_are_called_by_the_values_seen(tmp_path):
         save(tmp_path / "masks" / f"{name}.nii.gz", value)
     save(tmp_path / "images" / "c.nii.gz")
     save(tmp_path / "masks" / "c.nii.gz", np.full((4, 4, 4), 0.5, np.float32))  # is refused later, by its file
-    assert read_dataset(tmp_path).class_names == {0: "background", 1: "class 1", 3: "class 3"}
+    assert read_dataset(tmp_path).class_names == {
+        0: "background",
+        1: "class 1",
+        2: "unused 2",
+        3: "class 3",
+    }
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,9 @@ def build_dataset(
 ) -> LabelledDataset:
     """Put a data set together, its cases in the order of their names.
 
+    Label maps keep their values: a value between those of classes is a class of its own that no voxel has, such as 3
+    in BraTS' 1, 2 and 4. Where more values are unused than used, the gaps are left for the verification to refuse.
+
     Raises:
         DatasetError: no case to train with, or two of one name.
     """
@@ -220,6 +223,8 @@ def build_dataset(
     if twice:
         raise DatasetError(f"{root}: two cases are called {twice[0]!r}; each needs a name of its own. Rename one.")
     ordered = tuple(sorted(cases, key=lambda case: (case.section != "training", case.name)))
+    if task == "segmentation" and max(class_names) < 2 * len(class_names):
+        class_names = {value: class_names.get(value, f"unused {value}") for value in range(max(class_names) + 1)}
     return LabelledDataset(root, layout, task, ordered, tuple(channel_names), dict(class_names))
 
 
