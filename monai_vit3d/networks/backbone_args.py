@@ -24,7 +24,7 @@ _PLAIN = (
     *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads"),
     *("mlp_ratio", "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "class_token"),
     *("reg_tokens", "no_embed_class", "pre_norm", "final_norm", "fc_norm", "dynamic_img_size", "dynamic_img_pad"),
-    *("pos_embed", "init_values", "pool_include_prefix"),
+    *("pos_embed", "init_values", "pool_include_prefix", "tokens"),
 )
 _BLOCKS = ("Block", "ResPostBlock", "ParallelScalingBlock", "DiffParallelScalingBlock", "ParallelThingsBlock")
 _ACTS = (
@@ -117,6 +117,7 @@ def _numbers(backbone: VisionTransformer3D) -> dict[str, Any]:
         "mlp_ratio": float(backbone.mlp_ratio),
         "dynamic_img_size": backbone.dynamic_img_size,
         "dynamic_img_pad": backbone.dynamic_img_pad,
+        **({} if backbone.tokens == "all" else {"tokens": backbone.tokens}),
     }
 
 

@@ -4,6 +4,7 @@
 
 import math
 from collections.abc import Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -30,7 +31,8 @@ class TokenClassifier(Pretrained):
         backbone: a network that keeps the contract of :class:`VisionTransformer3D`; its own head, its pooling and
             the blocks after the last tap are removed.
         head: ``"linear"``, ``"attentive"`` or ``"mlp"`` (see :mod:`monai_vit3d.networks.heads`), built to fit; or a
-            head that is built already, called with the list of tapped tokens.
+            head that is built already, called with the list of tapped tokens and, of a backbone with tokens of
+            foreground only (:meth:`set_tokens`), with the patches that count as ``patch_valid``.
         num_classes: classes (multi-class, ordinal), labels or values; required with a name.
         task: ``"multi-class"``, ``"multi-label"``, ``"ordinal"`` or ``"regression"``; MedMNIST's names are understood;
             with a name only.
@@ -54,6 +56,7 @@ class TokenClassifier(Pretrained):
 
     __jit_unused_properties__ = ["taps"]  # noqa: RUF012 - TorchScript reads a list
     out_indices: list[int]
+    _head_takes_valid: torch.jit.Final[bool]
     if TYPE_CHECKING:  # TorchScript would read annotations of modules that it cannot compile
         backbone: VisionTransformer3D  # or any network that keeps its contract
         num_classes: int | None
@@ -96,6 +99,9 @@ class TokenClassifier(Pretrained):
         self.freeze = freeze
         frozen = _frozen_blocks(freeze, depth)
         self.backbone, self.head = vit, head
+        self._head_takes_valid = "patch_valid" in signature(head.forward).parameters
+        if getattr(vit, "tokens", "all") != "all":
+            self.set_tokens(vit.tokens)
         vit.reset_classifier(0, "")  # a head would be a parameter without a gradient, and so would
         vit.prune_intermediate_layers(self.out_indices)  # the blocks that nobody reads
         self._freeze(freeze, frozen)
@@ -112,16 +118,35 @@ class TokenClassifier(Pretrained):
         Raises:
             ValueError: wrong rank, channels or size.
         """
-        if torch.jit.is_scripting():  # noqa: SIM108 - TorchScript compiles only the branch that it takes
+        if torch.jit.is_scripting():
             levels = self.backbone.token_levels(image, self.out_indices)
-        else:
-            levels = self._read(image)
-        return self.head(levels)
+            if self._head_takes_valid:  # known when it is compiled: another head need not take two arguments
+                patch_valid = self.backbone.foreground_patches(image)
+                return self.head(levels) if patch_valid is None else self.head(levels, patch_valid)
+            return self.head(levels)
+        return self._read(image)
 
     @torch.jit.unused
-    def _read(self, image: Tensor) -> list[Tensor]:
-        """Return the tapped tokens, by the public contract that every backbone keeps."""
-        return self.backbone.forward_intermediates(image, self.out_indices, norm=True, intermediates_only=True)
+    def _read(self, image: Tensor) -> Tensor:
+        """Hand the head the tapped tokens, by the public contract that every backbone keeps."""
+        levels = self.backbone.forward_intermediates(image, self.out_indices, norm=True, intermediates_only=True)
+        if getattr(self.backbone, "tokens", "all") == "all":
+            return self.head(levels)
+        return self.head(levels, self.backbone.foreground_patches(image))
+
+    @torch.jit.ignore
+    def set_tokens(self, tokens: str | float) -> None:
+        """Choose which patches get a token, as :meth:`VisionTransformer3D.set_tokens`.
+
+        Raises:
+            ValueError: as there; or a head that cannot leave patches out.
+        """
+        if tokens != "all" and not self._head_takes_valid:
+            raise ValueError(
+                f"tokens={tokens!r}: {type(self.head).__name__}.forward has no argument patch_valid, (B, N) bool, the "
+                "patches that count. Give it one, or use tokens='all'."
+            )
+        self.backbone.set_tokens(tokens)
 
     def train(self, mode: bool = True) -> "TokenClassifier":
         """Set training or evaluation mode; parts that ``freeze`` named stay in evaluation mode while frozen."""

@@ -1,8 +1,9 @@
 """Token heads: the tokens of several blocks in, logits out. Found by name.
 
 A head is built as ``Head(tokens, num_classes, task, **options)`` and called as ``head(levels)``: the outputs
-``(B, P + N, E)`` of the tapped blocks, prefix tokens first. It returns plain logits, one tensor; its last layer is
-``output``, so that temperature scaling can go into its weights.
+``(B, P + N, E)`` of the tapped blocks, prefix tokens first. Of a backbone with tokens of foreground only it is called
+as ``head(levels, patch_valid)``: ``(B, N)`` bool, the patches that count. It returns plain logits, one tensor; its last
+layer is ``output``, so that temperature scaling can go into its weights.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from timm.layers import AttentionPoolLatent, Mlp
 from torch import Tensor, nn
+
+from monai_vit3d.layers.foreground import key_mask, pool_foreground
 
 from .task_losses import output_layer
 
@@ -56,14 +59,16 @@ class ConcatPool(nn.Module):
         self.num_prefix_tokens = tokens.num_prefix_tokens
         self.num_features = tokens.embed_dim * tokens.num_taps * (int(self.cls_token) + int(self.avg))
 
-    def forward(self, levels: list[Tensor]) -> Tensor:
-        """Pool tapped tokens ``[(B, P + N, E)]`` to ``(B, num_features)``."""
+    def forward(self, levels: list[Tensor], patch_valid: Tensor | None = None) -> Tensor:
+        """Pool tapped tokens ``[(B, P + N, E)]`` to ``(B, num_features)``, the mean over the patches that count."""
         pooled: list[Tensor] = []
         for level in levels:
             if self.cls_token:
                 pooled.append(level[:, 0])
             if self.avg:
-                pooled.append(level[:, self.num_prefix_tokens :].mean(1))
+                patches = level[:, self.num_prefix_tokens :]
+                mean = patches.mean(1) if patch_valid is None else pool_foreground(patches, patch_valid, "avg")
+                pooled.append(mean)
         return torch.cat(pooled, 1)
 
 
@@ -86,9 +91,9 @@ class LinearHead(nn.Module):
         self.drop = nn.Dropout(drop_rate)
         self.output = output_layer(task, self.pool.num_features, num_classes)
 
-    def forward(self, levels: list[Tensor]) -> Tensor:
+    def forward(self, levels: list[Tensor], patch_valid: Tensor | None = None) -> Tensor:
         """Compute logits of tapped tokens ``[(B, P + N, E)]``."""
-        return self.output(self.drop(self.pool(levels)))
+        return self.output(self.drop(self.pool(levels, patch_valid)))
 
 
 class MLPHead(nn.Module):
@@ -119,9 +124,9 @@ class MLPHead(nn.Module):
         self.mlp = Mlp(self.pool.num_features, width, width, drop=drop_rate)
         self.output = output_layer(task, width, num_classes)
 
-    def forward(self, levels: list[Tensor]) -> Tensor:
+    def forward(self, levels: list[Tensor], patch_valid: Tensor | None = None) -> Tensor:
         """Compute logits of tapped tokens ``[(B, P + N, E)]``."""
-        return self.output(self.mlp(self.norm(self.pool(levels))))
+        return self.output(self.mlp(self.norm(self.pool(levels, patch_valid))))
 
 
 class AttentiveHead(nn.Module):
@@ -173,12 +178,18 @@ class AttentiveHead(nn.Module):
         self.drop = nn.Dropout(drop_rate)
         self.output = output_layer(task, num_queries * tokens.embed_dim, num_classes)
 
-    def forward(self, levels: list[Tensor]) -> Tensor:
-        """Compute logits of tapped tokens ``[(B, P + N, E)]``."""
+    def forward(self, levels: list[Tensor], patch_valid: Tensor | None = None) -> Tensor:
+        """Compute logits of tapped tokens ``[(B, P + N, E)]``; of a volume where no patch counts, of zeros."""
         seen: list[Tensor] = []
         for i, level in enumerate(levels):
             seen.append(level[:, self.num_prefix_tokens :] + self.level_embed[i])
-        return self.output(self.drop(self.pool(torch.cat(seen, 1)).flatten(1)))
+        tokens = torch.cat(seen, 1)
+        if patch_valid is None:
+            answers = self.pool(tokens)
+        else:
+            answers = self.pool(tokens, key_mask(patch_valid.repeat(1, len(levels)), 0))
+            answers = answers.masked_fill(~patch_valid.any(1)[:, None, None], 0.0)
+        return self.output(self.drop(answers.flatten(1)))
 
 
 HEADS: dict[str, type[nn.Module]] = {"linear": LinearHead, "attentive": AttentiveHead, "mlp": MLPHead}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -94,6 +96,22 @@ def resolve_rope(rope: Layer, head_dim: int) -> nn.Module | None:
     if rope is None:
         return None
     return RotaryPositions3D(head_dim, rope) if isinstance(rope, str) else rope(head_dim)
+
+
+def resolve_tokens(tokens: Any) -> tuple[bool, float | None]:
+    """Return whether background gets no token, and the most that a voxel of it has; None: patches that are constant.
+
+    Raises:
+        ValueError: neither ``"all"`` nor ``"foreground"`` nor a finite number.
+    """
+    if tokens in ("all", "foreground"):
+        return tokens == "foreground", None
+    if isinstance(tokens, bool) or not isinstance(tokens, Real) or not math.isfinite(tokens):
+        raise ValueError(
+            f"tokens={tokens!r}; expected 'all', 'foreground' (patches that are not constant), or a number in the "
+            "units of the network's input (patches with a voxel above it)."
+        )
+    return True, float(tokens)
 
 
 def rotary_block(

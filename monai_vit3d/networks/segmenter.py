@@ -135,6 +135,15 @@ class TokenSegmenter(Pretrained):
         return tokens.reshape(tokens.shape[0], tokens.shape[1], grid[0], grid[1], grid[2]), maps
 
     @torch.jit.ignore
+    def set_tokens(self, tokens: str | float) -> None:
+        """Choose which patches get a token, as :meth:`VisionTransformer3D.set_tokens`; the decoder sees zeros there.
+
+        Raises:
+            ValueError: as there.
+        """
+        self.backbone.set_tokens(tokens)
+
+    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters that weight decay should leave alone."""
         return backbone_no_weight_decay(self.backbone)

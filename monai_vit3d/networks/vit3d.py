@@ -27,6 +27,15 @@ from torch.utils.checkpoint import checkpoint
 
 from monai_vit3d.deprecated import warn_renamed
 from monai_vit3d.layers import PatchEmbed3D, fit_pos_embed, keep_rows, sincos_pos_embed, to_3tuple
+from monai_vit3d.layers.foreground import (
+    KeptTokens,
+    find_foreground,
+    keep_foreground,
+    key_mask,
+    pool_foreground,
+    refuse_masks,
+    spread_tokens,
+)
 from monai_vit3d.layers.patch_embed import check_divisible, check_volume, covering_grid
 
 from .backbone_args import describe_backbone
@@ -47,6 +56,7 @@ from .options import (
     resolve_norm,
     resolve_pool,
     resolve_rope,
+    resolve_tokens,
     rotary_block,
 )
 from .pos_cache import PositionCache, outlives_the_call
@@ -55,6 +65,8 @@ from .pretrained import Pretrained
 # Leaves for torch.fx: their branches depend on the input's shape, which a symbolic trace does not know.
 torch.fx.wrap("check_volume")
 torch.fx.wrap("fit_pos_embed")
+torch.fx.wrap("find_foreground")
+torch.fx.wrap("refuse_masks")
 
 
 class VisionTransformer3D(Pretrained):
@@ -116,6 +128,8 @@ class VisionTransformer3D(Pretrained):
         rope: rotary positions in every block, besides ``pos_embed`` (``"none"`` leaves them alone): ``"patch"``,
             ``"mm"`` (by the voxel spacing, see :func:`~monai_vit3d.layers.set_spacing`), ``"box"``, or a constructor
             that is called with a head's width (a partial of :class:`~monai_vit3d.layers.RotaryPositions3D`).
+        tokens: which patches get a token, see :meth:`set_tokens`: ``"all"``; ``"foreground"``, those that are not
+            constant; or a number, those with a voxel above it.
         device: where to create the parameters.
         dtype: in which type to create them.
 
@@ -154,6 +168,7 @@ class VisionTransformer3D(Pretrained):
         weight_init: str
         fix_init: bool
         pos_embed_type: str
+        tokens: str | float
         norm_layer: Callable[..., nn.Module]
         act_layer: Callable[..., nn.Module]
         patch_embed: nn.Module
@@ -219,6 +234,7 @@ class VisionTransformer3D(Pretrained):
         embed_norm_layer: Callable[..., nn.Module] | str | None = None,
         pool_include_prefix: bool = False,
         rope: Callable[..., nn.Module] | str | None = None,
+        tokens: str | float = "all",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -266,6 +282,7 @@ class VisionTransformer3D(Pretrained):
         self.pos_drop = nn.Dropout(pos_drop_rate)
         self.patch_drop = PatchDropout(patch_drop_rate, self.num_prefix_tokens) if patch_drop_rate else nn.Identity()
         self.norm_pre = self._new_norm(pre_norm)
+        self.set_tokens(tokens)
 
         # blocks
         attention = resolve_attn(attn_layer)
@@ -475,6 +492,31 @@ class VisionTransformer3D(Pretrained):
         self.fc_norm = norm if after else self._new_norm(False)
 
     @torch.jit.ignore
+    def set_tokens(self, tokens: str | float) -> None:
+        """Choose which patches get a token; the weights stay as they are.
+
+        Patches of background are left out before the first block, which saves their time and memory: the others'
+        tokens are those of attention with the keys of background masked. The outputs keep their shapes: background
+        has zeros in all that this network returns, after the norm, and pooling leaves it out. Of a volume without
+        foreground all patches are zeros; so is what is pooled of them, and the prefix tokens attend to themselves.
+
+        Exported and compiled forms (TorchScript, torch.export, ONNX, torch.compile), whose shapes may not depend on
+        values, run all tokens and mask the keys: the same values, at the price of ``"all"``.
+
+        Args:
+            tokens: ``"all"``; ``"foreground"``, patches that are not constant in each channel (of a normalised image
+                background is not 0); or a number in the units of the input, patches with a voxel above it in any
+                channel, for air that is noisy.
+
+        Raises:
+            ValueError: none of these; or patch dropout, which chooses patches by itself.
+        """
+        self._has_foreground_only, self._background_max = resolve_tokens(tokens)
+        if self._has_foreground_only and not isinstance(self.patch_drop, nn.Identity):
+            raise ValueError(f"tokens={tokens!r} chooses patches, and so does patch_drop_rate > 0: use 0, or 'all'.")
+        self.tokens = tokens if isinstance(tokens, str) else float(tokens)
+
+    @torch.jit.ignore
     def set_input_size(
         self, img_size: int | Sequence[int] | None = None, patch_size: int | Sequence[int] | None = None
     ) -> None:
@@ -589,6 +631,56 @@ class VisionTransformer3D(Pretrained):
                 return self.norm_pre(tokens), rope if kept is None else keep_rows(rope, kept)
         return self.norm_pre(self.patch_drop(tokens)), rope
 
+    def foreground_patches(self, x: Tensor) -> Tensor | None:
+        """Find the patches that get a token.
+
+        Args:
+            x: ``(B, C, H, W, D)``.
+
+        Returns:
+            ``(B, N)`` bool, D fastest; None where all do (``tokens="all"``).
+
+        Raises:
+            ValueError: wrong rank, channels or size.
+        """
+        if not self._has_foreground_only:
+            return None
+        if not torch.jit.is_scripting():  # noqa: SIM102
+            if isinstance(x, MetaTensor):
+                x = x.as_tensor()
+        strict, pad = not self.dynamic_img_size, self.dynamic_img_pad
+        check_volume(x, self.in_chans, self.img_size, self.patch_size, strict, pad)
+        return find_foreground(x, self.patch_size, self._background_max)
+
+    def _kept_tokens(self, x: Tensor) -> KeptTokens | None:
+        """Choose the tokens of :meth:`foreground_patches`; None for all."""
+        patch_valid = self.foreground_patches(x)
+        if patch_valid is None:
+            return None
+        fixed_shapes = True
+        if not torch.jit.is_scripting():
+            fixed_shapes = not outlives_the_call((), patch_valid)
+        return keep_foreground(patch_valid, self.num_prefix_tokens, fixed_shapes)
+
+    def _encode(
+        self, x: Tensor, take: list[int], attn_mask: Tensor | None = None, is_causal: bool = False, last: int = -1
+    ) -> tuple[Tensor, list[Tensor], KeptTokens | None]:
+        """Embed and run the blocks, as :meth:`_run_blocks`; also return which tokens they ran on, None for all."""
+        kept = self._kept_tokens(x)
+        if kept is None:
+            tokens, rope = self._tokens(x)
+        else:
+            refuse_masks(attn_mask, is_causal)
+            tokens, rope = self._tokens(x, kept.ids)
+            attn_mask = kept.key_mask
+        x, taken = self._run_blocks(tokens, take, rope, attn_mask, is_causal, last)
+        return x, taken, kept
+
+    def _whole(self, tokens: Tensor, kept: KeptTokens | None, norm: bool = True) -> Tensor:
+        """Return ``(B, P + N, E)`` of what the blocks gave, normed or not."""
+        tokens = self.norm(tokens) if norm else tokens
+        return tokens if kept is None else spread_tokens(tokens, kept)
+
     def _run_blocks(
         self,
         x: Tensor,
@@ -642,10 +734,10 @@ class VisionTransformer3D(Pretrained):
         Returns:
             The final grid ``(B, E, H', W', D')``, and one such grid a block, not normed.
         """
-        tokens, rope = self._tokens(x)
+        final, taken, kept = self._encode(x, indices)
         grid = covering_grid(x, self.patch_size)
-        x, taken = self._run_blocks(tokens, indices, rope)
-        return self._as_map(self.norm(x), grid), [self._as_map(y, grid) for y in taken]
+        maps = [self._as_map(self._whole(y, kept, False), grid) for y in taken]
+        return self._as_map(self._whole(final, kept), grid), maps
 
     def token_levels(self, x: Tensor, indices: list[int]) -> list[Tensor]:
         """Compute normed outputs of some blocks, prefix tokens first; TorchScript can compile it.
@@ -657,9 +749,8 @@ class VisionTransformer3D(Pretrained):
         Returns:
             One ``(B, P + N, E)`` a block.
         """
-        tokens, rope = self._tokens(x)
-        _, taken = self._run_blocks(tokens, indices, rope)
-        return [self.norm(y) for y in taken]
+        _, taken, kept = self._encode(x, indices)
+        return [self._whole(y, kept) for y in taken]
 
     @torch.jit.ignore
     def forward_intermediates(
@@ -706,12 +797,10 @@ class VisionTransformer3D(Pretrained):
         if as_map and self.training and not isinstance(self.patch_drop, nn.Identity):
             raise ValueError("output_fmt='NCHWD' needs every patch, but patch_drop_rate > 0 drops some in training.")
         take = resolve_indices(indices, len(self.blocks), once=False)
-        tokens, rope = self._tokens(x)
-        grid = covering_grid(x, self.patch_size)
         last = take[-1] if stop_early and take else -1
-        x, taken = self._run_blocks(tokens, take, rope, attn_mask, is_causal, last)
-        if norm:
-            taken = [self.norm(y) for y in taken]
+        final, taken, kept = self._encode(x, take, attn_mask, is_causal, last)
+        grid = covering_grid(x, self.patch_size)
+        taken = [self._whole(y, kept, norm) for y in taken]
         p = self.num_prefix_tokens
         prefix = [y[:, :p] for y in taken]
         if as_map:
@@ -719,11 +808,11 @@ class VisionTransformer3D(Pretrained):
         elif return_prefix_tokens:
             taken = [y[:, p:] for y in taken]
         if output_dict:
-            result = {} if intermediates_only else {"image_features": self.norm(x)}
+            result = {} if intermediates_only else {"image_features": self._whole(final, kept)}
             extra = {"image_intermediates_prefix": prefix} if return_prefix_tokens and p else {}
             return {**result, "image_intermediates": taken, **extra}
         pairs = list(zip(taken, prefix)) if return_prefix_tokens else taken
-        return pairs if intermediates_only else (self.norm(x), pairs)
+        return pairs if intermediates_only else (self._whole(final, kept), pairs)
 
     @torch.jit.ignore
     def get_intermediate_layers(
@@ -785,7 +874,7 @@ class VisionTransformer3D(Pretrained):
 
     @torch.jit.ignore
     def forward_masked(self, x: Tensor, ids_keep: Tensor) -> Tensor:
-        """Compute token features of some patches as if the others were not there.
+        """Compute token features of some patches as if the others were not there, whatever ``tokens`` is.
 
         The other patches' voxels are set to 0, for embeddings that mix neighbours (ConvStem3D), and their tokens are
         left out before the first block, which saves their time and memory. So the result cannot depend on them.
@@ -838,47 +927,68 @@ class VisionTransformer3D(Pretrained):
             ``(B, P + N, E)``: prefix tokens, then patch tokens with D fastest.
 
         Raises:
-            ValueError: wrong rank, channels or size.
+            ValueError: wrong rank, channels or size; a mask of a network with tokens of foreground only.
         """
-        tokens, rope = self._tokens(x)
-        x, _ = self._run_blocks(tokens, [], rope, attn_mask, is_causal)
-        return self.norm(x)
+        tokens, _, kept = self._encode(x, [], attn_mask, is_causal)
+        return self._whole(tokens, kept)
 
-    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+    def pool(self, x: Tensor, pool_type: str | None = None, patch_valid: Tensor | None = None) -> Tensor:
         """Pool token features.
 
         Args:
             x: ``(B, P + N, E)``.
             pool_type: pooling mode; None takes the network's own.
+            patch_valid: ``(B, N)`` bool, the patches that count, as :meth:`foreground_patches` returns them; None: all.
 
         Returns:
             ``(B, E)``, or the full sequence if the mode is ``""``.
 
         Raises:
             ValueError: unknown mode, a class-token pool without a class token, or ``"map"`` on a network that
-                was built without it.
+                was built without it; patches to pool of a network with tokens of foreground only, and no
+                ``patch_valid``.
         """
         mode = self.global_pool if pool_type is None else pool_type
         if not torch.jit.is_scripting():
             mode = resolve_pool(mode, self.has_class_token)
+        mode = "token" if mode == "cls_token" else mode
+        pooled = x if self.pool_include_prefix else x[:, self.num_prefix_tokens :]
+        valid = None if mode in ("token", "") else self._pooled_tokens(patch_valid)
         if mode == "map":
             if self.attn_pool is None:
                 raise ValueError("pool_type='map' needs a network built with global_pool='map'.")
-            return self.attn_pool(x if self.pool_include_prefix else x[:, self.num_prefix_tokens :])
-        mode = "token" if mode == "cls_token" else mode
+            if valid is None:
+                return self.attn_pool(pooled)
+            return self.attn_pool(pooled, key_mask(valid, 0)).masked_fill(~valid.any(1, keepdim=True), 0.0)
+        if valid is not None:
+            return pool_foreground(pooled, valid, mode)
         return global_pool_nlc(x, mode, self.num_prefix_tokens, self.pool_include_prefix)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def _pooled_tokens(self, patch_valid: Tensor | None) -> Tensor | None:
+        """Return which of the tokens that a pooling sees count; None: all."""
+        if patch_valid is None:
+            if self._has_foreground_only:
+                raise ValueError(
+                    "tokens of foreground only: the patches to pool are needed. Call "
+                    "forward_head(x, patch_valid=network.foreground_patches(volume)), or the network itself."
+                )
+            return None
+        if not self.pool_include_prefix:
+            return patch_valid
+        return torch.cat([patch_valid.new_ones(patch_valid.shape[0], self.num_prefix_tokens), patch_valid], 1)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False, patch_valid: Tensor | None = None) -> Tensor:
         """Apply pooling and the classification head.
 
         Args:
             x: ``(B, P + N, E)``.
             pre_logits: return the pooled features before the classifier.
+            patch_valid: ``(B, N)`` bool, the patches that are pooled, as for :meth:`pool`; None: all.
 
         Returns:
             ``(B, num_classes)`` or ``(B, E)``; with ``global_pool=""`` the same for every token.
         """
-        x = self.head_drop(self.fc_norm(self.pool(x)))
+        x = self.head_drop(self.fc_norm(self.pool(x, None, patch_valid)))
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -892,4 +1002,5 @@ class VisionTransformer3D(Pretrained):
         Returns:
             ``(B, num_classes)``, ``(B, E)``, or with ``global_pool=""`` one such row per token.
         """
-        return self.forward_head(self.forward_features(x, attn_mask, is_causal))
+        features = self.forward_features(x, attn_mask, is_causal)
+        return self.forward_head(features, patch_valid=self.foreground_patches(x))
