@@ -18,7 +18,12 @@ def printable(text: object) -> str:
     Args:
         text: a path, a name, a message.
     """
-    return "".join(c.encode("unicode_escape").decode() if category(c) in _ESCAPED else c for c in str(text))
+    line = str(text)
+    if (
+        line.isprintable()
+    ):  # Python's own word for a text without any of these: most are, and pictures in pages are long
+        return line
+    return "".join(c.encode("unicode_escape").decode() if category(c) in _ESCAPED else c for c in line)
 
 
 def excerpt(text: object, longest: int = 1000) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,53 +17,13 @@ from monai_vit3d.transforms.oblique_grid import ObliqueGrid, from_grid, onto_gri
 from monai_vit3d.transforms.similarity import fit_similarity, turn_degrees
 
 from .head_localizer import CENTRE_TOLERANCE_MM, HeadLocalizer, HeadPose
+from .side_limits import LabelledSide, SideLimits, flat_share, plausible_sides
 
 logger = logging.getLogger(__name__)
 
 LEAST_PROBABILITY = 1e-6  # logits are logarithms of probabilities of at least this
 # What the box network forgives: a head that is turned less is not interpolated
 UPRIGHT_DEGREES = 8.0
-# Header and anatomy that differ by more than this are worth a word
-ODD_TURN_DEGREES = 50.0
-
-
-@dataclass(frozen=True)
-class SideLimits:
-    """What a structure and its pair must be like to be taken for found.
-
-    Args:
-        volume_ml: of a side.
-        move_mm: at most, from where the head's pose has its centre to that of the labels.
-        probability: at least, the mean over the labelled voxels of that of their class.
-        apart_mm: of the two centres.
-        level_mm: at most, how far one centre lies above or in front of the other in the upright head.
-    """
-
-    volume_ml: tuple[float, float] = (1.0, 7.0)
-    move_mm: float = 25.0
-    probability: float = 0.8
-    apart_mm: tuple[float, float] = (40.0, 70.0)
-    level_mm: float = 18.0
-
-
-@dataclass(frozen=True)
-class _Side:
-    """A side's labels in its box."""
-
-    name: str
-    grid: ObliqueGrid
-    probabilities: Tensor  # (classes, *grid.size)
-    labels: Tensor  # (1, *grid.size)
-    centre_mm: Tensor
-
-    @property
-    def volume_ml(self) -> float:
-        return int((self.labels > 0).sum()) * self.grid.spacing_mm**3 / 1000
-
-    @property
-    def probability(self) -> float:
-        inside = self.labels[0] > 0
-        return float(self.probabilities.amax(0)[inside].mean()) if inside.any() else 0.0
 
 
 class LocalizedInferer(Inferer):
@@ -159,49 +118,28 @@ class LocalizedInferer(Inferer):
 
     def _looked_at(
         self, volume: Tensor, all_sides: bool, network: nn.Module, *args: Any, **kwargs: Any
-    ) -> tuple[HeadPose | None, dict[str, _Side], list[str]]:
+    ) -> tuple[HeadPose | None, dict[str, LabelledSide], list[str]]:
         """Locate the head and label its sides; the pose, the sides that are plausible, and the doubts."""
         pose = self.localizer(volume, [self.spacing_mm] * 3, all_sides)
         if pose is None:
             return None, {}, ["no head was found in the image; nothing is labelled"]
-        doubts: list[str] = []
-        degrees = turn_degrees(pose.fit.rotation)
-        if degrees > ODD_TURN_DEGREES:
-            doubts.append(
-                f"the head lies turned by {degrees:.0f} degrees from what the file's header says; labels follow the "
-                "anatomy, but the header's directions may be wrong"
-            )
-        starts = {name: pose.fit(self.localizer.template[name]) for name in self.sides}
 
-        def label(centres: Mapping[str, Tensor], rotation: Tensor) -> dict[str, _Side]:
+        def label(centres: Mapping[str, Tensor], rotation: Tensor) -> dict[str, LabelledSide]:
             return {
                 name: self._side(name, centre, rotation, volume, network, *args, **kwargs)
                 for name, centre in centres.items()
             }
 
+        expected = {name: pose.fit(self.localizer.template[name]) for name in self.sides}
         rotation = _unless_small(pose.fit.rotation)
-        sides = label(starts, rotation)
+        sides = label(expected, rotation)
         refined = self._refined(sides)
         if refined is not None and not torch.equal(refined, rotation):
             sides = label({name: side.centre_mm for name, side in sides.items()}, refined)
-        faults = {name: self._faults(side, starts[name]) for name, side in sides.items()}
-        for name, texts in faults.items():
-            if texts:
-                doubts.append(f"the {name} was not found for certain and is left out: {', '.join(texts)}")
-        plausible = {name: side for name, side in sides.items() if not faults[name]}
-        if len(plausible) == 2:
-            first, second = plausible.values()
-            texts = self._pair_faults(first, second, pose)
-            if texts:
-                both = " and ".join(plausible)
-                doubts.append(f"the {both} were not found for certain and are left out: {', '.join(texts)}")
-                plausible = {}
-        if plausible and not pose.good and len(plausible) < len(sides):
-            doubts.append(f"the {' and '.join(plausible)} is left out, too: the image may show no head")
-            plausible = {}
+        plausible, doubts = plausible_sides(sides, expected, pose, self.limits)
         return pose, plausible, doubts
 
-    def _refined(self, sides: Mapping[str, _Side]) -> Tensor | None:
+    def _refined(self, sides: Mapping[str, LabelledSide]) -> Tensor | None:
         """Fit the head's rotation to the centres of all labelled parts; None where parts are missing."""
         expected, seen = [], []
         for name, side in sides.items():
@@ -217,7 +155,7 @@ class LocalizedInferer(Inferer):
 
     def _side(
         self, name: str, centre: Tensor, rotation: Tensor, volume: Tensor, network: nn.Module, *args: Any, **kwargs: Any
-    ) -> _Side:
+    ) -> LabelledSide:
         """Label one side, its box moved onto what is labelled in it until it stays."""
         moved = self._grid(centre, rotation)
         for _ in range(self.moves + 1):
@@ -235,7 +173,7 @@ class LocalizedInferer(Inferer):
             if (moved.centre_mm - grid.centre_mm).norm() < self.spacing_mm / 2:
                 break
         probabilities = torch.where((raw > 0) & (labels == 0), 0.0, probabilities)  # other pieces
-        return _Side(name, grid, probabilities, labels, centre)
+        return LabelledSide(name, grid, probabilities, labels, centre, flat_share(image, labels))
 
     def _grid(self, centre: Tensor, rotation: Tensor) -> ObliqueGrid:
         """Make a box's grid; of an upright one the voxels are the volume's own."""
@@ -243,38 +181,6 @@ class LocalizedInferer(Inferer):
             middle = (torch.tensor(self.box, dtype=torch.float64) - 1) / 2
             centre = ((centre / self.spacing_mm - middle).round() + middle) * self.spacing_mm
         return ObliqueGrid(centre, rotation, self.box, self.spacing_mm)
-
-    def _faults(self, side: _Side, start: Tensor) -> list[str]:
-        """Say what is implausible about one side that was expected at ``start``."""
-        low, high = self.limits.volume_ml
-        moved_mm = float((side.centre_mm - start).norm())
-        faults = []
-        if not low <= side.volume_ml <= high:
-            faults.append(f"{side.volume_ml:.2f} ml (expected {low:g} to {high:g})")
-        if moved_mm > self.limits.move_mm:
-            faults.append(
-                f"its labels lie {moved_mm:.0f} mm from where the head's pose has it (expected at most "
-                f"{self.limits.move_mm:g})"
-            )
-        if side.probability < self.limits.probability:
-            faults.append(f"mean probability {side.probability:.2f} (expected at least {self.limits.probability:g})")
-        return faults
-
-    def _pair_faults(self, first: _Side, second: _Side, pose: HeadPose) -> list[str]:
-        """Say what is implausible about two sides together."""
-        between = (second.centre_mm - first.centre_mm) @ pose.fit.rotation  # along the upright head's axes
-        low, high = self.limits.apart_mm
-        faults = []
-        if not low <= float(between.norm()) <= high:
-            faults.append(f"they lie {float(between.norm()):.0f} mm apart (expected {low:g} to {high:g})")
-        if float(between[1:].abs().max()) > self.limits.level_mm:
-            faults.append(
-                f"one lies {float(between[1:].abs().max()):.0f} mm above or in front of the other (expected at most "
-                f"{self.limits.level_mm:g})"
-            )
-        if float(between[0]) < 0:
-            faults.append("left lies to the right of right")
-        return faults
 
 
 def _unless_small(rotation: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def killed_often(scans: Path, bundles: Sequence[Path], work: Path, kills: int) -
 
     When one gets through, the next is with the other bundle into the same OUT, over all that is there; then a new OUT.
     The time until a kill follows the machine: it grows with each kill and shrinks when a run gets through. It goes on
-    until runs have been whole, partly done and cut off while they wrote, three times each.
+    until runs have been whole, partly done and cut off while they wrote, twice each.
     """
     clean, seconds = [], 0.0
     for bundle in bundles:
@@ -98,7 +98,7 @@ def killed_often(scans: Path, bundles: Sequence[Path], work: Path, kills: int) -
         clean.append(products(out))
     rng = random.Random(0)
     seen = {"kills": 0, "whole runs": 0, "partly done": 0, "parts left": 0}
-    while min(seen["kills"] - kills, *(seen[kind] - 3 for kind in seen if kind != "kills")) < 0:
+    while min(seen["kills"] - kills, *(seen[kind] - 2 for kind in seen if kind != "kills")) < 0:
         turn = seen["whole runs"] % 2
         out, allowed = work / f"out{seen['whole runs'] // 2}", clean[: turn + 1]
         options = ["--resume", "--jobs", str(rng.choice((1, 2)))]

@@ -10,13 +10,13 @@ import subprocess
 import pytest
 
 from monai_vit3d.cli import progress
-from tests.helpers import ROOT, run_python, start_python
+from tests.helpers import ROOT, run_python, run_warm, start_python
 from tests.pipeline.kill_loop import check_whole
 from tests.pipeline.tiny import arguments, leftovers, predict, products, records, statuses, write_bundle, write_images
 
 fcntl, pty, termios = map(pytest.importorskip, ("fcntl", "pty", "termios"))
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed as POSIX does it")
-KILLS = 20
+KILLS = 8
 
 
 def kill_loop(*command):
@@ -32,7 +32,7 @@ def test_killed_at_any_moment_every_file_is_whole_and_resume_ends_as_a_clean_run
     found = kill_loop(cohort, tmp_path, KILLS, tiny_bundle, other)
     assert found["kills"] >= KILLS
     # the moments were not all before the work or after it
-    assert min(found["whole runs"], found["partly done"], found["parts left"]) >= 3, found
+    assert min(found["whole runs"], found["partly done"], found["parts left"]) >= 2, found
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def whole(out):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kib", [16, 96, 192, 1000])
+@pytest.mark.parametrize("kib", [16, 192])
 def test_a_full_disk_fails_files_and_leaves_no_half_ones(disk, cohort, clean_run, tiny_bundle, capsys, kib):
     folder, resize = disk
     resize(kib)
@@ -118,15 +118,15 @@ def test_a_disk_that_is_full_already_keeps_the_earlier_run(disk, cohort, clean_r
 def test_torchrun_does_all_files_and_ends_with_1_if_one_failed(tmp_path, cohort, clean_run, tiny_bundle):
     scans, out = tmp_path / "scans", tmp_path / "out"
     shutil.copytree(cohort, scans)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai_vit3d.cli"]
-    code, _, err = run_python(*torchrun, *arguments(scans, to=out, bundle=tiny_bundle))
-    assert code == 0, err
+    command = ["-m", "monai_vit3d.cli", *arguments(scans, to=out, bundle=tiny_bundle, options=["--overwrite"])]
+    code, said = run_warm(*command, processes=2)
+    assert code == 0, said
     assert products(out) == products(clean_run)
     assert set(statuses(out).values()) == {"done"}
     assert leftovers(out) == []
     (scans / "case00.nii.gz").write_bytes(b"")  # of the first process, which is the first to end
-    code, _, err = run_python(*torchrun, *arguments(scans, to=out, bundle=tiny_bundle, options=["--overwrite"]))
-    assert code == 1
+    code, _, err = run_python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command)
+    assert code == 1, err
     assert [name for name, status in statuses(out).items() if status != "done"] == ["case00"]
     assert "empty" in records(out)["case00"]["error"]
     assert products(out).keys() == products(clean_run).keys()
@@ -152,33 +152,20 @@ def on_a_terminal(command):
 
 
 @pytest.mark.slow
-def test_a_bar_on_a_terminal(tmp_path, cohort, tiny_bundle):
-    scans = tmp_path / "scans"
-    shutil.copytree(cohort, scans)
-    (scans / "case01.nii.gz").unlink()
-    (scans / "b\udce9.nii.gz").write_bytes(b"")
-    code, said = on_a_terminal(arguments(scans, to=tmp_path / "größe", bundle=tiny_bundle))
-    assert code == 1
-    assert "6/6 [" in said
-    assert "file/s" in said
-    assert "1/6 done" not in said  # what stands where there is no terminal
-    assert said.count("  failed: ") == 1
-    assert "5 done (5 to look at: labels may be wrong), 0 skipped, 1 failed: " in said
-
-
-@pytest.mark.slow
-def test_any_name_on_a_terminal_of_ascii(tmp_path, tiny_bundle, monkeypatch):
+def test_a_bar_and_any_name_on_a_terminal_of_ascii(tmp_path, tiny_bundle, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     scans, out = tmp_path / "scans", tmp_path / "größe"
-    write_images(scans, 1)
-    names = ["bé", "b\udce9"]
-    for name in names:
+    write_images(scans, 2)
+    for name in ("bé", "b\udce9"):
         (scans / f"{name}.nii.gz").write_bytes(b"")
     code, said = on_a_terminal(arguments(scans, to=out, bundle=tiny_bundle))
     assert code == 1
-    assert sorted(statuses(out).values()) == ["done", "failed", "failed"]
+    assert sorted(statuses(out).values()) == ["done", "done", "failed", "failed"]
+    assert "4/4 [" in said
+    assert "file/s" in said
+    assert "1/4 done" not in said  # what stands where there is no terminal
     assert said.count("  failed: ") == 2
-    assert "1 done (1 to look at: labels may be wrong), 0 skipped, 2 failed: " in said
+    assert "2 done (2 to look at: labels may be wrong), 0 skipped, 2 failed: " in said
 
 
 @pytest.mark.slow

@@ -1,0 +1,187 @@
+"""Say which labelled structures of a head are plausible, each by itself and as a left and right pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import max_pool3d
+
+from monai_vit3d.transforms.oblique_grid import ObliqueGrid
+from monai_vit3d.transforms.similarity import turn_degrees
+
+from .head_localizer import HeadPose
+
+# Header and anatomy that differ by more than this are worth a word
+ODD_TURN_DEGREES = 50.0
+
+
+@dataclass(frozen=True)
+class SideLimits:
+    """What a structure and its pair must be like to be taken for found.
+
+    Args:
+        volume_ml: of a side.
+        move_mm: at most, from where the head's pose has its centre to that of the labels.
+        probability: at least, the mean over the labelled voxels of that of their class.
+        flat: at most, the share of the labelled voxels around which the image has one value only.
+        alone_move_mm: as ``move_mm``, for a side whose pair was not found.
+        alone_probability: as ``probability``, for a side whose pair was not found.
+        apart_mm: of the two centres.
+        level_mm: at most, how far one centre lies above or in front of the other in the upright head.
+    """
+
+    volume_ml: tuple[float, float] = (1.0, 7.0)
+    move_mm: float = 25.0
+    probability: float = 0.8
+    flat: float = 0.1
+    alone_move_mm: float = 15.0
+    alone_probability: float = 0.9
+    apart_mm: tuple[float, float] = (40.0, 70.0)
+    level_mm: float = 18.0
+
+
+@dataclass(frozen=True)
+class LabelledSide:
+    """A side's labels in its box.
+
+    Args:
+        name: of the structure.
+        grid: of the box.
+        probabilities: (classes, *grid.size).
+        labels: (1, *grid.size) classes.
+        centre_mm: (3,) of the labels, in the volume's millimetres.
+        flat: the share of the labelled voxels around which the image has one value only.
+    """
+
+    name: str
+    grid: ObliqueGrid
+    probabilities: Tensor
+    labels: Tensor
+    centre_mm: Tensor
+    flat: float
+
+    @property
+    def volume_ml(self) -> float:
+        """Volume of all labels."""
+        return int((self.labels > 0).sum()) * self.grid.spacing_mm**3 / 1000
+
+    @property
+    def probability(self) -> float:
+        """Mean over the labelled voxels of the largest probability; 0 without labels."""
+        inside = self.labels[0] > 0
+        return float(self.probabilities.amax(0)[inside].mean()) if inside.any() else 0.0
+
+
+def flat_share(image: Tensor, labels: Tensor) -> float:
+    """Compute the share of labelled voxels that equal all their neighbours, as in air that was set to 0.
+
+    Args:
+        image: (1, H, W, D).
+        labels: (1, H, W, D), 0 where nothing is labelled.
+    """
+    highest = max_pool3d(image[None], 3, 1, 1)[0]
+    lowest = -max_pool3d(-image[None], 3, 1, 1)[0]
+    inside = labels > 0
+    return float((highest == lowest)[inside].float().mean()) if inside.any() else 0.0
+
+
+def plausible_sides(
+    sides: Mapping[str, LabelledSide], expected_mm: Mapping[str, Tensor], pose: HeadPose, limits: SideLimits
+) -> tuple[dict[str, LabelledSide], list[str]]:
+    """Select the sides that are plausible.
+
+    Args:
+        sides: name and labels of each.
+        expected_mm: where the head's pose has the centre of each, (3,).
+        pose: of the head.
+        limits: what they must be like.
+
+    Returns:
+        the sides that are kept, and what is not certain, a sentence each.
+    """
+    doubts = []
+    degrees = turn_degrees(pose.fit.rotation)
+    if degrees > ODD_TURN_DEGREES:
+        doubts.append(
+            f"the head lies turned by {degrees:.0f} degrees from what the file's header says; labels follow the "
+            "anatomy, but the header's directions may be wrong"
+        )
+    moved_mm = {name: float((side.centre_mm - expected_mm[name]).norm()) for name, side in sides.items()}
+    kept = {}
+    for name, side in sides.items():
+        faults = _faults(side, moved_mm[name], limits)
+        if faults:
+            doubts.append(f"the {name} was not found for certain and is left out: {', '.join(faults)}")
+        else:
+            kept[name] = side
+    if len(kept) == 2:
+        first, second = kept.values()
+        faults = _pair_faults(first, second, pose, limits)
+        if faults:
+            doubts.append(f"the {' and '.join(kept)} were not found for certain and are left out: {', '.join(faults)}")
+            kept = {}
+    elif len(kept) < len(sides):
+        for name, side in list(kept.items()):
+            faults = _alone_faults(side, moved_mm[name], degrees, pose, limits)
+            if faults:
+                doubts.append(f"the {name}, found without its pair, is left out, too: {', '.join(faults)}")
+                del kept[name]
+    return kept, doubts
+
+
+def _faults(side: LabelledSide, moved_mm: float, limits: SideLimits) -> list[str]:
+    """List what is implausible about a side by itself."""
+    low, high = limits.volume_ml
+    faults = []
+    if not low <= side.volume_ml <= high:
+        faults.append(f"{side.volume_ml:.2f} ml (expected {low:g} to {high:g})")
+    if moved_mm > limits.move_mm:
+        faults.append(_too_far(moved_mm, limits.move_mm))
+    if side.probability < limits.probability:
+        faults.append(_too_unsure(side, limits.probability))
+    if side.flat > limits.flat:
+        faults.append(
+            f"{side.flat:.0%} of it lies where the image has one value only (expected at most {limits.flat:.0%})"
+        )
+    return faults
+
+
+def _alone_faults(side: LabelledSide, moved_mm: float, degrees: float, pose: HeadPose, limits: SideLimits) -> list[str]:
+    """List what is implausible about a side whose pair was not found, which anything may look like."""
+    faults = []
+    if not pose.good:
+        faults.append("the image may show no head")
+    if degrees > ODD_TURN_DEGREES:
+        faults.append("the head does not lie as the header says")
+    if moved_mm > limits.alone_move_mm:
+        faults.append(_too_far(moved_mm, limits.alone_move_mm))
+    if side.probability < limits.alone_probability:
+        faults.append(_too_unsure(side, limits.alone_probability))
+    return faults
+
+
+def _pair_faults(first: LabelledSide, second: LabelledSide, pose: HeadPose, limits: SideLimits) -> list[str]:
+    """List what is implausible about the left and the right side together."""
+    between = (second.centre_mm - first.centre_mm) @ pose.fit.rotation  # along the upright head's axes
+    low, high = limits.apart_mm
+    apart_mm, uneven_mm = float(between.norm()), float(between[1:].abs().max())
+    faults = []
+    if not low <= apart_mm <= high:
+        faults.append(f"they lie {apart_mm:.0f} mm apart (expected {low:g} to {high:g})")
+    if uneven_mm > limits.level_mm:
+        faults.append(
+            f"one lies {uneven_mm:.0f} mm above or in front of the other (expected at most {limits.level_mm:g})"
+        )
+    if float(between[0]) < 0:
+        faults.append("left lies to the right of right")
+    return faults
+
+
+def _too_far(moved_mm: float, limit_mm: float) -> str:
+    return f"its labels lie {moved_mm:.0f} mm from where the head's pose has it (expected at most {limit_mm:g})"
+
+
+def _too_unsure(side: LabelledSide, limit: float) -> str:
+    return f"mean probability {side.probability:.2f} (expected at least {limit:g})"
