@@ -50,7 +50,7 @@ $(LOWEST)/.installed: setup.cfg constraints-lowest.txt
 test-lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(PYTEST_OPTIONS) -m "not slow" tests
 
-# the quick form of what the README's tables of times say; each file prints its peer and its limit
+# the quick form of what docs/speed.md says; each file prints its peer and its limit
 bench: $(VENV)/.installed
 	$(BIN)/python -W ignore benchmarks/startup.py --rounds 3
 	$(BIN)/python -W ignore benchmarks/reading.py --rounds 3

@@ -1,0 +1,62 @@
+"""README.md and docs/: their links lead somewhere, their commands exist, their Python runs."""
+
+import re
+import shlex
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nilearn.datasets import load_mni152_template
+
+from monai_vit3d.cli.command import build_parser
+from tests.helpers import BUNDLES, ROOT, phantom
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FROM_THE_HUB = "pretrained="  # code that downloads what tests do not
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+PYTHON = [
+    pytest.param(code, id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, code in enumerate(blocks(page, "python"))
+    if FROM_THE_HUB not in code
+]
+COMMANDS = sorted(
+    {line.split("#")[0].strip() for page in PAGES for text in blocks(page, "bash") for line in text.splitlines()
+     if line.startswith("vit3d ")}
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)\)", page.read_text())
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_the_first_page_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_the_parsers(command):
+    build_parser().parse_args(shlex.split(command)[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_runs_as_it_stands(code, tmp_path, monkeypatch):
+    """In a folder with what a reader has: the bundles, a head, a folder of crops."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundles").symlink_to(BUNDLES)
+    load_mni152_template(resolution=1).to_filename("head.nii.gz")
+    image = phantom(0)[0]
+    (tmp_path / "scans").mkdir()
+    image.to_filename("scans/crop.nii.gz")
+    variables = {"voxels": np.asarray(image.dataobj), "affine": image.affine}
+    exec(compile(code, "<page>", "exec"), variables)
+    if "labels" in variables and isinstance(variables["labels"], nib.Nifti1Image):
+        assert {1, 2, 3, 4} <= set(np.unique(variables["labels"].dataobj))
