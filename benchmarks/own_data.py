@@ -24,8 +24,6 @@ from hippocampus import BUNDLE, NETWORKS, ROOT, bundle_run, parser_for, print_ta
 from monai_vit3d.planning.init import plan_bundle
 
 NAMES = ("ours", "dynunet")
-# into any network_def, of one fold
-LOADED = "$monai_vit3d.weights.load_weights(@network_def, @ckpt_path).to(@device)"
 
 
 def write_data_list(data: Path, file: Path) -> None:
@@ -48,7 +46,7 @@ def train_and_score(name: str, epochs: int, threads: int, bundle: Path, folder: 
     start = time.perf_counter()
     bundle_run(["train.yaml"], {**network, **best, **train}, threads, folder / "train.log", bundle)
     minutes = (time.perf_counter() - start) / 60
-    score = {**best, "section": "validation", "fold": 0, "output_dir": str(folder / "scores"), "network": LOADED}
+    score = {**best, "section": "validation", "fold": 0, "output_dir": str(folder / "scores")}
     bundle_run(["inference.yaml", "evaluate.yaml"], {**network, **score}, threads, folder / "scores.log", bundle)
     parameters = sum(
         p.numel() for p in parser_for(NETWORKS[name], bundle).get_parsed_content("network_def").parameters()

@@ -19,7 +19,7 @@ ALLOWED_CALLS = _split(
     "torch.device torch.cuda.is_available os.path.join os.path.basename monai_vit3d.weights.load_weights "
     "monai_vit3d.weights.load_backbone monai_vit3d.weights.network_from monai_vit3d.data.medmnist3d_info "
     "monai_vit3d.data.class_names monai_vit3d.data.nifti_files monai_vit3d.data.image_cases "
-    "monai_vit3d.networks.probabilities monai_vit3d.weights.fold_files"
+    "monai_vit3d.networks.probabilities monai_vit3d.weights.fold_files monai_vit3d.weights.ensure_weights"
 )
 # functions of tensors whose result is no larger than their arguments: no files, no unbounded memory
 _TENSOR_FUNCTIONS = _split(

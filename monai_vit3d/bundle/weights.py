@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from monai_vit3d.data.confinement import check_confined
 from monai_vit3d.data.errors import BundleError, WeightsError
-from monai_vit3d.data.files import file_sha256
+from monai_vit3d.data.files import file_identity, file_sha256
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -51,7 +51,7 @@ class WeightsFile:
             )
         path = Path(path)
         check_confined(path)
-        identity = _identity(path)
+        identity = file_identity(path)
         return cls(path, file_sha256(path) if path.is_file() else "", identity)
 
     @property
@@ -61,7 +61,7 @@ class WeightsFile:
 
     def check_unchanged(self) -> None:
         """Raise :class:`WeightsError` if the file is no longer the one that was hashed."""
-        if _identity(self.path) != self.identity:
+        if file_identity(self.path) != self.identity:
             raise WeightsError(
                 f"{self.path}: changed while it was being loaded. Start again when nothing writes to it."
             )
@@ -130,7 +130,8 @@ def load_bundle_network(
     """Build a bundle's network with the weights that its config names.
 
     A CheckpointLoader's file is loaded, as MONAI does. Else, a network whose entry refers to ``ckpt_path`` has loaded
-    it already, and is compared with the file; into any other one it is loaded.
+    it already, and is compared with the file unless ``network_from`` built it from that; into any other one it is
+    loaded.
 
     Args:
         build: builds an entry of the config.
@@ -145,6 +146,7 @@ def load_bundle_network(
     from torch import nn
 
     from monai_vit3d.networks.checkpoints import load_state
+    from monai_vit3d.weights.built_from import is_built_from
 
     loader = checkpoint_loader(parser.get())
     weights = BundleWeights.of(build(f"{loader}::load_path") if loader else build("ckpt_path", default), config)
@@ -156,7 +158,8 @@ def load_bundle_network(
         keys = parser.get(f"{loader}::load_dict", {})
         load_state(network, weights.state(tuple(keys) if isinstance(keys, dict) else ()), weights.names)
     elif refers_to(parser, entry, "ckpt_path"):
-        _check_loaded(network, weights)
+        if not is_built_from(network, [file.identity for file in weights.files]):
+            _check_loaded(network, weights)
     else:
         load_state(network, weights.state(_CHECKPOINT_KEYS), weights.names)
     weights.check_unchanged()
@@ -235,12 +238,3 @@ def _check_loaded(network: nn.Module, weights: BundleWeights) -> None:
 def _same_shape(value: Tensor, state: Any, key: str) -> bool:
     other = state.get(key) if isinstance(state, Mapping) else None
     return other is not None and getattr(other, "shape", None) == value.shape
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ()
-    # ctime, of the last change of any kind, cannot be set by a user
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

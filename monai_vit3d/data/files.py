@@ -173,6 +173,16 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_identity(path: str | Path) -> tuple[int, ...]:
+    """Return device, inode, size and times of a file, which change with the file or its bytes; none without a file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    # ctime, of the last change of any kind, cannot be set by a user
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
 class HashedFile(io.RawIOBase):
     """A file that computes the SHA-256 of the very bytes that are read from it.
 

@@ -8,6 +8,7 @@ from monai_vit3d.networks.load_report import LoadReport
 
 from .adapters import load_adapter, save_adapter
 from .backbone import embed_layer_of, load_backbone, save_backbone
+from .built_from import ensure_weights
 from .convert import from_monai_unetr, from_monai_vit, to_monai_unetr, to_monai_vit
 from .convert.timm2d import checkpoint_filter_fn, create_timm2d, from_timm2d, load_timm2d
 from .convert.timm2d_stats import timm_normalisation
@@ -32,6 +33,7 @@ __all__ = [
     "create_timm2d",
     "describe_weights",
     "embed_layer_of",
+    "ensure_weights",
     "fetch_weights",
     "fold_files",
     "from_monai_unetr",

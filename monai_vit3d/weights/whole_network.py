@@ -12,6 +12,7 @@ from monai.utils import ensure_tuple
 from torch import Tensor, nn
 
 from monai_vit3d.data.errors import UsageError, WeightsError
+from monai_vit3d.data.files import file_identity
 from monai_vit3d.networks import FoldEnsemble, VisionTransformer3D
 from monai_vit3d.networks.checkpoints import as_state_dict, read_checkpoint, read_with_metadata, refuse_differences
 from monai_vit3d.networks.model_args import class_of
@@ -20,6 +21,7 @@ from monai_vit3d.networks.weights_licence import LICENCE_KEY, set_weights_licenc
 from monai_vit3d.networks.wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
 
 from .backbone import PREFIX, load_backbone
+from .built_from import record_built_from
 
 logger = logging.getLogger(__name__)
 _ENTRIES = ("model", "network")  # of a checkpoint that holds more, as last.pt
@@ -69,6 +71,7 @@ def network_from(
         members = [network_from(file, **options, **expected) for file in files]
         return members[0] if len(members) == 1 else FoldEnsemble(members, average).eval()
     config, weights = files_in(Path(path)) if Path(path).is_dir() else (Path(path), Path(path))
+    identity = file_identity(weights)
     content, metadata = read_with_metadata(weights)
     content = next((content[key] for key in _ENTRIES if isinstance(content, Mapping) and key in content), content)
     state = as_state_dict(content, weights)
@@ -83,6 +86,7 @@ def network_from(
         stated = {key: value for key, value in options.items() if value is not None}
         backbone = build_own(args, state, str(path), owned=True, **stated).network
         set_weights_licence(backbone, metadata.get(LICENCE_KEY))
+        record_built_from(backbone, identity)
         return backbone
     if global_pool is not None or fc_norm is not None:
         raise UsageError(
@@ -90,6 +94,7 @@ def network_from(
         )
     network = build_whole(args, state, str(path), img_size=img_size)
     set_weights_licence(network, metadata.get(LICENCE_KEY))
+    record_built_from(network, identity)
     return network
 
 

@@ -4,12 +4,15 @@ import shutil
 
 import pytest
 import torch
+from monai.networks.nets import UNet
 
+from monai_vit3d.bundle.config import Choice
 from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.data import medmnist3d_info, nifti_files
 from monai_vit3d.data.confinement import reading_only_below
 from monai_vit3d.data.errors import BundleError, WeightsError
 from monai_vit3d.weights import load_weights
+from tests.pipeline.fold_bundle import segmenter, write_fold_bundle
 from tests.pipeline.tiny import reconfigure
 
 LOADING = "network: $monai_vit3d.weights.load_weights(@network_def, @ckpt_path)\n"
@@ -82,6 +85,30 @@ def test_other_weights_than_the_files_are_refused(bundle):
     reconfigure(bundle, more=f"network: $[monai_vit3d.weights.load_weights(@network_def, {path}), @ckpt_path][0]\n")
     with pytest.raises(WeightsError, match=r"holds other weights \(weight differs\)"):
         load_bundle(bundle, "cpu", safe=True)
+
+
+@pytest.mark.parametrize("folds", [[0], [0, 1]])
+def test_each_file_is_read_once(tmp_path, monkeypatch, folds):
+    root, paths, load = write_fold_bundle(tmp_path / "folds", folds), [], torch.load
+    monkeypatch.setattr(torch, "load", lambda path, **options: paths.append(path.name) or load(path, **options))
+    loaded = load_bundle(root, "cpu", safe=True)
+    assert paths == [f"fold_{fold}.pt" for fold in folds]
+    members = loaded.network.members if len(folds) > 1 else [loaded.network]
+    for fold, member in zip(folds, members):
+        state = segmenter(fold).state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in member.state_dict().items())
+
+
+def test_a_network_in_place_of_a_bundles_own_gets_its_weights(tmp_path):
+    root = write_fold_bundle(tmp_path / "folds", [0, 1])
+    peers = [UNet(3, 2, 3, channels=(4, 8), strides=(2,)) for _ in range(2)]
+    for fold, peer in enumerate(peers):
+        torch.save(peer.state_dict(), root / "models" / f"fold_{fold}.pt")
+    network_def = {"_target_": "UNet", "spatial_dims": 3, "in_channels": 2, "out_channels": 3}
+    network_def |= {"channels": [4, 8], "strides": [2]}
+    ensemble = load_bundle(root, "cpu", True, Choice(overrides={"network_def": network_def})).network
+    for member, peer in zip(ensemble.members, peers, strict=True):
+        assert all(torch.equal(value, peer.state_dict()[key]) for key, value in member.state_dict().items())
 
 
 @pytest.mark.parametrize("victim", ["models/model.pt", "configs/inference.yaml", "configs/extra.txt"])
