@@ -14,7 +14,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/vit3d demo --bundle bundles/head_hippocampus --output demo_output
+	$(BIN)/vit3d demo --output demo_output
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ import pytest
 from nilearn.datasets import load_mni152_template
 
 from monai_vit3d.cli.command import build_parser
-from tests.helpers import BUNDLES, ROOT, phantom
+from tests.helpers import ROOT, phantom
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FROM_THE_HUB = "pretrained="  # code that downloads what tests do not
@@ -49,9 +49,8 @@ def test_commands_are_the_parsers(command):
 @pytest.mark.slow
 @pytest.mark.parametrize("code", PYTHON)
 def test_python_runs_as_it_stands(code, tmp_path, monkeypatch):
-    """In a folder with what a reader has: the bundles, a head, a folder of crops."""
+    """In a folder with what a reader has: a head, and a folder of crops."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "bundles").symlink_to(BUNDLES)
     load_mni152_template(resolution=1).to_filename("head.nii.gz")
     image = phantom(0)[0]
     (tmp_path / "scans").mkdir()

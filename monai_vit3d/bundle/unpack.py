@@ -14,6 +14,8 @@ from pathlib import Path
 
 from monai_vit3d.data.errors import BundleError
 
+from .shipped import find_bundle, shipped_bundles
+
 MAX_UNPACKED_BYTES = 8 * 2**30
 MAX_MEMBERS = 100_000
 RATIO, RATIO_FROM_BYTES = 200, 100 * 10**6  # weights inflate hardly at all; zeros a thousandfold
@@ -29,7 +31,8 @@ def open_bundle(path: str | Path) -> Iterator[Path]:
     evaluates what stands there.
 
     Args:
-        path: a folder, or a ``.zip`` with the bundle at its top or in a single folder.
+        path: a folder, a ``.zip`` with the bundle at its top or in a single folder, or the name of a bundle that comes
+            with this package.
 
     Yields:
         The folder that holds ``configs``.
@@ -38,7 +41,7 @@ def open_bundle(path: str | Path) -> Iterator[Path]:
         BundleError: nothing there, no bundle, a link out of the folder, or a zip that is damaged, that holds anything
             but plain files and folders under plain names, or that inflates beyond measure.
     """
-    bundle = Path(path)
+    bundle = find_bundle(path)
     if bundle.is_dir():
         yield _checked(bundle)
     elif bundle.is_file() and bundle.suffix.lower() == ".zip":
@@ -47,7 +50,10 @@ def open_bundle(path: str | Path) -> Iterator[Path]:
             yield _checked(_entered(Path(folder)), str(bundle))
     else:
         reason = "neither a folder nor a .zip" if bundle.exists() else "no such file or folder"
-        raise BundleError(f"{bundle}: {reason}; give the folder of a MONAI bundle, or its zip.")
+        names = ", ".join(shipped_bundles())
+        raise BundleError(
+            f"{bundle}: {reason}; expected the folder of a MONAI bundle, its zip, or one of {names}. Correct the path."
+        )
 
 
 def _checked(folder: Path, name: str | None = None) -> Path:

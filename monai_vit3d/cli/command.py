@@ -11,13 +11,14 @@ from contextlib import nullcontext
 from typing import NoReturn
 
 from monai_vit3d.bundle.search_path import without_folders
+from monai_vit3d.bundle.shipped import find_bundle
 
-from . import check, demo, embed, evaluate, info, init, measure, predict, probe, train, weights
+from . import bundles, check, demo, embed, evaluate, info, init, measure, predict, probe, train, weights
 from .flags import use_flags_of, with_flags
 from .progress import print_error
 from .streams import EscapedStream, Terminated, guard_streams, raise_on_signals
 
-VERBS = (init, train, evaluate, predict, embed, probe, check, info, measure, weights, demo)
+VERBS = (init, train, evaluate, predict, embed, probe, check, info, measure, bundles, weights, demo)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     from monai_vit3d.data.errors import BundleError, UsageError, Vit3dError, WeightsError
 
     try:
-        bundles = [args.bundle] if getattr(args, "bundle", None) else []
-        with without_folders(*bundles) if getattr(args, "safe", False) else nullcontext():
+        folders = [find_bundle(args.bundle)] if getattr(args, "bundle", None) else []
+        with without_folders(*folders) if getattr(args, "safe", False) else nullcontext():
             code = int(args.run(args))
         sys.stdout.flush()
         return code

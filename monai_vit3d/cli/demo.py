@@ -10,8 +10,8 @@ from typing import Any
 def add_verb(verbs: Any) -> None:
     """Add the verb to the command's parser."""
     demo = verbs.add_parser("demo", help="segment both hippocampi of nilearn's MNI152 template")
-    shipped = Path("bundles/head_hippocampus")
-    demo.add_argument("--bundle", type=Path, default=shipped, help="the bundle's folder")
+    shipped = Path("head_hippocampus")
+    demo.add_argument("--bundle", type=Path, default=shipped, help="the bundle's folder or name (%(default)s)")
     demo.add_argument("-o", "--output", type=Path, default=Path("demo_output"), help="the folder to write to")
     demo.set_defaults(run=_run, parser=demo)
 

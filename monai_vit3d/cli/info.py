@@ -15,7 +15,7 @@ from .options import add_config, parsed
 def add_verb(verbs: Any) -> None:
     """Add the verb to the command's parser."""
     info = verbs.add_parser("info", help="say what a bundle is for and what it needs")
-    info.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle: a folder or a zip")
+    info.add_argument("bundle", type=Path, metavar="BUNDLE", help="a folder, a zip, or a name of vit3d bundles")
     add_config(info)
     info.set_defaults(run=_run, parser=verbs.choices["predict"])
 

@@ -41,7 +41,8 @@ def add_verb(verbs: Any) -> None:
     add = predict.add_argument
     add_inputs(predict)
     add("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder to write to")
-    add("--bundle", type=Path, required=True, metavar="DIR", help="the MONAI bundle: a folder or a zip")
+    of = "the MONAI bundle: a folder, a zip, or a name of vit3d bundles"
+    add("--bundle", type=Path, required=True, metavar="BUNDLE", help=of)
     add_config(predict)
     add_device(predict)
     backends = ["torch", "auto", "compile", "openvino"]

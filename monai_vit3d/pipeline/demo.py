@@ -9,6 +9,7 @@ from typing import Any
 
 from monai_vit3d.bundle.config import config_files
 from monai_vit3d.bundle.metadata import read_metadata
+from monai_vit3d.bundle.shipped import find_bundle
 from monai_vit3d.data import ImageError, cut_box, label_volumes_ml
 
 from .folder import predict_folder
@@ -46,7 +47,7 @@ def run_demo(bundle: str | Path, output: str | Path) -> Demo:
         WeightsError: the bundle has no trained weights.
         ImageError: the image could not be segmented.
     """
-    bundle, output = Path(bundle).resolve(), Path(output).resolve()
+    bundle, output = find_bundle(bundle).resolve(), Path(output).resolve()
     config_files(bundle)
     image = _template(output / "images")
     predicted = output / "labels"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from monai_vit3d.bundle.config import Choice, choice_of
 from monai_vit3d.bundle.load import Bundle, load_bundle
 from monai_vit3d.bundle.metadata import Metadata, read_metadata
+from monai_vit3d.bundle.shipped import find_bundle
 from monai_vit3d.bundle.unpack import open_bundle
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.files import following_no_links, remove_parts
@@ -167,7 +168,7 @@ def predict_folder(
         on_plan(plan)
         flip_axes = choose_flip_axes(tta, loaded)
         options = Options(flip_axes, uncertainty, probabilities, volume, max_voxels, units, seg, resample_channels)
-        about = _about(loaded, Path(bundle), options, plan, choice, notes) | {"anyway": anyway, "strict": strict}
+        about = _about(loaded, find_bundle(bundle), options, plan, choice, notes) | {"anyway": anyway, "strict": strict}
         record = RunRecord(plan.output, about, shard)
         predictor = Predictor(loaded, options=options, anyway=anyway)
         with following_no_links(plan.output):

@@ -1,0 +1,27 @@
+"""`vit3d bundles`: list the bundles that come with this package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+_DESCRIPTION = """List the bundles that come with this package. vit3d predict, check and info take them by name.
+vit3d info NAME says more of one."""
+
+
+def add_verb(verbs: Any) -> None:
+    """Add the verb to the command's parser."""
+    bundles = verbs.add_parser("bundles", help="list the bundles that come with this package", description=_DESCRIPTION)
+    bundles.set_defaults(run=_run, parser=bundles)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from monai_vit3d.bundle.shipped import shipped_bundles
+
+    for name, folder in shipped_bundles().items():
+        task = json.loads((folder / "configs" / "metadata.json").read_text())["task"]
+        weights = sum(path.stat().st_size for path in (folder / "models").glob("*") if path.is_file())
+        size = f"{weights / 1e6:.0f} MB" if weights else "to be trained"
+        print(f"{name:28s} {size:>13s}  {task}")
+    return 0
