@@ -82,7 +82,7 @@ def _listed(names: Mapping[int, str]) -> str:
 def _weights_and_safety(root: Path, choice: Choice) -> dict[str, str]:
     try:
         loaded = load_bundle(root, "cpu", True, choice)
-        files = ", ".join(f"{file.path.name}, SHA-256 {file.sha256}" for file in loaded.weights.files)
+        files = ", ".join(f"{file.path.name}, SHA-256 {file.sha256}" for file in loaded.weights.all_files)
         return {"weights": files, "--safe": "runs"}
     except BundleError as error:
         shipped = sorted((root / "models").glob("*.pt"))

@@ -6,8 +6,8 @@ import copy
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,10 +82,12 @@ class BundleWeights:
     """The files of a bundle's weights: one, or one for each member of an ensemble.
 
     Args:
-        files: one or more.
+        files: one or more, of the bundle's network.
+        others: of further networks that the config builds, such as a localizer.
     """
 
     files: tuple[WeightsFile, ...]
+    others: tuple[WeightsFile, ...] = ()
 
     @classmethod
     def of(cls, paths: Any, config: Path) -> BundleWeights:
@@ -100,19 +102,24 @@ class BundleWeights:
     @property
     def sha256(self) -> str:
         """That of the file; of several, of the lines that ``sha256sum`` prints of them."""
-        if len(self.files) == 1:
+        if len(self.all_files) == 1:
             return self.files[0].sha256
-        lines = [f"{file.sha256}  {file.path.name}" for file in self.files]
+        lines = [f"{file.sha256}  {file.path.name}" for file in self.all_files]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property
+    def all_files(self) -> tuple[WeightsFile, ...]:
+        """The files of all networks."""
+        return (*self.files, *self.others)
+
+    @property
     def names(self) -> str:
-        """Paths of the files, for messages."""
+        """Paths of the files of the bundle's network, for messages."""
         return ", ".join(str(file.path) for file in self.files)
 
     def check_unchanged(self) -> None:
         """Raise :class:`WeightsError` if a file is no longer the one that was hashed."""
-        for file in self.files:
+        for file in self.all_files:
             file.check_unchanged()
 
     def state(self, keys: tuple[str, ...]) -> Any:
@@ -150,6 +157,7 @@ def load_bundle_network(
 
     loader = checkpoint_loader(parser.get())
     weights = BundleWeights.of(build(f"{loader}::load_path") if loader else build("ckpt_path", default), config)
+    weights = replace(weights, others=_files_of_others(build, parser, config, weights))
     entry = "network" if parser.get("network") is not None else "network_def"
     network = build(entry)
     if not isinstance(network, nn.Module):
@@ -166,13 +174,33 @@ def load_bundle_network(
     return network, weights
 
 
-def checkpoint_loader(config: Any, entry: str = "") -> str | None:
+def _files_of_others(
+    build: Callable[..., Any], parser: ConfigParser, config: Path, weights: BundleWeights
+) -> tuple[WeightsFile, ...]:
+    """Hash the files that ``network_from`` reads for other networks than the bundle's."""
+    paths = (build(f"{entry}::path") for entry in entries_of(parser.get(), "network_from"))
+    files = (WeightsFile.of(path, config) for path in paths if isinstance(path, str | os.PathLike))
+    return tuple(file for file in files if file.path not in [own.path for own in weights.files])
+
+
+def checkpoint_loader(config: Any) -> str | None:
     """Return the id of MONAI's CheckpointLoader in a config; None where there is none."""
-    if isinstance(config, dict) and str(config.get("_target_", "")).rpartition(".")[2] == "CheckpointLoader":
-        return entry
+    return next(entries_of(config, "CheckpointLoader"), None)
+
+
+def entries_of(config: Any, name: str, entry: str = "") -> Iterator[str]:
+    """List the ids of a config's entries whose ``_target_`` has this name.
+
+    Args:
+        config: a part of it, not resolved.
+        name: the last part of the target's path.
+        entry: the part's id.
+    """
+    if isinstance(config, dict) and str(config.get("_target_", "")).rpartition(".")[2] == name:
+        yield entry
     items = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
-    ids = (checkpoint_loader(value, f"{entry}::{key}" if entry else str(key)) for key, value in items)
-    return next((id_ for id_ in ids if id_ is not None), None)
+    for key, value in items:
+        yield from entries_of(value, name, f"{entry}::{key}" if entry else str(key))
 
 
 def refers_to(parser: ConfigParser, entry: str, target: str) -> bool:

@@ -206,7 +206,7 @@ def _about(
         "bundle": bundle.metadata.name,
         "bundle_version": bundle.metadata.version,
         "bundle_path": str(given.absolute()),
-        "weights": [_weights_file(file) for file in bundle.weights.files],
+        "weights": [_weights_file(file) for file in bundle.weights.all_files],
         "weights_sha256": bundle.weights.sha256,
         "config": list(choice.names),
         "overrides": {name: repr(value) for name, value in choice.overrides.items()},

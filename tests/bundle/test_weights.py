@@ -1,5 +1,6 @@
 """A bundle's weights: inside the bundle, found by reference, compared, and hashed as they were read."""
 
+import hashlib
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from monai_vit3d.data import medmnist3d_info, nifti_files
 from monai_vit3d.data.confinement import reading_only_below
 from monai_vit3d.data.errors import BundleError, WeightsError
 from monai_vit3d.weights import load_weights
+from tests.helpers import BUNDLES
 from tests.pipeline.fold_bundle import segmenter, write_fold_bundle
 from tests.pipeline.tiny import reconfigure
 
@@ -118,3 +120,22 @@ def test_files_that_change_while_they_are_loaded_are_refused(bundle, victim):
     reconfigure(bundle, more=f"network: $[@network_def, {code}][0]\n")
     with pytest.raises((BundleError, WeightsError), match=r"changed while|not a readable"):
         load_bundle(bundle, "cpu")
+
+
+@pytest.mark.slow
+def test_files_of_other_networks_are_hashed_too(tmp_path):
+    """The localizer's, so that a run is not resumed with another one."""
+    root = shutil.copytree(BUNDLES / "head_hippocampus", tmp_path / "bundle")
+    weights = load_bundle(root, "cpu", safe=True).weights
+    assert [file.path.name for file in weights.files] == ["hippocampus.pt"]
+    assert [file.path.name for file in weights.others] == ["localizer.pt"]
+    listed = "\n".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in
+                       (root / "models" / "hippocampus.pt", root / "models" / "localizer.pt"))  # fmt: skip
+    assert weights.sha256 == hashlib.sha256(listed.encode()).hexdigest()
+    state = torch.load(root / "models" / "localizer.pt", weights_only=True)
+    state["backbone.norm.bias"] += 1
+    torch.save(state, root / "models" / "localizer.pt")
+    other = load_bundle(root, "cpu", safe=True).weights
+    assert (other.files[0].sha256, other.sha256 == weights.sha256) == (weights.files[0].sha256, False)
+    with pytest.raises(WeightsError, match=r"localizer\.pt: changed while it was being loaded"):
+        weights.check_unchanged()
