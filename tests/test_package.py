@@ -122,7 +122,7 @@ def test_only_one_room_opens_nifti():
 
 def test_nobody_imports_the_command_line():
     users = [p for p in ROOT.rglob("*.py") if any(f"{n}.".startswith("monai_vit3d.cli.") for n in imports(p))]
-    assert {p.relative_to(ROOT).parts[0] for p in users} == {"cli"}
+    assert {p.relative_to(ROOT).parts[0] for p in users} == {"cli", "__main__.py"}
 
 
 def test_imports_are_read_right():

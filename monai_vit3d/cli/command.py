@@ -10,11 +10,13 @@ import sys
 from contextlib import nullcontext
 from typing import NoReturn
 
+from monai_vit3d import __version__
 from monai_vit3d.bundle.search_path import without_folders
 from monai_vit3d.bundle.shipped import find_bundle
 
 from . import bundles, check, demo, embed, evaluate, info, init, measure, predict, probe, train, weights
 from .flags import use_flags_of, with_flags
+from .parser import SuggestingParser
 from .progress import print_error
 from .streams import EscapedStream, Terminated, guard_streams, raise_on_signals
 
@@ -23,7 +25,8 @@ VERBS = (init, train, evaluate, predict, embed, probe, check, info, measure, bun
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all verbs."""
-    parser = argparse.ArgumentParser(prog="vit3d", description="3D Vision Transformers for NIfTI volumes.")
+    parser = SuggestingParser(prog="vit3d", description="3D Vision Transformers for NIfTI volumes.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for verb in VERBS:
         verb.add_verb(verbs)

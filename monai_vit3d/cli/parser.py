@@ -1,0 +1,38 @@
+"""A parser whose messages say which verb or flag was meant."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterable, Mapping
+from typing import NoReturn
+
+
+class SuggestingParser(argparse.ArgumentParser):
+    """Parse as ``argparse.ArgumentParser``, and add the nearest verb or flag to messages on misspelt ones."""
+
+    words: list[str] | None = None
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """Parse, and remember the words that came for messages."""
+        self.words = [*(sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message with what may have been meant, and exit with code 2."""
+        words = self.words or []
+        verbs = next((action.choices for action in self._actions if isinstance(action.choices, Mapping)), {})
+        parser = verbs.get(words[0], self) if words else self
+        flags = [*parser._option_string_actions, *self._option_string_actions]
+        unknown = [word.partition("=")[0] for word in words if word.startswith("--")]
+        meant = [_meant(word, flags) for word in unknown if not any(flag.startswith(word) for flag in flags)]
+        if verbs and words and words[0] not in verbs and not unknown:
+            meant = [_meant(words[0], verbs)]
+        super().error(" ".join([message, *filter(None, meant)]))
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    """Ask for the nearest of the known words; "" if none is near."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"(did you mean {near[0]}?)" if near else ""
