@@ -13,7 +13,7 @@ from .plan import TrainingPlan
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 REQUIRED = ("timm", "nibabel", "pytorch-ignite", "tensorboard", "scikit-image")
-SHARED = ("spacing_mm", "intensity", "flip_axes", "overlap")  # decisions that prediction needs, too
+SHARED = ("orientation", "spacing_mm", "intensity", "flip_axes", "overlap")  # decisions that prediction needs, too
 
 
 def bundle_metadata(

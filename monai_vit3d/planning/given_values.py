@@ -10,6 +10,7 @@ from monai_vit3d.data.errors import UsageError
 
 from .plan import Check, Evidence
 from .rules_classification import volume_step_bytes
+from .rules_geometry import AXES
 from .rules_intensity import MODALITIES
 from .rules_network import GIB, LARGEST_WINDOW, step_bytes
 from .rules_training import require_folds
@@ -64,6 +65,11 @@ def _heads() -> list[str]:
     from monai_vit3d.networks.heads import HEADS
 
     return sorted(HEADS)
+
+
+def _check_orientation(value: Any, *_: Any) -> str:
+    is_whole = sorted(axis for letter in value for axis in AXES if letter in axis) == sorted(AXES)
+    return "" if is_whole and len(value) == len(AXES) else "one of R and L, A and P, S and I each, as RAS, is expected"
 
 
 def _check_score(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str:
@@ -167,6 +173,7 @@ CHECKS: dict[str, Check] = {
     "folds": _check_folds,
     "modality": _check_modality,
     "intensity": _check_intensity,
+    "orientation": _check_orientation,
     "spacing_mm": _three(1e-3),
     "patch_size": _check_patch,
     "preset": _of_encoder(_one_of(_presets)),

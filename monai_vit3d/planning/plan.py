@@ -22,7 +22,7 @@ class Evidence:
         memory_bytes: of the device that will train; None where it was not given.
         pretrained: file or name of an encoder to start from, or None.
         encoder_options: what that file does not show.
-        stated: what is published of that encoder's input: ``spacing_mm``, ``intensity`` of a channel.
+        stated: what is published of that encoder's input: ``orientation``, ``spacing_mm``, ``intensity`` of a channel.
         encoder: that encoder's architecture, as :func:`~monai_vit3d.networks.model_args` returns it; else empty.
     """
 

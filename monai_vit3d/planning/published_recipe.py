@@ -1,4 +1,4 @@
-"""What the authors of a published encoder state of its input, in a plan's terms: spacing and intensities."""
+"""What a published encoder's authors state of its input, in a plan's terms: orientation, spacing, intensities."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from monai_vit3d.data.published_models import published_models
-
-_AXES = ("RL", "AP", "SI")  # of a plan's volumes
 
 
 def stated_input(pretrained: str, encoder_options: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,26 +16,23 @@ def stated_input(pretrained: str, encoder_options: Mapping[str, Any]) -> dict[st
         encoder_options: ``published`` has the name where ``pretrained`` is a file.
 
     Returns:
-        ``spacing_mm`` along a plan's axes, and ``intensity``, the scheme of each channel; nothing of other encoders.
+        ``orientation`` as axcodes, ``spacing_mm`` along its axes, and ``intensity``, the scheme of each channel;
+        nothing of other encoders.
     """
     model = published_models().get(str(encoder_options.get("published", pretrained)))
     if model is None or model.recipe is None:
         return {}
     steps = {key: value for step in model.recipe.get("steps") or () for key, value in step.items()}
-    spacing = _along_plan_axes((steps.get("resample") or {}).get("spacing_mm"), model.recipe.get("orientation"))
-    scheme = _scheme(steps)
-    return {key: value for key, value in (("spacing_mm", spacing), ("intensity", scheme)) if value}
+    orientation = model.recipe.get("orientation")
+    spacing = _usable_spacing((steps.get("resample") or {}).get("spacing_mm"), orientation)
+    stated = {"orientation": orientation, "spacing_mm": spacing, "intensity": _scheme(steps)}
+    return {key: value for key, value in stated.items() if value}
 
 
-def _along_plan_axes(spacing: Any, orientation: str | None) -> list[float] | None:
-    """Sort a spacing that is stated along the axes of an orientation; None if they are not known."""
-    if not spacing or None in spacing:
-        return None
-    if len(set(spacing)) == 1:
-        return [float(mm) for mm in spacing]
-    if orientation is None:
-        return None
-    return [float(next(mm for mm, letter in zip(spacing, orientation) if letter in axis)) for axis in _AXES]
+def _usable_spacing(spacing: Any, orientation: str | None) -> list[float] | None:
+    """Return a spacing that is the same along all axes, or whose axes are known; else None."""
+    is_known = bool(spacing) and None not in spacing and (len(set(spacing)) == 1 or orientation is not None)
+    return [float(mm) for mm in spacing] if is_known else None
 
 
 def _scheme(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ STEPS_OF_VOLUMES = {"cpu": 1500, "cuda": 6000}
 def decide_volume_spacing(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take the median spacing, coarser where a whole case would be too large."""
     spacing, reason = decide_spacing_mm(evidence, plan)
-    voxels = math.prod(resampled_shape(evidence, spacing, "90"))
+    voxels = math.prod(resampled_shape(evidence, {**plan, "spacing_mm": spacing}, "90"))
     factor = max(1.0, (voxels / LARGEST_VOLUME[plan["device"]]) ** (1 / 3))
     if factor == 1.0:
         return spacing, reason
@@ -32,7 +32,7 @@ def decide_volume_spacing(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[
 
 def decide_volume(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Cover nine of ten cases; larger ones are cropped, smaller ones padded."""
-    shape = resampled_shape(evidence, plan["spacing_mm"], "90")
+    shape = resampled_shape(evidence, plan, "90")
     sizes = [p * max(2, math.ceil(n / p)) for n, p in zip(shape, plan["patch_size"])]
     needed = volume_step_bytes(evidence, plan, sizes) / GIB
     if needed > plan["memory_gb"]:

@@ -115,7 +115,7 @@ def decide_amp(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
 
 def decide_window(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Cover the median case, as far as time and memory allow; two patches or more on each axis."""
-    patch, shape = plan["patch_size"], resampled_shape(evidence, plan["spacing_mm"])
+    patch, shape = plan["patch_size"], resampled_shape(evidence, plan)
     sizes = [p * max(2, math.ceil(0.95 * n / p)) for n, p in zip(shape, patch)]
     whole, least = list(sizes), [2 * p for p in patch]
     while math.prod(sizes) > LARGEST_WINDOW[plan["device"]] and sizes != least:

@@ -93,7 +93,7 @@ def decide_repeats(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, st
 def decide_cached_cases(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Keep as many preprocessed cases in memory as half of what this process may take holds."""
     per_voxel = 4 * (len(evidence.fingerprint["channels"]) + 1)
-    case = per_voxel * math.prod(resampled_shape(evidence, plan["spacing_mm"]))
+    case = per_voxel * math.prod(resampled_shape(evidence, plan))
     most = int(0.5 * available_bytes() / case)
     cases = int(evidence.fingerprint["cases"])
     if most >= cases:

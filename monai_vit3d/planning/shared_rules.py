@@ -17,6 +17,7 @@ FIRST_RULES = (
     PlanRule("folds", int, training.decide_folds),
     PlanRule("modality", [str], intensities.decide_modality),
     PlanRule("intensity", [{"scheme": str}], intensities.decide_intensity),
+    PlanRule("orientation", str, geometry.decide_orientation),
 )
 SIZE_RULES = (
     PlanRule("patch_size", [int], geometry.decide_patch_size),

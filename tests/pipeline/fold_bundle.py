@@ -43,6 +43,7 @@ METADATA: dict[str, Any] = {
         },
     },
     "plan": {
+        "orientation": "RAS",
         "spacing_mm": [2.0, 2.0, 3.0],
         "intensity": [{"scheme": "clip_z", "low": -100, "high": 150, "mean": 20, "std": 60}, {"scheme": "z"}],
         "flip_axes": [1],

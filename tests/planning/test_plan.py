@@ -180,6 +180,8 @@ def test_a_given_value_replaces_a_rule_and_is_followed():
         ({"window": [40, 40]}, r"window=\[40, 40\]: 3 numbers are expected, one for each axis"),
         ({"preset": "huge"}, "preset=huge: unknown; expected one of vit3d_tiny"),
         ({"decoder": "unet"}, "decoder=unet: unknown; expected one of dpt"),
+        ({"orientation": "RLS"}, "orientation=RLS: one of R and L, A and P, S and I each"),
+        ({"orientation": "RASS"}, "orientation=RASS: one of R and L"),
         ({"flip_axes": [3]}, "flip_axes=.3.: axes 0, 1 and 2 are expected"),
         ({"loss": "Dice"}, "loss=Dice: one of DiceCELoss"),
         ({"epochs": 0}, "epochs=0: 1 or more is expected"),
