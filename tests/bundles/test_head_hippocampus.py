@@ -5,6 +5,8 @@ import itertools
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.transforms import Compose
 from nilearn.datasets import load_mni152_template
 
 from monai_vit3d.pipeline.demo import CENTRES_MM
@@ -76,11 +78,25 @@ def test_a_plain_head_is_not_suspicious(head, predictor, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("codes", [CODES[i] for i in (1, 14, 27, 40)])
-def test_left_stays_left_in_every_storage(codes, head, labels, predictor):
+@pytest.mark.parametrize("codes", [CODES[14]])
+def test_left_stays_left_in_another_storage(codes, head, labels, predictor):
     turned = stored_as(head, codes)
     predicted = stored_as(predictor.predict(turned), nib.aff2axcodes(head.affine))
     assert np.array_equal(np.asarray(predicted.dataobj), labels)
+
+
+@pytest.mark.slow
+def test_the_networks_see_the_same_head_in_all_48_storages(predictor, tmp_path):
+    small = load_mni152_template(resolution=2)
+    steps = Compose(predictor.bundle.preprocessing.steps)
+    path, seen = tmp_path / "head.nii", []
+    for codes in CODES:
+        stored_as(small, codes).to_filename(path)
+        seen.append(steps({"image": path})["image"])
+    assert len(seen) == 48
+    for image in seen[1:]:
+        torch.testing.assert_close(image.as_tensor(), seen[0].as_tensor(), atol=1e-4 * float(seen[0].max()), rtol=0)
+        torch.testing.assert_close(image.affine, seen[0].affine)
 
 
 @pytest.mark.slow
