@@ -77,6 +77,14 @@ def rotary_of(positions):
     return with_answer(net)
 
 
+def foreground_of(decoder):
+    """A segmenter whose background gets no token, and what it says of two volumes that hold some."""
+    net, image, _ = segmenter_of(SMALLEST, decoder)
+    image[0, :, : PATCH[0]] = image[1, :, :, :, PATCH[2] :] = 0.3
+    net.set_tokens("foreground")
+    return net, image, net(image)
+
+
 def with_answer(net):
     return net, volumes(2, seed=1), net(volumes(2, seed=1))
 
@@ -162,6 +170,27 @@ def test_logits(preset, head):
 @pytest.mark.parametrize(("decoder", "form"), itertools.product(DECODERS, FORMS))
 def test_decoder_in_every_form(decoder, form, folder):
     check(form, *segmenter_of(SMALLEST, decoder), folder)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_decoders_get_zeros_where_background_has_no_token(decoder):
+    net, image, expected = foreground_of(decoder)
+    keys = torch.ones(2, 1, 2, 2, 4, dtype=torch.bool)
+    keys[0, :, 0] = keys[1, :, :, :, 1:] = False
+    mask = torch.cat([torch.ones(2, 1, dtype=torch.bool), keys.flatten(1)], 1)[:, None, None]
+    net.set_tokens("all")
+    options = {"output_fmt": "NCHWD", "attn_mask": mask}
+    maps = net.backbone.forward_intermediates(image, net.out_indices, intermediates_only=True, **options)
+    final = net.backbone.forward_features(image, mask)[:, 1:].transpose(1, 2).unflatten(2, (2, 2, 4))
+    by_hand = net.decoder(image, [torch.where(keys, grid, 0) for grid in (*maps, final)])
+    torch.testing.assert_close(expected, by_hand, atol=1e-4, rtol=1e-4)
+    assert (net(image) - expected).abs().max() > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "decoder"), side_by_side(FORMS, DECODERS))
+def test_tokens_of_foreground_in_every_form(form, decoder, folder):
+    check(form, *foreground_of(decoder), folder)
 
 
 @pytest.mark.slow

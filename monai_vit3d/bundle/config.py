@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CONFIG_SUFFIXES = ("yaml", "yml", "json")
 DEFAULT_CONFIGS = ("inference",)
+TOKENS = "network_def#tokens"  # which patches get a token, of a network_def that network_from builds
 FOLDS = "folds"  # which of the trained folds are run, of a bundle that has several
 # may be set where the config has no such entry
 OPTIONAL_ENTRIES = (
@@ -57,7 +58,10 @@ AS_SHIPPED = Choice()
 
 
 def choice_of(
-    config: str | Sequence[str] | None, overrides: Mapping[str, Any] | None, folds: Sequence[int] | None = None
+    config: str | Sequence[str] | None,
+    overrides: Mapping[str, Any] | None,
+    folds: Sequence[int] | None = None,
+    tokens: str | float | None = None,
 ) -> Choice:
     """Make a :class:`Choice` of a function's arguments.
 
@@ -65,9 +69,11 @@ def choice_of(
         config: one name, or several; None is ``inference``.
         overrides: values by id.
         folds: which of the trained folds are run; None leaves it to the config.
+        tokens: which patches get a token; None leaves it to the config.
     """
     names = DEFAULT_CONFIGS if not config else (config,) if isinstance(config, str) else tuple(config)
-    chosen = {} if folds is None else {FOLDS: list(folds)}
+    chosen: dict[str, Any] = {} if folds is None else {FOLDS: list(folds)}
+    chosen |= {} if tokens is None else {TOKENS: tokens}
     return Choice(names, {**(overrides or {}), **chosen})
 
 

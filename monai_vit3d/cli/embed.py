@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import add_device, add_inputs, parse_override, parsed
+from .options import add_device, add_inputs, add_tokens, parse_override, parsed
 from .progress import Progress
 
 _DESCRIPTION = """INPUT is as for `vit3d predict`: files, folders, DICOM series, BIDS data sets, lists. MODEL is a
@@ -17,7 +17,7 @@ windows, then the vector) and features.npz.
 What the authors of a model do not state about its input is asked for: --state orientation=RAS.
 
 Exit code: 0 all done, 1 some files failed (run.json says why), 2 wrong usage or weights."""
-_OF_MODEL = ("model", "weights", "recipe", "feature", "overlap", "whole", "device", "accept_licence")
+_OF_MODEL = ("model", "weights", "recipe", "feature", "overlap", "whole", "tokens", "device", "accept_licence")
 
 
 def add_verb(verbs: Any) -> None:
@@ -41,6 +41,7 @@ def add_verb(verbs: Any) -> None:
     add("--feature", choices=features, help="what of the tokens is the vector (as the authors; else mean)")
     add("--overlap", type=float, metavar="X", help="part of a window that the next one covers (the recipe's, or 0.25)")
     add("--whole", action="store_true", help="run each scan as a whole; rotary positions alone")
+    add_tokens(embed)
     add("--maps", action="store_true", help="write the tokens and their principal components as NIfTI, too")
     point = "write each token's likeness to that at a point in mm as NIfTI, too; with = before a minus sign"
     add("--similar", type=_point, metavar="X,Y,Z", help=point)

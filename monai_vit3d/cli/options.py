@@ -43,6 +43,20 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU where there is one by default")
 
 
+def add_tokens(parser: argparse.ArgumentParser) -> None:
+    """Add which patches get a token."""
+    tokens = "which patches get a token: all; foreground, those that are not constant; or those with a voxel above a "
+    tokens += "number, in the units of the network's input (as trained)"
+    parser.add_argument("--tokens", type=_tokens, metavar="all|foreground|NUMBER", help=tokens)
+
+
+def _tokens(text: str) -> str | float:
+    try:
+        return text if text in ("all", "foreground") else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected all, foreground or a number") from None
+
+
 def add_safe(parser: argparse.ArgumentParser) -> None:
     """Add whether a bundle may hold code."""
     parser.add_argument("--safe", action="store_true", help="refuse a bundle whose config is more than settings")

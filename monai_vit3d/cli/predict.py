@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import add_anyway, add_config, add_device, add_inputs, add_safe, parsed
+from .options import add_anyway, add_config, add_device, add_inputs, add_safe, add_tokens, parsed
 from .progress import Progress, print_notes
 
 _DESCRIPTION = """INPUT is a NIfTI file (or .mgz, .nrrd, .mha, .img with .hdr), a folder of them or of DICOM
@@ -48,6 +48,7 @@ def add_verb(verbs: Any) -> None:
     backends = ["torch", "auto", "compile", "openvino"]
     add("--backend", choices=backends, default="torch", help="what runs the network; auto: OpenVINO, if installed")
     add("--bf16", action="store_true", help="run the network in bfloat16: faster, labels may differ in a few voxels")
+    add_tokens(predict)
     add("--jobs", type=int, default=1, metavar="N", help="threads that read ahead, and threads that write (1)")
     add("--tta", action="store_true", help="average over flips along the axes that the bundle was trained with")
     axes = "average over flips along these axes of the network's input"

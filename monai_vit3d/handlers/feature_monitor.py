@@ -16,6 +16,7 @@ from torch import Tensor
 from monai_vit3d.data.errors import TrainingCollapsed, UsageError
 from monai_vit3d.inferers import with_spacing
 from monai_vit3d.networks import VisionTransformer3D
+from monai_vit3d.networks.options import require_all_tokens
 from monai_vit3d.networks.wrappers import evaluation_mode
 from monai_vit3d.pretraining import CollapseAlarm, CollapseReport, collapse_report
 
@@ -49,6 +50,7 @@ class FeatureMonitor:
 
     Raises:
         UsageError: an interval below 1, or a loader of fewer than two volumes.
+        ValueError: an encoder whose background has no tokens.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class FeatureMonitor:
     ) -> None:
         if interval < 1:
             raise UsageError(f"interval={interval}; expected 1 epoch or more.")
+        require_all_tokens(encoder, "FeatureMonitor")
         dataset: Any = getattr(loader, "dataset", None)
         if hasattr(dataset, "__len__"):  # fail now, not after an epoch
             _require_two(len(dataset))

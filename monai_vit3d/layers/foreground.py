@@ -9,7 +9,6 @@ masked; so a graph whose shapes may not depend on values masks instead, and give
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -21,12 +20,14 @@ class KeptTokens(NamedTuple):
         is_foreground: ``(B, K)`` bool; the others fill up the rows of volumes with less foreground.
         key_mask: ``(B, 1, 1, P + K)`` bool, as timm's attention takes it; None where every key counts.
         num_patches: N, of the whole grid.
+        is_whole: whether every patch is kept, in order.
     """
 
     ids: Tensor
     is_foreground: Tensor
     key_mask: Tensor | None
     num_patches: int
+    is_whole: bool
 
 
 def find_foreground(x: Tensor, patch_size: tuple[int, int, int], background_max: float | None = None) -> Tensor:
@@ -41,15 +42,22 @@ def find_foreground(x: Tensor, patch_size: tuple[int, int, int], background_max:
     Returns:
         ``(B, N)`` bool, D fastest.
     """
-    h, w, d = -x.shape[2] % patch_size[0], -x.shape[3] % patch_size[1], -x.shape[4] % patch_size[2]
-    highest = F.pad(x.detach(), [0, d, 0, w, 0, h], mode="replicate")
-    lowest = highest
+    highest = lowest = x.detach()
     for axis, voxels in enumerate(patch_size):  # H first: reductions along D, in memory the closest, are the slowest
-        patches = [highest.shape[axis + 2] // voxels, voxels]
-        highest = highest.unflatten(axis + 2, patches).amax(axis + 3)
-        lowest = lowest.unflatten(axis + 2, patches).amin(axis + 3)
+        highest = _of_patches(highest, axis + 2, voxels, True)
+        lowest = _of_patches(lowest, axis + 2, voxels, False)
     is_background = highest == lowest if background_max is None else highest <= background_max
     return ~is_background.all(1).flatten(1)
+
+
+def _of_patches(x: Tensor, axis: int, voxels: int, largest: bool) -> Tensor:
+    """Return the largest or least value of each patch along an axis; the last patch may be a part of one."""
+    before = (x.shape[axis] - 1) // voxels
+    whole = x.narrow(axis, 0, before * voxels).unflatten(axis, [before, voxels])
+    last = x.narrow(axis, before * voxels, x.shape[axis] - before * voxels)
+    if largest:
+        return torch.cat([whole.amax(axis + 1), last.amax(axis, keepdim=True)], axis)
+    return torch.cat([whole.amin(axis + 1), last.amin(axis, keepdim=True)], axis)
 
 
 def keep_foreground(patch_valid: Tensor, num_prefix_tokens: int, fixed_shapes: bool = False) -> KeptTokens:
@@ -63,12 +71,12 @@ def keep_foreground(patch_valid: Tensor, num_prefix_tokens: int, fixed_shapes: b
     batch, count = patch_valid.shape[0], patch_valid.shape[1]
     if fixed_shapes:
         ids = torch.arange(count, device=patch_valid.device)[None].expand(batch, -1)
-        return KeptTokens(ids, patch_valid, key_mask(patch_valid, num_prefix_tokens), count)
+        return KeptTokens(ids, patch_valid, key_mask(patch_valid, num_prefix_tokens), count, True)
     most = max(int(patch_valid.sum(1).max()), 1)
     ids = patch_valid.to(torch.uint8).argsort(stable=True, dim=1, descending=True)[:, :most]
     is_foreground = patch_valid.gather(1, ids)
     mask = None if bool(is_foreground.all()) else key_mask(is_foreground, num_prefix_tokens)
-    return KeptTokens(ids, is_foreground, mask, count)
+    return KeptTokens(ids, is_foreground, mask, count, False)
 
 
 def key_mask(patch_valid: Tensor, num_prefix_tokens: int) -> Tensor:

@@ -62,7 +62,15 @@ def pad_to_patch(x: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
 def check_volume(
     x: Tensor, in_chans: int, img_size: tuple[int, int, int], patch_size: tuple[int, int, int], strict: bool, pad: bool
 ) -> Tensor:
-    """Refuse a batch that the embedding cannot take; pad it if ``pad`` is set.
+    """Refuse a batch as :func:`refuse_volume`; with ``pad`` pad it with zeros to the next multiple of the patch."""
+    refuse_volume(x, in_chans, img_size, patch_size, strict, pad)
+    return pad_to_patch(x, patch_size) if pad else x
+
+
+def refuse_volume(
+    x: Tensor, in_chans: int, img_size: tuple[int, int, int], patch_size: tuple[int, int, int], strict: bool, pad: bool
+) -> None:
+    """Refuse a batch that the embedding cannot take.
 
     Args:
         x: ``(B, C, H, W, D)``.
@@ -70,7 +78,7 @@ def check_volume(
         img_size: the size that the network was built for.
         patch_size: the patch, in voxels.
         strict: only ``img_size`` passes (with ``pad``: any size up to it).
-        pad: pad with zeros, at the end of each axis, to the next multiple of the patch.
+        pad: it will be padded at the end of each axis, to the next multiple of the patch.
 
     Raises:
         ValueError: wrong rank, channels or size.
@@ -98,7 +106,6 @@ def check_volume(
             f"input of size {size} is not divisible by patch_size={list(patch_size)}: pad it to {need}, "
             "or build with dynamic_img_pad=True."
         )
-    return pad_to_patch(x, patch_size) if pad else x
 
 
 # A leaf for torch.fx: its branches depend on the input's shape, which a symbolic trace does not know.
@@ -128,6 +135,25 @@ def resample_patch_kernel(weight: Tensor, patch_size: int | Sequence[int]) -> Te
         resize = F.interpolate(basis, size=new, mode="linear", align_corners=False)[:, 0]  # (old, new)
         kernel = (kernel.movedim(axis, -1) @ torch.linalg.pinv(resize).T).movedim(-1, axis)
     return kernel.to(weight.dtype)
+
+
+def line_up_patches(x: Tensor, ids_keep: Tensor, patch_size: GridShape) -> Tensor:
+    """Put some patches side by side: a volume of these alone.
+
+    Args:
+        x: ``(B, C, H, W, D)``, of whole patches.
+        ids_keep: ``(B, K)`` long, their numbers, D fastest.
+        patch_size: ``(h, w, d)``, in voxels.
+
+    Returns:
+        ``(B, C, h, w, K * d)``.
+    """
+    h, w, d = patch_size
+    batch, channels, *grid = x.shape[0], x.shape[1], x.shape[2] // h, x.shape[3] // w, x.shape[4] // d
+    patches = x.reshape(batch, channels, grid[0], h, grid[1], w, grid[2], d).permute(0, 2, 4, 6, 1, 3, 5, 7)
+    samples = torch.arange(batch, device=x.device)[:, None]
+    some = patches[(samples, *torch.unravel_index(ids_keep, grid))]  # (B, K, C, h, w, d)
+    return some.permute(0, 2, 3, 4, 1, 5).flatten(4)
 
 
 class PatchEmbed3D(nn.Module):
@@ -246,6 +272,23 @@ class PatchEmbed3D(nn.Module):
         if self.flatten:
             return x.flatten(1, 3)
         return x if self.output_fmt == "NHWDC" else x.permute(0, 4, 1, 2, 3)
+
+    @torch.jit.ignore
+    def embed_some(self, x: Tensor, ids_keep: Tensor) -> Tensor:
+        """Embed some patches alone, of a layer that embeds each patch by itself.
+
+        Args:
+            x: ``(B, C, H, W, D)``.
+            ids_keep: ``(B, K)`` long, their numbers, D fastest.
+
+        Returns:
+            ``(B, K, E)``, whatever the output's format.
+
+        Raises:
+            ValueError: wrong rank, channels or size.
+        """
+        x = check_volume(x, self.in_chans, self.img_size, self.patch_size, self.strict_img_size, self.dynamic_img_pad)
+        return self.norm(self._project(line_up_patches(x, ids_keep, self.patch_size))).flatten(1, 3)
 
     def _project(self, x: Tensor) -> Tensor:
         """Project checked volumes to tokens on their grid, ``(B, H', W', D', E)``."""

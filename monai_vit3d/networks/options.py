@@ -266,6 +266,17 @@ def require_final_norm(backbone: nn.Module, owner: str) -> None:
         raise ValueError(f"fc_norm=True puts the final norm behind a pooling that a {owner} has not: use None.")
 
 
+def require_all_tokens(backbone: nn.Module, owner: str) -> None:
+    """Refuse a backbone whose background has no tokens where ``owner`` reads those of every patch.
+
+    Raises:
+        ValueError: it has ``tokens`` of foreground only.
+    """
+    tokens = getattr(backbone, "tokens", "all")
+    if tokens != "all":
+        raise ValueError(f"tokens={tokens!r}: {owner} reads the tokens of all patches: call set_tokens('all') first.")
+
+
 def check_numbers(embed_dim: int, depth: int, num_heads: int, reg_tokens: int, pos_embed: str) -> None:
     """Refuse numbers of which no network can be built.
 

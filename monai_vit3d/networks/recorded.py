@@ -30,7 +30,16 @@ logger = logging.getLogger(__name__)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _SIZES, _HEAD, _PLACE = ("img_size", "patch_size"), ("num_classes", "global_pool"), ("device", "dtype")
 # what may be told anew when weights are loaded, besides those
-_FREE = ("class", "foreign", "in_chans", "dynamic_img_size", "dynamic_img_pad", "pool_include_prefix", "pos_trained")
+_FREE = (
+    "class",
+    "foreign",
+    "in_chans",
+    "dynamic_img_size",
+    "dynamic_img_pad",
+    "pool_include_prefix",
+    "pos_trained",
+    "tokens",
+)
 _POOL = "attn_pool."
 _ABSENT = object()
 _DICTS = ("backbone", "options", "foreign", "block_options")  # in recorded arguments

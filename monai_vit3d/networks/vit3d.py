@@ -36,7 +36,7 @@ from monai_vit3d.layers.foreground import (
     refuse_masks,
     spread_tokens,
 )
-from monai_vit3d.layers.patch_embed import check_divisible, check_volume, covering_grid
+from monai_vit3d.layers.patch_embed import check_divisible, check_volume, covering_grid, refuse_volume
 
 from .backbone_args import describe_backbone
 from .layer_decay import backbone_matcher
@@ -67,6 +67,7 @@ torch.fx.wrap("check_volume")
 torch.fx.wrap("fit_pos_embed")
 torch.fx.wrap("find_foreground")
 torch.fx.wrap("refuse_masks")
+torch.fx.wrap("refuse_volume")
 
 
 class VisionTransformer3D(Pretrained):
@@ -334,6 +335,7 @@ class VisionTransformer3D(Pretrained):
         )
         self._checks_input = not isinstance(self.patch_embed, PatchEmbed3D)
         self._embeds_flat = getattr(self.patch_embed, "flatten", True)
+        self._embeds_each_patch = type(self.patch_embed) is PatchEmbed3D  # a stem mixes neighbours
         grid = tuple(getattr(self.patch_embed, "grid_size", self.grid_size))
         if grid != self.grid_size:
             raise ValueError(
@@ -548,11 +550,16 @@ class VisionTransformer3D(Pretrained):
         pos = fit_pos_embed(self.pos_embed.detach(), old_grid, self.grid_size, self._pos_prefix, learned, True)
         self.pos_embed = nn.Parameter(pos, requires_grad=self.pos_embed.requires_grad) if learned else pos
 
-    def _patch_tokens(self, x: Tensor) -> Tensor:
-        """Embed patches: ``(B, N, E)``, or ``(B, H', W', D', E)`` where the input's size may vary (as in timm)."""
-        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips what is inside, and only that
+    def _patch_tokens(self, x: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Embed patches: ``(B, N, E)``, or ``(B, H', W', D', E)`` where the input's size may vary (as in timm).
+
+        Those that ``ids_keep`` does not name may be zeros.
+        """
+        if not torch.jit.is_scripting():
             if isinstance(x, MetaTensor):
                 x = x.as_tensor()  # tokens have no affine; decoders take the metadata from the image
+            if ids_keep is not None and self._embeds_each_patch:
+                return self._some_patch_tokens(x, ids_keep)
         if self._checks_input:
             strict = not self.dynamic_img_size
             x = check_volume(x, self.in_chans, self.img_size, self.patch_size, strict, self.dynamic_img_pad)
@@ -561,6 +568,14 @@ class VisionTransformer3D(Pretrained):
             grid = covering_grid(x, self.patch_size)
             tokens = tokens.reshape(tokens.shape[0], grid[0], grid[1], grid[2], tokens.shape[2])
         return tokens
+
+    @torch.jit.unused
+    def _some_patch_tokens(self, x: Tensor, ids_keep: Tensor) -> Tensor:
+        embed: Any = self.patch_embed
+        some, grid = embed.embed_some(x, ids_keep), covering_grid(x, self.patch_size)
+        tokens = some.new_zeros(some.shape[0], grid[0] * grid[1] * grid[2], some.shape[2])
+        tokens = tokens.scatter(1, ids_keep[:, :, None].expand(-1, -1, some.shape[2]), some)
+        return tokens.unflatten(1, grid) if self.takes_grid else tokens
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Put prefix tokens before the patches and add positions, as timm's method of this name.
@@ -601,12 +616,15 @@ class VisionTransformer3D(Pretrained):
                     return self._pos_cache.fit(pos, self.grid_size, grid, self._pos_prefix, learned, resample)
         return fit_pos_embed(pos, self.grid_size, grid, self._pos_prefix, learned, resample)
 
-    def _tokens(self, x: Tensor, ids_keep: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def _tokens(
+        self, x: Tensor, ids_keep: Tensor | None = None, embed_all: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         """Make the sequence that enters the first block.
 
         Args:
             x: ``(B, C, H, W, D)``.
             ids_keep: ``(B, K)`` long, the patches to keep; None keeps those that patch dropout leaves.
+            embed_all: False leaves out the others' embedding, too, where each patch has its own.
 
         Returns:
             ``(B, P + N, E)``, and with rotary positions the patches' angles for every block.
@@ -614,7 +632,7 @@ class VisionTransformer3D(Pretrained):
         rope: Tensor | None = None
         if self.rope is not None:
             rope = self.rope(x, covering_grid(x, self.patch_size), self.patch_size)
-        tokens = self._pos_embed(self._patch_tokens(x))
+        tokens = self._pos_embed(self._patch_tokens(x, None if embed_all else ids_keep))
         if ids_keep is not None:
             p = self.num_prefix_tokens
             rows = ids_keep.to(tokens.device)[:, :, None].expand(-1, -1, tokens.shape[2])
@@ -649,7 +667,7 @@ class VisionTransformer3D(Pretrained):
             if isinstance(x, MetaTensor):
                 x = x.as_tensor()
         strict, pad = not self.dynamic_img_size, self.dynamic_img_pad
-        check_volume(x, self.in_chans, self.img_size, self.patch_size, strict, pad)
+        refuse_volume(x, self.in_chans, self.img_size, self.patch_size, strict, pad)
         return find_foreground(x, self.patch_size, self._background_max)
 
     def _kept_tokens(self, x: Tensor) -> KeptTokens | None:
@@ -671,7 +689,7 @@ class VisionTransformer3D(Pretrained):
             tokens, rope = self._tokens(x)
         else:
             refuse_masks(attn_mask, is_causal)
-            tokens, rope = self._tokens(x, kept.ids)
+            tokens, rope = self._tokens(x, kept.ids, kept.is_whole)
             attn_mask = kept.key_mask
         x, taken = self._run_blocks(tokens, take, rope, attn_mask, is_causal, last)
         return x, taken, kept

@@ -200,6 +200,7 @@ def _made_with(
         "feature": embedder.feature,
         "overlap": embedder.overlap,
         "whole": embedder.whole,
+        **({} if embedder.network.tokens == "all" else {"tokens": embedder.network.tokens}),
         "kinds": list(kinds),
         "similar": None if similar is None else [float(value) for value in similar],
         "options": {key: getattr(options, key) for key in ("volume", "units", "resample_channels")},

@@ -28,10 +28,15 @@ OVERLAP = 0.25  # of windows, where the recipe states none
 # from normed prefix tokens (P, E) and patch tokens (N, E) to one vector; the class token is the first prefix token
 FEATURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "class_token": lambda prefix, patches: prefix[0],
-    "mean": lambda prefix, patches: patches.mean(0),
+    "mean": lambda prefix, patches: _mean(patches),
     "first_patch": lambda prefix, patches: patches[0],
-    "class_token+mean": lambda prefix, patches: torch.cat([prefix[0], patches.mean(0)]),
+    "class_token+mean": lambda prefix, patches: torch.cat([prefix[0], _mean(patches)]),
 }
+
+
+def _mean(patches: Tensor) -> Tensor:
+    """Return the mean of patch tokens (N, E); zeros where there is none, as in a window of background alone."""
+    return patches.sum(0) / max(len(patches), 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +72,8 @@ class Embedder:
             the patch tokens.
         overlap: part of a window that the next one covers; None takes the recipe's, or 0.25.
         whole: whether the whole volume is one input, whatever its size; of networks with rotary positions alone.
+        tokens: which patches get a token, as :meth:`~monai_vit3d.networks.VisionTransformer3D.set_tokens` takes it;
+            those of background are left out of the mean, and zeros among the tokens. None leaves the network as it is.
         device: a torch device; None takes a GPU where there is one.
         accept_licence: whether the licence of a published model was accepted, see
             :func:`~monai_vit3d.weights.fetch_weights`.
@@ -97,6 +104,7 @@ class Embedder:
         feature: str | None = None,
         overlap: float | None = None,
         whole: bool = False,
+        tokens: str | float | None = None,
         device: str | torch.device | None = None,
         accept_licence: bool = False,
         stated: Mapping[str, Any] | None = None,
@@ -108,6 +116,8 @@ class Embedder:
         network = _load(model, entry, weights, accept_licence, dict(options or {}))
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.entry, self.network = entry, network.to(place).eval()
+        if tokens is not None:
+            self.network.set_tokens(tokens)
         self.feature = _checked_feature(feature or (entry and entry.feature) or "mean", self.network)
         if recipe is None and (entry is None or entry.recipe is None):
             raise UsageError(
@@ -170,14 +180,21 @@ class Embedder:
         for place in places:
             at = (slice(None), *place)
             part = image.as_tensor()[at]
-            tokens = self.network.forward_features(part[None].to(next(self.network.parameters()).device))[0].float()
-            prefix, patches = tokens.split(
-                [self.network.num_prefix_tokens, len(tokens) - self.network.num_prefix_tokens]
-            )
-            tokens = self.network.fc_norm(patches) if keep_tokens else patches
-            vector = FEATURES[self.feature](self.network.fc_norm(prefix), self.network.fc_norm(patches))
-            pooled.add(vector.cpu(), tokens.cpu(), place, float((part > background).float().mean()))
+            prefix, patches, patch_valid = self._window(part[None])
+            vector = FEATURES[self.feature](prefix, patches if patch_valid is None else patches[patch_valid])
+            pooled.add(vector.cpu(), patches.cpu(), place, float((part > background).float().mean()))
         return Embedding(pooled.vector(), pooled.tokens(), _patch_grid(image, patch), len(places))
+
+    def _window(self, window: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return normed prefix tokens (P, E) and patch tokens (N, E), and which of these have foreground; None: all."""
+        network = self.network
+        window = window.to(next(network.parameters()).device)
+        tokens, patch_valid = network.forward_features(window)[0].float(), network.foreground_patches(window)
+        prefix = network.fc_norm(tokens[: network.num_prefix_tokens])
+        patches = network.fc_norm(tokens[network.num_prefix_tokens :])
+        if patch_valid is None:
+            return prefix, patches, None
+        return prefix, patches.masked_fill(~patch_valid[0, :, None], 0.0), patch_valid[0]
 
 
 class _Pooled:
@@ -265,6 +282,8 @@ def _checked_feature(feature: str, network: VisionTransformer3D) -> str:
     if feature not in FEATURES or (needs_class_token and not network.has_class_token):
         usable = [key for key in FEATURES if network.has_class_token or not key.startswith("class_token")]
         raise UsageError(f"feature={feature!r}; of this network expected one of {', '.join(usable)}.")
+    if feature == "first_patch" and network.tokens != "all":
+        raise UsageError(f"feature={feature!r}: it may be background, without a token. Give tokens='all'.")
     return feature
 
 

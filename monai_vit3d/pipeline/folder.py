@@ -88,6 +88,7 @@ def predict_folder(
     strict: bool = False,
     resample_channels: bool = False,
     folds: Sequence[int] | None = None,
+    tokens: str | float | None = None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_case: Callable[[Mapping[str, Any]], None] = lambda record: None,
 ) -> Summary:
@@ -130,6 +131,9 @@ def predict_folder(
         resample_channels: whether channels of a case that lie on other grids than its first are resampled onto that,
             with a warning; otherwise the case fails.
         folds: which trained folds of the bundle run, from 0, their probabilities averaged; None is the bundle's choice.
+        tokens: which patches get a token: ``"all"``, ``"foreground"`` (those that are not constant), or a number in the
+            units of the network's input (those with a voxel above it); None is the bundle's choice. Other engines than
+            PyTorch mask background instead: the same labels, no faster.
         on_plan: is given the plan before any work.
         on_case: is given the record of each case as soon as it has ended.
 
@@ -143,7 +147,7 @@ def predict_folder(
     """
     if jobs < 1:
         raise UsageError(f"jobs={jobs}; expected 1 or more.")
-    choice = choice_of(config, overrides, folds)
+    choice = choice_of(config, overrides, folds, tokens)
     from monai_vit3d.data.dicom import VOXEL_UNITS
 
     if units not in VOXEL_UNITS:

@@ -16,6 +16,7 @@ from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.volume import Array
 from monai_vit3d.metrics.checks import require_finite
 from monai_vit3d.networks import VisionTransformer3D
+from monai_vit3d.networks.options import require_all_tokens
 from monai_vit3d.networks.wrappers import evaluation_mode
 
 # from patch tokens (B, N, E) and prefix tokens (B, P, E) to (B, E); the class token is the first prefix token
@@ -68,8 +69,9 @@ def extract_features(
     Raises:
         UsageError: an unknown pooling, ``"class"`` without a class token, no batches, or ones of another form.
         ScoreError: NaN or infinite features.
-        ValueError: a tap out of range, or twice.
+        ValueError: a tap out of range, or twice; or a backbone whose background has no tokens.
     """
+    require_all_tokens(backbone, "extract_features")
     names = _poolings(pooling, backbone)
     blocks = (-1,) if taps is None else (taps,) if isinstance(taps, int) else tuple(taps)
     if not blocks:

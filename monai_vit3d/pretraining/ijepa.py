@@ -17,7 +17,7 @@ from monai_vit3d.data.errors import UsageError
 from monai_vit3d.layers import fit_pos_embed, sincos_pos_embed
 from monai_vit3d.layers.patch_embed import covering_grid
 from monai_vit3d.networks import VisionTransformer3D
-from monai_vit3d.networks.options import require_final_norm
+from monai_vit3d.networks.options import require_all_tokens, require_final_norm
 
 from .masking import JEPAMasks
 
@@ -109,7 +109,7 @@ class IJEPA(nn.Module):
 
     Raises:
         UsageError: a predictor that cannot be built, or patch dropout.
-        ValueError: a backbone with ``fc_norm=True``.
+        ValueError: a backbone with ``fc_norm=True``, or whose background has no tokens.
 
     Example:
         >>> model = IJEPA(create_model("vit3d_tiny", (64, 64, 64), 8))
@@ -127,6 +127,7 @@ class IJEPA(nn.Module):
     ) -> None:
         super().__init__()
         require_final_norm(backbone, "JEPA")
+        require_all_tokens(backbone, "JEPA")
         if not isinstance(backbone.patch_drop, nn.Identity):
             raise UsageError("backbone: patch_drop_rate > 0 drops patches at random, but masks choose them. Use 0.")
         width = backbone.embed_dim // 2 if predictor_dim is None else predictor_dim

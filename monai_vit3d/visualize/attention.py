@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from monai_vit3d.networks import TokenClassifier, VisionTransformer3D
 from monai_vit3d.networks.heads import AttentiveHead
+from monai_vit3d.networks.options import require_all_tokens
 from monai_vit3d.networks.wrappers import evaluation_mode
 
 from .voxels import as_batch, backbone_of, like, on_grid, to_voxels
@@ -53,7 +54,8 @@ def attention_maps(model: nn.Module, volume: Tensor) -> AttentionMaps:
 
     Raises:
         TypeError: another model.
-        ValueError: an attention without plain weights (timm's ``"diff"``), or what the backbone refuses.
+        ValueError: an attention without plain weights (timm's ``"diff"``), a backbone whose background has no tokens,
+            or what the backbone refuses.
 
     Example:
         >>> net = VisionTransformer3D((64, 64, 64), 16, num_classes=2)
@@ -61,6 +63,7 @@ def attention_maps(model: nn.Module, volume: Tensor) -> AttentionMaps:
         torch.Size([1, 1, 64, 64, 64])
     """
     backbone, batch = backbone_of(model), as_batch(volume)
+    require_all_tokens(backbone, "attention_maps")
     with torch.no_grad(), evaluation_mode(model), _watched(backbone, _attentive_pool(model)) as (weights, pooled):
         model(batch)
     start, prefix = _start(weights[-1], backbone), backbone.num_prefix_tokens

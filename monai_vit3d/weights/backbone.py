@@ -49,7 +49,7 @@ _STEMS: tuple[tuple[str, type[PatchEmbed3D]], ...] = (
 _MAY_DIFFER = (
     *("class", "foreign", "img_size", "grid_size", "mlp_ratio", "init_values", "qkv_bias", "proj_bias", "num_classes"),
     *("global_pool", "pool_include_prefix", "final_norm", "fc_norm", "dynamic_img_size", "dynamic_img_pad"),
-    *("pos_trained", "in_chans"),
+    *("pos_trained", "in_chans", "tokens"),
 )
 
 

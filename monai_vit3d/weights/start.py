@@ -55,7 +55,7 @@ def start_network(
     An encoder of another architecture takes the place of the network's backbone: its width, depth, heads, positions,
     registers and layers come from the file, and the decoder or head is built anew to fit it. Input size, channels and,
     but for a convolutional stem, patch size stay the network's: positions and patch kernel are resampled to them, which
-    the log says in a line.
+    the log says in a line. Which patches get a token (``tokens``) stays the network's, too.
 
     Args:
         network: a network with a backbone, which may be changed in place.
@@ -80,7 +80,9 @@ def start_network(
     if whole and not pretrained:
         raise UsageError("a whole network to start from without pretrained: name the file of a trained network.")
     if pretrained:
+        tokens = getattr(backbone_part(network), "tokens", "all")
         network = _with_encoder(network, pretrained, dict(encoder_options or {}))
+        backbone_part(network).set_tokens(tokens)  # type: ignore[operator]
     if whole:
         load_network(network, str(pretrained))
     return apply_lora(network, lora_rank) if lora_rank else network

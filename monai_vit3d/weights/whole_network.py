@@ -34,6 +34,7 @@ def network_from(
     global_pool: str | None = None,
     fc_norm: bool | None = None,
     average: str = "softmax",
+    tokens: str | float | None = None,
     **expected: Any,
 ) -> nn.Module:
     """Build the network that a file of weights describes, and load the weights; of several files, their ensemble.
@@ -48,6 +49,7 @@ def network_from(
         img_size: of the backbone, whose positions are resampled; None keeps the file's.
         global_pool: of a backbone alone: another pooling; None keeps the file's.
         fc_norm: of a backbone alone: False leaves the final norm before ``global_pool``; None as the constructor's.
+        tokens: which patches get a token, as :meth:`VisionTransformer3D.set_tokens` takes it; None keeps the file's.
         average: of several files: what of the networks' outputs is averaged, as :class:`FoldEnsemble` has it.
         expected: arguments that the network must have, as ``num_classes=3`` or ``backbone={"depth": 8}``; those that
             are None are not compared.
@@ -59,11 +61,15 @@ def network_from(
         WeightsError: a file is missing or damaged, records no arguments, or other ones than ``expected``; or the list
             is empty.
         UsageError: networks that cannot be averaged, or ``average`` of another name.
+        ValueError: ``tokens`` of another value.
 
     Example:
         >>> net = network_from("runs/train/model.pt", num_classes=3)
     """
-    options: dict[str, Any] = {"img_size": img_size, "global_pool": global_pool, "fc_norm": fc_norm}
+    options: dict[str, Any] = {
+        **{"img_size": img_size, "global_pool": global_pool, "fc_norm": fc_norm},
+        **({} if tokens is None else {"tokens": tokens}),
+    }
     if not isinstance(path, str | os.PathLike):
         files = list(path)
         if not files:
@@ -93,6 +99,8 @@ def network_from(
             f"{path}: a {class_of(args)}; global_pool and fc_norm are of a backbone alone. Leave them out."
         )
     network = build_whole(args, state, str(path), img_size=img_size)
+    if tokens is not None:
+        network.set_tokens(tokens)  # type: ignore[operator]
     set_weights_licence(network, metadata.get(LICENCE_KEY))
     record_built_from(network, identity)
     return network

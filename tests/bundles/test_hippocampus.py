@@ -170,7 +170,13 @@ def test_configs_agree_and_have_what_monai_asks_for():
     train.read_config(str(CONFIGS / "train.yaml"))
     infer.read_config(str(CONFIGS / "inference.yaml"))
     assert train["window"] == infer["window"]
-    assert set(infer["network_def"]) == {"_target_", "path", "decoder", "num_classes"}  # the weights say the rest
+    assert set(infer["network_def"]) == {
+        "_target_",
+        "path",
+        "decoder",
+        "num_classes",
+        "tokens",
+    }  # the weights say the rest
     assert train["network_def"]["num_classes"] == infer["network_def"]["num_classes"]
     for parser, properties in ((train, TrainProperties), (infer, InferProperties)):
         missing = [name for name, p in properties.items() if p["required"] and p["id"].replace("::", "#") not in parser]

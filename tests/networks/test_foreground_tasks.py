@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from monai_vit3d.handlers.feature_monitor import FeatureMonitor
 from monai_vit3d.networks import HEADS, TokenClassifier, TokenSegmenter, model_args
+from monai_vit3d.pretraining import IJEPA, extract_features
+from monai_vit3d.visualize import attention_maps
 from tests.networks.nets import noisy
 from tests.networks.test_vit3d_foreground import EQUAL, UNEQUAL, close, volume
 
@@ -86,3 +89,10 @@ def test_recorded_with_their_backbone(tmp_path):
     again = TokenClassifier.from_pretrained(tmp_path)
     assert again.backbone.tokens == -0.5
     assert torch.equal(again(EQUAL[0]), net(EQUAL[0]))
+
+
+@pytest.mark.parametrize("reads", [IJEPA, lambda net: extract_features(net, []), lambda net: FeatureMonitor(net, []),
+                                   lambda net: attention_maps(net, EQUAL[0])])  # fmt: skip
+def test_who_reads_the_tokens_of_all_patches_says_so(reads):
+    with pytest.raises(ValueError, match=r"reads the tokens of all patches: call set_tokens\('all'\) first"):
+        reads(noisy(tokens="foreground"))

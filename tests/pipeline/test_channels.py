@@ -278,3 +278,18 @@ def test_metadata_are_as_monais_parser_has_them(bundle):
     loaded = load_bundle(bundle, "cpu", safe=True)
     assert parser.get_parsed_content("window") == list(loaded.inferer.inferer.roi_size)
     assert parser.get_parsed_content("flip_axes") == list(loaded.flip_axes)
+
+
+@pytest.mark.slow
+def test_which_patches_get_a_token_is_chosen_and_recorded(bundle, tmp_path):
+    write_case(tmp_path / "in", "a")
+    assert predict(tmp_path / "in", tmp_path / "as", bundle) == 0
+    assert predict(tmp_path / "in", tmp_path / "none", bundle, "--tokens", "1e6") == 0
+    assert predict(tmp_path / "in", tmp_path / "every", bundle, "--tokens=-1e6") == 0
+    overrides = json.loads((tmp_path / "none" / "run.json").read_text())["overrides"]
+    assert overrides == {"network_def#tokens": "1000000.0"}
+    assert (labels_in(tmp_path / "none", "a") != labels_in(tmp_path / "as", "a")).any()
+    np.testing.assert_array_equal(labels_in(tmp_path / "every", "a"), labels_in(tmp_path / "as", "a"))
+    with pytest.raises(SystemExit) as stopped:
+        predict(tmp_path / "in", tmp_path / "other", bundle, "--tokens", "some")
+    assert stopped.value.code == 2

@@ -222,3 +222,62 @@ def test_the_command_embeds_a_folder(network, scans, tmp_path, capsys):
     with suppress(SystemExit):
         main([*command, "--similar", "1,2"])
     assert "expected three numbers" in capsys.readouterr().err
+
+
+def with_air(shape=(16, 24, 16)):
+    """A scan whose second half along the second axis is one value, but for a corner."""
+    voxels = image(shape=shape).get_fdata()
+    voxels[:, 12:] = 40
+    voxels[:8, 16:, :8] = image(7, shape).get_fdata()[:8, 16:, :8]
+    return nib.Nifti1Image(voxels, image().affine)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("feature", ["mean", "class_token", "class_token+mean"])
+def test_vectors_of_tokens_of_foreground(feature):
+    torch.manual_seed(0)
+    net = VisionTransformer3D(16, 8, embed_dim=24, depth=2, num_heads=2, global_pool="avg", fc_norm=True).eval()
+    embedder = Embedder(net, recipe=RECIPE, feature=feature, tokens="foreground", device="cpu")
+    assert embedder.network.tokens == "foreground"
+    voxels = with_air().get_fdata()
+    scaled = torch.from_numpy((voxels - voxels.mean()) / voxels.std()).float()[None, None]
+    vectors, weights = [], []
+    for start in (0, 8):
+        part = scaled[..., start : start + 16, :]
+        blocks = part.reshape(2, 8, 2, 8, 2, 8).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(0, 2)
+        valid = blocks.amax(1) > blocks.amin(1)
+        assert 0 < int(valid.sum()) < 8 or start == 0
+        net.set_tokens("all")
+        mask = torch.cat([torch.ones(1, dtype=torch.bool), valid])[None, None, None]
+        tokens = net.fc_norm(net.forward_features(part, mask)[0])
+        mean = tokens[1:][valid].mean(0)
+        vectors.append({"mean": mean, "class_token": tokens[0]}.get(feature, torch.cat([tokens[0], mean])).numpy())
+        weights.append(float((part > scaled.min()).float().mean()))
+    net.set_tokens("foreground")
+    embedding = embedder.embed(with_air(), keep_tokens=True)
+    np.testing.assert_allclose(embedding.vector, np.average(vectors, 0, weights), rtol=0, atol=1e-5)
+    is_zero = (embedding.tokens == 0).all(0)
+    assert is_zero[:, 2].tolist() == [[False, True], [True, True]]
+    assert not is_zero[:, :2].any()
+
+
+def test_an_image_of_one_value_has_a_vector_of_zeros(network):
+    flat = nib.Nifti1Image(np.full((16, 24, 16), 7, np.int16), np.eye(4))
+    embedder = Embedder(network, recipe=RECIPE, tokens="foreground", device="cpu")
+    assert not embedder(flat).any()
+    network.set_tokens("all")
+
+
+def test_tokens_are_part_of_what_a_vector_is_made_with(scans, tmp_path, capsys):
+    torch.manual_seed(0)
+    net = VisionTransformer3D(16, 8, embed_dim=24, depth=1, num_heads=2)
+    save_backbone(net, tmp_path / "net.safetensors")
+    (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE))
+    words = ["embed", scans, "-o", tmp_path / "out", "--model", tmp_path / "net.safetensors", "--device", "cpu"]
+    words += ["--recipe", tmp_path / "recipe.yaml", "--resume"]
+    first, second = (main([*map(str, [*words, *more])]) for more in ([], ["--tokens", "0.5"]))
+    assert first == second == 0
+    assert capsys.readouterr().out.count("3 done, 0 skipped") == 2
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["tokens"] == 0.5
+    with pytest.raises(UsageError, match="may be background"):
+        Embedder(net, recipe=RECIPE, feature="first_patch", tokens="foreground", device="cpu")

@@ -184,3 +184,16 @@ def test_what_training_keeps_as_best_builds_the_merged_network(tmp_path):
             parameter.normal_()
     save_atomic(MergedState(moving_average(network).module).state_dict(), tmp_path / "model.pt")
     assert_equal(merge_lora(network).eval(), network_from(tmp_path / "model.pt"))
+
+
+@pytest.mark.parametrize("make", [segmenter, classifier, backbone])
+def test_which_patches_get_a_token_may_be_chosen_anew(make, tmp_path):
+    for trained in ("all", 0.5):
+        network = make()
+        network.set_tokens(trained)
+        torch.save(network.state_dict(), tmp_path / "model.pt")
+        for chosen in (None, "all", "foreground", -1.5):
+            again = network_from(tmp_path / "model.pt", tokens=chosen)
+            assert getattr(again, "backbone", again).tokens == (trained if chosen is None else chosen)
+    with pytest.raises(ValueError, match="expected 'all', 'foreground'"):
+        network_from(tmp_path / "model.pt", tokens="some")

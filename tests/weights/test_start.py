@@ -165,6 +165,14 @@ def test_an_encoder_of_the_networks_architecture_leaves_the_rest_of_it_alone(tmp
     assert start_network(network, tmp_path / "encoder.safetensors") is network
 
 
+@pytest.mark.parametrize("width", [24, 48])
+def test_the_network_says_which_patches_get_a_token(width, tmp_path):
+    save_backbone(vit(embed_dim=width, tokens=0.5), tmp_path / "encoder.safetensors")
+    for tokens in ("all", "foreground"):
+        network = TokenClassifier(vit(tokens=tokens), "linear", num_classes=3)
+        assert start_network(network, tmp_path / "encoder.safetensors").backbone.tokens == tokens
+
+
 def test_a_whole_network_of_another_architecture_is_taken_with_its_decoder(tmp_path):
     old = TokenSegmenter(vit(depth=4, embed_dim=48, num_heads=4, rope="patch"), "light", 3)
     torch.save(old.state_dict(), tmp_path / "model.pt")
