@@ -7,8 +7,8 @@ The first: nilearn's MNI152 head (1 mm, z-scored), patches of 16, six blocks of 
 weights. Ours is tokens="foreground", the peer the same network with tokens="all", in turn on the same volume; a forward
 pass, and a training step (forward and backward). A ratio is the median over rounds of the peer's seconds by ours. The
 limit is the share of tokens that is kept: what is linear in them (all but attention itself and the patch embedding)
-cannot take less, and 1 / limit is the ratio that it alone would have. MiB are by how much a call raises the process'
-memory at its peak (Linux). The kept tokens are compared with those of attention whose keys of background are masked.
+cannot take less, and 1 / limit is the ratio that it alone would have. Memory is what a forward pass keeps for the
+backward pass, weights apart. The kept tokens are compared with those of attention whose keys of background are masked.
 
 The second: Dice of bundles/hippocampus_segmentation on its validation part, 20 cases, by its evaluate.yaml, with its
 shipped weights, which were trained with all tokens: `foreground`, and -0.75 standard deviations, above which a patch
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 from hippocampus import bundle_run, read_scores
-from in_turn import added_bytes, timed
+from in_turn import timed
 from nilearn.datasets import load_mni152_template
 from torch import Tensor
 
@@ -62,6 +62,23 @@ def forward(net: VisionTransformer3D, volume: Tensor) -> None:
     net(volume)
 
 
+def mib_for_backward(net: VisionTransformer3D, volume: Tensor) -> float:
+    """MiB of the tensors that a forward pass keeps for the backward pass, without weights and the volume."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in (volume, *net.parameters())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = net(volume)  # as long as it is there, so are they
+    total = sum(size for address, size in kept.items() if address not in known)
+    del output
+    return total / 2**20
+
+
 @torch.no_grad()
 def largest_difference(ours: VisionTransformer3D, peer: VisionTransformer3D, volume: Tensor) -> float:
     """Of the kept tokens from those of masked attention, by the largest of these."""
@@ -82,18 +99,20 @@ def time_and_memory(rounds: int) -> None:
     print(
         f"largest difference from masked attention: {largest_difference(nets['foreground'], nets['all'], volume):.1e}"
     )
-    print(f"{'':14s} {'ours s':>8s} {'peer s':>8s} {'ratio':>6s} {'1/limit':>8s} {'ours MiB':>9s} {'peer MiB':>9s}")
+    print(f"{'':14s} {'ours s':>8s} {'peer s':>8s} {'ratio':>6s} {'1/limit':>8s}")
     calls: dict[str, Callable[..., None]] = {"forward": forward, "training step": training_step}
     for name, call in calls.items():
         times = timed({tokens: partial(call, net, volume) for tokens, net in nets.items()}, rounds)
         ours, peer = (times[tokens] for tokens in TOKENS)
-        mib = [added_bytes(partial(call, nets[tokens], volume)) / 2**20 for tokens in TOKENS]
         ratio = statistics.median(b / a for a, b in zip(ours, peer))
         medians = statistics.median(ours), statistics.median(peer)
         print(
-            f"{name:14s} {medians[0]:8.2f} {medians[1]:8.2f} {ratio:6.2f} {1 / share:8.2f} {mib[0]:9.0f} {mib[1]:9.0f}",
+            f"{name:14s} {medians[0]:8.2f} {medians[1]:8.2f} {ratio:6.2f} {1 / share:8.2f}",
             flush=True,
         )
+    ours_mib, peer_mib = (mib_for_backward(nets[tokens], volume) for tokens in TOKENS)
+    ratio = peer_mib / ours_mib
+    print(f"{'backward, MiB':14s} {ours_mib:8.0f} {peer_mib:8.0f} {ratio:6.2f} {1 / share:8.2f}")
 
 
 def dice(threads: int) -> None:
