@@ -105,6 +105,10 @@ def _print_volumes(evaluation: VolumeEvaluation) -> int:
         print_error(f"vit3d: {case.name} failed: {case.error}")
     for line in _aligned(evaluation.table()):
         print(printable(line))
+    if evaluation.against:
+        print(printable(f"minus {evaluation.against}, {evaluation.shared} cases of both:"))
+        for line in _aligned(evaluation.comparison()):
+            print(printable(line))
     print(printable(f"{len(evaluation.answered)} scored, {len(evaluation.failed)} failed: {evaluation.page}"))
     return 1 if evaluation.failed else 0
 

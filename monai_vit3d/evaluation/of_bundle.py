@@ -62,7 +62,7 @@ def evaluate_bundle(
         on_case: is given each case when it is scored.
 
     Raises:
-        UsageError: no split or no cases, or arguments out of range; ``against`` of a classifier.
+        UsageError: no split or no cases, or arguments out of range; or ``against`` has none of these cases.
         WeightsError: no finished training.
         BundleError: a bundle that cannot be used, or is not safe.
     """
@@ -73,10 +73,8 @@ def evaluate_bundle(
         output = root / ("evaluation" if section == "validation" else f"evaluation_{section}")
     title = f"{metadata.name}, {section}, folds {', '.join(map(str, trained))}"
     if not segments(metadata):
-        if against is not None:
-            raise UsageError(f"against={against}: of label maps alone; {bundle} answers whole volumes. Leave it out.")
         items = predict_items(root, section, trained, root / "predictions", how)
-        return evaluate_volumes(items, _class_names(metadata), title, Path(output))
+        return evaluate_volumes(items, _class_names(metadata), title, Path(output), against)
     names = names_without_background(root)
     cases = predict_section(root, section, trained, root / "predictions", how)
     return evaluate_cases(cases, names, title, output, nsd_mm, against, (), on_case)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from monai_vit3d.data.csv_files import write_csv
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.files import write_text_atomic
+from monai_vit3d.data.printable import printable
 from monai_vit3d.metrics.bootstrap import Interval
 from monai_vit3d.metrics.one_vs_rest import ALL_CLASSES, predicted_classes, score_classes, score_values
 from monai_vit3d.pipeline.folder import versions
@@ -22,6 +23,7 @@ from monai_vit3d.pipeline.report.page import render_page
 
 from .page import interval_text, number_text
 
+_SUMMARY = "summary.json"
 LISTED = 1000  # cases on the page; cases.csv has all
 TITLES = {
     "auc": "AUC",
@@ -69,6 +71,9 @@ class VolumeEvaluation:
         rows: scores with intervals, by class; of a regression under ``"value"``.
         page: the page that was written.
         notes: sentences on how it was done.
+        against: the other evaluation; empty without one.
+        differences: scores minus the other evaluation's, of the cases that both answered, as ``rows``.
+        shared: how many cases those are.
     """
 
     title: str
@@ -77,6 +82,9 @@ class VolumeEvaluation:
     rows: Mapping[str, Mapping[str, Interval]]
     page: Path
     notes: Sequence[str] = ()
+    against: str = ""
+    differences: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    shared: int = 0
 
     @property
     def answered(self) -> list[AnsweredCase]:
@@ -101,9 +109,23 @@ class VolumeEvaluation:
         texts = {name: [interval_text(row[score], 3) for score in scores] for name, row in self.rows.items()}
         return [header, *([name, str(self.count(name)), *cells] for name, cells in texts.items())]
 
+    def comparison(self) -> list[list[str]]:
+        """Return the differences as rows of texts, the header first; none without another evaluation."""
+        scores = list(next(iter(self.differences.values()), {}))
+        header = ["class" if self.class_names else "", *(TITLES[score] for score in scores)]
+        rows = [
+            [name, *(interval_text(row[score], 3, signed=True) for score in scores)]
+            for name, row in self.differences.items()
+        ]
+        return [header, *rows] if rows else []
+
 
 def evaluate_volumes(
-    items: Iterable[tuple[Mapping[str, Any], Path]], class_names: Sequence[str], title: str, output: Path
+    items: Iterable[tuple[Mapping[str, Any], Path]],
+    class_names: Sequence[str],
+    title: str,
+    output: Path,
+    against: str | Path | None = None,
 ) -> VolumeEvaluation:
     """Score answers, and write ``cases.csv``, ``classes.csv``, ``summary.json`` and ``report.html``.
 
@@ -112,26 +134,72 @@ def evaluate_volumes(
         class_names: in the order of the class numbers; empty for a regression.
         title: what is evaluated.
         output: the folder to write to.
+        against: compare with this, paired by case: the folder of another evaluation, or of a bundle that has one.
 
     Raises:
-        UsageError: no case has an answer.
+        UsageError: no case has an answer, or ``against`` has no evaluation of these cases and classes.
     """
     cases = _answered(items, class_names)
     answered = [case for case in cases if not case.error]
     if not answered:
         raise UsageError(f"{title}: no case was answered, the first because: {cases[0].error}")
-    labels, subjects = [case.label for case in answered], [case.subject for case in answered]
-    rows: dict[str, Mapping[str, Interval]]
-    if class_names:
-        probabilities = np.array([case.answer for case in answered])
-        probabilities /= probabilities.sum(1, keepdims=True)  # rounded to float32
-        rows = dict(score_classes(probabilities, labels, class_names, subjects))
-    else:
-        rows = {"value": score_values([case.answer[0] for case in answered], labels, subjects)}
-    evaluation = VolumeEvaluation(title, class_names, cases, rows, output / "report.html", _notes(class_names))
+    rows, differences, shared = _scores(answered, class_names), {}, 0
+    if against is not None:
+        others = _other_answers(Path(against), answered, [*rows])
+        both = [case for case in answered if case.name in others]
+        differences, shared = _scores(both, class_names, [others[case.name] for case in both]), len(both)
+    evaluation = VolumeEvaluation(
+        title, class_names, cases, rows, output / "report.html", _notes(class_names), str(against or ""), differences,
+        shared,
+    )  # fmt: skip
     _write_tables(evaluation, output)
     _write_page(evaluation, output)
     return evaluation
+
+
+def _scores(
+    cases: Sequence[AnsweredCase], class_names: Sequence[str], minus: Sequence[Sequence[float]] | None = None
+) -> dict[str, Mapping[str, Interval]]:
+    """Score answers, or their differences to other answers to the same cases."""
+    answers, others = _array([case.answer for case in cases], class_names), None
+    labels, subjects = [case.label for case in cases], [case.subject for case in cases]
+    if minus is not None:
+        others = _array(minus, class_names)
+    if class_names:
+        return dict(score_classes(answers, labels, class_names, subjects, others))
+    return {"value": score_values(answers, labels, subjects, others)}
+
+
+def _array(answers: Sequence[Sequence[float]], class_names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Stack probabilities (N, K), whose sums were rounded to float32, or values (N,)."""
+    array = np.array(answers, np.float64)
+    return array / array.sum(1, keepdims=True) if class_names else array[:, 0]
+
+
+def _other_answers(folder: Path, cases: Sequence[AnsweredCase], rows: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Read another evaluation's answers to these cases, by name."""
+    files = [path for path in (folder / _SUMMARY, folder / "evaluation" / _SUMMARY) if path.is_file()]
+    if not files:
+        raise UsageError(f"against={printable(folder)}: no {_SUMMARY} there. Give the folder of another evaluation.")
+    content = json.loads(files[0].read_text(encoding="utf-8"))
+    scores = content.get("scores") if isinstance(content, dict) else None
+    if not isinstance(scores, dict) or list(scores) != list(rows):
+        raise UsageError(
+            f"against={printable(folder)}: {files[0].name} scores other classes than {', '.join(rows)}. Give the "
+            "folder of another evaluation of the same classes."
+        )
+    labels = {case.name: case.label for case in cases}
+    others = {
+        one["name"]: tuple(one["answer"])
+        for one in content["cases"]
+        if not one["error"] and labels.get(one["name"]) == one["label"]
+    }
+    if not others:
+        raise UsageError(
+            f"against={printable(folder)}: none of the {len(cases)} cases, such as {printable(cases[0].name)}, has an "
+            "answer and the same label there. Give the folder of another evaluation of the same cases."
+        )
+    return others
 
 
 def _notes(class_names: Sequence[str]) -> tuple[str, ...]:
@@ -197,11 +265,14 @@ def _write_tables(evaluation: VolumeEvaluation, output: Path) -> None:
         "versions": versions(),
         "notes": list(evaluation.notes),
         "scores": {name: {key: _json(one) for key, one in row.items()} for name, row in evaluation.rows.items()},
+        "against": evaluation.against,
+        "differences": {
+            name: {key: _json(one) for key, one in row.items()} for name, row in evaluation.differences.items()
+        },
+        "shared_cases": evaluation.shared,
         "cases": [vars(case) | {"answer": list(case.answer)} for case in evaluation.cases],
     }
-    write_text_atomic(
-        json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", output / "summary.json"
-    )
+    write_text_atomic(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", output / _SUMMARY)
 
 
 def _cell(value: float) -> str:
@@ -225,6 +296,9 @@ def _write_page(evaluation: VolumeEvaluation, output: Path) -> None:
         failures=[{"name": case.name, "error": case.error} for case in evaluation.failed],
         header=header,
         rows=rows,
+        against=evaluation.against,
+        shared=evaluation.shared,
+        comparison=evaluation.comparison(),
         names=list(evaluation.class_names),
         confusion=_confusion(evaluation),
         loss="1 minus the probability of the label" if evaluation.class_names else "Error",

@@ -15,7 +15,11 @@ SCORES_OF_A_CLASS = ("auc", "accuracy", "balanced_accuracy", "f1")
 
 
 def score_classes(
-    probabilities: Any, labels: Any, names: Sequence[str], subjects: Sequence[Hashable] | None = None
+    probabilities: Any,
+    labels: Any,
+    names: Sequence[str],
+    subjects: Sequence[Hashable] | None = None,
+    minus: Any = None,
 ) -> dict[str, dict[str, Interval]]:
     """Compute AUC, accuracy, balanced accuracy and F1, each with its 95 % interval.
 
@@ -29,6 +33,8 @@ def score_classes(
         labels: class numbers ``(N,)``.
         names: of the K classes.
         subjects: of the cases, drawn whole for the intervals; None takes each case for one.
+        minus: probabilities of another classifier for the same cases: the scores are differences to its, and their
+            intervals paired, as both are computed of the cases of each draw.
 
     Returns:
         Scores by class, and of all of them under ``ALL_CLASSES``.
@@ -37,10 +43,12 @@ def score_classes(
         ScoreError: probabilities or labels that do not fit, are not finite or out of range.
     """
     scores, truth = check_probabilities(probabilities, labels, "multi-class", sums=True)
+    others = None if minus is None else check_probabilities(minus, labels, "multi-class", sums=True)[0]
     rows = [ALL_CLASSES, *names]
 
     def statistic(cases: Any) -> FloatArray:
-        return _table(scores[cases], truth[cases])
+        own = _table(scores[cases], truth[cases])
+        return own if others is None else own - _table(others[cases], truth[cases])
 
     intervals = bootstrap_statistic(statistic, len(scores), subjects)
     table = np.array(intervals, object).reshape(len(rows), len(SCORES_OF_A_CLASS), 3)
@@ -50,22 +58,31 @@ def score_classes(
     }
 
 
-def score_values(predictions: Any, labels: Any, subjects: Sequence[Hashable] | None = None) -> Mapping[str, Interval]:
+def score_values(
+    predictions: Any, labels: Any, subjects: Sequence[Hashable] | None = None, minus: Any = None
+) -> Mapping[str, Interval]:
     """Compute mean absolute error and R² of one value, each with its 95 % interval.
 
     Args:
         predictions: ``(N,)``.
         labels: ``(N,)``; R² is NaN where they are all equal.
         subjects: as for :func:`score_classes`.
+        minus: another's predictions for the same cases: the scores are differences to its, paired by case.
     """
     values, truth = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
+    others = None if minus is None else np.asarray(minus, np.float64)
 
     def statistic(cases: Any) -> FloatArray:
-        errors, spread = values[cases] - truth[cases], truth[cases] - truth[cases].mean()
-        total = (spread**2).sum()
-        return np.array([np.abs(errors).mean(), 1 - (errors**2).sum() / total if total else np.nan])
+        own = _value_scores(values[cases], truth[cases])
+        return own if others is None else own - _value_scores(others[cases], truth[cases])
 
     return dict(zip(("mae", "r2"), bootstrap_statistic(statistic, len(values), subjects)))
+
+
+def _value_scores(values: FloatArray, truth: FloatArray) -> FloatArray:
+    """Compute mean absolute error and R²."""
+    errors, total = values - truth, ((truth - truth.mean()) ** 2).sum()
+    return np.array([np.abs(errors).mean(), 1 - (errors**2).sum() / total if total else np.nan])
 
 
 def predicted_classes(probabilities: FloatArray) -> Any:

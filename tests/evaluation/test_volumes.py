@@ -6,11 +6,10 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from sklearn.metrics import mean_absolute_error, r2_score
+from sklearn.metrics import mean_absolute_error, r2_score, roc_auc_score
 
 from monai_vit3d.cli.command import main
 from monai_vit3d.data import UsageError
-from monai_vit3d.evaluation import evaluate_bundle
 from monai_vit3d.evaluation.volumes import evaluate_volumes
 from monai_vit3d.metrics import classification
 from monai_vit3d.planning.init import plan_bundle
@@ -54,6 +53,90 @@ def test_scores_tables_and_page_of_a_classifier(tmp_path):
     assert worst.index("<bdi>c</bdi>") < worst.index("<bdi>b</bdi>") < worst.index("<bdi>a</bdi>")
 
 
+def evaluate_answers(root, answers, labels, names, **options):
+    """Evaluate answers by case, written as a run's record."""
+    root.mkdir()
+    folder = write_run(root / "run", answers)
+    items = [({"name": name, "subject": name, "label": labels[name]}, folder) for name in answers]
+    return evaluate_volumes(items, names, root.name, root / "evaluation", **options)
+
+
+def paired_interval(first, second, statistic):
+    """The difference of a statistic, and its percentile interval over draws of the cases."""
+    rng, cases = np.random.default_rng(0), len(first)
+    draws = [rng.integers(0, cases, cases) for _ in range(1000)]
+    low, high = np.percentile([statistic(first, d) - statistic(second, d) for d in draws], (2.5, 97.5))
+    return statistic(first, np.arange(cases)) - statistic(second, np.arange(cases)), low, high
+
+
+def test_two_classifiers_are_compared_case_by_case(tmp_path):
+    rng, names = np.random.default_rng(1), ["ill", "well"]
+    labels = {f"c{i:02d}": i % 2 for i in range(24)}
+    truth = np.array([*labels.values()])
+    chances = [np.clip(0.5 + spread * (truth - 0.5) + rng.normal(0, 0.3, 24), 0.01, 0.99) for spread in (0.3, 0.7)]
+    weak, strong = ({n: {"ill": 1 - p, "well": p} for n, p in zip(labels, chance)} for chance in chances)
+    evaluate_answers(tmp_path / "weak", {**weak, "c24": None}, {**labels, "c24": 0}, names)
+    evaluation = evaluate_answers(tmp_path / "strong", strong, labels, names, against=tmp_path / "weak")
+    assert evaluation.shared == 24
+    overall = evaluation.differences["all classes"]
+    area = roc_auc_score(truth, chances[1]) - roc_auc_score(truth, chances[0])
+    assert overall["auc"].mean == pytest.approx(area)
+    assert overall["auc"].low < area < overall["auc"].high
+
+    def accuracy(chance, cases):
+        return ((chance[cases] > 0.5) == truth[cases]).mean()
+
+    assert overall["accuracy"] == pytest.approx(paired_interval(chances[1], chances[0], accuracy))
+    page = (tmp_path / "strong" / "evaluation" / "report.html").read_text()
+    assert f"Minus <bdi>{tmp_path / 'weak'}</bdi>" in page
+    itself = evaluate_answers(tmp_path / "again", strong, labels, names, against=tmp_path / "strong" / "evaluation")
+    assert all(value == 0 for row in itself.differences.values() for one in row.values() for value in one)
+
+
+def test_two_regressors_are_compared_case_by_case(tmp_path):
+    rng = np.random.default_rng(2)
+    labels = {f"c{i:02d}": float(i) for i in range(20)}
+    truth = np.array([*labels.values()])
+    values = [truth + rng.normal(0, std, 20) for std in (8, 1)]
+    rough, fine = ({n: {"value": v} for n, v in zip(labels, value)} for value in values)
+    evaluate_answers(tmp_path / "rough", rough, labels, [])
+    del fine["c03"], labels["c03"]
+    kept = np.arange(20) != 3
+    evaluation = evaluate_answers(tmp_path / "fine", fine, labels, [], against=tmp_path / "rough")
+
+    def error(value, cases):
+        return np.abs(value[cases] - truth[kept][cases]).mean()
+
+    assert evaluation.shared == 19
+    assert evaluation.differences["value"]["mae"] == pytest.approx(
+        paired_interval(values[1][kept], values[0][kept], error)
+    )
+    assert evaluation.differences["value"]["mae"].high < 0
+
+
+OTHERS = {
+    "no evaluation": (lambda root: root / "none", "no summary.json there"),
+    "other classes": (
+        lambda root: evaluate_answers(root / "o", {"a": {"x": 0.2, "y": 0.8}}, {"a": 1}, ["x", "y"]) and root / "o",
+        "scores other classes than all classes, ill, well",
+    ),
+    "other cases": (
+        lambda root: (
+            evaluate_answers(root / "o", {"z": {"ill": 0.2, "well": 0.8}}, {"z": 1}, ["ill", "well"]) and root / "o"
+        ),
+        "none of the 1 cases, such as a, has an answer",
+    ),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_cannot_be_compared(tmp_path, other):
+    make, message = OTHERS[other]
+    folder = make(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        evaluate_answers(tmp_path / "mine", {"a": {"ill": 0.5, "well": 0.5}}, {"a": 0}, ["ill", "well"], against=folder)
+
+
 def test_values_and_a_run_without_an_answer(tmp_path):
     values = {"a": 11.0, "b": 19.0, "c": 33.0}
     folder = write_run(tmp_path / "fold_0", {name: {"value": value} for name, value in values.items()})
@@ -90,5 +173,3 @@ def test_the_command_scores_what_the_folds_have_not_seen(column, tmp_path, capsy
     for fold in (0, 1):
         with open(bundle / "predictions" / f"fold_{fold}" / "predictions.csv", newline="") as file:
             assert {row["filename"] for row in csv.DictReader(file)} <= {case["name"] for case in cases}
-    with pytest.raises(UsageError, match="against=other: of label maps alone"):
-        evaluate_bundle(bundle, against="other")
