@@ -152,7 +152,8 @@ def line_up_patches(x: Tensor, ids_keep: Tensor, patch_size: GridShape) -> Tenso
     batch, channels, *grid = x.shape[0], x.shape[1], x.shape[2] // h, x.shape[3] // w, x.shape[4] // d
     patches = x.reshape(batch, channels, grid[0], h, grid[1], w, grid[2], d).permute(0, 2, 4, 6, 1, 3, 5, 7)
     samples = torch.arange(batch, device=x.device)[:, None]
-    some = patches[(samples, *torch.unravel_index(ids_keep, grid))]  # (B, K, C, h, w, d)
+    i, j, k = torch.unravel_index(ids_keep, grid)
+    some = patches[samples, i, j, k]  # (B, K, C, h, w, d)
     return some.permute(0, 2, 3, 4, 1, 5).flatten(4)
 
 
