@@ -6,7 +6,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Iterable, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class SuggestingParser(argparse.ArgumentParser):
@@ -14,7 +14,7 @@ class SuggestingParser(argparse.ArgumentParser):
 
     words: list[str] | None = None
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and remember the words that came for messages."""
         self.words = [*(sys.argv[1:] if args is None else args)]
         return super().parse_known_args(args, namespace)

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from monai_vit3d.data.csv_files import write_csv
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.data.files import write_text_atomic
 from monai_vit3d.data.printable import printable
 from monai_vit3d.metrics.bootstrap import Interval
-from monai_vit3d.metrics.one_vs_rest import ALL_CLASSES, predicted_classes, score_classes, score_values
-from monai_vit3d.pipeline.folder import versions
-from monai_vit3d.pipeline.report.page import render_page
+from monai_vit3d.metrics.one_vs_rest import ALL_CLASSES, score_classes, score_values
 
-from .page import interval_text, number_text
+from .page import interval_text
+from .tables import SUMMARY
+from .volume_report import write_volume_page, write_volume_tables
 
-_SUMMARY = "summary.json"
-LISTED = 1000  # cases on the page; cases.csv has all
 TITLES = {
     "auc": "AUC",
     "accuracy": "Accuracy",
@@ -152,8 +146,8 @@ def evaluate_volumes(
         title, class_names, cases, rows, output / "report.html", _notes(class_names), str(against or ""), differences,
         shared,
     )  # fmt: skip
-    _write_tables(evaluation, output)
-    _write_page(evaluation, output)
+    write_volume_tables(evaluation, output)
+    write_volume_page(evaluation, output)
     return evaluation
 
 
@@ -178,9 +172,9 @@ def _array(answers: Sequence[Sequence[float]], class_names: Sequence[str]) -> np
 
 def _other_answers(folder: Path, cases: Sequence[AnsweredCase], rows: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Read another evaluation's answers to these cases, by name."""
-    files = [path for path in (folder / _SUMMARY, folder / "evaluation" / _SUMMARY) if path.is_file()]
+    files = [path for path in (folder / SUMMARY, folder / "evaluation" / SUMMARY) if path.is_file()]
     if not files:
-        raise UsageError(f"against={printable(folder)}: no {_SUMMARY} there. Give the folder of another evaluation.")
+        raise UsageError(f"against={printable(folder)}: no {SUMMARY} there. Give the folder of another evaluation.")
     content = json.loads(files[0].read_text(encoding="utf-8"))
     scores = content.get("scores") if isinstance(content, dict) else None
     if not isinstance(scores, dict) or list(scores) != list(rows):
@@ -229,93 +223,3 @@ def _answered(items: Iterable[tuple[Mapping[str, Any], Path]], class_names: Sequ
         answer = [prediction[name] for name in class_names] if class_names else [*prediction.values()]
         cases.append(AnsweredCase(item["name"], item["subject"], float(item["label"]), tuple(map(float, answer))))
     return cases
-
-
-def _text(evaluation: VolumeEvaluation, value: float) -> str:
-    """Name a class, or format a value."""
-    return evaluation.class_names[int(value)] if evaluation.class_names else f"{value:.6g}"
-
-
-def _predicted(evaluation: VolumeEvaluation, case: AnsweredCase) -> str:
-    if case.error:
-        return ""
-    single = not evaluation.class_names
-    return _text(evaluation, case.answer[0] if single else predicted_classes(np.array([case.answer]))[0])
-
-
-def _write_tables(evaluation: VolumeEvaluation, output: Path) -> None:
-    names = evaluation.class_names
-    header = ["case", "subject", "label", "prediction", *(f"probability_{name}" for name in names), "error"]
-    rows = []
-    for case in evaluation.cases:
-        numbers = [f"{value:.6g}" for value in case.answer] if names else []
-        numbers += [""] * (len(names) - len(numbers))
-        texts = [_text(evaluation, case.label), _predicted(evaluation, case)]
-        rows.append([case.name, case.subject, *texts, *numbers, case.error])
-    write_csv([header, *rows], output / "cases.csv")
-    scores = list(next(iter(evaluation.rows.values())))
-    columns = [f"{score}_{kind}" if kind else score for score in scores for kind in ("", "low", "high")]
-    lines = [
-        [name, str(evaluation.count(name)), *(_cell(value) for score in scores for value in row[score])]
-        for name, row in evaluation.rows.items()
-    ]
-    write_csv([["class", "cases", *columns], *lines], output / "classes.csv")
-    content = {
-        "title": evaluation.title,
-        "versions": versions(),
-        "notes": list(evaluation.notes),
-        "scores": {name: {key: _json(one) for key, one in row.items()} for name, row in evaluation.rows.items()},
-        "against": evaluation.against,
-        "differences": {
-            name: {key: _json(one) for key, one in row.items()} for name, row in evaluation.differences.items()
-        },
-        "shared_cases": evaluation.shared,
-        "cases": [vars(case) | {"answer": list(case.answer)} for case in evaluation.cases],
-    }
-    write_text_atomic(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", output / _SUMMARY)
-
-
-def _cell(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"
-
-
-def _json(interval: Interval) -> dict[str, float | None]:
-    return {key: None if math.isnan(value) else value for key, value in interval._asdict().items()}
-
-
-def _write_page(evaluation: VolumeEvaluation, output: Path) -> None:
-    """Write ``report.html``: scores, which classes were taken for which, and the cases, worst first."""
-    worst = sorted(evaluation.answered, key=lambda case: -case.loss)
-    header, *rows = evaluation.table()
-    page = render_page(
-        files(__package__).joinpath("volumes.html.j2").read_text(encoding="utf-8"),
-        title=evaluation.title,
-        versions=", ".join(f"{name} {version}" for name, version in versions().items()),
-        counts=[("done", f"{len(evaluation.answered)} cases"), ("failed", f"{len(evaluation.failed)} failed")],
-        notes=list(evaluation.notes),
-        failures=[{"name": case.name, "error": case.error} for case in evaluation.failed],
-        header=header,
-        rows=rows,
-        against=evaluation.against,
-        shared=evaluation.shared,
-        comparison=evaluation.comparison(),
-        names=list(evaluation.class_names),
-        confusion=_confusion(evaluation),
-        loss="1 minus the probability of the label" if evaluation.class_names else "Error",
-        cases=[
-            [case.name, _text(evaluation, case.label), _predicted(evaluation, case), number_text(case.loss, 3)]
-            for case in worst[:LISTED]
-        ],
-        unlisted=max(0, len(worst) - LISTED),
-    )
-    write_text_atomic(page, output / "report.html")
-
-
-def _confusion(evaluation: VolumeEvaluation) -> list[list[int]]:
-    """Count the cases of each class (rows) that were taken for each class (columns)."""
-    counts = np.zeros([len(evaluation.class_names)] * 2, int)
-    if evaluation.class_names:
-        for case in evaluation.answered:
-            counts[int(case.label), predicted_classes(np.array([case.answer]))[0]] += 1
-    table: list[list[int]] = counts.tolist()
-    return table
