@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.transforms.oblique_grid import ObliqueGrid, onto_grid
-from monai_vit3d.transforms.similarity import Similarity, fit_similarity
+from monai_vit3d.transforms.similarity import Similarity, fit_similarity, turn_degrees
 from monai_vit3d.transforms.soft_centres import soft_centres
 
 FINER = 2  # points along each axis that are averaged for a voxel of the coarse grid
@@ -21,6 +21,8 @@ LEAST_PEAK = 0.04  # a structure whose probability is nowhere more is not found
 GOOD_RESIDUAL_MM = 6.0  # of a head's structures from the template's, as the median; worse is a head that lies otherwise
 GOOD_SHARE = 0.7  # of the structures that are found
 GOOD_SCALE = (0.6, 1.5)  # of the head, the template's being 1
+MOST_POSES = 3  # that are offered after the looks from all sides
+SAME_TURN_DEGREES = 30.0  # poses that differ by less are one
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class HeadLocalizer(nn.Module):
     """Locate the structures of a head in any pose and, as far as its network was trained on them, of any contrast.
 
     The network labels the head on a coarse grid; the centres of its structures are fitted to a template's, and it
-    looks once more at the head, upright this time. Where the first fit is poor, the head is looked at from each of
-    the 24 sides, as its header may be wrong. Sides come from the anatomy as the voxels have it: a mirror image has
-    left and right exchanged, and nothing in it says so.
+    looks once more at the head, upright this time. Where the first fit is poor, or another pose is asked for, the head
+    is looked at from each of the 24 sides, as its header may be wrong. Sides come from the anatomy as the voxels have
+    it: a mirror image has left and right exchanged, and nothing in it says so.
 
     Args:
         network: (1, 1, *size) brightness from 0 to 1 to logits (1, 1 + structures, *size).
@@ -77,31 +79,49 @@ class HeadLocalizer(nn.Module):
             raise UsageError(f"template_mm has {len(self.template)} centres; expected three or more.")
         self.brightness = ScaleIntensityRangePercentiles(0.5, 99.5, 0.0, 1.0, clip=True)
 
-    @torch.no_grad()
-    def forward(self, volume: Tensor, spacing_mm: Sequence[float], all_sides: bool = False) -> HeadPose | None:
-        """Locate the structures.
+    def forward(self, volume: Tensor, spacing_mm: Sequence[float]) -> HeadPose | None:
+        """Locate the structures: the first of :meth:`poses`; None where no head was found.
 
         Args:
             volume: (1, H, W, D) floats, x to the right, y to the front, z up as far as its header is true.
             spacing_mm: of its voxels.
-            all_sides: whether to look at the head from each of the 24 sides even if the first look was good.
-
-        Returns:
-            where they are; None where no head was found.
         """
-        shape = torch.tensor(volume.shape[1:], dtype=torch.float64)
-        middle = (shape - 1) / 2 * torch.tensor(list(spacing_mm), dtype=torch.float64)
-        pose = self._look(volume, spacing_mm, ObliqueGrid(middle, torch.eye(3).double(), self.size, self.spacing_mm))
-        if all_sides or pose is None or not pose.good:
-            grids = (ObliqueGrid(middle, turn, self.size, self.spacing_mm) for turn in right_angle_turns()[1:])
-            poses = [pose, *(self._look(volume, spacing_mm, grid) for grid in grids)]
-            pose = max(poses, key=_merit)
-        if pose is None:
-            return None
-        centre = pose.fit(torch.stack(tuple(self.template.values())).mean(0))
-        upright = ObliqueGrid(centre, pose.fit.rotation, self.size, self.spacing_mm)
-        again = self._look(volume, spacing_mm, upright)
-        return max((pose, again), key=_merit)
+        return next(self.poses(volume, spacing_mm), None)
+
+    @torch.no_grad()
+    def poses(self, volume: Tensor, spacing_mm: Sequence[float]) -> Iterator[HeadPose]:
+        """Find poses that the head may have, one by one, as far as they are asked for.
+
+        The first is that in which it lies as its header says, if that look is good; then come those from all of the 24
+        sides, the best first, at most ``MOST_POSES`` that differ.
+
+        Args:
+            volume: as for :meth:`forward`.
+            spacing_mm: as there.
+        """
+        middle = (torch.tensor(volume.shape[1:], dtype=torch.float64) - 1) / 2
+        middle = middle * torch.tensor(list(spacing_mm), dtype=torch.float64)
+
+        def look(centre: Tensor, rotation: Tensor) -> HeadPose | None:
+            return self._look(volume, spacing_mm, ObliqueGrid(centre, rotation, self.size, self.spacing_mm))
+
+        def look_upright(pose: HeadPose) -> HeadPose:
+            centre = pose.fit(torch.stack(tuple(self.template.values())).mean(0))
+            again = look(centre, pose.fit.rotation)
+            return pose if again is None else max((pose, again), key=_merit)
+
+        turns = right_angle_turns()
+        level = look(middle, turns[0])
+        if level is not None and level.good:
+            yield look_upright(level)
+        looks = (level, *(look(middle, turn) for turn in turns[1:]))
+        best = sorted((pose for pose in looks if pose is not None), key=_merit, reverse=True)
+        chosen: list[HeadPose] = []
+        for pose in best:
+            others = (turn_degrees(pose.fit.rotation @ other.fit.rotation.T) for other in chosen)
+            if len(chosen) < MOST_POSES and all(degrees > SAME_TURN_DEGREES for degrees in others):
+                chosen.append(pose)
+        yield from sorted(map(look_upright, chosen), key=_merit, reverse=True)
 
     def _look(self, volume: Tensor, spacing_mm: Sequence[float], grid: ObliqueGrid) -> HeadPose | None:
         """Label the head on a grid, and fit what is found."""
@@ -127,10 +147,8 @@ class HeadLocalizer(nn.Module):
         return HeadPose(centres_mm, fit, residual_mm, good)
 
 
-def _merit(pose: HeadPose | None) -> tuple[bool, float]:
+def _merit(pose: HeadPose) -> tuple[bool, float]:
     """Order poses: good ones first, then those of more structures nearer to the template."""
-    if pose is None:
-        return (False, -1.0)
     return (pose.good, len(pose.centres_mm) / (1 + pose.residual_mm / GOOD_RESIDUAL_MM))
 
 

@@ -95,14 +95,16 @@ class LocalizedInferer(Inferer):
         """Label one head, (1, H, W, D)."""
         volume = volume.float().cpu()
         spacing = [self.spacing_mm] * 3
-        self.pose, found, doubts = self._looked_at(volume, False, network, *args, **kwargs)
-        # the header may be wrong: the head is looked at from all sides, unless a poor pose has led to that already
-        if not found and self.pose is not None and self.pose.good:
-            pose, found, others = self._looked_at(volume, True, network, *args, **kwargs)
-            if len(found) == len(self.sides):  # fewer may be anything that looks like one
+        self.pose, found, doubts = None, {}, ["no head was found in the image; nothing is labelled"]
+        for i, pose in enumerate(self.localizer.poses(volume, spacing)):
+            sides, others = self._sides_at(pose, volume, network, *args, **kwargs)
+            # of the first pose one side may be there; in a later one, it may be anything that looks like one
+            accepted = bool(sides) if i == 0 else len(sides) == len(self.sides)
+            if i == 0 or accepted:
                 self.pose, doubts = pose, others
-            else:
-                found = {}
+            if accepted:
+                found = sides
+                break
         for text in doubts:
             logger.warning("%s", text)
         self.doubts = (*self.doubts, *doubts)
@@ -116,13 +118,10 @@ class LocalizedInferer(Inferer):
             logits[0][box] -= values.sum(0)
         return logits.clamp_(LEAST_PROBABILITY, 1).log_()
 
-    def _looked_at(
-        self, volume: Tensor, all_sides: bool, network: nn.Module, *args: Any, **kwargs: Any
-    ) -> tuple[HeadPose | None, dict[str, LabelledSide], list[str]]:
-        """Locate the head and label its sides; the pose, the sides that are plausible, and the doubts."""
-        pose = self.localizer(volume, [self.spacing_mm] * 3, all_sides)
-        if pose is None:
-            return None, {}, ["no head was found in the image; nothing is labelled"]
+    def _sides_at(
+        self, pose: HeadPose, volume: Tensor, network: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[dict[str, LabelledSide], list[str]]:
+        """Label the sides of a head in a pose; those that are plausible, and the doubts."""
 
         def label(centres: Mapping[str, Tensor], rotation: Tensor) -> dict[str, LabelledSide]:
             return {
@@ -136,8 +135,7 @@ class LocalizedInferer(Inferer):
         refined = self._refined(sides)
         if refined is not None and not torch.equal(refined, rotation):
             sides = label({name: side.centre_mm for name, side in sides.items()}, refined)
-        plausible, doubts = plausible_sides(sides, expected, pose, self.limits)
-        return pose, plausible, doubts
+        return plausible_sides(sides, expected, pose, self.limits)
 
     def _refined(self, sides: Mapping[str, LabelledSide]) -> Tensor | None:
         """Fit the head's rotation to the centres of all labelled parts; None where parts are missing."""

@@ -1,5 +1,7 @@
 """Find structures and label them in boxes, with networks that read classes off the brightness: all else is ours."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.nn.functional import avg_pool3d, max_pool3d
 
 from monai_vit3d.data import UsageError
 from monai_vit3d.inferers import HeadLocalizer, LocalizedInferer
+from monai_vit3d.transforms.similarity import Similarity, turn_degrees
 
 # centres in an upright head in mm, and brightness; the head itself is 1
 STRUCTURES = {
@@ -19,6 +22,7 @@ STRUCTURES = {
     "back": ((0.0, -60.0, 0.0), 0.35),
     "top": ((0.0, 0.0, 55.0), 0.2),
 }
+STRUCTURES_MM = {name: centre for name, (centre, _) in STRUCTURES.items()}
 RADIUS_MM = {"left part": 12.0, "right part": 12.0, "front": 14.0, "back": 14.0, "top": 14.0}
 SIDES = {
     "left part": {"classes": [1, 2], "centres_mm": [(-26.0, -16.0, -15.0), (-26.0, -24.0, -15.0)]},
@@ -70,7 +74,7 @@ def head(rotation=None, shift=(0.0, 0.0, 0.0), without=(), size=180):
 
 @pytest.fixture(scope="module")
 def localizer():
-    template = {name: centre for name, (centre, _) in STRUCTURES.items()} | {"head": None}
+    template = STRUCTURES_MM | {"head": None}
     return HeadLocalizer(ByBrightness([0.0, *(value for _, value in STRUCTURES.values()), 1.0]), template)
 
 
@@ -93,9 +97,36 @@ def test_the_pose_is_that_of_the_structures(localizer, rotation):
     assert pose.fit.scale == pytest.approx(1, abs=0.03)
 
 
+@pytest.mark.slow
+def test_looks_from_all_sides_that_agree_are_one_pose(localizer):
+    first, second = localizer.poses(head((0, 0, 90))[0], (1.0, 1.0, 1.0))
+    for pose in (first, second):
+        assert pose.good
+        assert turn_degrees(pose.fit.rotation) == pytest.approx(90, abs=3)
+
+
+@pytest.mark.slow
+def test_the_next_pose_is_tried_where_the_first_shows_no_sides(inferer, monkeypatch):
+    poses = inferer.localizer.poses
+
+    def wrong_first(volume, spacing_mm):
+        right = next(poses(volume, spacing_mm))
+        turn = Similarity(torch.diag(torch.tensor([-1.0, 1.0, -1.0])).double(), 1.0, torch.full((3,), 30.0).double())
+        yield replace(right, fit=turn)
+        yield right
+
+    monkeypatch.setattr(inferer.localizer, "poses", wrong_first)
+    labels = inferer(head()[0][None], Halves())[0].argmax(0)
+    assert set(labels.unique().tolist()) == {0, 1, 2, 3, 4}
+    assert inferer.doubts == ()  # those of the pose that was taken
+    # a side alone is not taken in a later pose
+    labels = inferer(head(without=["right part"])[0][None], Halves())[0].argmax(0)
+    assert set(labels.unique().tolist()) == {0}
+    assert any("left part" in doubt for doubt in inferer.doubts)
+
+
 def test_an_image_of_one_value_shows_no_head(localizer):
-    template = {name: centre for name, (centre, _) in STRUCTURES.items()}
-    coarse = HeadLocalizer(localizer.network, template, (16, 16, 16), 16.0)
+    coarse = HeadLocalizer(localizer.network, STRUCTURES_MM, (16, 16, 16), 16.0)
     assert coarse(torch.zeros(1, 60, 60, 60), (1.0, 1.0, 1.0)) is None
 
 
