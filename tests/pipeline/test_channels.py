@@ -254,8 +254,8 @@ def test_info_names_every_fold(bundle):
 def test_several_files_need_an_ensemble(tmp_path):
     copy = write_fold_bundle(tmp_path / "mine")
     text = (copy / "configs" / "inference.yaml").read_text()
-    alone = "path: $@ckpt_path[0]"
-    (copy / "configs" / "inference.yaml").write_text(text.replace("path: '@ckpt_path'", alone))
+    text = re.sub("(?m)^network: .*$", "network: $@network_def.to(@device)", text)
+    (copy / "configs" / "inference.yaml").write_text(text.replace("path: '@ckpt_path'", "path: $@ckpt_path[0]"))
     with pytest.raises(WeightsError, match=r"fold_0.pt, .*fold_1.pt: several files, but the config builds no ensemble"):
         load_bundle(copy, "cpu", safe=True)
 
