@@ -14,6 +14,7 @@ from monai_vit3d.metrics.segmentation import NSD_MM
 from .pairs import EvaluationCase, predicted_files
 from .scoring import ScoredCase, score_cases
 from .summary import ClassSummary, compare_cases, summarise
+from .summary_file import find_summary
 
 OnCase = Callable[[ScoredCase], None]
 
@@ -91,11 +92,11 @@ def _other_scores(
     folder: Path, cases: Sequence[EvaluationCase], names: Mapping[int, str], nsd_mm: float
 ) -> dict[str, ScoredCase]:
     """Read, or make, the scores of the other side of a comparison, by the name of the case."""
-    from .tables import SUMMARY, read_scored
+    from .tables import read_scored
 
-    summaries = [path for path in (folder / SUMMARY, folder / "evaluation" / SUMMARY) if path.is_file()]
-    if summaries:
-        others = read_scored(summaries[0], nsd_mm)
+    summary = find_summary(folder)
+    if summary is not None:
+        others = read_scored(summary, nsd_mm)
     else:
         files = predicted_files(folder)
         both = [replace(case, prediction=files[case.name]) for case in cases if case.name in files]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -12,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from monai_vit3d.data.csv_files import write_csv
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.data.files import read_regular, write_text_atomic
-from monai_vit3d.data.json_shape import shape_violation
 from monai_vit3d.data.printable import printable
 from monai_vit3d.metrics.components import Detection
 from monai_vit3d.metrics.segmentation import LabelScores
@@ -22,12 +19,11 @@ from monai_vit3d.pipeline.folder import versions
 from .pairs import EvaluationCase
 from .scoring import ScoredCase
 from .summary import METRICS, ClassSummary
+from .summary_file import read_summary, table_cell, write_summary
 
 if TYPE_CHECKING:
     from .results import Evaluation
 
-SUMMARY = "summary.json"
-_MAX_BYTES = 2**28
 _SCORES = tuple(field.name for field in fields(LabelScores))
 _DETECTION = ("precision", "recall", "f1")
 _NUMBER = (int, float, type(None))
@@ -44,8 +40,7 @@ def write_tables(evaluation: Evaluation, output: Path) -> None:
     """
     write_csv(_case_rows(evaluation.scored), output / "cases.csv")
     write_csv(_class_rows(evaluation.classes), output / "classes.csv")
-    text = json.dumps(_json(_content(evaluation)), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text_atomic(text + "\n", output / SUMMARY)
+    write_summary(_content(evaluation), output)
 
 
 def read_scored(path: Path, nsd_mm: float) -> dict[str, ScoredCase]:
@@ -58,18 +53,12 @@ def read_scored(path: Path, nsd_mm: float) -> dict[str, ScoredCase]:
     Raises:
         UsageError: the file is no summary, or of another tolerance.
     """
-    try:
-        content = json.loads(read_regular(path, _MAX_BYTES))
-        if violation := shape_violation(content, _SHAPE, "it"):
-            raise ValueError(violation)
-        scored = [_scored(one) for one in content["cases"]]
-    except (ValueError, KeyError, OSError, RecursionError) as error:
+    known_mm, scored = read_summary(
+        path, _SHAPE, lambda content: (content["nsd_mm"], [_scored(one) for one in content["cases"]])
+    )
+    if known_mm != nsd_mm:
         raise UsageError(
-            f"{printable(path)}: not the summary of an evaluation ({error}). Evaluate it again."
-        ) from error
-    if content["nsd_mm"] != nsd_mm:
-        raise UsageError(
-            f"{printable(path)}: its surface Dice is at {content['nsd_mm']:g} mm, nsd_mm={nsd_mm:g} here; a comparison "
+            f"{printable(path)}: its surface Dice is at {known_mm:g} mm, nsd_mm={nsd_mm:g} here; a comparison "
             "needs one tolerance. Give the same nsd_mm=."
         )
     return {one.case.name: one for one in scored}
@@ -90,7 +79,7 @@ def _case_rows(scored: Sequence[ScoredCase]) -> list[list[str]]:
         for row in one.scores:
             scores = [getattr(row, name) for name in _SCORES[2:]]
             numbers = [*scores, row.volume_difference_ml, *detection_scores(row.detection)]
-            rows.append([*first, str(row.label), row.name, *map(_cell, numbers), ""])
+            rows.append([*first, str(row.label), row.name, *map(table_cell, numbers), ""])
     return [header, *rows]
 
 
@@ -105,7 +94,7 @@ def _class_rows(classes: Sequence[ClassSummary]) -> list[list[str]]:
             known = metric.name in one.means
             numbers += [*one.means[metric.name], one.medians[metric.name]] if known else [math.nan] * 4
         numbers += [*one.detection, *detection_scores(one.detection)]
-        rows.append([one.name, "" if one.label is None else str(one.label), *map(_cell, numbers)])
+        rows.append([one.name, "" if one.label is None else str(one.label), *map(table_cell, numbers)])
     return [header, *rows]
 
 
@@ -152,18 +141,3 @@ def _scored(content: Mapping[str, Any]) -> ScoredCase:
         {key: math.nan if value is None else value for key, value in row.items()} for row in content["scores"]
     ]
     return ScoredCase(case, tuple(LabelScores(**row) for row in rows), content["error"])
-
-
-def _json(value: Any) -> Any:
-    """Replace numbers that JSON has not by null."""
-    if isinstance(value, Mapping):
-        return {key: _json(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _cell(value: float) -> str:
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.6g}" if math.isfinite(value) else ""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from monai_vit3d.pipeline.folder import versions
 from monai_vit3d.pipeline.report.page import render_page
 
 from .page import number_text
-from .tables import SUMMARY
+from .summary_file import table_cell, write_summary
 
 if TYPE_CHECKING:
     from .volumes import AnsweredCase, VolumeEvaluation
@@ -45,7 +44,7 @@ def write_volume_tables(evaluation: VolumeEvaluation, output: Path) -> None:
     scores = list(next(iter(evaluation.rows.values())))
     columns = [f"{score}_{kind}" if kind else score for score in scores for kind in ("", "low", "high")]
     lines = [
-        [name, str(evaluation.count(name)), *(_cell(value) for score in scores for value in row[score])]
+        [name, str(evaluation.count(name)), *(table_cell(value) for score in scores for value in row[score])]
         for name, row in evaluation.rows.items()
     ]
     write_csv([["class", "cases", *columns], *lines], output / "classes.csv")
@@ -53,23 +52,18 @@ def write_volume_tables(evaluation: VolumeEvaluation, output: Path) -> None:
         "title": evaluation.title,
         "versions": versions(),
         "notes": list(evaluation.notes),
-        "scores": {name: {key: _json(one) for key, one in row.items()} for name, row in evaluation.rows.items()},
+        "scores": _plain(evaluation.rows),
         "against": evaluation.against,
-        "differences": {
-            name: {key: _json(one) for key, one in row.items()} for name, row in evaluation.differences.items()
-        },
+        "differences": _plain(evaluation.differences),
         "shared_cases": evaluation.shared,
         "cases": [vars(case) | {"answer": list(case.answer)} for case in evaluation.cases],
     }
-    write_text_atomic(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", output / SUMMARY)
+    write_summary(content, output)
 
 
-def _cell(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"
-
-
-def _json(interval: Interval) -> dict[str, float | None]:
-    return {key: None if math.isnan(value) else value for key, value in interval._asdict().items()}
+def _plain(rows: Mapping[str, Mapping[str, Interval]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Write intervals as dictionaries."""
+    return {name: {score: interval._asdict() for score, interval in row.items()} for name, row in rows.items()}
 
 
 def write_volume_page(evaluation: VolumeEvaluation, output: Path) -> None:

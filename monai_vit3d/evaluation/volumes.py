@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 
 from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.json_shape import ANY_KEY
 from monai_vit3d.data.printable import printable
 from monai_vit3d.metrics.bootstrap import Interval
 from monai_vit3d.metrics.one_vs_rest import ALL_CLASSES, score_classes, score_values
 
 from .page import interval_text
-from .tables import SUMMARY
+from .summary_file import SUMMARY, find_summary, read_summary
 from .volume_report import write_volume_page, write_volume_tables
 
+_CASE = {"name": str, "subject": str, "label": float, "answer": [float], "error": str}
+_SHAPE = {"scores": {ANY_KEY: {}}, "cases": [_CASE]}
 TITLES = {
     "auc": "AUC",
     "accuracy": "Accuracy",
@@ -142,10 +145,8 @@ def evaluate_volumes(
         others = _other_answers(Path(against), answered, [*rows])
         both = [case for case in answered if case.name in others]
         differences, shared = _scores(both, class_names, [others[case.name] for case in both]), len(both)
-    evaluation = VolumeEvaluation(
-        title, class_names, cases, rows, output / "report.html", _notes(class_names), str(against or ""), differences,
-        shared,
-    )  # fmt: skip
+    page, notes = output / "report.html", _notes(class_names)
+    evaluation = VolumeEvaluation(title, class_names, cases, rows, page, notes, str(against or ""), differences, shared)
     write_volume_tables(evaluation, output)
     write_volume_page(evaluation, output)
     return evaluation
@@ -155,10 +156,9 @@ def _scores(
     cases: Sequence[AnsweredCase], class_names: Sequence[str], minus: Sequence[Sequence[float]] | None = None
 ) -> dict[str, Mapping[str, Interval]]:
     """Score answers, or their differences to other answers to the same cases."""
-    answers, others = _array([case.answer for case in cases], class_names), None
+    answers = _array([case.answer for case in cases], class_names)
+    others = None if minus is None else _array(minus, class_names)
     labels, subjects = [case.label for case in cases], [case.subject for case in cases]
-    if minus is not None:
-        others = _array(minus, class_names)
     if class_names:
         return dict(score_classes(answers, labels, class_names, subjects, others))
     return {"value": score_values(answers, labels, subjects, others)}
@@ -172,28 +172,30 @@ def _array(answers: Sequence[Sequence[float]], class_names: Sequence[str]) -> np
 
 def _other_answers(folder: Path, cases: Sequence[AnsweredCase], rows: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Read another evaluation's answers to these cases, by name."""
-    files = [path for path in (folder / SUMMARY, folder / "evaluation" / SUMMARY) if path.is_file()]
-    if not files:
+    summary = find_summary(folder)
+    if summary is None:
         raise UsageError(f"against={printable(folder)}: no {SUMMARY} there. Give the folder of another evaluation.")
-    content = json.loads(files[0].read_text(encoding="utf-8"))
-    scores = content.get("scores") if isinstance(content, dict) else None
-    if not isinstance(scores, dict) or list(scores) != list(rows):
+    their_rows, their_cases = read_summary(
+        summary, _SHAPE, lambda content: (content["scores"], [*map(_as_case, content["cases"])])
+    )
+    if list(their_rows) != list(rows):
         raise UsageError(
-            f"against={printable(folder)}: {files[0].name} scores other classes than {', '.join(rows)}. Give the "
+            f"against={printable(folder)}: {SUMMARY} scores other classes than {', '.join(rows)}. Give the "
             "folder of another evaluation of the same classes."
         )
     labels = {case.name: case.label for case in cases}
-    others = {
-        one["name"]: tuple(one["answer"])
-        for one in content["cases"]
-        if not one["error"] and labels.get(one["name"]) == one["label"]
-    }
+    others = {one.name: one.answer for one in their_cases if not one.error and labels.get(one.name) == one.label}
     if not others:
         raise UsageError(
             f"against={printable(folder)}: none of the {len(cases)} cases, such as {printable(cases[0].name)}, has an "
             "answer and the same label there. Give the folder of another evaluation of the same cases."
         )
     return others
+
+
+def _as_case(content: Mapping[str, Any]) -> AnsweredCase:
+    fields = ("name", "subject", "label", "error")
+    return AnsweredCase(**{name: content[name] for name in fields}, answer=tuple(content["answer"]))
 
 
 def _notes(class_names: Sequence[str]) -> tuple[str, ...]:

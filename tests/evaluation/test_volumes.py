@@ -116,6 +116,10 @@ def test_two_regressors_are_compared_case_by_case(tmp_path):
 
 OTHERS = {
     "no evaluation": (lambda root: root / "none", "no summary.json there"),
+    "a damaged one": (
+        lambda root: (root / "summary.json").write_text('{"scores": {}, "cases": [{"name": "a"}]}') and root,
+        r"summary\.json: not the summary of an evaluation \('subject'\)",
+    ),
     "other classes": (
         lambda root: evaluate_answers(root / "o", {"a": {"x": 0.2, "y": 0.8}}, {"a": 1}, ["x", "y"]) and root / "o",
         "scores other classes than all classes, ill, well",
