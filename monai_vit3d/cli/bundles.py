@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 _DESCRIPTION = """List the bundles that come with this package. vit3d predict, check and info take them by name.
@@ -17,10 +16,11 @@ def add_verb(verbs: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from monai_vit3d.bundle.metadata import read_metadata
     from monai_vit3d.bundle.shipped import shipped_bundles
 
     for name, folder in shipped_bundles().items():
-        task = json.loads((folder / "configs" / "metadata.json").read_text())["task"]
+        task = read_metadata(folder).content.get("task", "")
         weights = sum(path.stat().st_size for path in (folder / "models").glob("*") if path.is_file())
         size = f"{weights / 1e6:.0f} MB" if weights else "to be trained"
         print(f"{name:28s} {size:>13s}  {task}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 
 class SuggestingParser(argparse.ArgumentParser):
     """Parse as ``argparse.ArgumentParser``, and add the nearest verb or flag to messages on misspelt ones."""
 
-    words: list[str] | None = None
+    words: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and remember the words that came for messages."""
@@ -21,14 +21,13 @@ class SuggestingParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message with what may have been meant, and exit with code 2."""
-        words = self.words or []
         verbs = next((action.choices for action in self._actions if isinstance(action.choices, Mapping)), {})
-        parser = verbs.get(words[0], self) if words else self
+        parser = verbs.get(self.words[0], self) if self.words else self
         flags = [*parser._option_string_actions, *self._option_string_actions]
-        unknown = [word.partition("=")[0] for word in words if word.startswith("--")]
+        unknown = [word.partition("=")[0] for word in self.words if word.startswith("--")]
         meant = [_meant(word, flags) for word in unknown if not any(flag.startswith(word) for flag in flags)]
-        if verbs and words and words[0] not in verbs and not unknown:
-            meant = [_meant(words[0], verbs)]
+        if verbs and self.words and self.words[0] not in verbs and not unknown:
+            meant = [_meant(self.words[0], verbs)]
         super().error(" ".join([message, *filter(None, meant)]))
 
 

@@ -19,9 +19,7 @@ def printable(text: object) -> str:
         text: a path, a name, a message.
     """
     line = str(text)
-    if (
-        line.isprintable()
-    ):  # Python's own word for a text without any of these: most are, and pictures in pages are long
+    if line.isprintable():  # none of these, as of most texts; those of pages hold pictures, and are long
         return line
     return "".join(c.encode("unicode_escape").decode() if category(c) in _ESCAPED else c for c in line)
 

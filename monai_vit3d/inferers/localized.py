@@ -93,30 +93,39 @@ class LocalizedInferer(Inferer):
 
     def _label(self, volume: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Label one head, (1, H, W, D)."""
-        volume = volume.float().cpu()
-        spacing = [self.spacing_mm] * 3
-        self.pose, found, doubts = None, {}, ["no head was found in the image; nothing is labelled"]
-        for i, pose in enumerate(self.localizer.poses(volume, spacing)):
-            sides, others = self._sides_at(pose, volume, network, *args, **kwargs)
-            # of the first pose one side may be there; in a later one, it may be anything that looks like one
-            accepted = bool(sides) if i == 0 else len(sides) == len(self.sides)
-            if i == 0 or accepted:
-                self.pose, doubts = pose, others
-            if accepted:
-                found = sides
-                break
-        for text in doubts:
-            logger.warning("%s", text)
-        self.doubts = (*self.doubts, *doubts)
+        sides = self._plausible_sides(volume.float().cpu(), network, *args, **kwargs)
         classes = 1 + max(number for numbers in self.sides.values() for number in numbers)
         logits = torch.full((classes, *volume.shape[1:]), LEAST_PROBABILITY)
         logits[0] = 1
-        for name, side in found.items():
-            box, values = from_grid(side.probabilities[1:], side.grid, volume.shape[1:], spacing)
+        for name, side in sides.items():
+            box, values = from_grid(side.probabilities[1:], side.grid, volume.shape[1:], [self.spacing_mm] * 3)
             for number, probability in zip(self.sides[name], values):
                 logits[number][box] = torch.maximum(logits[number][box], probability)
             logits[0][box] -= values.sum(0)
         return logits.clamp_(LEAST_PROBABILITY, 1).log_()
+
+    def _plausible_sides(
+        self, volume: Tensor, network: nn.Module, *args: Any, **kwargs: Any
+    ) -> dict[str, LabelledSide]:
+        """Label the sides in the first pose that shows one, or in a later one that shows all; note pose and doubts."""
+        self.pose, plausible, doubts = (
+            None,
+            dict[str, LabelledSide](),
+            ["no head was found in the image; nothing is labelled"],
+        )
+        for i, pose in enumerate(self.localizer.poses(volume, [self.spacing_mm] * 3)):
+            sides, texts = self._sides_at(pose, volume, network, *args, **kwargs)
+            # one side alone in a later pose may be anything that looks like one
+            accepted = bool(sides) if i == 0 else len(sides) == len(self.sides)
+            if i == 0 or accepted:
+                self.pose, doubts = pose, texts
+            if accepted:
+                plausible = sides
+                break
+        for text in doubts:
+            logger.warning("%s", text)
+        self.doubts = (*self.doubts, *doubts)
+        return plausible
 
     def _sides_at(
         self, pose: HeadPose, volume: Tensor, network: nn.Module, *args: Any, **kwargs: Any

@@ -20,7 +20,7 @@ SAMPLED_VOXELS = 10_000  # of a case and channel
 PERCENTILES = (0.5, 5, 50, 95, 99.5)
 SIZE_PERCENTILES = (10, 50, 90)
 CONSTANT_BACKGROUND = 0.25  # of the voxels being 0: nnU-Net's threshold for a mask of the voxels that are not
-_WORLD_AXES = ("RL", "AP", "SI")
+WORLD_AXES = ("RL", "AP", "SI")  # of the patient, in the order in which a fingerprint has them
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def measure_case(checked: CheckedCase) -> CaseMeasures:
 
 def _ras_axes(letters: str) -> tuple[list[int], tuple[slice, ...]]:
     """Order of an array's axes, and which to flip, so that they run to the right, front and top."""
-    order = [next(i for i, letter in enumerate(letters) if letter in world) for world in _WORLD_AXES]
+    order = [next(i for i, letter in enumerate(letters) if letter in world) for world in WORLD_AXES]
     return order, tuple(slice(None, None, 1 if letters[axis] in "RAS" else -1) for axis in order)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from monai_vit3d.data.errors import UsageError
 
+from .fingerprint import WORLD_AXES
 from .plan import Check, Evidence
 from .rules_classification import volume_step_bytes
-from .rules_geometry import AXES
 from .rules_intensity import MODALITIES
 from .rules_network import GIB, LARGEST_WINDOW, step_bytes
 from .rules_training import require_folds
@@ -68,8 +68,12 @@ def _heads() -> list[str]:
 
 
 def _check_orientation(value: Any, *_: Any) -> str:
-    is_whole = sorted(axis for letter in value for axis in AXES if letter in axis) == sorted(AXES)
-    return "" if is_whole and len(value) == len(AXES) else "one of R and L, A and P, S and I each, as RAS, is expected"
+    is_whole = sorted(axis for letter in value for axis in WORLD_AXES if letter in axis) == sorted(WORLD_AXES)
+    return (
+        ""
+        if is_whole and len(value) == len(WORLD_AXES)
+        else "one of R and L, A and P, S and I each, as RAS, is expected"
+    )
 
 
 def _check_score(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str:

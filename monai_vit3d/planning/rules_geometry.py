@@ -8,9 +8,10 @@ from typing import Any
 
 from monai_vit3d.data.class_sides import name_words
 
+from .fingerprint import WORLD_AXES
 from .plan import Evidence
 
-AXES, AXIS_NAMES = ("RL", "AP", "SI"), ("left-right", "back-front", "bottom-top")  # of a fingerprint
+AXIS_NAMES = ("left-right", "back-front", "bottom-top")  # of WORLD_AXES
 ANISOTROPY = 3.0  # of spacing and of shape, above which the coarse axis is treated on its own (nnU-Net)
 # words of class names that a flip along an axis would make wrong
 SIDES = (
@@ -29,8 +30,8 @@ def decide_orientation(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any
 
 
 def anatomical_axes(plan: Mapping[str, Any]) -> list[int]:
-    """Return which axis of the fingerprint, ``AXES``, each axis of the network's volumes is."""
-    return [next(i for i, letters in enumerate(AXES) if letter in letters) for letter in plan["orientation"]]
+    """Return which axis of the fingerprint, ``WORLD_AXES``, each axis of the network's volumes is."""
+    return [next(i for i, letters in enumerate(WORLD_AXES) if letter in letters) for letter in plan["orientation"]]
 
 
 def decide_spacing_mm(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:

@@ -106,5 +106,5 @@ def _images(root: Path, labels: Mapping[Scan, Path]) -> dict[Scan, dict[str, Pat
 
 
 def _run_of(images: Mapping[str, Path], run: str) -> Path:
-    """The image of a run; the one without a run, or else the first, where there is none of that."""
+    """Return the image of a run; where there is none of that, the one without a run, or else the first."""
     return images.get(run) or images[min(images, key=lambda name: (len(name), name))]
