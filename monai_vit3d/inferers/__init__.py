@@ -4,7 +4,7 @@ from typing import Any
 
 from monai_vit3d.deprecated import find_renamed
 
-from .autocast import AutocastInferer
+from .autocast import AutocastInferer, computes_in_bfloat16
 from .backends import BackendNetwork
 from .engines import BACKENDS, ENGINES, resolve_backend
 from .entropy import PredictionEntropy
@@ -35,6 +35,7 @@ __all__ = [
     "SliceNetwork",
     "SpacingInferer",
     "can_stitch",
+    "computes_in_bfloat16",
     "ensemble_variance",
     "predictive_entropy",
     "resolve_backend",

@@ -10,6 +10,17 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 
 
+def computes_in_bfloat16(device: torch.device | str) -> bool:
+    """Tell whether a device has instructions for bfloat16; a CPU without them takes up to 50 times as long in it.
+
+    Args:
+        device: a device, or its name in torch.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 class AutocastInferer(Inferer):
     """Run another inferer under ``torch.autocast`` on the input's own device, and hand out float32.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -12,9 +13,17 @@ from monai.utils import ensure_tuple_rep
 
 from monai_vit3d.bundle.load import Bundle
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.inferers import AutocastInferer, BackendNetwork, resolve_backend, unwrap_inferer
+from monai_vit3d.inferers import (
+    AutocastInferer,
+    BackendNetwork,
+    computes_in_bfloat16,
+    resolve_backend,
+    unwrap_inferer,
+)
 from monai_vit3d.inferers.backends import TOLERANCE, cache_folder
 from monai_vit3d.inferers.spacing import inferer_wrappers
+
+logger = logging.getLogger(__name__)
 
 
 def accelerate(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> Bundle:
@@ -42,6 +51,8 @@ def accelerate(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> Bu
     if backend == "auto" and (size is None or bundle.device.type != "cpu"):
         name = "torch"
     if name == "torch":
+        if bf16 and not computes_in_bfloat16(bundle.device):
+            logger.warning("bf16: this %s has no instructions for bfloat16; it is slower than float32", bundle.device)
         return bundle
     precision = _precision(bundle)
     if precision not in TOLERANCE:

@@ -106,11 +106,13 @@ def decide_amp(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Use bfloat16 where the device computes in it; a CPU without instructions for it takes up to 50 times as long."""
     import torch
 
-    if plan["device"] == "cuda":
-        return True, "bfloat16"
-    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        return True, "bfloat16, which this CPU computes in"
-    return False, "float32: this CPU has no instructions for bfloat16"
+    from monai_vit3d.inferers import computes_in_bfloat16
+
+    if plan["device"] == "cuda" and not torch.cuda.is_available():
+        return True, "bfloat16: there is no GPU here to ask"
+    if computes_in_bfloat16(plan["device"]):
+        return True, "bfloat16, which the device computes in"
+    return False, "float32: the device has no instructions for bfloat16"
 
 
 def decide_window(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:

@@ -17,9 +17,9 @@ from tests.bundles.helpers import command, torchrun
 from tests.helpers import HIPPOCAMPUS
 
 CONFIGS = HIPPOCAMPUS / "configs"
-SMALL = {"network_def#backbone#embed_dim": 48, "network_def#backbone#depth": 3, "network_def#feature_size": 4}
+NETWORK = {"network_def#backbone#embed_dim": 48, "network_def#backbone#depth": 3, "network_def#feature_size": 4}
 FLOAT32 = {"amp": False}  # convolutions in bfloat16 are slow on CPUs; the network's sizes come with the weights
-SMALL |= FLOAT32
+SMALL = {**NETWORK, **FLOAT32}
 
 
 run = partial(helpers.run, bundle=HIPPOCAMPUS)
@@ -27,10 +27,10 @@ run = partial(helpers.run, bundle=HIPPOCAMPUS)
 
 @pytest.fixture(scope="module")
 def trained(phantom_task, tmp_path_factory):
-    """Two epochs of train.yaml on eight phantoms, with a small network, in bfloat16 as users train."""
+    """Two epochs of train.yaml on eight phantoms, with a small network, in the precision that the recipe chooses."""
     data, split = phantom_task
     out = tmp_path_factory.mktemp("trained")
-    options = {"epochs": 2, "val_interval": 1, "output_dir": out, "ckpt_path": out / "model.pt", **SMALL, "amp": True}
+    options = {"epochs": 2, "val_interval": 1, "output_dir": out, "ckpt_path": out / "model.pt", **NETWORK}
     run(command("run", config_file="configs/train.yaml", dataset_dir=data, split_file=split, **options), fresh=True)
     return out
 

@@ -20,6 +20,7 @@ from monai_vit3d.inferers import (
     AutocastInferer,
     BackendNetwork,
     SpacingInferer,
+    computes_in_bfloat16,
     openvino,
     unwrap_inferer,
 )
@@ -93,9 +94,11 @@ def test_bfloat16_labels_differ_in_few_voxels(tmp_path, tiny_bundle, cohort, cle
         (["--backend", "torch", "--bf16"], "torch", True),
     ],
 )
-def test_run_json_says_which(tmp_path, tiny_bundle, cohort, options, backend, bf16):
+def test_run_json_says_which(tmp_path, tiny_bundle, cohort, caplog, options, backend, bf16):
     image = cohort / "case00.nii.gz"
     assert predict(image, to=tmp_path / "out", bundle=tiny_bundle, options=options) == 0
+    slower = bf16 and backend == "torch" and not computes_in_bfloat16("cpu")
+    assert ("no instructions for bfloat16" in caplog.text) == slower
     about = run_json(tmp_path / "out")
     assert (about["backend"], about["bf16"]) == (backend, bf16)
     made_with = about["files"][0]["made_with"]
