@@ -13,7 +13,7 @@ from monai_vit3d.data.files import write_text_atomic
 from monai_vit3d.metrics.bootstrap import Interval
 from monai_vit3d.pipeline.folder import versions
 from monai_vit3d.pipeline.report.page import render_page
-from monai_vit3d.visualize.overlay import label_colour
+from monai_vit3d.visualize.colours import label_colour
 
 from .pictures import draw_case
 from .scoring import ScoredCase

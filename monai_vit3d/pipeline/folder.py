@@ -18,7 +18,7 @@ from monai_vit3d.bundle.metadata import Metadata, read_metadata
 from monai_vit3d.bundle.shipped import find_bundle
 from monai_vit3d.bundle.unpack import open_bundle
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.data.files import following_no_links, remove_parts
+from monai_vit3d.data.files import following_no_links, remove_parts, write_text_atomic
 
 from .options import Options, choose_flip_axes, output_kinds
 from .passed_over_summary import recorded
@@ -95,8 +95,8 @@ def predict_folder(
     """Run a MONAI bundle over files, folders, a BIDS data set or a list, and write labels on each file's own grid.
 
     OUT gets ``NAME_seg.nii.gz`` for each case, the folders as those of the inputs, ``run.json``, ``stats.csv`` and
-    ``volumes.csv`` (of a classifier, ``predictions.csv`` instead) and ``report.html``. A file that fails leaves
-    the others alone.
+    ``volumes.csv`` (of a classifier, ``predictions.csv`` instead), ``report.html``, and names and colours of the
+    labels as 3D Slicer, ITK-SNAP, FSLeyes and BIDS read them. A file that fails leaves the others alone.
 
     Args:
         inputs: one or several NIfTI files, folders of them or of DICOM series, BIDS data sets, CSV or JSON lists.
@@ -187,7 +187,8 @@ def predict_folder(
 
 
 def publish(output: Path) -> None:
-    """Write what follows from the records of all shards: run.json, the CSV tables, report.html."""
+    """Write what follows from the records of all shards: run.json, the tables, report.html."""
+    from .label_tables import write_label_tables
     from .report.page import write_report
     from .stats import write_predictions, write_stats
     from .volumes import write_volumes
@@ -200,6 +201,7 @@ def publish(output: Path) -> None:
         else:
             write_stats(records, output / "stats.csv")
             write_volumes(records, output / "volumes.csv")
+            write_label_tables(records, output)
         write_report(records, about, output)
 
 
@@ -260,9 +262,11 @@ def _device_name(bundle: Bundle) -> str:
 
 
 def _describe_derivative(plan: Plan, metadata: Metadata) -> None:
-    """Write the description that BIDS asks of a folder of derivatives (https://bids-specification.readthedocs.io)."""
+    """Write what BIDS asks of a folder of derivatives (https://bids-specification.readthedocs.io)."""
     if not any(case.bids for case in plan.cases):
         return
     generators = [{"Name": "monai_vit3d", "Version": versions()["monai-vit3d"]}, {"Name": metadata.name}]
     content = {"Name": metadata.name, "BIDSVersion": "1.9.0", "DatasetType": "derivative", "GeneratedBy": generators}
     write_json(content, plan.output / "dataset_description.json")
+    if (table := plan.output / "labels.tsv").is_file():
+        write_text_atomic(table.read_text(encoding="utf-8"), plan.output / "dseg.tsv")

@@ -24,6 +24,7 @@ from .paths import some
 RESERVED = (
     *("run.json", "report.html", "dataset_description.json"),
     *("stats.csv", "volumes.csv", "predictions.csv", "features.csv", "features.npz"),
+    *("labels.tsv", "labels.ctbl", "labels_itksnap.txt", "labels.lut", "dseg.tsv"),
 )
 _EXISTING = ("refuse", "resume", "overwrite")
 

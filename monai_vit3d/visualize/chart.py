@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .overlay import PALETTE, label_colour
+from .colours import PALETTE, label_colour
 
 if TYPE_CHECKING:
     from PIL.Image import Image

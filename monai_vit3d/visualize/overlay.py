@@ -14,17 +14,13 @@ from monai_vit3d.data.orientation import axis_letters
 from monai_vit3d.data.same_grid import check_labels
 from monai_vit3d.data.volume import Array, Grid
 
+from .colours import PALETTE, Colour
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Colour = tuple[int, int, int]
 Plane = Literal["axial", "coronal", "sagittal"]
 
-# Okabe and Ito's colours for all kinds of colour vision, brightest first and without black, then five more
-PALETTE: tuple[Colour, ...] = (
-    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167), (0, 114, 178)),
-    *((170, 255, 195), (230, 30, 80), (120, 94, 240), (255, 190, 200), (130, 30, 30)),
-)
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 _ACROSS: dict[Plane, int] = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis of an LPI volume that a plane cuts
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS"))
@@ -107,11 +103,6 @@ def label_centre(labels: Array) -> list[int]:
     filled = (labels != 0).any(axis=0) if labels.ndim == 4 else labels != 0
     areas = [np.count_nonzero(filled, axis=tuple(i for i in range(3) if i != axis)) for axis in range(3)]
     return [int(area.argmax()) if area.any() else len(area) // 2 for area in areas]
-
-
-def label_colour(label: int, colours: Sequence[Colour] = PALETTE) -> Colour:
-    """Return the colour of a label, or of channel ``label - 1`` of masks."""
-    return colours[(label - 1) % len(colours)]
 
 
 def plane_letters(affine: Array, plane: Plane) -> tuple[str, str, str, str]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from monai_vit3d.visualize.chart import SIZE, Curve, draw_chart, ticks
-from monai_vit3d.visualize.overlay import PALETTE
+from monai_vit3d.visualize.colours import PALETTE
 from monai_vit3d.visualize.stack import stack_pictures
 
 

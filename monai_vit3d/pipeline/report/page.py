@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from monai_vit3d.data.files import write_text_atomic
 from monai_vit3d.data.printable import printable
-from monai_vit3d.visualize.overlay import label_colour
+from monai_vit3d.visualize.colours import label_colour
 
 EMBEDDED = 300  # pictures inside the page; more would make it too large for a browser
 _NAMES = 50  # files passed over for one reason that are shown; run.json has all

@@ -13,7 +13,8 @@ from PIL import Image
 
 from monai_vit3d.pipeline.report import page as report_page
 from monai_vit3d.pipeline.report.page import write_report
-from monai_vit3d.visualize.overlay import label_colour, write_png
+from monai_vit3d.visualize.colours import label_colour
+from monai_vit3d.visualize.overlay import write_png
 from tests.helpers import HANG
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
