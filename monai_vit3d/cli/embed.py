@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import add_device, add_inputs, add_tokens, parse_override, parsed
-from .progress import Progress
+from .options import add_device, add_dry_run, add_inputs, add_tokens, parse_override, parsed
+from .progress import Progress, print_plan
 
 _DESCRIPTION = """INPUT is as for `vit3d predict`: files, folders, DICOM series, BIDS data sets, lists. MODEL is a
 name of `vit3d weights list`, whose recipe prepares each scan, or a file of weights with --recipe.
@@ -17,6 +17,8 @@ windows, then the vector) and features.npz.
 What the authors of a model do not state about its input is asked for: --state orientation=RAS.
 
 Exit code: 0 all done, 1 some files failed (run.json says why), 2 wrong usage or weights."""
+# what a plan, which reads no image and fetches no weights, is made of
+_OF_PLAN = ("inputs", "output", "maps", "similar", "shard", "existing", "include_labels", "suffixes")
 _OF_MODEL = ("model", "weights", "recipe", "feature", "overlap", "whole", "tokens", "device", "accept_licence")
 
 
@@ -53,22 +55,27 @@ def add_verb(verbs: Any) -> None:
     skip, anew = "skip what is verified to be done", "write outputs anew that are there already"
     existing.add_argument("--resume", dest="existing", action="store_const", const="resume", help=skip)
     existing.add_argument("--overwrite", dest="existing", action="store_const", const="overwrite", help=anew)
+    add_dry_run(embed)
     add("--shard", metavar="I/N", help="do the I-th of N parts; all parts share OUT")
     embed.set_defaults(run=_run, parser=embed, existing="refuse")
 
 
 def _run(args: argparse.Namespace) -> int:
     from monai_vit3d.distributed import TorchrunProcess
-    from monai_vit3d.pipeline.embed_folder import embed_folder
-    from monai_vit3d.pipeline.embedder import Embedder
+    from monai_vit3d.pipeline.embed_folder import embed_folder, plan_embedding
+    from monai_vit3d.pipeline.embedder import Embedder, input_channels
     from monai_vit3d.pipeline.plan import parse_shard
 
     process = TorchrunProcess.from_environment()
-    options = parsed(args, "num_heads", "stated")
+    options = parsed(args, "num_heads", "stated", "dry_run")
     options["shard"] = parse_shard(args.shard) if args.shard else process.shard
     options["device"] = args.device or process.device
     of_model = {key: options.pop(key) for key in _OF_MODEL}
     heads = {} if args.num_heads is None else {"num_heads": args.num_heads}
+    if args.dry_run:
+        channels = input_channels(args.model, heads)
+        print_plan(plan_embedding(channels=channels, **{name: options[name] for name in _OF_PLAN}))
+        return 0
     embedder = Embedder(**of_model, stated=dict(map(parse_override, args.stated)), options=heads)
     with Progress() as progress:
         summary = embed_folder(embedder=embedder, **options, on_plan=progress.begin, on_case=progress)

@@ -57,6 +57,11 @@ def _tokens(text: str) -> str | float:
         raise argparse.ArgumentTypeError(f"{text!r}; expected all, foreground or a number") from None
 
 
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Add whether a run ends with its plan."""
+    parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
+
+
 def add_safe(parser: argparse.ArgumentParser) -> None:
     """Add whether a bundle may hold code."""
     parser.add_argument("--safe", action="store_true", help="refuse a bundle whose config is more than settings")

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import add_anyway, add_config, add_device, add_inputs, add_safe, add_tokens, parsed
-from .progress import Progress, print_notes
+from .options import add_anyway, add_config, add_device, add_dry_run, add_inputs, add_safe, add_tokens, parsed
+from .progress import Progress, print_plan
 
 _DESCRIPTION = """INPUT is a NIfTI file (or .mgz, .nrrd, .mha, .img with .hdr), a folder of them or of DICOM
 series, a BIDS data set, or a CSV or JSON list of cases (column "image", or several that begin
@@ -63,7 +63,7 @@ def add_verb(verbs: Any) -> None:
     existing.add_argument("--overwrite", dest="existing", action="store_const", const="overwrite", help=anew)
     folds = "which trained folds of the bundle run, as 0,2; their probabilities are averaged (all)"
     add("--folds", type=_numbers, metavar="0,2", help=folds)
-    add("--dry-run", action="store_true", help="say what would be written, and write nothing")
+    add_dry_run(predict)
     add_safe(predict)
     add_anyway(predict)
     strict = "what is unlike the bundle's training, or labels that cannot be true, fails; nothing of it is written"
@@ -86,9 +86,7 @@ def _run(args: argparse.Namespace) -> int:
     options["shard"] = parse_shard(args.shard) if args.shard else process.shard
     options["device"] = args.device or process.device
     if args.dry_run:
-        plan = plan_folder(**{name: options[name] for name in _OF_PLAN})
-        print_notes(plan)
-        print(plan.table())
+        print_plan(plan_folder(**{name: options[name] for name in _OF_PLAN}))
         return 0
     with Progress() as progress:
         summary = predict_folder(**options, on_plan=progress.begin, on_case=progress)

@@ -1,4 +1,4 @@
-"""Print a run's progress, notes and errors to standard error."""
+"""Print a run's progress, notes and errors to standard error, and its plan."""
 
 from __future__ import annotations
 
@@ -61,6 +61,12 @@ def print_notes(plan: Plan) -> None:
     """Print what was passed over, once for all shards."""
     for i, line in enumerate(plan.notes() if plan.shard[0] == 1 else []):
         print_error(f"  {line}" if i else f"vit3d: {line}")
+
+
+def print_plan(plan: Plan) -> None:
+    """Print what a run would write, a line a case, for ``--dry-run``; the notes go to standard error."""
+    print_notes(plan)
+    print(plan.table())
 
 
 def print_error(text: str) -> None:

@@ -34,6 +34,39 @@ from .token_maps import pca_rgb, similarity_map
 _SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 
 
+def plan_embedding(
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path,
+    channels: int,
+    *,
+    maps: bool = False,
+    similar: Sequence[float] | None = None,
+    shard: tuple[int, int] = (1, 1),
+    existing: str = "refuse",
+    include_labels: bool = False,
+    suffixes: Sequence[str] = (),
+) -> Plan:
+    """Plan what :func:`embed_folder` would do: nothing is written and no image is read. Arguments as there.
+
+    Args:
+        inputs: see there.
+        output: see there.
+        channels: images that each case has: those of the network's input.
+        maps: see there.
+        similar: see there.
+        shard: see there.
+        existing: see there.
+        include_labels: see there.
+        suffixes: see there.
+
+    Raises:
+        UsageError: a plan that clashes.
+    """
+    kinds = ["embedding", *(["tokens", "pca"] if maps else []), *(["similarity"] if similar is not None else [])]
+    chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "channels": channels}
+    return plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, seg=False, **chosen)
+
+
 def embed_folder(
     inputs: str | Path | Sequence[str | Path],
     output: str | Path,
@@ -86,13 +119,12 @@ def embed_folder(
     """
     if jobs < 1:
         raise UsageError(f"jobs={jobs}; expected 1 or more.")
-    channels = int(embedder.network.in_chans)
-    kinds = ["embedding", *(["tokens", "pca"] if maps else []), *(["similarity"] if similar is not None else [])]
-    chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "channels": channels}
-    plan = plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, seg=False, **chosen)
+    chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes}
+    chosen |= {"maps": maps, "similar": similar, "shard": shard, "existing": existing}
+    plan = plan_embedding(inputs, output, int(embedder.network.in_chans), **chosen)
     on_plan(plan)
     options = Options(volume=volume, max_voxels=max_voxels, units=units, seg=False, resample_channels=resample_channels)
-    made_with = _made_with(embedder, options, kinds, similar)
+    made_with = _made_with(embedder, options, plan.outputs, similar)
     record = RunRecord(plan.output, _about(embedder, made_with, plan), shard)
     runner = _EmbeddingRunner(plan, record, embedder, options, made_with, existing == "resume", similar)
     with following_no_links(plan.output):

@@ -259,6 +259,21 @@ class Embedd(MapTransform):
         return embedded
 
 
+def input_channels(model: str | Path | VisionTransformer3D, options: Mapping[str, Any] | None = None) -> int:
+    """Return how many channels a model takes; the weights of a published one are not fetched for that.
+
+    Args:
+        model: as for :class:`Embedder`.
+        options: see there.
+
+    Raises:
+        WeightsError: a file that cannot be loaded.
+    """
+    if str(model) in published_models():
+        return published_model(str(model)).input_size[0]
+    return int(_load(model, None, None, False, dict(options or {})).in_chans)
+
+
 def _load(
     model: str | Path | VisionTransformer3D,
     entry: PublishedModel | None,

@@ -10,13 +10,18 @@ from monai_vit3d.cli.command import build_parser
 from monai_vit3d.cli.flags import use_flags_of, with_flags
 from monai_vit3d.cli.options import parsed
 from monai_vit3d.pipeline.check import check_files
+from monai_vit3d.pipeline.embed_folder import embed_folder
 from monai_vit3d.pipeline.folder import predict_folder
 from monai_vit3d.weights.info import convert_weights, describe_weights
 
 PREDICT = ["predict", "in", "-o", "out", "--bundle", "b"]
+EMBED = ["embed", "in", "-o", "out", "--model", "m"]
+OF_EMBEDDER = ["model", "weights", "recipe", "stated", "num_heads", "feature", "overlap", "whole", "tokens", "device",
+               "accept_licence", "dry_run"]  # fmt: skip
 # the shortest command line of a verb, what of it the function does not have, and the function
 FUNCTIONS = [
     (PREDICT, ["dry_run"], predict_folder),
+    (EMBED, OF_EMBEDDER, embed_folder),
     (["check", "in"], ["json"], check_files),
     (["info", "b"], [], describe_bundle),
     (["weights", "info", "w"], ["json"], describe_weights),

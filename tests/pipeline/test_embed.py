@@ -15,6 +15,7 @@ from monai_vit3d.pipeline.embed_folder import embed_folder, subject_of
 from monai_vit3d.pipeline.embedder import Embedd, Embedder
 from monai_vit3d.pipeline.token_maps import pca_rgb, similarity_map
 from monai_vit3d.weights import save_backbone
+from tests.hub_cache import use_offline
 
 RECIPE = {"orientation": "RAS", "steps": [{"z_score": {"nonzero": False}}], "overlap": 0.5}
 
@@ -222,6 +223,23 @@ def test_the_command_embeds_a_folder(network, scans, tmp_path, capsys):
     with suppress(SystemExit):
         main([*command, "--similar", "1,2"])
     assert "expected three numbers" in capsys.readouterr().err
+
+
+def test_a_dry_run_names_what_a_run_writes_and_fetches_nothing(network, scans, tmp_path, capsys, monkeypatch):
+    use_offline(monkeypatch, tmp_path / "cache")
+    out = tmp_path / "out"
+    command = ["embed", str(scans), "-o", str(out), "--maps", "--similar=-5,10,25", "--dry-run", "--model"]
+    assert main([*command, "colipri"]) == 0
+    of_name = capsys.readouterr().out
+    save_backbone(network, tmp_path / "backbone.safetensors")
+    assert main([*command, str(tmp_path / "backbone.safetensors")]) == 0
+    assert capsys.readouterr().out == of_name
+    assert not out.exists()
+    embed_folder(scans, out, Embedder(network, recipe=RECIPE, device="cpu"), maps=True, similar=(-5, 10, 25))
+    *lines, count = of_name.splitlines()
+    assert count == "3 cases"
+    named = {path for line in lines for path in line.partition(" -> ")[2].split(", ")}
+    assert named == {str(path) for path in out.rglob("sub-*/*") if path.is_file()}
 
 
 def with_air(shape=(16, 24, 16)):
