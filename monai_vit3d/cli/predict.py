@@ -27,7 +27,7 @@ before the others in report.html (run.json: "suspicious"). With --strict they fa
 Exit code: 0 all done, 1 some files failed (run.json says why), 2 wrong usage or bundle."""
 # what a plan, which reads no image and loads no bundle, is made of
 _OF_PLAN = ("inputs", "output", "bundle", "tta", "uncertainty", "probabilities", "shard", "existing", "include_labels",
-            "suffixes", "seg")  # fmt: skip
+            "suffixes", "seg", "only", "split", "mesh", "config", "overrides", "safe")  # fmt: skip
 
 
 def add_verb(verbs: Any) -> None:
@@ -57,6 +57,11 @@ def add_verb(verbs: Any) -> None:
     add("--probabilities", action="store_true", help="a map for each class, too")
     nifti = "write the labels of DICOM series as NIfTI alone, not as DICOM SEG, too"
     add("--no-seg", dest="seg", action="store_false", help=nifti)
+    only = "labels to write, by name or value, as left_hippocampus,3; the others become background (all)"
+    add("--only", type=_texts, default=(), metavar="NAMES", help=only)
+    add("--split", action="store_true", help="each label as a file of 0 and 1, too: NAME_seg-LABEL.nii.gz")
+    mesh = "a surface of each label in mm, too: NAME_seg-LABEL.stl or .ply"
+    add("--mesh", choices=["stl", "ply"], help=mesh)
     existing = predict.add_mutually_exclusive_group()
     skip, anew = "skip what is verified to be done", "write outputs anew that are there already"
     existing.add_argument("--resume", dest="existing", action="store_const", const="resume", help=skip)
@@ -74,6 +79,10 @@ def add_verb(verbs: Any) -> None:
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, text.split(","))))
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -28,7 +28,8 @@ def is_label_name(stem: str) -> bool:
     """
     words = [word for word in re.split(r"[^A-Za-z0-9]+", _HUMP.sub("_", stem).lower()) if word]
     last = words[-1] if len(words) > 1 else ""
-    entity = any(part.lower().startswith("label-") for part in stem.split("_"))  # of BIDS
+    # of BIDS, and of the files that vit3d writes for each label
+    entity = any(part.lower().startswith(("label-", "seg-")) for part in stem.split("_"))
     return bool(_LAST.fullmatch(last) or entity or _WHOLE.fullmatch(stem) or _FREESURFER.fullmatch(stem))
 
 

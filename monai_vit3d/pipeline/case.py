@@ -18,6 +18,8 @@ KINDS = {
     **{"seg": "dseg", "prob": "probseg", "entropy": "entropy", "variance": "variance"},
     **{"embedding": "embedding", "tokens": "tokens", "pca": "pca", "similarity": "similarity"},
 }
+# kind of an output that each label has: its suffix in a BIDS derivative, and that of the file
+LABEL_KINDS = {"split": ("mask", ".nii.gz"), "stl": ("mesh", ".stl"), "ply": ("mesh", ".ply")}
 _SUFFIXES = {"embedding": ".npy"}  # of the kinds that are no images
 _UNSETTLED = PurePosixPath()
 
@@ -66,13 +68,27 @@ class Case:
         """Path of an output below OUT: ``NAME_seg.nii.gz``, or ``sub-01_desc-T1w_dseg.nii.gz`` in BIDS.
 
         Args:
-            kind: one of ``KINDS``.
+            kind: one of ``KINDS``, or of a label as :func:`label_kind` writes it: ``NAME_seg-LABEL.nii.gz``, or
+                ``sub-01_label-LABEL_desc-T1w_mask.nii.gz``.
         """
+        kind, _, label = kind.partition(":")
+        if label:
+            return self._label_path(kind, label)
         name, suffix = self.name, _SUFFIXES.get(kind, ".nii.gz")
         if not self.bids:
             return PurePosixPath(f"{name}_{kind}{suffix}")
         path = PurePosixPath(name)
         return path.with_name(f"{_with_description(path.name)}_{KINDS[kind]}{suffix}")
+
+    def _label_path(self, kind: str, label: str) -> PurePosixPath:
+        bids, suffix = LABEL_KINDS[kind]
+        if not self.bids:
+            return PurePosixPath(f"{self.name}_seg-{label}{suffix}")
+        path = PurePosixPath(self.name)
+        entities = _with_description(path.name).split("_")
+        place = next((i for i, entity in enumerate(entities) if entity.startswith("desc-")), len(entities))
+        entities.insert(place, f"label-{label.replace('_', '')}")  # BIDS has letters and digits there
+        return path.with_name(f"{'_'.join(entities)}_{bids}{suffix}")
 
     def paths(self, kinds: Collection[str]) -> list[PurePosixPath]:
         """Paths of its outputs below OUT; the labels of a DICOM series also as a DICOM SEG."""
@@ -88,6 +104,16 @@ class Case:
     def picture(self) -> PurePosixPath:
         """Path of the picture of its labels below OUT."""
         return PurePosixPath("qc", f"{self.name}.png")
+
+
+def label_kind(kind: str, label: str) -> str:
+    """Name the output of a kind that a label has.
+
+    Args:
+        kind: one of ``LABEL_KINDS``.
+        label: its name as files have it.
+    """
+    return f"{kind}:{label}"
 
 
 def _with_description(stem: str) -> str:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_vit3d.bundle.config import Choice, choice_of
-from monai_vit3d.bundle.load import Bundle, load_bundle
+from monai_vit3d.bundle.load import Bundle, load_bundle, load_steps
 from monai_vit3d.bundle.metadata import Metadata, read_metadata
 from monai_vit3d.bundle.shipped import find_bundle
 from monai_vit3d.bundle.unpack import open_bundle
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.files import following_no_links, remove_parts, write_text_atomic
 
+from .chosen_labels import ChosenLabel, choose_labels
+from .label_files import label_outputs
 from .options import Options, choose_flip_axes, output_kinds
 from .passed_over_summary import recorded
 from .plan import RESERVED, Plan, plan_cases
@@ -46,8 +48,16 @@ def plan_folder(
     include_labels: bool = False,
     suffixes: Sequence[str] = (),
     seg: bool = True,
+    only: str | int | Sequence[str | int] = (),
+    split: bool = False,
+    mesh: str | None = None,
+    config: str | Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    safe: bool = False,
 ) -> Plan:
     """Plan what :func:`predict_folder` would do: nothing is written and no image is read. Arguments as there.
+
+    The bundle's steps are built only if labels are chosen or written one by one: their names follow from them.
 
     Raises:
         UsageError: arguments that contradict each other or the bundle, or a plan that clashes.
@@ -55,7 +65,9 @@ def plan_folder(
     """
     with open_bundle(bundle) as root:
         metadata = read_metadata(root)
-    kinds = output_kinds(metadata, tta, uncertainty, probabilities)
+        kinds = output_kinds(metadata, tta, uncertainty, probabilities)
+        labels = _choose(root, only, split, mesh, safe, choice_of(config, overrides))
+    kinds += label_outputs(labels, split, mesh)
     chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "seg": seg}
     chosen["channels"] = metadata.channels
     return plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, **chosen)
@@ -79,6 +91,9 @@ def predict_folder(
     overrides: Mapping[str, Any] | None = None,
     units: str = "stored",
     seg: bool = True,
+    only: str | int | Sequence[str | int] = (),
+    split: bool = False,
+    mesh: str | None = None,
     device: str | None = None,
     backend: str = "torch",
     bf16: bool = False,
@@ -119,6 +134,11 @@ def predict_folder(
         overrides: values to set in the config, by id such as ``"inferer::overlap"``.
         units: of DICOM PET: ``"stored"``, mostly Bq/ml, or ``"suv"``, standardised uptake values by body weight.
         seg: whether the labels of DICOM series are written as a DICOM SEG, too.
+        only: names or values of the labels that are written, the others become background; none writes all. Checks
+            of what cannot be true still see all.
+        split: whether to write each label as a file of 0 and 1, too, ``NAME_seg-LABEL.nii.gz``.
+        mesh: ``"stl"`` or ``"ply"`` writes a surface of each label, too, ``NAME_seg-LABEL.stl``, in mm, RAS+; its
+            volume is that of the voxels.
         device: a torch device; None takes a GPU where there is one.
         backend: what runs the network: ``"torch"``, ``"compile"``, ``"openvino"``, or ``"auto"``: OpenVINO on a CPU,
             if it is installed. Their numbers differ by rounding; run.json says which it was.
@@ -155,6 +175,8 @@ def predict_folder(
     with open_bundle(bundle) as root:
         metadata = read_metadata(root)
         kinds = output_kinds(metadata, tta, uncertainty, probabilities)
+        labels = _choose(root, only, split, mesh, safe, choice)
+        kinds += label_outputs(labels, split, mesh)
         chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "seg": seg}
         chosen["channels"] = metadata.channels
         plan = plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, **chosen)
@@ -171,7 +193,11 @@ def predict_folder(
         plan = replace(plan, cases=cases, about_weights=_about_weights(loaded.weights))
         on_plan(plan)
         flip_axes = choose_flip_axes(tta, loaded)
-        options = Options(flip_axes, uncertainty, probabilities, volume, max_voxels, units, seg, resample_channels)
+        kept = tuple(label.value for label in labels) if only else ()
+        options = Options(
+            *(flip_axes, uncertainty, probabilities, volume, max_voxels, units, seg, resample_channels),
+            *(kept, split, mesh),
+        )
         about = _about(loaded, find_bundle(bundle), options, plan, choice, notes) | {"anyway": anyway, "strict": strict}
         record = RunRecord(plan.output, about, shard)
         predictor = Predictor(loaded, options=options, anyway=anyway)
@@ -184,6 +210,13 @@ def predict_folder(
                     publish(plan.output)
             _describe_derivative(plan, loaded.metadata)
     return summary
+
+
+def _choose(
+    root: Path, only: str | int | Sequence[str | int], split: bool, mesh: str | None, safe: bool, choice: Choice
+) -> tuple[ChosenLabel, ...]:
+    """Choose the labels that are kept or written one by one; none where all are written together."""
+    return choose_labels(load_steps(root, safe, choice), only) if only or split or mesh else ()
 
 
 def publish(output: Path) -> None:

@@ -26,6 +26,9 @@ class Options:
         units: ``"stored"``, or ``"suv"``: a DICOM PET's standardised uptake values by body weight.
         seg: whether the labels of DICOM series are written as a DICOM SEG, too.
         resample_channels: whether channels are resampled onto the first one's grid; otherwise they must lie on one.
+        only: values of the labels that are kept, the others become background; all if there are none.
+        split: whether each label is written as a binary file, too.
+        mesh: format of a surface of each label, of ``data.mesh_files.MESH_FORMATS``; None writes none.
     """
 
     flip_axes: tuple[int, ...] = ()
@@ -36,6 +39,9 @@ class Options:
     units: str = "stored"
     seg: bool = True
     resample_channels: bool = False
+    only: tuple[int, ...] = ()
+    split: bool = False
+    mesh: str | None = None
 
 
 def output_kinds(

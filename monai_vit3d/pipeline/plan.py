@@ -14,7 +14,7 @@ from monai_vit3d.data.passed_over import PassedOver
 from monai_vit3d.data.printable import printable
 from monai_vit3d.data.readers import reader_for
 
-from .case import KINDS, Case
+from .case import KINDS, LABEL_KINDS, Case
 from .dicom_cases import split_series
 from .inputs import find_images
 from .passed_over_summary import describe_passed_over
@@ -57,7 +57,9 @@ class Plan:
 
     def files(self) -> list[Path]:
         """List all files that may be written for the cases of this shard, pictures too."""
-        return [self.output / path for case in self.cases for path in (*case.paths(KINDS), case.picture)]
+        return [
+            self.output / path for case in self.cases for path in (*case.paths({*KINDS, *self.outputs}), case.picture)
+        ]
 
     def table(self) -> str:
         """Write a line ``input -> outputs`` for each case, and their number."""
@@ -116,7 +118,7 @@ def plan_cases(
         inputs: as for ``find_images``.
         output: OUT, the folder that the outputs go to; it need not exist.
         shard: ``(i, n)``: take every n-th case from the i-th on, from 1. All shards check all cases.
-        outputs: kinds of output, of ``KINDS``.
+        outputs: kinds of output, of ``KINDS`` or as ``case.label_kind`` writes those of labels.
         existing: ``"refuse"``, ``"resume"`` or ``"overwrite"`` outputs that are there already.
         include_labels: as for ``find_images``.
         suffixes: as for ``find_images``.
@@ -130,9 +132,11 @@ def plan_cases(
     """
     output = Path(output)
     _check_shard(shard)
-    if not outputs or not set(outputs) <= set(KINDS) or existing not in _EXISTING:
+    kinds = {kind.partition(":")[0] for kind in outputs}
+    if not outputs or not kinds <= {*KINDS, *LABEL_KINDS} or existing not in _EXISTING:
         raise UsageError(
-            f"outputs={outputs!r}, existing={existing!r}; expected some of {tuple(KINDS)} and one of {_EXISTING}."
+            f"outputs={outputs!r}, existing={existing!r}; expected some of {(*KINDS, *LABEL_KINDS)} and "
+            f"one of {_EXISTING}."
         )
     _check_folder(output)
     inputs_found = find_images(inputs, output, include_labels=include_labels, suffixes=suffixes, channels=channels)

@@ -20,6 +20,7 @@ from monai_vit3d.data.one_grid import onto_first_grid
 from monai_vit3d.data.volume import Array, Grid, Volume
 
 from .acceleration import accelerate
+from .chosen_labels import check_names, choose_labels, keep_labels
 from .inference import NetworkOutput, infer
 from .memory import check_memory
 from .options import Options, choose_flip_axes, output_kinds
@@ -71,9 +72,10 @@ class Predictor:
         safe: whether to refuse a bundle whose config is more than settings.
         anyway: whether to run images, too, that are far from what the bundle was trained on.
         resample_channels: whether channels on other grids than the first are resampled onto that, with a warning.
+        only: names or values of the labels that are kept, the others become background; none keeps all.
         folds: which trained folds of the bundle run, from 0, their probabilities averaged; None is the bundle's choice.
-        options: all that is computed, instead of ``tta``, ``uncertainty``, ``probabilities`` and
-            ``resample_channels``.
+        options: all that is computed, instead of ``tta``, ``uncertainty``, ``probabilities``, ``resample_channels``
+            and ``only``.
 
     Attributes:
         bundle: the loaded bundle.
@@ -105,6 +107,7 @@ class Predictor:
         safe: bool = False,
         anyway: bool = False,
         resample_channels: bool = False,
+        only: str | int | Sequence[str | int] = (),
         folds: Sequence[int] | None = None,
         options: Options | None = None,
     ) -> None:
@@ -114,9 +117,9 @@ class Predictor:
             bundle = accelerate(load_bundle(root, device, safe, choice_of(config, overrides, folds)), backend, bf16)
         if options is None:
             output_kinds(bundle.metadata, tta, uncertainty, probabilities)
-            options = Options(
-                choose_flip_axes(tta, bundle), uncertainty, probabilities, resample_channels=resample_channels
-            )
+            kept = tuple(label.value for label in choose_labels(bundle, only)) if only else ()
+            flip_axes = choose_flip_axes(tta, bundle)
+            options = Options(flip_axes, uncertainty, probabilities, resample_channels=resample_channels, only=kept)
         self.bundle, self.options, self.anyway = bundle, options, anyway
 
     def predict(self, image: Any, affine: Any = None) -> Any:
@@ -199,6 +202,11 @@ class Predictor:
         findings = [Implausibility("localization", text) for text in output.doubts]
         findings += check_predicted_labels(labels, volume, stats, output.entropy, self.bundle.metadata)
         warnings = [*output.warnings, *warnings, *_values_without_names(labels, names, self.bundle)]
+        if self.options.only or self.options.split or self.options.mesh:
+            check_names(self.bundle, names)
+        if self.options.only:
+            labels = keep_labels(labels, self.options.only)
+            stats = [summary for summary in stats if summary.label in self.options.only]
         return Prediction(volume, labels, maps, None, stats, findings, tuple(warnings))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from monai_vit3d.visualize.overlay import draw_overlay, write_png
 
 from .case import Case
 from .case_runner import CaseRunner, Summary, Work, take_through
+from .chosen_labels import choose_labels
 from .dicom_seg import add_dicom_seg
 from .inference import NetworkOutput
+from .label_files import label_kinds, write_label_files
 from .plan import Plan
 from .plausibility import Implausibility
 from .predictor import Prediction, Predictor
@@ -57,6 +60,8 @@ class _PredictionRunner(CaseRunner):
 
     def __init__(self, plan: Plan, predictor: Predictor, record: RunRecord, resume: bool, strict: bool) -> None:
         self.predictor, self.bundle = predictor, predictor.bundle
+        options = predictor.options
+        self.labels = choose_labels(self.bundle, options.only) if options.split or options.mesh else ()
         made_with = {
             "weights_sha256": self.bundle.weights.sha256,
             "config_sha256": self.bundle.config_sha256,
@@ -124,6 +129,8 @@ class _PredictionRunner(CaseRunner):
             written["stats"] = [summary.row() for summary in prediction.stats]
             paths.append(self.place(case, "seg"))
             write_labels(labels, volume.grid, paths[-1])
+            kinds = label_kinds(self.predictor.options.split, self.predictor.options.mesh)
+            paths += write_label_files(labels, volume.grid, self.labels, kinds, partial(self.place, case))
             if case.series is not None and case.seg:
                 path = (self.plan.output / case.dicom_seg).absolute()
                 names = {summary.label: summary.name for summary in prediction.stats}

@@ -12,6 +12,7 @@ from monai_vit3d.data.label_names import is_label_folder, is_label_name
         "sub-01_desc-brain_mask",
         "sub-01_dseg",
         "sub-01_label-CSF_probseg",
+        "case_seg-left_hippocampus",  # vit3d predict --split
         "sub-01_space-MNI_label-L_desc-T1lesion",
         "BraTS-GLI-00000-000-seg",
         "BraTS20_Training_001_seg",
