@@ -17,11 +17,11 @@ def add_verb(verbs: Any) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from monai_vit3d.bundle.metadata import read_metadata
-    from monai_vit3d.bundle.shipped import shipped_bundles
+    from monai_vit3d.bundle.shipped import shipped_bundles, shipped_weights
 
     for name, folder in shipped_bundles().items():
         task = read_metadata(folder).content.get("task", "")
-        weights = sum(path.stat().st_size for path in (folder / "models").glob("*") if path.is_file())
+        weights = sum(path.stat().st_size for path in shipped_weights(folder).values())
         size = f"{weights / 1e6:.0f} MB" if weights else "to be trained"
         print(f"{name:28s} {size:>13s}  {task}")
     return 0

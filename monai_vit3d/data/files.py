@@ -26,6 +26,11 @@ _LONGEST_NAME = 255  # bytes, of the usual file systems
 _without_links: list[Path] = []  # folders that a run writes to
 
 
+def cache_folder() -> Path:
+    """Return the command's and the bundles' cache: ``$XDG_CACHE_HOME/monai_vit3d``, else ``~/.cache/monai_vit3d``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "monai_vit3d"
+
+
 @contextmanager
 def replacing(path: str | Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
     """Open a new file of the same folder to write to; at the end it is flushed to disk and moved over ``path``.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.files import cache_folder as cache_folder  # configs find it here
 from monai_vit3d.layers.rope import mm_positions
 
 from .engines import ENGINES, Engine, resolve_backend
@@ -136,11 +136,6 @@ class BackendNetwork(nn.Module):
         if not self.is_strict:
             logger.warning("%s cannot run this network (%s); PyTorch runs it", self.backend, self._refusal)
         return None
-
-
-def cache_folder() -> Path:
-    """Return the command's and the bundles' cache: ``$XDG_CACHE_HOME/monai_vit3d``, else ``~/.cache/monai_vit3d``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "monai_vit3d"
 
 
 def _relative_error(output: Tensor, expected: Tensor) -> float:
