@@ -26,8 +26,9 @@ class SideLimits:
         move_mm: at most, from where the head's pose has its centre to that of the labels.
         probability: at least, the mean over the labelled voxels of that of their class.
         flat: at most, the share of the labelled voxels around which the image has one value only.
-        alone_move_mm: as ``move_mm``, for a side whose pair was not found.
-        alone_probability: as ``probability``, for a side whose pair was not found.
+        certain_move_mm: as ``move_mm``, for a side whose pair was not found, and for both in a head that lies otherwise
+            than its header says or whose structures do not lie as in a head.
+        certain_probability: as ``probability``, for these.
         apart_mm: of the two centres.
         level_mm: at most, how far one centre lies above or in front of the other in the upright head.
     """
@@ -36,8 +37,8 @@ class SideLimits:
     move_mm: float = 25.0
     probability: float = 0.8
     flat: float = 0.1
-    alone_move_mm: float = 15.0
-    alone_probability: float = 0.9
+    certain_move_mm: float = 15.0
+    certain_probability: float = 0.9
     apart_mm: tuple[float, float] = (40.0, 70.0)
     level_mm: float = 18.0
 
@@ -111,7 +112,7 @@ def plausible_sides(
     moved_mm = {name: float((side.centre_mm - expected_mm[name]).norm()) for name, side in sides.items()}
     kept = {}
     for name, side in sides.items():
-        faults = _faults(side, moved_mm[name], limits)
+        faults = _faults(side, moved_mm[name], limits, certain=degrees > ODD_TURN_DEGREES or not pose.good)
         if faults:
             doubts.append(f"the {name} was not found for certain and is left out: {', '.join(faults)}")
         else:
@@ -131,16 +132,18 @@ def plausible_sides(
     return kept, doubts
 
 
-def _faults(side: LabelledSide, moved_mm: float, limits: SideLimits) -> list[str]:
-    """List what is implausible about a side by itself."""
+def _faults(side: LabelledSide, moved_mm: float, limits: SideLimits, certain: bool) -> list[str]:
+    """List what is implausible about a side by itself, which has to be ``certain`` in an odd pose."""
     low, high = limits.volume_ml
+    move_mm = limits.certain_move_mm if certain else limits.move_mm
+    probability = limits.certain_probability if certain else limits.probability
     faults = []
     if not low <= side.volume_ml <= high:
         faults.append(f"{side.volume_ml:.2f} ml (expected {low:g} to {high:g})")
-    if moved_mm > limits.move_mm:
-        faults.append(_too_far(moved_mm, limits.move_mm))
-    if side.probability < limits.probability:
-        faults.append(_too_unsure(side, limits.probability))
+    if moved_mm > move_mm:
+        faults.append(_too_far(moved_mm, move_mm))
+    if side.probability < probability:
+        faults.append(_too_unsure(side, probability))
     if side.flat > limits.flat:
         faults.append(
             f"{side.flat:.0%} of it lies where the image has one value only (expected at most {limits.flat:.0%})"
@@ -155,10 +158,10 @@ def _alone_faults(side: LabelledSide, moved_mm: float, degrees: float, pose: Hea
         faults.append("the image may show no head")
     if degrees > ODD_TURN_DEGREES:
         faults.append("the head does not lie as the header says")
-    if moved_mm > limits.alone_move_mm:
-        faults.append(_too_far(moved_mm, limits.alone_move_mm))
-    if side.probability < limits.alone_probability:
-        faults.append(_too_unsure(side, limits.alone_probability))
+    if moved_mm > limits.certain_move_mm:
+        faults.append(_too_far(moved_mm, limits.certain_move_mm))
+    if side.probability < limits.certain_probability:
+        faults.append(_too_unsure(side, limits.certain_probability))
     return faults
 
 

@@ -88,7 +88,22 @@ def test_a_side_alone_has_to_be_more_certain_than_one_of_a_pair(options, at, tex
     assert any(
         doubt.startswith("the left, found without its pair, is left out, too: ") and text in doubt for doubt in doubts
     )
-    assert kept(left=options, right=options, at=pose(**at))[0] == ["left", "right"]  # two of them are kept
+    if not at:
+        assert kept(left=options, right=options)[0] == ["left", "right"]  # two of them are kept
+
+
+@pytest.mark.parametrize("at", [{"good": False}, {"degrees": 154.0}], ids=str)
+def test_a_pair_in_an_odd_pose_has_to_be_as_certain_as_one_alone(at):
+    """So is MNI152 with its brightness inverted, whose sides were seen 40 mm away in a head turned by 154 degrees."""
+    assert kept(at=pose(**at))[0] == ["left", "right"]
+    both, text = {"probability": 0.85}, "mean probability 0.85 (expected at least 0.9)"
+    names, doubts = kept(both, both, pose(**at))
+    assert names == []
+    assert sum(text in doubt for doubt in doubts) == 2
+    both = {"shift": (0, 0, 18)}
+    names, doubts = kept(both, both, pose(**at))
+    assert names == []
+    assert sum("its labels lie 18 mm" in doubt for doubt in doubts) == 2
 
 
 @pytest.mark.parametrize(
