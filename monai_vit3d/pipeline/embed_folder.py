@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -13,25 +12,26 @@ from typing import Any
 
 import numpy as np
 
-from monai_vit3d.data.csv_files import csv_cell
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.data.files import following_no_links, remove_parts, replacing, write_text_atomic
+from monai_vit3d.data.files import following_no_links, remove_parts, replacing
 from monai_vit3d.data.nifti import write_map
 from monai_vit3d.data.volume import Grid, Volume
 from monai_vit3d.handlers.weights_sha256 import weights_sha256
 from monai_vit3d.networks.weights_licence import weights_licence
+from monai_vit3d.visualize.overlay import write_png
+from monai_vit3d.visualize.patch_colours import draw_patch_colours
 
 from .case import Case
 from .case_runner import CaseRunner, Summary, Work, take_through
 from .embedder import Embedder, Embedding
+from .features import draw_features, read_features, write_features
 from .folder import versions
 from .options import Options
 from .passed_over_summary import recorded
 from .plan import RESERVED, Plan, plan_cases
 from .record import RunRecord, merge_records, merging
+from .report.embeddings import write_embedding_report
 from .token_maps import pca_rgb, similarity_map
-
-_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 
 
 def plan_embedding(
@@ -89,7 +89,8 @@ def embed_folder(
     """Embed files, folders, BIDS data sets or lists; inputs, isolation, resuming and shards as of ``predict_folder``.
 
     OUT gets ``NAME_embedding.npy`` for each case, ``run.json``, and of all cases in the order of their names
-    ``features.csv`` (name, subject, windows, then the vector) and ``features.npz`` (names, subjects, vectors).
+    ``features.csv`` (name, subject, windows, then the vector) and ``features.npz`` (names, subjects, vectors);
+    ``report.html`` to look at, and of three cases or more ``features.png``, where their vectors lie.
 
     Args:
         inputs: as for :func:`~monai_vit3d.pipeline.folder.predict_folder`.
@@ -133,7 +134,7 @@ def embed_folder(
         finally:
             record.close()
             if record.begun:
-                write_features(plan.output)
+                publish_embeddings(plan.output)
     return summary
 
 
@@ -161,21 +162,23 @@ class _EmbeddingRunner(CaseRunner):
     def check_grid(self, work: Work, path: Path, grid: Grid, channels: int) -> None:
         """Take any grid: the recipe brings it to the network's."""
 
-    def prepare(self, work: Work, volumes: Sequence[Volume]) -> Any:
+    def prepare(self, work: Work, volumes: Sequence[Volume]) -> tuple[Volume, Any]:
         """Run the recipe; a case owns its transforms: threads share no state."""
-        return copy.deepcopy(self.embedder.prepare)(list(volumes))
+        return volumes[0], copy.deepcopy(self.embedder.prepare)(list(volumes))
 
-    def infer(self, prepared: Any) -> Embedding:
+    def infer(self, prepared: tuple[Volume, Any]) -> tuple[Volume, Embedding]:
         """Run the network."""
-        return self.embedder.run(prepared, self.keep_tokens)
+        volume, image = prepared
+        return volume, self.embedder.run(image, self.keep_tokens)
 
     def finish(self, work: Work) -> dict[str, Any]:
-        """Write the vector, and the maps that were asked for."""
-        embedding: Embedding = work.output
+        """Write the vector, the maps that were asked for, and the picture."""
+        volume, embedding = work.output
+        colours = None if embedding.tokens is None else pca_rgb(embedding.tokens)
         maps: dict[str, Any] = {}
-        if embedding.tokens is not None and "tokens" in self.plan.outputs:
-            maps = {"tokens": embedding.tokens, "pca": pca_rgb(embedding.tokens)}
-        if embedding.tokens is not None and self.similar is not None:
+        if "tokens" in self.plan.outputs:
+            maps = {"tokens": embedding.tokens, "pca": colours}
+        if self.similar is not None:
             maps["similarity"] = similarity_map(embedding.tokens, embedding.grid, self.similar)
         work.record.pop("outputs", None)
         paths = [self.place(work.case, "embedding")]
@@ -185,42 +188,24 @@ class _EmbeddingRunner(CaseRunner):
         for kind, values in maps.items():
             paths.append(self.place(work.case, kind))
             write_map(values, embedding.grid, paths[-1])
-        return {"outputs": self.hashes(paths), "windows": embedding.windows}
+        paths.append((self.plan.output / work.case.picture).absolute())
+        write_png(draw_patch_colours(volume.voxels, volume.grid, colours, embedding.grid), paths[-1])
+        return {
+            "outputs": self.hashes(paths),
+            "windows": embedding.windows,
+            "picture": work.case.picture.as_posix(),
+        }
 
 
-def write_features(output: Path) -> None:
-    """Write what follows from the records of all shards: run.json, features.csv and features.npz."""
+def publish_embeddings(output: Path) -> None:
+    """Write what follows from the records of all shards: run.json, tables and map of the vectors, report.html."""
     with merging(output):
         remove_parts(output / name for name in RESERVED)
-        _, records = merge_records(output)
-        rows = [row for record in records if (row := _row(record, output)) is not None]
-        if not rows:
-            return
-        vectors = np.stack([vector for *_, vector in rows])
-        header = ["name", "subject", "windows", *(f"f{i}" for i in range(vectors.shape[1]))]
-        lines = [",".join(header)]
-        for name, subject, windows, vector in rows:
-            numbers = (f"{value:.9g}" for value in vector.tolist())
-            lines.append(",".join([csv_cell(name), csv_cell(subject), str(windows), *numbers]))
-        write_text_atomic("\n".join(lines) + "\n", output / "features.csv")
-        names, subjects = (np.array([row[i] for row in rows], np.str_) for i in (0, 1))
-        with replacing(output / "features.npz", "wb") as file:
-            np.savez(file, names=names, subjects=subjects, vectors=vectors)
-
-
-def subject_of(name: str) -> str:
-    """Return the subject of a case: ``sub-01`` where its path has that, else the whole name."""
-    match = _SUBJECT.search(name)
-    return match[1] if match else name
-
-
-def _row(record: Mapping[str, Any], output: Path) -> tuple[str, str, int, Any] | None:
-    """Return name, subject, windows and vector of a case; None if it has none."""
-    paths = [path for path in record.get("outputs", {}) if path.endswith("_embedding.npy")]
-    if record["status"] not in ("done", "skipped") or not paths:
-        return None
-    vector = np.load(output / paths[0], allow_pickle=False)
-    return record["name"], subject_of(record["name"]), int(record.get("windows", 0)), vector
+        about, records = merge_records(output)
+        features = read_features(records, output)
+        if features:
+            write_features(features, output)
+        write_embedding_report(records, about, output, draw_features(features, output))
 
 
 def _made_with(
@@ -245,6 +230,7 @@ def _about(embedder: Embedder, made_with: Mapping[str, Any], plan: Plan) -> dict
     entry = embedder.entry
     return {
         **made_with,
+        "model_name": embedder.name,
         "model": None if entry is None else asdict(entry),
         "license": weights_licence(embedder.network),
         "pooling": "windows' vectors, weighted by their part of voxels above the prepared volume's least value",

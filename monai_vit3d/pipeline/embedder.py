@@ -81,6 +81,7 @@ class Embedder:
         options: keywords of the network that no tensor of the file shows, as ``num_heads``.
 
     Attributes:
+        name: the published model's, or the file's.
         network: the backbone, in evaluation mode.
         recipe: how scans are prepared, with what was stated.
         feature: the key of ``FEATURES``.
@@ -125,8 +126,10 @@ class Embedder:
                 "Give recipe=, a YAML file with orientation and steps, or the name of a published model."
             )
         chosen = load_recipe(recipe) if recipe is not None else (entry and entry.recipe) or {}
-        name = entry.name if entry is not None else "recipe"
-        self.prepare = recipe_transform(chosen, int(self.network.in_chans), name, **(stated or {}))
+        stem = Path(model).stem if isinstance(model, str | Path) else "backbone"
+        self.name = stem if entry is None else entry.name
+        of = "recipe" if entry is None else entry.name
+        self.prepare = recipe_transform(chosen, int(self.network.in_chans), of, **(stated or {}))
         self.recipe = {**chosen, "stated": dict(stated or {})}
         self.overlap = chosen.get("overlap", OVERLAP) if overlap is None else overlap
         if not 0 <= self.overlap < 1:

@@ -23,7 +23,7 @@ from .paths import some
 # at the top of OUT
 RESERVED = (
     *("run.json", "report.html", "dataset_description.json"),
-    *("stats.csv", "volumes.csv", "predictions.csv", "features.csv", "features.npz"),
+    *("stats.csv", "volumes.csv", "predictions.csv", "features.csv", "features.npz", "features.png"),
     *("labels.tsv", "labels.ctbl", "labels_itksnap.txt", "labels.lut", "dseg.tsv"),
 )
 _EXISTING = ("refuse", "resume", "overwrite")

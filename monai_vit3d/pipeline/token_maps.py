@@ -12,10 +12,31 @@ from monai_vit3d.data.volume import Array, Grid
 _TAILS = (1, 99)  # percentiles that become 0 and 1
 
 
+def principal_components(rows: Array, count: int) -> tuple[Array, Array]:
+    """Return the first principal components of rows, and the part of the variance that each has.
+
+    The sign of each is chosen so that its largest weight is positive: the same rows give the same numbers.
+
+    Args:
+        rows: (N, F).
+        count: of components.
+
+    Returns:
+        (N, count) and (count,) float64; zeros where the rows have fewer.
+    """
+    centred = rows.astype(np.float64) - rows.mean(0, dtype=np.float64)
+    _, lengths, axes = np.linalg.svd(centred, full_matrices=False)
+    axes = axes[:count] * np.sign(np.take_along_axis(axes[:count], np.abs(axes[:count]).argmax(1)[:, None], 1))
+    scores, shares = np.zeros((len(rows), count)), np.zeros(count)
+    scores[:, : len(axes)] = centred @ axes.T
+    shares[: len(axes)] = lengths[: len(axes)] ** 2 / max((lengths**2).sum(), 1e-300)
+    return scores, shares
+
+
 def pca_rgb(tokens: Array) -> Array:
     """Return the first three principal components of a volume's tokens, from 0 to 1: red, green and blue.
 
-    The sign of each is chosen so that its largest weight is positive; the same tokens give the same colours.
+    Tokens of zeros, which patches of background have, are left out, and black.
 
     Args:
         tokens: (E, h, w, d).
@@ -23,15 +44,14 @@ def pca_rgb(tokens: Array) -> Array:
     Returns:
         (3, h, w, d) float32.
     """
-    rows = tokens.reshape(len(tokens), -1).T.astype(np.float64)
-    _, _, axes = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
-    axes = axes[:3] * np.sign(np.take_along_axis(axes[:3], np.abs(axes[:3]).argmax(1)[:, None], 1))
-    scores = (rows - rows.mean(0)) @ axes.T
-    low, high = np.percentile(scores, _TAILS, axis=0)
-    colours = np.clip((scores - low) / np.maximum(high - low, 1e-12), 0, 1)
-    padded = np.zeros((3, len(rows)))
-    padded[: colours.shape[1]] = colours.T
-    return padded.reshape(3, *tokens.shape[1:]).astype(np.float32)
+    rows = tokens.reshape(len(tokens), -1).T
+    colours = np.zeros((len(rows), 3), np.float32)
+    has_token = rows.any(1)
+    if has_token.any():
+        scores, _ = principal_components(rows[has_token], 3)
+        low, high = np.percentile(scores, _TAILS, axis=0)
+        colours[has_token] = np.clip((scores - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return colours.T.reshape(3, *tokens.shape[1:])
 
 
 def similarity_map(tokens: Array, grid: Grid, point_mm: Sequence[float]) -> Array:

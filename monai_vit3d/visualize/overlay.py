@@ -5,26 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from monai_vit3d.data.files import replacing
-from monai_vit3d.data.orientation import axis_letters
 from monai_vit3d.data.same_grid import check_labels
 from monai_vit3d.data.volume import Array, Grid
 
 from .colours import PALETTE, Colour
+from .planes import LpiAxes, cut_planes, paint_grey, panel_places, panel_sizes, put_side_by_side, window_slices
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Plane = Literal["axial", "coronal", "sagittal"]
-
-PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
-_ACROSS: dict[Plane, int] = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis of an LPI volume that a plane cuts
-_OPPOSITE = dict(zip("RLAPSI", "LRPAIS"))
-_HEIGHT, _WIDTH, _MARGIN, _GAP, _ALPHA = 260, 390, 16, 12, 0.4
+_ALPHA = 0.4
 SMALL, AROUND_MM = 0.4, 20.0  # labels within this share of each axis are drawn larger, with so much around them
 
 
@@ -59,39 +54,29 @@ def draw_overlay(
     Raises:
         UsageError: labels are not integers, or the shapes differ.
     """
-    from PIL import Image
-
     check_labels(labels, voxels, grid)
     if reference is not None:
         check_labels(reference, voxels, grid)
-    order, flips, turned = _to_lpi(grid.affine_mm)
-    spacing = np.sqrt((turned**2).sum(axis=0))
-    voxels, labels = _view(voxels, order, flips), _view(labels, order, flips)
+    axes = LpiAxes.of(grid.affine_mm)
+    voxels, labels = axes.view(voxels), axes.view(labels)
     if reference is not None:
-        reference = _view(reference, order, flips)
+        reference = axes.view(reference)
     if centre is None:
-        box = _surroundings(labels, spacing)
+        box = _surroundings(labels, axes.spacing_mm)
         voxels, labels = voxels[box], labels[(slice(None),) * (labels.ndim - 3) + box]
         reference = reference[box] if reference is not None else None
-        cut = label_centre(labels)
+        at = label_centre(labels)
     else:
-        cut = [voxels.shape[i] - 1 - centre[axis] if flips[i] else centre[axis] for i, axis in enumerate(order)]
-    greys = [np.take(voxels, cut[_ACROSS[plane]], _ACROSS[plane]).T for plane in PLANES]
-    marks = [_flat(np.take(labels, cut[_ACROSS[plane]], labels.ndim - 3 + _ACROSS[plane])).T for plane in PLANES]
-    sizes = _sizes(voxels.shape, spacing)
-    under: list[Array | None] = [None] * len(PLANES)
-    if reference is not None:
-        under = [np.take(reference, cut[_ACROSS[plane]], _ACROSS[plane]).T for plane in PLANES]
-    panels = [
-        _panel(_paint(grey, mark, size, colours or PALETTE, below), plane_letters(turned, plane))
-        for plane, grey, mark, size, below in zip(PLANES, _windowed(greys), marks, sizes, under)
+        at = [voxels.shape[i] - 1 - centre[a] if axes.flips[i] else centre[a] for i, a in enumerate(axes.order)]
+    greys = window_slices(cut_planes(voxels, at))
+    marks = [_flat(mark) for mark in cut_planes(labels, at)]
+    under: Sequence[Array | None] = [None] * len(greys) if reference is None else cut_planes(reference, at)
+    sizes = panel_sizes(voxels.shape, axes.spacing_mm)
+    paintings = [
+        _paint(grey, mark, size, colours or PALETTE, below)
+        for grey, mark, size, below in zip(greys, marks, sizes, under)
     ]
-    width, height = sum(p.width for p in panels) + 2 * _GAP, max(p.height for p in panels)
-    picture, left = Image.new("RGB", (width, height)), 0
-    for panel in panels:
-        picture.paste(panel, (left, (height - panel.height) // 2))
-        left += panel.width + _GAP
-    return picture
+    return put_side_by_side(paintings, axes)
 
 
 def label_centre(labels: Array) -> list[int]:
@@ -105,18 +90,6 @@ def label_centre(labels: Array) -> list[int]:
     return [int(area.argmax()) if area.any() else len(area) // 2 for area in areas]
 
 
-def plane_letters(affine: Array, plane: Plane) -> tuple[str, str, str, str]:
-    """Name the directions at the left, right, upper and lower edge of a plane's picture.
-
-    Args:
-        affine: (3, 3) or (4, 4), voxel index to world, RAS+ mm, of any orientation.
-        plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
-    """
-    letters = axis_letters(_to_lpi(affine)[2])
-    across, down = (letter for axis, letter in enumerate(letters) if axis != _ACROSS[plane])
-    return _OPPOSITE[across], across, _OPPOSITE[down], down
-
-
 def write_png(image: Image, path: str | Path) -> None:
     """Write a picture, all of it or nothing; the same picture gives the same bytes.
 
@@ -126,25 +99,6 @@ def write_png(image: Image, path: str | Path) -> None:
     """
     with replacing(path, "wb") as file:
         image.save(file, "PNG")
-
-
-def _to_lpi(affine: Array) -> tuple[list[int], list[bool], Array]:
-    """The reorientation to axes that run to the left, to the back and downward: order, flips, (3, 3) directions.
-
-    Then every plane is one transpose: columns of its picture run to L or P, rows to P or I.
-    """
-    letters = axis_letters(affine)
-    order = [next(i for i, letter in enumerate(letters) if letter in pair) for pair in ("LR", "PA", "IS")]
-    flips = [letters[axis] in "RAS" for axis in order]
-    return order, flips, np.asarray(affine, np.float64)[:3, order] * np.where(flips, -1, 1)
-
-
-def _view(values: Array, order: list[int], flips: list[bool]) -> Array:
-    """``(..., H, W, D)`` with the last three axes turned; nothing is copied."""
-    lead = values.ndim - 3
-    turned = values.transpose(*range(lead), *(lead + axis for axis in order))
-    steps = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
-    return turned[(slice(None),) * lead + steps]
 
 
 def _surroundings(labels: Array, spacing_mm: Array) -> tuple[slice, ...]:
@@ -171,58 +125,12 @@ def _flat(labels: Array) -> Array:
     return flat
 
 
-def _sizes(shape: Sequence[int], spacing_mm: Array) -> list[tuple[int, int]]:
-    """Width and height of each plane's panel in pixels: one scale, no panel larger than ``_WIDTH`` x ``_HEIGHT``."""
-    extent = np.array(shape) * spacing_mm
-    edges = [np.delete(extent, _ACROSS[plane]) for plane in PLANES]
-    scale = min(min(_WIDTH / width, _HEIGHT / height) for width, height in edges)
-    return [(max(1, round(width * scale)), max(1, round(height * scale))) for width, height in edges]
-
-
-def _windowed(slices: Sequence[Array]) -> list[Array]:
-    """Grey values from 0 to 1, float32, by one window."""
-    slices = [np.where(np.isfinite(s), s, 0).astype(np.float64) for s in slices]
-    values = np.concatenate([s.ravel() for s in slices])
-    inside = values[values != 0]
-    low, high = np.percentile(inside, (1, 99)) if inside.size else (0.0, 0.0)
-    low = low if high > low else values.min()  # a mask of ones has no width inside, but one to the zeros around it
-    if not high > low:
-        return [np.full(s.shape, 0.5 if inside.size else 0, np.float32) for s in slices]
-    return [np.clip((s - low) / (high - low), 0, 1).astype(np.float32) for s in slices]
-
-
-def _panel(pixels: Array, letters: Sequence[str]) -> Image:
-    """One painted plane, on a black margin with the letters."""
-    from PIL import Image
-
-    height, width = pixels.shape[:2]
-    panel = Image.new("RGB", (width + 2 * _MARGIN, height + 2 * _MARGIN))
-    panel.paste(Image.fromarray(pixels), (_MARGIN, _MARGIN))
-    _write(letters, panel)
-    return panel
-
-
-def _write(letters: Sequence[str], panel: Image) -> None:
-    """Letters at the left, right, upper and lower edge."""
-    from PIL import ImageDraw
-
-    (width, height), near = panel.size, _MARGIN / 2
-    places = [(near, height / 2), (width - near, height / 2), (width / 2, near), (width / 2, height - near)]
-    pen = ImageDraw.Draw(panel)
-    for place, letter in zip(places, letters):
-        pen.text(place, letter, fill=(235, 235, 235), anchor="mm", stroke_width=1, stroke_fill=(0, 0, 0))
-
-
 def _paint(
     grey: Array, labels: Array, size: tuple[int, int], colours: Sequence[Colour], reference: Array | None = None
 ) -> Array:
     """One plane with its labels at the panel's size, (height, width, 3) uint8."""
-    from PIL import Image
-
-    width, height = size
-    scaled = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))
-    picture = np.repeat(255 * scaled[..., None], 3, axis=2)
-    rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip((height, width), labels.shape))
+    picture = paint_grey(grey, size)
+    rows, columns = (places.astype(int) for places in panel_places(size, labels.shape))
     labels = labels[np.ix_(rows, columns)]
     paint = np.array(colours)[(labels.astype(np.int64) - 1) % len(colours)]
     filled = labels != 0

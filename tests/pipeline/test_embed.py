@@ -7,15 +7,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from monai_vit3d import VisionTransformer3D
 from monai_vit3d.cli import main
 from monai_vit3d.data import ImageError, UsageError
-from monai_vit3d.pipeline.embed_folder import embed_folder, subject_of
+from monai_vit3d.pipeline.embed_folder import embed_folder
 from monai_vit3d.pipeline.embedder import Embedd, Embedder
-from monai_vit3d.pipeline.token_maps import pca_rgb, similarity_map
+from monai_vit3d.pipeline.features import subject_of
+from monai_vit3d.pipeline.token_maps import pca_rgb, principal_components, similarity_map
 from monai_vit3d.weights import save_backbone
 from tests.hub_cache import use_offline
+from tests.pipeline.report.test_page import Page
 
 RECIPE = {"orientation": "RAS", "steps": [{"z_score": {"nonzero": False}}], "overlap": 0.5}
 
@@ -145,16 +148,16 @@ def test_order_jobs_shards_and_resuming_change_no_byte(embedder, scans, tmp_path
     assert (summary.done, summary.failed) == (3, 0)
     for path in scans.rglob("*.nii.gz"):
         assert (first / path.relative_to(scans)).with_name("t1_embedding.npy").is_file()
-    tables = read(first, "features.csv", "features.npz")
+    tables = read(first, "features.csv", "features.npz", "features.png")
     reverse = tmp_path / "reverse"
     embed_folder(sorted(scans.iterdir(), reverse=True), reverse, embedder, jobs=3)
-    assert read(reverse, "features.csv", "features.npz") == tables
+    assert read(reverse, "features.csv", "features.npz", "features.png") == tables
     shards = tmp_path / "shards"
     for i in (2, 1):
         embed_folder(scans, shards, embedder, shard=(i, 2))
-    assert read(shards, "features.csv", "features.npz") == tables
+    assert read(shards, "features.csv", "features.npz", "features.png") == tables
     assert embed_folder(scans, first, embedder, existing="resume").skipped == 3
-    assert read(first, "features.csv", "features.npz") == tables
+    assert read(first, "features.csv", "features.npz", "features.png") == tables
     again = embed_folder(
         scans, first, Embedder(embedder.network, recipe=RECIPE, feature="first_patch"), existing="resume"
     )
@@ -186,6 +189,34 @@ def test_a_broken_file_leaves_the_others_alone(embedder, scans, tmp_path):
     assert pca.shape[:3] == similarity.shape == embedding.grid.shape
 
 
+def test_the_report_shows_each_scan_and_where_its_vector_lies(embedder, scans, tmp_path):
+    image(4).to_filename(scans / "other.nii.gz")
+    (scans / "sub-02" / "t1.nii.gz").write_bytes(b"no image")
+    out = tmp_path / "out"
+    embed_folder(scans, out, embedder, maps=True)
+    page = Page(out / "report.html")
+    assert page.text("h1") == ["backbone"]
+    assert page.text("h2") == ["Failed", "Map", "Results"]
+    assert page.text("h3") == ["other", "sub-01/t1", "sub-03/t1"]
+    assert page.text("p", "soft").count("2 windows") == 3
+    with np.load(out / "features.npz") as loaded:
+        vectors = loaded["vectors"].astype(np.float64)
+    values, axes = np.linalg.eigh(np.cov(vectors.T))
+    scores, shares = principal_components(vectors, 2)
+    np.testing.assert_allclose(shares, values[::-1][:2] / values.sum(), atol=1e-6)
+    np.testing.assert_allclose(np.abs(scores), np.abs((vectors - vectors.mean(0)) @ axes[:, ::-1][:, :2]), atol=1e-6)
+    pixels = np.asarray(Image.open(out / "qc" / "sub-01" / "t1.png"))
+    assert (pixels.max(-1) > pixels.min(-1)).mean() > 0.2  # in colours
+    before = (out / "report.html").read_text()
+    assert embed_folder(scans, out, embedder, maps=True, existing="resume").skipped == 3
+    assert Page(out / "report.html").text("h3") == page.text("h3")
+    assert (out / "report.html").read_text() != before  # "from an earlier run"
+    (out / "sub-03" / "t1_embedding.npy").unlink()
+    (scans / "sub-03" / "t1.nii.gz").write_bytes(b"no image")
+    embed_folder(scans, out, embedder, maps=True, existing="resume")
+    assert Page(out / "report.html").text("h2") == ["Failed", "Results"]  # two vectors make no map
+
+
 def test_pictures_of_tokens_are_those_of_numpy(embedder):
     embedding = embedder.embed(image(), keep_tokens=True)
     rows = embedding.tokens.reshape(24, -1).T.astype(np.float64)
@@ -195,6 +226,11 @@ def test_pictures_of_tokens_are_those_of_numpy(embedder):
         scores = rows @ (axis * np.sign(axis[np.abs(axis).argmax()]))
         low, high = np.percentile(scores, (1, 99))
         np.testing.assert_allclose(channel.ravel(), np.clip((scores - low) / (high - low), 0, 1), atol=1e-5)
+    some = embedding.tokens.copy()
+    some[:, 0] = 0  # of background
+    alone = pca_rgb(some[:, 1:])
+    np.testing.assert_allclose(pca_rgb(some)[:, 1:], alone, atol=1e-6)
+    assert not pca_rgb(some)[:, 0].any()
     centre = embedding.grid.affine_mm @ [1, 2, 0, 1]
     likeness = similarity_map(embedding.tokens, embedding.grid, centre[:3])
     token = embedding.tokens[:, 1, 2, 0].astype(np.float64)
@@ -239,7 +275,7 @@ def test_a_dry_run_names_what_a_run_writes_and_fetches_nothing(network, scans, t
     *lines, count = of_name.splitlines()
     assert count == "3 cases"
     named = {path for line in lines for path in line.partition(" -> ")[2].split(", ")}
-    assert named == {str(path) for path in out.rglob("sub-*/*") if path.is_file()}
+    assert named == {str(path) for path in out.glob("sub-*/*")}
 
 
 def with_air(shape=(16, 24, 16)):

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from monai_vit3d.visualize.chart import SIZE, Curve, draw_chart, ticks
+from monai_vit3d.visualize.axes import CHART_SIZE, ticks
+from monai_vit3d.visualize.chart import Curve, draw_chart
 from monai_vit3d.visualize.colours import PALETTE
 from monai_vit3d.visualize.stack import stack_pictures
 
@@ -37,8 +38,8 @@ def rows_of(picture, column, colour):
 def test_lines_lie_where_their_numbers_are():
     flat, rising = Curve("flat", [(0, 0.25), (100, 0.25)]), Curve("rising", [(0, 0.0), (100, 1.0)])
     picture = draw_chart([flat, rising], "title", bounds=(0, 1))
-    assert picture.size == SIZE
-    left, right, top, bottom = 56, SIZE[0] - 170, 34, SIZE[1] - 34
+    assert picture.size == CHART_SIZE
+    left, right, top, bottom = 56, CHART_SIZE[0] - 170, 34, CHART_SIZE[1] - 34
     late = left + (right - left) * 3 // 4  # where the other line is far away
     assert rows_of(picture, late, PALETTE[0]).mean() == pytest.approx(bottom - (bottom - top) / 4, abs=1.5)
     for share in (0.4, 0.5, 0.9):
@@ -48,7 +49,7 @@ def test_lines_lie_where_their_numbers_are():
 
 @pytest.mark.parametrize("points", [[], [(1, None)], [(1, float("nan"))], [(3, 0.5)], [(1, 0.5), (2, None), (3, 0.7)]])
 def test_what_cannot_be_drawn_is_left_out(points):
-    assert draw_chart([Curve("loss", points)], "title").size == SIZE
+    assert draw_chart([Curve("loss", points)], "title").size == CHART_SIZE
 
 
 def test_pictures_are_stacked_under_their_captions():

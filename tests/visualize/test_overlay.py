@@ -14,7 +14,8 @@ from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.orientation import axis_letters
 from monai_vit3d.data.volume import Grid
 from monai_vit3d.visualize.colours import PALETTE, label_colour
-from monai_vit3d.visualize.overlay import PLANES, draw_overlay, label_centre, plane_letters, write_png
+from monai_vit3d.visualize.overlay import draw_overlay, label_centre, write_png
+from monai_vit3d.visualize.planes import PLANES, plane_letters
 
 ORIENTATIONS = [
     "".join(letters) for axes in itertools.permutations(("RL", "AP", "SI")) for letters in itertools.product(*axes)

@@ -24,7 +24,7 @@ Record = Mapping[str, Any]
 
 
 def write_report(records: Iterable[Record], run: Record, output: str | Path) -> None:
-    """Write ``report.html``: one file without scripts; failures first, then suspicious cases, then all other results.
+    """Write ``report.html``: one file without scripts; failures first, then suspicious cases, warnings, and the others.
 
     The first 300 pictures are inside the page, later ones are read from the folder beside it. What comes from file
     names and headers is shown as text; a Content-Security-Policy forbids scripts and anything from the network.
@@ -37,15 +37,28 @@ def write_report(records: Iterable[Record], run: Record, output: str | Path) -> 
             "seconds", "shard", "warnings" (sentences), "passed_over" (of each reason "reason", "count", "files").
         output: OUT; the page goes to its top.
     """
+    facts = [("Weights", _weights(run)), *run_facts(run)]
+    write_run_page("page.html.j2", records, run, output, title=_title(run), facts=facts, rows=_ROWS)
+
+
+def write_run_page(template: str, records: Iterable[Record], run: Record, output: str | Path, **values: Any) -> None:
+    """Write ``report.html`` by a template: page.html.j2, or one that extends it.
+
+    Args:
+        template: its file, beside this one.
+        records: as for :func:`write_report`; cases with warnings come before others that are no worse.
+        run: see there.
+        output: OUT.
+        values: what the template needs besides, by name: ``title`` and ``facts``, pairs of name and value.
+    """
     output = Path(output)
     cases = [_case(record, i) for i, record in enumerate(records)]
-    results = sorted((case for case in cases if case["result"]), key=lambda case: not case["suspicious"])
+    order = sorted(cases, key=lambda case: (not case["suspicious"], not case["warnings"]))
+    results = [case for case in order if case["result"]]
     for i, case in enumerate(results):
-        case["src"] = _source(case["picture"], output, embedded=i < EMBEDDED)
+        case["src"] = picture_source(case["picture"], output, embedded=i < EMBEDDED)
     page = render_page(
-        files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"),
-        title=_title(run),
-        facts=_facts(run),
+        _read(template),
         counts=[*_counts(cases), *_passed_over_count(run)],
         warnings=[str(one) for one in run.get("warnings") or ()],
         passed_over=[_passed_over(group) for group in run.get("passed_over") or ()],
@@ -53,7 +66,7 @@ def write_report(records: Iterable[Record], run: Record, output: str | Path) -> 
         shown=results,
         others=[case for case in cases if not case["result"] and case["status"] != "failed"],
         embedded=EMBEDDED,
-        rows=_ROWS,
+        **{**values, "facts": [(name, str(value)) for name, value in values["facts"] if value]},
     )
     write_text_atomic(page, output / "report.html")
 
@@ -65,15 +78,24 @@ def render_page(template: str, **values: Any) -> str:
         template: text in Jinja's language, with the filters ``figure`` and ``duration``.
         values: by their names in it.
     """
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalized
+        loader=FunctionLoader(_read),  # of the template that another extends
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalized,
     )
     environment.filters.update(figure=_figure, duration=_duration)
-    style = Markup(files(__package__).joinpath("style.css").read_text(encoding="utf-8"))
-    return environment.from_string(template).render(style=style, **values)
+    return environment.from_string(template).render(style=Markup(_read("style.css")), **values)
+
+
+def _read(name: str) -> str:
+    """Return the text of a file beside this one."""
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _finalized(value: Any) -> Any:
@@ -87,7 +109,8 @@ def _case(record: Record, i: int) -> dict[str, Any]:
     source = record.get("input") or ""
     source = source if isinstance(source, str) else ", ".join(str(one) for one in source)
     stats, prediction = record.get("stats") or [], record.get("prediction") or {}
-    result = status == "done" or (status == "skipped" and bool(stats or prediction or record.get("picture")))
+    has_result = bool(stats or prediction or record.get("picture") or record.get("windows"))
+    result = status == "done" or (status == "skipped" and has_result)
     return {
         "name": str(record.get("name") or source or f"case {i + 1}"),
         "input": source,
@@ -100,6 +123,7 @@ def _case(record: Record, i: int) -> dict[str, Any]:
         "picture": record.get("picture"),
         "stats": [_stat(row) for row in stats],
         "bars": _bars(prediction),
+        "windows": record.get("windows"),
     }
 
 
@@ -117,8 +141,14 @@ def _bars(prediction: Mapping[str, Any]) -> list[tuple[str, Any, float | None]]:
     return [(str(name), value, round(100 * value, 1) if inside else None) for name, value in ranked]
 
 
-def _source(picture: Any, output: Path, embedded: bool) -> str:
-    """The picture's ``src``; empty if there is none, or it is no PNG below ``output``."""
+def picture_source(picture: Any, output: Path, embedded: bool) -> str:
+    """Return a picture's ``src``; empty if there is none, or it is no PNG below ``output``.
+
+    Args:
+        picture: its path below ``output``.
+        output: OUT.
+        embedded: whether it is inside the page.
+    """
     if not picture:
         return ""
     path = output / str(picture)
@@ -143,17 +173,15 @@ def _weights(run: Record) -> str:
     return ", ".join([*names, *([f"sha256 {sha256[:12]}…"] if sha256 else [])])
 
 
-def _facts(run: Record) -> list[tuple[str, str]]:
-    """Names and values of the run: weights, device, times, versions."""
-    facts = [
-        ("Weights", _weights(run)),
+def run_facts(run: Record) -> list[tuple[str, Any]]:
+    """Return names and values of what every run has: device, times, versions."""
+    return [
         ("Device", run.get("device")),
         ("Started", run.get("started")),
         ("Time", _duration(run.get("seconds")) if run.get("seconds") is not None else ""),
         ("Shard", _shard(run.get("shard") or run.get("shards"))),
         ("Versions", ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items())),
     ]
-    return [(name, str(value)) for name, value in facts if value]
 
 
 def _shard(shard: Any) -> str:
