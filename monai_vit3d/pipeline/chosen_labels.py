@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _LONGEST_STEM = 60  # characters of a label in the name of a file
 _SHOWN = 200  # labels in a message
+_ALIKE = 0.6  # share of letters that two names have in common
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,18 @@ def _with_stems(names: dict[int, str]) -> tuple[ChosenLabel, ...]:
     return tuple(labels)
 
 
+def _nearest(key: str, names: Mapping[str, str]) -> list[str]:
+    """Up to three names that are alike a key, or have a word that is; none if the most alike is not."""
+
+    def likeness(name: str) -> float:
+        return max(difflib.SequenceMatcher(None, key, part).ratio() for part in (name, *name.split()))
+
+    best = max(map(likeness, names))
+    return [names[name] for name in names if likeness(name) == best][:3] if best >= _ALIKE else []
+
+
 def _unknown(text: str, labels: Sequence[ChosenLabel], bundle: str) -> str:
-    near = difflib.get_close_matches(_key(text), [_key(label.name) for label in labels], 1)
-    meant = f" Did you mean {next(printable(la.name) for la in labels if [_key(la.name)] == near)}?" if near else ""
+    near = _nearest(_key(text), {_key(label.name): label.name for label in labels})
+    meant = f" Did you mean {printable(' or '.join(near))}?" if near else ""
     listed = ", ".join(f"{label.value} {label.name}" for label in labels[:_SHOWN])
     return f"only={excerpt(text, 80)}: {bundle} has no such label.{meant} Expected some of {excerpt(listed, 2000)}."

@@ -19,11 +19,13 @@ from monai_vit3d.bundle.shipped import find_bundle
 from monai_vit3d.bundle.unpack import open_bundle
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.files import following_no_links, remove_parts, write_text_atomic
+from monai_vit3d.data.printable import printable
 
 from .chosen_labels import ChosenLabel, choose_labels
 from .label_files import label_outputs
 from .options import Options, choose_flip_axes, output_kinds
 from .passed_over_summary import recorded
+from .paths import some
 from .plan import RESERVED, Plan, plan_cases
 from .record import RunRecord, merge_records, merging, write_json
 
@@ -236,6 +238,8 @@ def publish(output: Path) -> None:
             write_volumes(records, output / "volumes.csv")
             write_label_tables(records, output)
         write_report(records, about, output)
+    if names := [printable(record["name"]) for record in records if record.get("outliers")]:
+        logger.info("volumes unlike those of this run's other cases: %s; look at them in report.html", some(names))
 
 
 def _about(

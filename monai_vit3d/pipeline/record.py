@@ -18,12 +18,14 @@ from monai_vit3d.data.files import read_regular, write_text_atomic
 from monai_vit3d.data.json_shape import ANY_KEY, shape_violation
 from monai_vit3d.data.printable import excerpt
 
+from .volume_outliers import note_volume_outliers
+
 STATES = ("pending", "done", "skipped", "failed")
 _FIGURES = ("voxels", "volume_ml", "mean", "std", "min", "max")
 _TEXT, _NUMBER = (str, type(None)), (float, type(None))
 _FILE = {
     "name": str, "status": str, "error": _TEXT, "output": _TEXT, "picture": _TEXT, "warnings": [str],
-    "seconds": float, "stages": {ANY_KEY: float}, "outputs": {ANY_KEY: str}, "input_sha256": [str],
+    "outliers": [str], "seconds": float, "stages": {ANY_KEY: float}, "outputs": {ANY_KEY: str}, "input_sha256": [str],
     "made_with": {}, "cells": {ANY_KEY: str}, "prediction": {ANY_KEY: _NUMBER},
     "stats": [{"label": int, "name": str, **dict.fromkeys(_FIGURES, _NUMBER)}],
 }  # fmt: skip
@@ -125,7 +127,7 @@ def _records(output: Path, parts: Mapping[Path, Mapping[str, Any]]) -> dict[str,
 
 
 def merge_records(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Merge the records of all shards into run.json; the caller holds :func:`merging`.
+    """Merge the records of all shards into run.json, with volumes that are outliers; the caller holds :func:`merging`.
 
     Returns:
         What holds for the run, and the records of its files, sorted by name.
@@ -138,6 +140,7 @@ def merge_records(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         about["seconds"] = max(a.get("seconds", 0) for a in abouts)
         about["shards"] = [path.name for path in parts]
     ordered = [records[name] for name in sorted(records)]
+    note_volume_outliers(ordered)
     write_json(_whole(about, ordered), output / "run.json")
     if _complete([*parts], abouts) and all(r["status"] != "pending" for r in ordered):
         for path in parts:

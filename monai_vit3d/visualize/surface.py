@@ -7,7 +7,7 @@ import numpy as np
 from monai_vit3d.data.mesh_files import Mesh
 from monai_vit3d.data.volume import Array
 
-SMOOTHING = 0.5  # voxels, standard deviation: takes the edges off the steps, and specks of a voxel with them
+SMOOTHING = 0.7  # voxels, standard deviation: takes the edges off the steps, and specks of a voxel with them
 VOLUME_TOLERANCE = 0.005  # of the surface's volume, as a share of the voxels'
 _PADDING = 3  # voxels: beyond the smoothing's reach, so that the surface is closed at the image's border, too
 _MOST_TRIES = 20

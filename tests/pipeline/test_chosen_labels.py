@@ -61,6 +61,8 @@ def test_names_of_files_are_simple_and_all_different():
     ("bundle", "only", "message"),
     [
         (BRAIN, ["left hipocampus"], r"only=left hipocampus: b has no such label\. Did you mean Left Hippocampus\?"),
+        (BRAIN, ["hipocampus"], r"Did you mean Left Hippocampus or right-hippocampus\?"),
+        (BRAIN, ["rigth"], r"Did you mean right-hippocampus\?"),
         (BRAIN, ["9"], r"only=9: b has no such label\. Expected some of 1 Left Hippocampus, 2 right-hippocampus, 3 "),
         (BRAIN, ["0"], "b has no such label"),
         (BRAIN, [""], "b has no such label"),

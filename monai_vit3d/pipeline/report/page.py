@@ -24,15 +24,15 @@ Record = Mapping[str, Any]
 
 
 def write_report(records: Iterable[Record], run: Record, output: str | Path) -> None:
-    """Write ``report.html``: one file without scripts; failures first, then suspicious cases, warnings, and the others.
+    """Write ``report.html``: one file without scripts; failures, suspicious cases, outliers, warnings, then the others.
 
     The first 300 pictures are inside the page, later ones are read from the folder beside it. What comes from file
     names and headers is shown as text; a Content-Security-Policy forbids scripts and anything from the network.
 
     Args:
         records: ``files`` of run.json; of each, any of "name", "input", "status", "error", "warnings", "suspicious",
-            "seconds", "picture" (relative to ``output``), "stats" (rows of ``LabelSummary``), "prediction" (class to
-            probability).
+            "outliers" (sentences), "seconds", "picture" (relative to ``output``), "stats" (rows of ``LabelSummary``),
+            "prediction" (class to probability).
         run: what holds for the whole run, any of "bundle", "versions", "weights_sha256", "device", "started",
             "seconds", "shard", "warnings" (sentences), "passed_over" (of each reason "reason", "count", "files").
         output: OUT; the page goes to its top.
@@ -53,8 +53,7 @@ def write_run_page(template: str, records: Iterable[Record], run: Record, output
     """
     output = Path(output)
     cases = [_case(record, i) for i, record in enumerate(records)]
-    order = sorted(cases, key=lambda case: (not case["suspicious"], not case["warnings"]))
-    results = [case for case in order if case["result"]]
+    results = sorted((case for case in cases if case["result"]), key=_rank)
     for i, case in enumerate(results):
         case["src"] = picture_source(case["picture"], output, embedded=i < EMBEDDED)
     page = render_page(
@@ -119,12 +118,18 @@ def _case(record: Record, i: int) -> dict[str, Any]:
         "error": str(record.get("error") or ("no reason was recorded" if status == "failed" else "")),
         "warnings": [str(one) for one in record.get("warnings") or ()],
         "suspicious": bool(record.get("suspicious")),
+        "outliers": [str(one) for one in record.get("outliers") or ()],
         "seconds": record.get("seconds"),
         "picture": record.get("picture"),
         "stats": [_stat(row) for row in stats],
         "bars": _bars(prediction),
         "windows": record.get("windows"),
     }
+
+
+def _rank(case: Mapping[str, Any]) -> tuple[bool, ...]:
+    """Sort suspicious cases first, then outliers of the run, then cases with warnings."""
+    return tuple(not case[reason] for reason in ("suspicious", "outliers", "warnings"))
 
 
 def _stat(row: Record) -> dict[str, Any]:
@@ -200,6 +205,8 @@ def _counts(cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     odd = [("pending", f"{n} {state}") for state, n in states.items() if state not in _STATES]
     suspicious = sum(case["suspicious"] and case["result"] for case in cases)
     doubts = [("warned", f"{suspicious} suspicious")] if suspicious else []
+    outliers = sum(bool(case["outliers"]) and case["result"] for case in cases)
+    doubts += [("warned", f"{outliers} unlike the others")] if outliers else []
     return [*usual, *odd, *doubts, ("warned", f"{warned} with warnings")]
 
 
