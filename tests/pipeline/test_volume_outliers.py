@@ -35,6 +35,14 @@ def test_scores_are_scipys(volumes):
     assert not flagged.any() if mad == 0 else (flagged == far)[sure].all()
 
 
+@pytest.mark.parametrize(("count", "share"), [(5, 0.2), (20, 0.1)])
+def test_how_often_chance_alone_gives_one(count, share):
+    """As docs/predict.md says; of normal volumes with a standard deviation of 15 %."""
+    rng = np.random.default_rng(0)
+    runs = [any(outliers(cases(*rng.normal(100, 15, count)))) for _ in range(1000)]
+    assert np.mean(runs) == pytest.approx(share, abs=0.04)
+
+
 def test_the_sentence():
     assert outliers(cases(3.0, 3.4, 3.1, 3.9, 3.6, 9.1, 3.4)) == [
         *[[]] * 5,
