@@ -11,11 +11,11 @@ from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
-from monai_vit3d.data.files import write_text_atomic
+from monai_vit3d.data.files import remove_parts, write_text_atomic
 from monai_vit3d.data.printable import printable
 from monai_vit3d.visualize.colours import label_colour
 
-EMBEDDED = 300  # pictures inside the page; more would make it too large for a browser
+PER_PAGE = 100  # results; with more, and their pictures inside, a page would be too large for a browser
 _NAMES = 50  # files passed over for one reason that are shown; run.json has all
 _ROWS = 12  # labels of a case shown at once; the others unfold
 _STATES = ("done", "failed", "skipped", "pending")
@@ -26,8 +26,9 @@ Record = Mapping[str, Any]
 def write_report(records: Iterable[Record], run: Record, output: str | Path) -> None:
     """Write ``report.html``: one file without scripts; failures, suspicious cases, outliers, warnings, then the others.
 
-    The first 300 pictures are inside the page, later ones are read from the folder beside it. What comes from file
-    names and headers is shown as text; a Content-Security-Policy forbids scripts and anything from the network.
+    Its pictures are inside the page. Results after the first hundred are on ``report-2.html`` and further pages, whose
+    pictures are read from the folder beside them. What comes from file names and headers is shown as text; a
+    Content-Security-Policy forbids scripts and anything from the network.
 
     Args:
         records: ``files`` of run.json; of each, any of "name", "input", "status", "error", "warnings", "suspicious",
@@ -42,7 +43,9 @@ def write_report(records: Iterable[Record], run: Record, output: str | Path) -> 
 
 
 def write_run_page(template: str, records: Iterable[Record], run: Record, output: str | Path, **values: Any) -> None:
-    """Write ``report.html`` by a template: page.html.j2, or one that extends it.
+    """Write ``report.html``, and further pages, by a template: page.html.j2, or one that extends it.
+
+    Pages of an earlier report that had more are removed.
 
     Args:
         template: its file, beside this one.
@@ -55,19 +58,40 @@ def write_run_page(template: str, records: Iterable[Record], run: Record, output
     cases = [_case(record, i) for i, record in enumerate(records)]
     results = sorted((case for case in cases if case["result"]), key=_rank)
     for i, case in enumerate(results):
-        case["src"] = picture_source(case["picture"], output, embedded=i < EMBEDDED)
-    page = render_page(
-        _read(template),
-        counts=[*_counts(cases), *_passed_over_count(run)],
-        warnings=[str(one) for one in run.get("warnings") or ()],
-        passed_over=[_passed_over(group) for group in run.get("passed_over") or ()],
-        failures=[case for case in cases if case["status"] == "failed"],
-        shown=results,
-        others=[case for case in cases if not case["result"] and case["status"] != "failed"],
-        embedded=EMBEDDED,
-        **{**values, "facts": [(name, str(value)) for name, value in values["facts"] if value]},
-    )
-    write_text_atomic(page, output / "report.html")
+        case["src"] = picture_source(case["picture"], output, embedded=i < PER_PAGE)
+    once = {  # on the first page
+        "warnings": [str(one) for one in run.get("warnings") or ()],
+        "passed_over": [_passed_over(group) for group in run.get("passed_over") or ()],
+        "failures": [case for case in cases if case["status"] == "failed"],
+        "others": [case for case in cases if not case["result"] and case["status"] != "failed"],
+    }
+    names = _page_names(len(results))
+    remove_parts(output / name for name in names)
+    for i, name in enumerate(names):
+        page = render_page(
+            _read(template),
+            counts=[*_counts(cases), *_passed_over_count(run)],
+            shown=results[i * PER_PAGE : (i + 1) * PER_PAGE],
+            pages=names,
+            page=name,
+            results=len(results),
+            first=i * PER_PAGE + 1,
+            **(once if i == 0 else dict.fromkeys(once, ())),
+            **{**values, "facts": [(name, str(value)) for name, value in values["facts"] if value]},
+        )
+        write_text_atomic(page, output / name)
+    number = len(names) + 1
+    while (old := output / _page_name(number)).is_file():
+        old.unlink()
+        number += 1
+
+
+def _page_names(results: int) -> list[str]:
+    return [_page_name(number) for number in range(1, max(1, math.ceil(results / PER_PAGE)) + 1)]
+
+
+def _page_name(number: int) -> str:
+    return "report.html" if number == 1 else f"report-{number}.html"
 
 
 def render_page(template: str, **values: Any) -> str:

@@ -134,18 +134,34 @@ def test_probabilities_are_bars_and_values_are_not(page, tmp_path):
     assert bars == ["width: 75.0%", "width: 25.0%"]
 
 
-def test_pictures_are_inside_and_later_ones_beside(page, tmp_path, monkeypatch):
-    monkeypatch.setattr(report_page, "EMBEDDED", 2)
-    names = ["a", "b", "sub 3/c#1?%"]
-    found = page([done(tmp_path, name) for name in names])
-    sources = [e[1]["src"] for e in found.all("img")]
-    for source in sources[:2]:
+def test_pictures_of_the_first_page_are_inside_and_later_ones_beside(page, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_page, "PER_PAGE", 2)
+    page([done(tmp_path, name) for name in ["a", "b", "sub 3/c#1?%"]])
+    first, second = Page(tmp_path / "report.html"), Page(tmp_path / "report-2.html")
+    for source in [e[1]["src"] for e in first.all("img")]:
         kind, data = source.split(",")
         assert kind == "data:image/png;base64"
         assert np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))[0, 0].tolist() == [200, 10, 10]
-    assert sources[2] == "qc/sub%203/c%231%3F%25.png"
-    assert any("first 2 pictures are inside" in text for text in found.text("p"))
-    assert not any("are inside" in text for text in page([done(tmp_path, "a")]).text("p"))
+    assert [e[1]["src"] for e in second.all("img")] == ["qc/sub%203/c%231%3F%25.png"]
+    assert [any("from the folder qc" in text for text in one.text("p")) for one in (first, second)] == [False, True]
+
+
+def test_many_cases_are_on_pages_that_lead_to_each_other(page, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_page, "PER_PAGE", 3)
+    failed = {"name": "f", "status": "failed", "error": "gone"}
+    cases = [{"name": f"c{i}", "status": "done", "suspicious": [{}] * (i == 6)} for i in range(7)]
+    page([*cases, failed], warnings=["odd"])
+    found = {name: Page(tmp_path / name) for name in ("report.html", "report-2.html", "report-3.html")}
+    assert [one.text("h3") for one in found.values()] == [["c6", "c0", "c1"], ["c2", "c3", "c4"], ["c5"]]
+    assert [bool(one.all("table", "failures")) for one in found.values()] == [True, False, False]
+    assert found["report-2.html"].text("h2") == ["Results 4 to 6 of 7"]
+    for name, one in found.items():
+        assert not one.open
+        assert set(found) - {e[1]["href"] for e in one.all("a")} == {name}
+        assert "7 done" in one.text("li")
+    (alone,) = page(cases[:1]).text("h2")
+    assert alone == "Results"
+    assert sorted(path.name for path in tmp_path.glob("report*")) == ["report.html"]  # no pages of the earlier report
 
 
 def test_only_pictures_below_the_folder(page, tmp_path):
@@ -212,8 +228,8 @@ def test_written_whole(page, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_in_a_browser(page, tmp_path, monkeypatch):
-    """No script of a file name runs; pictures show, embedded or linked; nothing is wider than a phone."""
-    monkeypatch.setattr(report_page, "EMBEDDED", 1)
+    """No script of a file name runs; pictures show, inside or beside; nothing is wider than a phone."""
+    monkeypatch.setattr(report_page, "PER_PAGE", 1)
     page(hostile(tmp_path), bundle=HOSTILE)
     options = [
         "--headless",
@@ -234,10 +250,11 @@ def test_in_a_browser(page, tmp_path, monkeypatch):
     assert Page(dom).text("title") == [f"{HOSTILE}: report"]
     assert "onerror" not in {key for e in Page(dom).elements for key in e[1]}
     shot = tmp_path / "shot.png"
-    browse(f"--screenshot={shot}", "--window-size=600,1800", address)
-    pixels = np.asarray(Image.open(shot).convert("RGB"))
-    red = (pixels == (200, 10, 10)).all(axis=2)
-    assert red.sum() == 2 * 30 * 20  # both pictures, one pixel a pixel
+    for one in (address, (tmp_path / "report-2.html").as_uri()):
+        browse(f"--screenshot={shot}", "--window-size=600,1800", one)
+        pixels = np.asarray(Image.open(shot).convert("RGB"))
+        red = (pixels == (200, 10, 10)).all(axis=2)
+        assert red.sum() == 30 * 20  # its picture, one pixel a pixel
     frame = f"<iframe src='{address}' width=400 height=1800 style='border:0'></iframe>"
     (tmp_path / "frame.html").write_text(f"<body style='margin:0;background:#0f0'>{frame}")
     browse(f"--screenshot={shot}", "--window-size=600,1800", (tmp_path / "frame.html").as_uri())
