@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 LOWEST_PYTHON ?= $(shell python3.10 -c "import sys; print(sys.executable)" 2> /dev/null || echo $(PYTHON))
 
-.PHONY: demo test quick chromium test-lowest lint bench clean
+.PHONY: demo test quick chromium test-lowest lint docs bench clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,11 @@ $(LOWEST)/.installed: setup.cfg constraints-lowest.txt
 test-lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(PYTEST_OPTIONS) -m "not slow" tests
 
+# the documentation site, from documents, notebooks and code, into site/
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .[docs]
+	$(BIN)/python docs/site/build.py site
+
 # the quick form of what docs/speed.md says; each file prints its peer and its limit
 bench: $(VENV)/.installed
 	$(BIN)/python -W ignore benchmarks/startup.py --rounds 3
@@ -63,4 +68,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python -W ignore benchmarks/volume.py --quick
 
 clean:
-	rm -rf $(VENV) $(LOWEST) demo_output runs
+	rm -rf $(VENV) $(LOWEST) demo_output runs site

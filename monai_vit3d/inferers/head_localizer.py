@@ -51,7 +51,7 @@ class HeadLocalizer(nn.Module):
     it: a mirror image has left and right exchanged, and nothing in it says so.
 
     Args:
-        network: (1, 1, *size) brightness from 0 to 1 to logits (1, 1 + structures, *size).
+        network: ``(1, 1, *size)`` brightness from 0 to 1 to logits ``(1, 1 + structures, *size)``.
         template_mm: name and centre of each structure in an upright head, in the order of the network's classes,
             x to the right, y to the front, z up. Structures without a centre (None) do not take part in the fit.
         size: of the coarse grid.

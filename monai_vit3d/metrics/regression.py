@@ -12,7 +12,7 @@ from .checks import FloatArray, as_array, require_finite
 
 
 def mean_absolute_error(predictions: Any, labels: Any) -> float:
-    """Average |prediction - label| over cases and values, in the labels' unit.
+    """Average ``|prediction - label|`` over cases and values, in the labels' unit.
 
     Args:
         predictions: ``(N,)`` or ``(N, L)``.
