@@ -11,7 +11,9 @@ is at its start.
 Of timm each name that is read is built anew with width 24 and 2 blocks, on 2x3 patches, and ours gets a volume whose
 slices are all the image, one token deep. timm's rotary angles are float32 in any network: beside float64 they are
 replaced by the same formulas in float64. MONAI's networks are compared with ours and ours with what goes back;
-encoders, and UNETR's also from the checkpoint alone, by their tokens. nidl 0.0.2 is compared if it is installed. Of our
+encoders, and UNETR's also from the checkpoint alone, by their tokens. transformers' models are compared by their last
+hidden state, and so are, where they are installed, nidl 0.0.2, SPECTRE (`spectre-fm`, `loralib`) and Primus
+(`dynamic-network-architectures`; its rotary positions are those of an older timm, so they are given by formula). Of our
 own files the network that was written is compared with the one that is read.
 """
 
@@ -193,6 +195,119 @@ def nidls(dtype: torch.dtype) -> Pairs:
         yield backbone_from(net.state_dict(), img_size=SIZE, num_heads=2, **said).network, net, x
 
 
+def medical_towers(dtype: torch.dtype) -> Pairs:
+    """MONAI's ViT as M3D-CLIP and SegVol hold it, by its tokens, with a class token and without."""
+    x = torch.randn(2, 1, *SIZE, dtype=dtype)
+    for start, has_class_token in (("vision_encoder.", True), ("image_encoder.", False)):
+        vit = noisy(ViT(1, SIZE, PATCH, **SMALL, proj_type="perceptron", classification=has_class_token), dtype)
+        if has_class_token:
+            del vit.classification_head  # M3D-CLIP has none, and its ViT returns the tokens
+        options = {"img_size": SIZE, "patch_size": PATCH, "num_heads": 2}
+        yield ours_of(vit, start, **options), lambda x, vit=vit: vit(x)[0], x
+
+
+def transformers_images(dtype: torch.dtype) -> Pairs:
+    """The ViT and Dinov2 of transformers, with registers and a gated MLP, on volumes whose slices are all the image."""
+    import transformers
+
+    small = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
+    small |= {"image_size": 16, "patch_size": 8}
+    for kind, more in (("ViT", {}), ("Dinov2", {}), ("Dinov2", {"use_swiglu_ffn": True}), ("Dinov2WithRegisters", {})):
+        config = getattr(transformers, f"{kind}Config")(**small, **more)
+        model = noisy(getattr(transformers, f"{kind}Model")(config), dtype)
+        net = ours_of(model, img_size=(16, 16, 2), patch_size=(8, 8, 2), num_heads=2)
+        image = torch.randn(2, 3, 16, 16, dtype=dtype)
+        volume = image[..., None].expand(-1, -1, -1, -1, 2)
+        yield lambda _, net=net, volume=volume: net(volume), lambda x, model=model: model(x)[0], image
+
+
+def transformers_videos(dtype: torch.dtype) -> Pairs:
+    """The VideoMAE and V-JEPA 2 of transformers, whose videos have time before channels."""
+    import transformers as t
+
+    small = {"num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
+    mae = t.VideoMAEConfig(
+        **small,
+        hidden_size=24,
+        intermediate_size=40,
+        image_size=16,
+        num_frames=4,
+        tubelet_size=2,
+        use_mean_pooling=False,
+    )
+    predictor = {"pred_hidden_size": 24, "pred_num_hidden_layers": 1, "pred_num_attention_heads": 2}
+    jepa = t.VJEPA2Config(**small, **predictor, hidden_size=96, crop_size=16, frames_per_clip=4)
+    for model, more in ((t.VideoMAEModel(mae), {}), (t.VJEPA2Model(jepa), {"skip_predictor": True})):
+        theirs = noisy(model, dtype)
+        net = ours_of(theirs, img_size=(4, 16, 16), num_heads=2)
+        x = torch.randn(2, 3, 4, 16, 16, dtype=dtype)
+        yield net, lambda x, theirs=theirs, more=more: theirs(x.transpose(1, 2), **more)[0], x
+
+
+class PrimusRotary(nn.Module):
+    """Angles of Primus' rotary positions: a third of a head for each axis, in patches of the reference grid."""
+
+    def __init__(self, dim: int, feat_shape: tuple[int, ...], ref_feat_shape: tuple[int, ...], **_: object) -> None:
+        super().__init__()
+        speeds = [1e4 ** (-k / (dim // 4)) for k in range(dim // 4)]
+        steps = [r / n for r, n in zip(ref_feat_shape, feat_shape)]
+        places = product(*map(range, feat_shape))
+        rows = [[p * step * speed for p, step in zip(place, steps) for speed in speeds] for place in places]
+        angles = torch.tensor(rows, dtype=torch.float64).repeat_interleave(2, 1)
+        self.register_buffer("table", torch.cat([angles.sin(), angles.cos()], 1), persistent=False)
+
+    def get_embed(self, *_: object) -> Tensor:
+        """Sines, then cosines, of every patch."""
+        return self.table
+
+
+def primuses(dtype: torch.dtype) -> Pairs:
+    """Primus V1 to V3, with and without registers, by the tokens before its decoder."""
+    from dynamic_network_architectures.architectures import primus
+
+    size, options = (16, 24, 32), {"init_values": 0.1, "scale_attn_inner": True, "rope_impl": PrimusRotary}
+    for kind, registers in product(("Primus", "PrimusV2", "PrimusV3"), (0, 3)):
+        build = getattr(primus, kind)
+        model = build(2, 24, (8, 8, 8), 3, 2, 2, size, num_register_tokens=registers, **options)
+        theirs = TokensOf(noisy(model, dtype), model.eva.norm)
+        net = ours_of(model, img_size=size, num_heads=2)
+        yield net, theirs, torch.randn(1, 2, *size, dtype=dtype)
+
+
+class TokensOf:
+    """What a layer of a network gives when that is called."""
+
+    def __init__(self, net: nn.Module, layer: nn.Module) -> None:
+        self.net = net
+        layer.register_forward_hook(lambda _, __, output: setattr(self, "tokens", output))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Call the network."""
+        self.net(x)
+        return self.tokens
+
+
+def spectres(dtype: torch.dtype) -> Pairs:
+    """SPECTRE's backbone of a crop."""
+    from spectre.models import VisionTransformer as Theirs
+
+    size, options = (
+        (32, 48, 16),
+        {"pos_embed": "rope", "rope_kwargs": {"base": 1000.0, "dtype": dtype}, "init_values": 0.1},
+    )
+    for patch, chans in product(((16, 16, 8), (8, 8, 8)), (1, 2)):
+        theirs = Theirs(size, patch, chans, 0, embed_dim=24, depth=2, num_heads=2, **options)
+        theirs = noisy(theirs, dtype)
+        yield ours_of(theirs, img_size=size), theirs.forward_features, torch.randn(1, chans, *size, dtype=dtype)
+
+
+def ours_of(theirs: nn.Module, start: str = "", **options: object) -> Call:
+    """Our tokens with a network's weights, whose keys get a start."""
+    state = {f"{start}{key}": value for key, value in theirs.state_dict().items()}
+    net = backbone_from(state, **options).network
+    return net.to(next(theirs.parameters()).dtype).forward_features
+
+
 def own_files(dtype: torch.dtype) -> Pairs:
     """Written and read, by both ways."""
     x, sizes = torch.randn(2, 2, *SIZE, dtype=dtype), {"in_chans": 2, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -203,6 +318,15 @@ def own_files(dtype: torch.dtype) -> Pairs:
         save_backbone(net, Path(folder) / "backbone.safetensors")
         blank = VisionTransformer3D(SIZE, PATCH, **sizes).to(dtype).eval()
         yield load_backbone(blank, Path(folder) / "backbone.safetensors"), net, x
+
+
+OF_OTHER_PACKAGES = {
+    "nidl VisionTransformer3D": nidls,
+    "transformers ViT, Dinov2": transformers_images,
+    "transformers VideoMAE, V-JEPA 2": transformers_videos,
+    "Primus V1, V2, V3": primuses,
+    "SPECTRE": spectres,
+}
 
 
 def show(title: str, family: Callable[[torch.dtype], Pairs]) -> None:
@@ -232,10 +356,12 @@ def main() -> None:
     show("MONAI ViT", monai_vits)
     show("MONAI UNETR", unetrs)
     show("MONAI ViTAutoEnc, MaskedAutoEncoderViT", autoencoders)
-    try:
-        show("nidl VisionTransformer3D", nidls)
-    except ImportError as error:
-        print(f"{'nidl VisionTransformer3D':>40s} left out: {error}")
+    show("M3D-CLIP, SegVol by MONAI's ViT", medical_towers)
+    for title, family in OF_OTHER_PACKAGES.items():
+        try:
+            show(title, family)
+        except ImportError as error:
+            print(f"{title:>40s} left out: {error}")
     show("save_pretrained, save_backbone", own_files)
 
 

@@ -11,8 +11,8 @@ from .progress import Progress, print_plan
 
 _DESCRIPTION = """INPUT is as for `vit3d predict`: files, folders, DICOM series, BIDS data sets, lists. MODEL is a
 name of `vit3d weights list`, whose recipe prepares each scan, or a file of weights with --recipe.
-OUT gets NAME_embedding.npy for each scan, run.json, and of all scans features.csv (name, subject,
-windows, then the vector) and features.npz.
+OUT gets NAME_embedding.npy for each scan, run.json, of all scans features.csv (name, subject,
+windows, then the vector) and features.npz, and report.html to look at.
 
 What the authors of a model do not state about its input is asked for: --state orientation=RAS.
 
@@ -81,7 +81,7 @@ def _run(args: argparse.Namespace) -> int:
         summary = embed_folder(embedder=embedder, **options, on_plan=progress.begin, on_case=progress)
     failed = process.all_reduce_sum(summary.failed)
     counts = f"{summary.done} done, {summary.skipped} skipped, {summary.failed} failed"
-    print(f"{counts}: {args.output / 'features.csv'}")
+    print(f"{counts}: {args.output / 'features.csv'}, {args.output / 'report.html'}")
     return 1 if failed else 0
 
 

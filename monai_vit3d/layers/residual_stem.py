@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,10 +44,19 @@ class ResidualStage(nn.Module):
         width: channels that go.
         stride: of the first convolution, and of the skip's average pooling.
         bias: whether the two convolutions have a bias.
+        activation: after the first convolution, and after the sum.
         factory: ``device`` and ``dtype``.
     """
 
-    def __init__(self, in_chans: int, width: int, stride: GridShape, bias: bool, **factory: Any) -> None:
+    def __init__(
+        self,
+        in_chans: int,
+        width: int,
+        stride: GridShape,
+        bias: bool,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        **factory: Any,
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv3d(in_chans, width, 3, stride, 1, bias=bias, **factory)
         self.norm1 = nn.InstanceNorm3d(width, affine=True, **factory)
@@ -57,7 +66,7 @@ class ResidualStage(nn.Module):
         same = in_chans == width
         self.skip = nn.Identity() if same else nn.Conv3d(in_chans, width, 1, bias=False, **factory)
         self.skip_norm = nn.Identity() if same else nn.InstanceNorm3d(width, affine=True, **factory)
-        self.act = nn.ReLU()
+        self.act = activation()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C, H, W, D)`` to ``(B, width, H / h, W / w, D / d)`` of a stride ``(h, w, d)``."""
@@ -87,6 +96,7 @@ class ResidualStem3D(PatchEmbed3D):
     image_kernels = ("stages.0.conv1.weight", "stages.0.skip.weight")
     patch_is_of = "a residual stem"
     base_widths = (32, 32, 64, 128)
+    activation: Callable[[], nn.Module] = nn.ReLU
 
     def __init__(
         self,
@@ -109,7 +119,7 @@ class ResidualStem3D(PatchEmbed3D):
                 f"widths={channels}; a patch of {self.patch_size} has {len(strides)} stages, a number each is expected."
             )
         self.stages = nn.ModuleList(
-            ResidualStage(before, width, stride, bias=i == 0, **factory)
+            ResidualStage(before, width, stride, i == 0, type(self).activation, **factory)
             for i, (before, width, stride) in enumerate(zip([in_chans, *channels], channels, strides))
         )
         self.proj = nn.Conv3d(channels[-1], embed_dim, 1, bias=bias, **factory)
@@ -121,12 +131,13 @@ class ResidualStem3D(PatchEmbed3D):
 
 
 class SkipStem3D(ResidualStem3D):
-    """Patch embedding of Primus V3: wider stages, and every stage but the last projected to the tokens, too.
+    """Patch embedding of Primus V3: wider stages with leaky ReLUs, all but the last projected to the tokens, too.
 
     Each projection is multiplied by a learned number that starts at 1e-5. Arguments as :class:`ResidualStem3D`.
     """
 
     base_widths = (32, 64, 256, 1024)
+    activation = nn.LeakyReLU
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -68,7 +68,7 @@ def primus(state, x, heads, reference, version=1):
     if version == 1:
         x = t.conv(x, "down_projection.proj", stride=state["down_projection.proj.weight"].shape[2:])
     else:
-        x = primus_stem(t, x)
+        x = primus_stem(t, x, 0.01 if version == 3 else 0)
     grid = x.shape[2:]
     x = x.flatten(2).transpose(1, 2)
     registers = state.get("register_tokens", x[:, :0])
@@ -91,11 +91,11 @@ def primus(state, x, heads, reference, version=1):
     return t.norm(x, "eva.norm")
 
 
-def primus_stem(t, x):
+def primus_stem(t, x, slope):
     at = "down_projection."
-    maps = [primus_stage(t, x, f"{at}stem.blocks.0", 1)]
+    maps = [primus_stage(t, x, f"{at}stem.blocks.0", 1, slope)]
     for i in range(sum(f"{at}stages.{n}.blocks.0.conv1.conv.weight" in t.state for n in range(9))):
-        maps.append(primus_stage(t, maps[-1], f"{at}stages.{i}.blocks.0", 2))
+        maps.append(primus_stage(t, maps[-1], f"{at}stages.{i}.blocks.0", 2, slope))
     tokens = t.conv(maps[-1], f"{at}final_proj")
     for i, level in enumerate(maps[:-1]):
         if f"{at}proj_to_tokens.{i}.weight" in t.state:
@@ -104,14 +104,15 @@ def primus_stem(t, x):
     return tokens
 
 
-def primus_stage(t, x, at, stride):
-    y = F.relu(t.instance_norm(t.conv(x, f"{at}.conv1.conv", stride, 1), f"{at}.conv1.norm"))
+def primus_stage(t, x, at, stride, slope):
+    """With V2's ReLUs, or V3's leaky ones."""
+    y = F.leaky_relu(t.instance_norm(t.conv(x, f"{at}.conv1.conv", stride, 1), f"{at}.conv1.norm"), slope)
     y = t.instance_norm(t.conv(y, f"{at}.conv2.conv", 1, 1), f"{at}.conv2.norm")
     skip = F.avg_pool3d(x, stride) if stride > 1 else x
     name = f"{at}.skip.{int(stride > 1)}"
     if f"{name}.conv.weight" in t.state:
         skip = t.instance_norm(t.conv(skip, f"{name}.conv"), f"{name}.norm")
-    return F.relu(y + skip)
+    return F.leaky_relu(y + skip, slope)
 
 
 def vjepa2(state, x, heads, counted=(0, 1, 2)):
