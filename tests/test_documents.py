@@ -11,7 +11,7 @@ from nilearn.datasets import load_mni152_template
 from monai_vit3d.cli.command import build_parser
 from tests.helpers import ROOT, phantom
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 FROM_THE_HUB = "pretrained="  # code that downloads what tests do not
 
 

@@ -28,7 +28,7 @@ from monai_vit3d.cli.command import build_parser
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 # what the site shows of the repository
-SOURCES = ("docs/*.md", "tutorials/*.ipynb", "bundles/*/docs/*", "CONTRIBUTING.md", "CHANGELOG.md")
+SOURCES = ("docs/*.md", "tutorials/*.ipynb", "bundles/*/docs/*", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 # caption of the sidebar and its pages
 CONTENTS = {
     "Start": ("tutorials/index",),
@@ -37,7 +37,7 @@ CONTENTS = {
     "Bundles": ("bundles/*/docs/README",),
     "Reference": ("reference/cli", "reference/index", "docs/zoo"),
     "Measured": ("docs/comparison", "docs/speed"),
-    "Project": ("CONTRIBUTING", "CHANGELOG"),
+    "Project": ("CONTRIBUTING", "SECURITY", "CHANGELOG"),
 }  # fmt: skip
 
 
