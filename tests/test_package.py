@@ -151,6 +151,16 @@ def test_the_lowest_constraints_are_the_bounds_of_setup_cfg():
     assert {name: Version(bound) for name, bound in bounds.items()} == {k: Version(v) for k, v in pinned.items()}
 
 
+def test_errors_advise_extras_that_are_there():
+    setup = configparser.ConfigParser()
+    setup.read(CHECKOUT / "setup.cfg")
+    sources = "".join(path.read_text() for path in ROOT.rglob("*.py"))
+    advised = set(re.findall(r"install_extra\(['\"](\w+)['\"]\)|extra=\"(\w+)\"", sources))
+    names = {name for pair in advised for name in pair if name}
+    assert {"cpu", "dicom", "medmnist", "peft", "ssl"} <= names <= set(setup["options.extras_require"])
+    assert re.findall(r"pip install '?monai", sources) == []  # nobody has registered that name
+
+
 INTERFACES = {"add_verb", "logger", "parse"}  # functions that each row of a table has under one name
 
 

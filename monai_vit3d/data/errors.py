@@ -54,3 +54,8 @@ class TrainingDiverged(Vit3dError, RuntimeError):
 
 class TrainingFailed(Vit3dError, RuntimeError):
     """A training ended by an error of another library, which the message quotes."""
+
+
+def install_extra(extra: str) -> str:
+    """Advise to install this package with an extra of its setup.cfg, as a part of an error's sentence."""
+    return f"install this package with its {extra!r} extra"

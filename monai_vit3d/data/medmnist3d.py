@@ -15,7 +15,7 @@ import numpy as np
 from monai.data import Dataset
 
 from .confinement import check_confined
-from .errors import DatasetError
+from .errors import DatasetError, install_extra
 from .task_names import resolve_task
 
 OFFICIAL_3D = (
@@ -201,8 +201,8 @@ def _official_info(dataset_name: str) -> dict[str, Any]:
         from medmnist import INFO
     except ImportError as error:
         raise DatasetError(
-            f"{dataset_name} is described by the package medmnist, which cannot be imported ({error}). "
-            "pip install monai-vit3d[medmnist]"
+            f"{dataset_name} is described by the package medmnist, which cannot be imported ({error}): "
+            f"{install_extra('medmnist')}."
         ) from error
     return copy.deepcopy(INFO[dataset_name])
 

@@ -36,7 +36,7 @@ class BackendNetwork(nn.Module):
 
     Args:
         network: one tensor in, one tensor out.
-        backend: ``"openvino"`` (CPU; ``pip install monai-vit3d[cpu]``), ``"compile"`` (``torch.compile``, weights
+        backend: ``"openvino"`` (CPU; the ``cpu`` extra), ``"compile"`` (``torch.compile``, weights
             frozen; the first call takes tens of seconds), ``"torch"``, or ``"auto"``: OpenVINO if it is installed
             and can run the network, else PyTorch.
         cache_dir: folder for OpenVINO's models, of which the last used few are kept, named by the SHA-256 of what they

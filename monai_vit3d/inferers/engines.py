@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.errors import UsageError, install_extra
 
 Engine = Callable[[Tensor], Tensor]
 
@@ -91,7 +91,5 @@ def resolve_backend(backend: str) -> str:
         return next(automatic, "torch")
     if backend in ENGINES and not ENGINES[backend].is_installed:
         name, extra = ENGINES[backend].name, ENGINES[backend].extra
-        raise UsageError(
-            f"backend={backend!r}: {name} is not installed. pip install monai-vit3d[{extra}], or use 'torch'."
-        )
+        raise UsageError(f"backend={backend!r}: {name} is not installed: {install_extra(extra)}, or use 'torch'.")
     return backend

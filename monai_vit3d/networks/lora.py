@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.errors import UsageError, install_extra
 
 from .wrappers import plain_state_dict, unwrap_network
 
@@ -264,7 +264,7 @@ def _inject(network: nn.Module, settings: LoraSettings, names: list[str]) -> Non
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise UsageError(
-            "LoRA needs the package peft, which is not installed here: pip install 'monai-vit3d[peft]'."
+            f"LoRA needs the package peft, which is not installed here: {install_extra('peft')}."
         ) from error
     exactly = "|".join(map(re.escape, names))  # a list would be matched by the ends of names
     config = LoraConfig(

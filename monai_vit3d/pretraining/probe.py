@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from monai_vit3d.data.csv_labels import check_classes
-from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.errors import UsageError, install_extra
 from monai_vit3d.data.volume import Array
 from monai_vit3d.metrics import accuracy, auc, mean_absolute_error, r2
 from monai_vit3d.metrics.checks import require_finite
@@ -202,4 +202,4 @@ def _require_classes(train: Features, validation: Features, test: Features) -> N
 
 def _require_sklearn() -> None:
     if find_spec("sklearn") is None:
-        raise UsageError("probes need scikit-learn, which is not installed: pip install 'monai-vit3d[ssl]'.")
+        raise UsageError(f"probes need scikit-learn, which is not installed: {install_extra('ssl')}.")

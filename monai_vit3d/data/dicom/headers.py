@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from monai_vit3d.data.dicom_signature import HEAD_BYTES, has_dicom_signature
-from monai_vit3d.data.errors import ImageError
+from monai_vit3d.data.errors import ImageError, install_extra
 from monai_vit3d.data.volume import Array
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def read_header(path: Path, tags: list[str] | None = None) -> Dataset | None:
     try:
         from pydicom import dcmread
     except ImportError as error:
-        raise ImageError(f"{path.name}: reading DICOM needs pip install monai-vit3d[dicom]") from error
+        raise ImageError(
+            f"{path.name}: pydicom, which reads DICOM, is not installed: {install_extra('dicom')}."
+        ) from error
     hush_pydicom()
     try:
         with path.open("rb") as file:

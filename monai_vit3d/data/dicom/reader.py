@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from monai_vit3d.data.errors import ImageError, UsageError
+from monai_vit3d.data.errors import ImageError, UsageError, install_extra
 from monai_vit3d.data.limits import MAX_VOXELS
 from monai_vit3d.data.volume import Array, Volume
 
@@ -152,5 +152,5 @@ def _why(image: Dataset, error: Exception) -> str:
     except NotImplementedError:
         return f"{name} cannot be decoded"
     if not installed:
-        return f"{name}: no decoder is installed; pip install monai-vit3d[dicom] or pylibjpeg[all]"
+        return f"{name}: no decoder is installed; {install_extra('dicom')}, or pip install pylibjpeg[all]"
     return f"{name}, {type(error).__name__}: cut off, damaged, or not as its header says"

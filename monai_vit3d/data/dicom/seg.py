@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from monai_vit3d.data.errors import ImageError, UsageError
+from monai_vit3d.data.errors import ImageError, UsageError, install_extra
 from monai_vit3d.data.files import replacing
 from monai_vit3d.data.volume import Array
 
@@ -75,7 +75,9 @@ def write_dicom_seg(
         if one_file:
             _refer_to_frames(seg, sorted(frames))
     except ImportError as error:
-        raise ImageError(f"{describe_series(series)}: a DICOM SEG needs pip install monai-vit3d[dicom]") from error
+        raise ImageError(
+            f"{describe_series(series)}: highdicom, which writes DICOM SEG, is not installed: {install_extra('dicom')}."
+        ) from error
     except Exception as error:  # odd headers make highdicom and pydicom raise errors of any class
         why = error if isinstance(error, AttributeError) else type(error).__name__  # others may quote the patient too
         raise ImageError(
