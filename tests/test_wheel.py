@@ -79,7 +79,8 @@ def test_its_version_is_the_packages(wheel):
 
 
 def test_it_lists_and_describes_its_bundles(vit3d, tmp_path):
-    names = [line.split()[0] for line in vit3d("bundles", cwd=tmp_path).splitlines()]
+    lines = vit3d("bundles", cwd=tmp_path).splitlines()
+    names = [line.split()[0] for line in lines if not line.startswith(" ")]
     assert names == sorted(path.name for path in BUNDLES.iterdir() if path.is_dir())
     described = vit3d("info", "head_hippocampus", cwd=tmp_path)
     assert "--safe        runs" in described

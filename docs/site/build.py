@@ -32,8 +32,8 @@ SOURCES = ("docs/*.md", "tutorials/*.ipynb", "bundles/*/docs/*", "CONTRIBUTING.m
 # caption of the sidebar and its pages
 CONTENTS = {
     "Start": ("tutorials/index",),
-    "How to": ("docs/predict", "docs/train", "docs/features", "docs/networks", "docs/pretraining", "docs/bundles",
-               "docs/safe_bundles", "docs/weights"),
+    "How to": ("docs/predict", "docs/viewers", "docs/machines", "docs/train", "docs/features", "docs/networks",
+               "docs/pretraining", "docs/bundles", "docs/safe_bundles", "docs/weights", "docs/export"),
     "Bundles": ("bundles/*/docs/README",),
     "Reference": ("reference/cli", "reference/index", "docs/zoo"),
     "Measured": ("docs/comparison", "docs/speed"),

@@ -41,9 +41,16 @@ def test_another_name_is_refused_and_those_that_are_there_are_named():
 def test_the_command_lists_them(capsys):
     assert cli.main(["bundles"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(shipped_bundles())
-    assert " 32 MB " in next(line for line in lines if line.startswith("head_hippocampus"))
-    assert "to be trained" in next(line for line in lines if line.startswith("ijepa_pretraining"))
+    rows = {line.split()[0]: line for line in lines if not line.startswith(" ")}
+    assert list(rows) == list(shipped_bundles())
+    assert all(" Apache License 2.0 " in row for row in rows.values())
+    assert " 32 MB " in rows["head_hippocampus"]
+    assert "to be trained" in rows["ijepa_pretraining"]
+    scores = json.loads((BUNDLES / "hippocampus_segmentation" / "configs" / "metadata.json").read_text())[
+        "eval_metrics"
+    ]
+    below = lines[lines.index(rows["hippocampus_segmentation"]) + 1].split(", ")
+    assert {name.strip(): float(value) for name, _, value in (text.rpartition(" ") for text in below)} == scores
 
 
 @pytest.fixture
