@@ -345,7 +345,7 @@ FAULTS = {
         r"IM\d+: its pixels cannot be had .*cut off",
     ),
     "no pixels": (_without("PixelData"), r"its pixels cannot be had"),
-    "no decoder": (_no_decoder, r"its pixels cannot be had .*no decoder is installed.*monai-vit3d\[dicom\].*gdcmconv"),
+    "no decoder": (_no_decoder, r"its pixels cannot be had .*no decoder is installed.*'dicom' extra.*gdcmconv"),
     "overflow": (_set(RescaleSlope="1e38"), "not finite"),
     "slope": (_set(RescaleSlope="nan"), "its pixels cannot be had"),
 }
