@@ -45,8 +45,18 @@ def test_the_search_path_comes_back_and_keeps_installed_packages(tmp_path, monke
     bundle, inside = tmp_path / "bundle", tmp_path / "bundle" / "lib" / "site-packages"
     inside.mkdir(parents=True)
     kept = [*sys.path, str(inside)]
-    kept = [entry for entry in kept if entry and os.path.realpath(entry) != str(tmp_path)]
-    dropped = ["", ".", "relative", str(tmp_path), str(bundle), str(bundle / "scripts"), f"{bundle}/../bundle"]
+    # an editable install has an entry that is no path; its modules come by a finder of their own
+    kept = [entry for entry in kept if os.path.isabs(entry) and os.path.realpath(entry) != str(tmp_path)]
+    dropped = [
+        "",
+        ".",
+        "relative",
+        "__editable__.name.finder.__path_hook__",
+        str(tmp_path),
+        str(bundle),
+        str(bundle / "scripts"),
+        f"{bundle}/../bundle",
+    ]
     before = [*dropped, *kept]
     monkeypatch.setattr(sys, "path", list(before))
     with without_folders(bundle):
