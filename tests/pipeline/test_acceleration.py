@@ -70,7 +70,7 @@ def labels(out, name):
 def test_labels_are_those_of_pytorch(tmp_path, tiny_bundle, cohort, clean_run, backend):
     out = tmp_path / "out"
     assert predict(cohort, to=out, bundle=tiny_bundle, options=["--backend", backend]) == 0
-    assert len(products(out)) == 14
+    assert len(products(out)) == 18  # five label files and their pictures, four tables of results, four of colours
     assert products(out) == products(clean_run)
 
 

@@ -83,8 +83,9 @@ def test_nothing_is_said_of_the_values_under_a_few_voxels():
 def test_bright_and_dark_part_where_scikit_image_has_it(seed):
     rng = np.random.default_rng(seed)
     voxels = np.concatenate([rng.normal(0, 1, 200), rng.normal(rng.uniform(2, 9), 1, rng.integers(20, 400))])
-    ours = measures._otsu(voxels.astype(np.float32))
-    assert ((voxels > ours) == (voxels > filters.threshold_otsu(voxels.astype(np.float32)))).mean() > 0.99
+    voxels = voxels.astype(np.float32)
+    # ours is the upper end of a bin of 256, scikit-image's the middle of it
+    assert abs(measures._otsu(voxels) - filters.threshold_otsu(voxels)) < np.ptp(voxels) / 256
 
 
 def test_share_of_the_foreground():
