@@ -141,12 +141,16 @@ def _pictures(cells: list[dict[str, Any]]) -> Iterator[bytes]:
 
 
 def build(site: Path) -> int:
-    """Build the site into a folder, which is emptied before; returns Sphinx's exit status."""
-    shutil.rmtree(site, ignore_errors=True)
-    with tempfile.TemporaryDirectory() as folder:
-        write_sources(Path(folder))
-        doctrees = str(Path(folder, "doctrees"))
-        return sphinx_build(["-q", "-W", "--keep-going", "-c", str(HERE), "-d", doctrees, folder, str(site)])
+    """Build the site into a folder, in place of what is there; returns Sphinx's exit status."""
+    with tempfile.TemporaryDirectory() as folder:  # myst-nb leaves a folder beside the pages
+        sources, pages = Path(folder, "sources"), Path(folder, "site")
+        sources.mkdir()
+        write_sources(sources)
+        options = ["-q", "-W", "--keep-going", "-c", str(HERE), "-d", str(Path(folder, "doctrees"))]
+        status = sphinx_build([*options, str(sources), str(pages)])
+        shutil.rmtree(site, ignore_errors=True)
+        shutil.move(pages, site)
+    return status
 
 
 if __name__ == "__main__":
