@@ -109,6 +109,7 @@ def test_networks_know_no_files_engines_or_bundles(path):
             assert f"{name}.".startswith(f"{forbidden}.") is False, name
 
 
+@pytest.mark.slow
 def test_only_one_room_opens_nifti():
     # nibabel.nicom reads headers of DICOM
     users = {
@@ -120,6 +121,7 @@ def test_only_one_room_opens_nifti():
     assert all(user.startswith("data/nifti/") for user in users)
 
 
+@pytest.mark.slow
 def test_nobody_imports_the_command_line():
     users = [p for p in ROOT.rglob("*.py") if any(f"{n}.".startswith("monai_vit3d.cli.") for n in imports(p))]
     assert {p.relative_to(ROOT).parts[0] for p in users} == {"cli", "__main__.py"}
@@ -174,6 +176,7 @@ def public_names(path):
             yield from (target.id for target in targets if isinstance(target, ast.Name))
 
 
+@pytest.mark.slow
 def test_a_public_name_means_one_thing():
     homes = {}
     for path in sorted(ROOT.rglob("*.py")):

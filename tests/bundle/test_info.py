@@ -15,6 +15,7 @@ from tests.pipeline import zoo, zoo_minis
 SHIPPED = ["hippocampus_segmentation", "medmnist3d_classification"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_bundle_runs_with_safe(name, capsys):
     bundle = BUNDLES / name
@@ -81,6 +82,7 @@ def test_names_follow_what_is_set_in_the_config(tmp_path):
     assert describe_bundle(bundle, overrides=overrides)["names"] == "0 background, 7 spleen"
 
 
+@pytest.mark.slow
 def test_names_that_cannot_be_followed_are_said_to_be_of_channels(tmp_path):
     about = zoo.metadata()
     del about["network_data_format"]["outputs"]["pred"]["num_channels"]

@@ -91,11 +91,13 @@ def check_against_saved(bundle, images, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_it_runs_with_safe(bundle, images, tmp_path):
     assert predict(bundle, images[0].parent, tmp_path, "--safe") == 0
     check_labels(bundle, images, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_more_than_the_weights(images, tmp_path):
     state = {"model": zoo.seeded_state(), "epoch": 7}
     wrapped = zoo.write_bundle(tmp_path / "wrapped", state=state)
@@ -103,6 +105,7 @@ def test_a_checkpoint_with_more_than_the_weights(images, tmp_path):
     check_labels(wrapped, images, tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nested", [True, False])
 def test_a_zip_of_it(bundle, images, tmp_path, nested):
     base = {"root_dir": bundle.parent, "base_dir": bundle.name} if nested else {"root_dir": bundle}

@@ -38,6 +38,7 @@ def volume(path):
     return np.moveaxis(values, 3, 0) if values.ndim == 4 else values[None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CHAINS]
 )

@@ -44,6 +44,7 @@ def on_axes_of(image, other):
     return other.as_reoriented(nib.orientations.ornt_transform(start, end))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], [SPACING]], ids=["as it is", "resampled"])
 @pytest.mark.parametrize("first", [True, False], ids=["by LoadImaged", "by EnsureChannelFirstd"])
 def test_closest_canonical_is_obeyed(tmp_path, image, first, more):
@@ -166,6 +167,7 @@ def test_the_table_knows_every_option_of_monais_readers():
         assert set(inspect.signature(reader.__init__).parameters) <= known, reader
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lazy", [True, False])
 def test_lazy_resampling_is_obeyed(tmp_path, image, lazy):
     crop = {"_target_": "CenterSpatialCropd", "keys": "image", "roi_size": [14, 12, 9]}

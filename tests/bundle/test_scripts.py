@@ -30,6 +30,7 @@ def bundle_with(root, width):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", [True, False])
 def test_each_bundle_has_its_own_scripts(tmp_path, package):
     bundles = {width: bundle_with(tmp_path / f"b{width}", width) for width in (16, 20)}

@@ -25,6 +25,7 @@ def named(steps, names, classes=None):
     return dict(value_names(Postprocessing.of(steps), classes or len(names), names).names)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(values=st.lists(st.integers(0, 6), min_size=2, max_size=7))
 def test_labels_that_are_mapped_to_other_values(values):
@@ -38,6 +39,7 @@ def test_labels_that_are_mapped_to_other_values(values):
     assert named([ARGMAX, mapped], names) == {v: name for v, name in expected.items() if len(name) <= 64}
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(order=st.permutations(range(4)), count=st.integers(2, 4), activated=st.booleans())
 def test_masks_that_become_labels_by_rank(order, count, activated):

@@ -325,6 +325,7 @@ def test_metadata_describes_the_default_network():
     assert parsed("inference")["dataset_name"] in json.loads((CONFIGS / "datasets.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OFFICIAL_3D)
 def test_recipe_for_the_official_sets(name, tmp_path):
     options = {"dataset_name": name, "ckpt_path": tmp_path / "model.pt"}

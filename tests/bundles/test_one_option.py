@@ -44,6 +44,7 @@ def test_the_rank_is_that_among_all_nodes(name, configs, monkeypatch):
     assert all(handler["rank"] == "@rank" for handler in writers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("override", ["decoder", "network_def#decoder"])
 def test_every_decoder_is_one_override(override, decoder, tmp_path):

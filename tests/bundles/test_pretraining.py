@@ -370,6 +370,7 @@ def test_verbs(bundle, tmp_path):
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_both_downstream_networks_compute_what_the_encoder_does(bundle, tmp_path):
     """At their real sizes, by one override."""
@@ -383,6 +384,7 @@ def test_both_downstream_networks_compute_what_the_encoder_does(bundle, tmp_path
         assert_same(started.backbone.eval().forward_features(x), encoder.forward_features(x))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_rotary_encoder_makes_the_network_a_rotary_one(bundle, tmp_path):
     encoder = parsed(bundle, "train", window=[32, 48, 32], rope="patch").get_parsed_content("encoder").eval()

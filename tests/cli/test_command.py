@@ -79,6 +79,7 @@ def test_the_log_goes_to_standard_error():
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "vit3d: exporting\n")
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_gone_gets_no_traceback(tmp_path):
     (tmp_path / "image.nii.gz").write_bytes(b"")
     command = [sys.executable, "-m", "monai_vit3d.cli", "check", str(tmp_path / "image.nii.gz")]

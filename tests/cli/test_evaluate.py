@@ -16,6 +16,7 @@ def run(*words):
     return main(["evaluate", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_table_by_class_and_the_page(folders, capsys):
     of = ["--pred", folders / "pred", "--labels", folders / "labels", "-o", folders / "out"]
     assert run(*of, "--classes", "liver,tumour", "--nsd-mm", 1, "--images", folders / "images") == 0
@@ -31,6 +32,7 @@ def test_table_by_class_and_the_page(folders, capsys):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_numbered_classes_and_a_comparison(folders, tmp_path, capsys):
     for i in range(2):
         write_map(organ(3), tmp_path / "other" / f"case_{i}.nii.gz")

@@ -30,6 +30,7 @@ def _init(capsys, *words):
     return code, captured.out.splitlines(), captured.err.splitlines()
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_every_choice_and_writes_nothing(data, tmp_path, capsys):
     code, out, err = _init(capsys, data, "-o", tmp_path / "b", "--dry-run", "--set", "epochs=7", "--memory", "6GB")
     assert (code, err) == (0, [])
@@ -41,6 +42,7 @@ def test_a_dry_run_prints_every_choice_and_writes_nothing(data, tmp_path, capsys
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_it_writes_what_was_set(data, tmp_path, capsys):
     words = ("--set", "window=[32,32,16]", "--set", "loss=DiceFocalLoss", "--set", "folds=2")
     code, out, _ = _init(capsys, data, "-o", tmp_path / "b", *words)
@@ -53,6 +55,7 @@ def test_it_writes_what_was_set(data, tmp_path, capsys):
     assert {case["fold"] for case in split["training"]} == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_channel_may_be_chosen(data, tmp_path, capsys):
     code, out, _ = _init(capsys, data, "-o", tmp_path / "b", "--channel", "PET")
     assert (code, out[1]) == (0, "channels: PET  (given)")
@@ -103,6 +106,7 @@ def test_data_that_cannot_be_trained_on_are_listed_by_file(spoil, copy, tmp_path
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_a_warning_is_printed_and_the_bundle_written(copy, tmp_path, capsys):
     path = next((copy / "labelsTr").iterdir())
     image = nib.load(path)
@@ -149,6 +153,7 @@ def test_a_folder_that_is_not_empty_is_refused_before_the_data_are_read(data, tm
     assert err == [f"vit3d: {tmp_path}: {text}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cases", [1, 2])
 def test_few_cases(cases, tmp_path, capsys):
     (tmp_path / "data").mkdir()
@@ -163,6 +168,7 @@ def test_few_cases(cases, tmp_path, capsys):
         assert sorted(case["fold"] for case in split["training"]) == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_pretrained_encoder_decides_the_network(data, tmp_path, capsys):
     from monai_vit3d.networks import VisionTransformer3D
     from monai_vit3d.weights import save_backbone

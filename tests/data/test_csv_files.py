@@ -42,6 +42,7 @@ def test_no_cell_is_a_formula_in_any_country(tmp_path, attack, place):
     assert not [start for start in starts if start and start in SIGNS], text
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_a_guarded_cell_stays_as_it_is(text):
     assert csv_cell(csv_cell(text)) == csv_cell(text)

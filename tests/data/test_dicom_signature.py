@@ -31,6 +31,7 @@ def test_data_sets_without_preamble(order, explicit, number, content):
     assert has_dicom_signature(head[:HEAD_BYTES])
 
 
+@pytest.mark.slow
 @given(st.text(max_size=200))
 def test_no_text_is_dicom(text):
     content = text.encode()

@@ -27,6 +27,7 @@ def other(path, number=0):
     return subprocess.run([sys.executable, "-c", OTHER, str(path), str(number)], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_another_process_is_refused_until_this_one_has_ended(tmp_path):
     path = tmp_path / "new" / "last.pt"
     lock_training(path)

@@ -11,6 +11,7 @@ def inputs(patch):
     return noise(2, 1, 32, 16, 8, seed=9), maps_for("unetr", patch, grid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch", [(8, 8, 8), (16, 8, 4), (6, 6, 4)])
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_every_parameter_learns_and_scripts(patch, levels):

@@ -129,6 +129,7 @@ def test_names_are_shown_as_text(tmp_path):
     assert {row["class"] for row in rows_of(root / "out" / "cases.csv")} == {"<script>a", "'=cmd()"}
 
 
+@pytest.mark.slow
 def test_storage_order_of_a_prediction_does_not_matter_but_its_grid_does(folders, tmp_path):
     """A label map is compared voxel by voxel: one stored in another order is another grid, and refused by name."""
     turned = AFFINE @ np.array([[-1, 0, 0, SHAPE[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
@@ -192,6 +193,7 @@ def test_a_class_of_one_case_alone_is_absent_in_the_others(tmp_path):
     assert math.isnan(evaluation.scored[0].scores[2].dice)
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_by_case(folders, evaluated, tmp_path):
     for i, shift in enumerate((1, 1, 1)):
         write_map(organ(shift), tmp_path / "other" / f"case_{i}_seg.nii.gz")

@@ -68,6 +68,7 @@ def test_values_are_read_by_ridge_regression_over_folds_of_subjects(tables, tmp_
     assert json.loads((tmp_path / "out" / "probe.json").read_text()) == report
 
 
+@pytest.mark.slow
 def test_classes_are_read_by_two_probes(tables, tmp_path):
     report = probe_features(*tables, "diagnosis", tmp_path / "out", folds=4)
     assert report["classes"] == ["control", "patient"]
@@ -80,6 +81,7 @@ def test_classes_are_read_by_two_probes(tables, tmp_path):
     assert probe_features(*tables, "site", folds=4)["kind"] == "class"
 
 
+@pytest.mark.slow
 def test_what_tells_nothing_scores_like_chance(tables):
     features, labels = tables
     with labels.open() as file:
@@ -131,6 +133,7 @@ def test_tables_that_do_not_fit_say_so(tables, tmp_path):
         probe_features(features, other, "age")
 
 
+@pytest.mark.slow
 def test_the_command_prints_scores(tables, capsys, monkeypatch):
     assert main(["probe", *map(str, tables), "--target", "age", "--folds", "4"]) == 0
     lines = capsys.readouterr().out.splitlines()

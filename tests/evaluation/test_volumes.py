@@ -69,6 +69,7 @@ def paired_interval(first, second, statistic):
     return statistic(first, np.arange(cases)) - statistic(second, np.arange(cases)), low, high
 
 
+@pytest.mark.slow
 def test_two_classifiers_are_compared_case_by_case(tmp_path):
     rng, names = np.random.default_rng(1), ["ill", "well"]
     labels = {f"c{i:02d}": i % 2 for i in range(24)}
@@ -93,6 +94,7 @@ def test_two_classifiers_are_compared_case_by_case(tmp_path):
     assert all(value == 0 for row in itself.differences.values() for one in row.values() for value in one)
 
 
+@pytest.mark.slow
 def test_two_regressors_are_compared_case_by_case(tmp_path):
     rng = np.random.default_rng(2)
     labels = {f"c{i:02d}": float(i) for i in range(20)}

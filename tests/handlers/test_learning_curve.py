@@ -44,6 +44,7 @@ def test_losses_rates_and_scores_are_those_of_the_engines(tmp_path):
     assert [(row["liver"], row["lesion"]) for row in rows] == [("", ""), ("0.6", "0.2"), ("", "")]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_whole_curve(tmp_path):
     table_of_scores = {1: [[0.5, 0.1]], 3: [[0.6, 0.3]]}
     curve(tmp_path / "two", Scores(table_of_scores), epochs=2).run()

@@ -118,6 +118,7 @@ def assert_same(one, two, where=""):
 # ---- StepSchedule
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("accumulation", "a_epoch"), [(1, 4), (3, 2), (4, 1), (9, 1)])
 def test_each_optimizer_step_has_its_values_and_moves_the_target(accumulation, a_epoch, tmp_path):
     network = make_network()
@@ -147,6 +148,7 @@ def test_each_optimizer_step_has_its_values_and_moves_the_target(accumulation, a
             assert (value - dict(network.context_encoder.named_parameters())[name]).abs().max() > 1e-4, name
 
 
+@pytest.mark.slow
 def test_metrics_hold_the_values_of_the_step():
     network = make_network()
     optimizer, found = make_optimizer(network), []
@@ -229,6 +231,7 @@ def test_batch_is_a_tensor_and_masks_of_its_grid():
 SAMPLERS = [sample_jepa_masks, sample_random_masks, partial(sample_block_masks, ratio=0.6)]
 
 
+@pytest.mark.slow
 @given(
     sampler=st.sampled_from(SAMPLERS),
     seed=st.integers(0, 2**40),
@@ -288,6 +291,7 @@ def test_masks_need_a_trainer_and_a_rank_of_the_world():
 # ---- resume
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "accumulation"), [("ijepa", 1), ("ijepa", 3), ("mae", 3)])
 def test_resume_is_exact(kind, accumulation, tmp_path):
     whole, expected = make_run(tmp_path / "whole", kind=kind, accumulation=accumulation)
@@ -430,6 +434,7 @@ def test_figures_in_millimetres_have_each_volumes_spacing():
         FeatureMonitor(encoder, DataLoader(cases(5), batch_size=2)).report()
 
 
+@pytest.mark.slow
 def test_training_goes_on_as_without_a_monitor(tmp_path):
     watched, one = make_run(tmp_path / "a", kind="mae")
     alone, two = make_run(tmp_path / "b", kind="mae", watch=False)
@@ -481,6 +486,7 @@ def test_handlers_behind_it_log_the_figures(caplog, monkeypatch):
     assert any("epoch 2: features of 3 volumes: rankme" in record.message for record in caplog.records)
 
 
+@pytest.mark.slow
 def test_collapsed_training_stops_and_says_why(tmp_path):
     def run(seed=0):
         trainer, objects = make_run(tmp_path, seed=seed, alarm=CollapseAlarm(patience=3))

@@ -34,6 +34,7 @@ def test_gives_what_pytorch_gives(make, backend):
     assert len(engines(fast)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("size", [(64, 72, 80), (60, 50, 45), (1, 96, 96)])
 def test_norms_of_many_voxels_keep_their_digits(size, affine):
@@ -48,6 +49,7 @@ def test_norms_of_many_voxels_keep_their_digits(size, affine):
     assert (found - exact).square().mean().sqrt() < 2e-6 * exact.std()
 
 
+@pytest.mark.slow
 def test_norms_of_other_shapes():
     class Flat(nn.Module):
         def __init__(self):
@@ -62,6 +64,7 @@ def test_norms_of_other_shapes():
     torch.testing.assert_close(BackendNetwork(net, "openvino")(x), net(x))
 
 
+@pytest.mark.slow
 def test_an_answer_is_not_overwritten_by_the_next():
     fast = BackendNetwork(nn.Conv3d(1, 2, 3).eval(), "openvino")
     first = fast(volumes(seed=1))
@@ -111,6 +114,7 @@ def test_torch_means_torch():
     assert engines(fast) == []
 
 
+@pytest.mark.slow
 def test_changed_weights_change_the_answer():
     net = nn.Sequential(nn.Conv3d(1, 4, 3), nn.GELU(), nn.Conv3d(4, 2, 1)).eval()
     fast = BackendNetwork(net, "openvino")
@@ -121,6 +125,7 @@ def test_changed_weights_change_the_answer():
     assert (after - before).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_layer_that_was_exchanged_changes_the_answer():
     net = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1)).eval()
     fast = BackendNetwork(net, "openvino")
@@ -153,6 +158,7 @@ def test_the_newest_few_engines_are_kept():
     assert [key[0][2] for key in fast._engines] == [6, 7, 8, 9]
 
 
+@pytest.mark.slow
 def test_dropout_that_was_left_on_stays_with_pytorch():
     net = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.Dropout(0.5)).eval()
     net[1].train()
@@ -164,6 +170,7 @@ def test_dropout_that_was_left_on_stays_with_pytorch():
     assert len(engines(fast)) == 1
 
 
+@pytest.mark.slow
 def test_networks_made_in_inference_mode():
     with torch.inference_mode():
         net = nn.Conv3d(1, 2, 3, padding=1).eval()
@@ -191,6 +198,7 @@ def test_a_batch_is_taken_apart_as_that_of_pytorch():
         assert item.is_batch == other.is_batch
 
 
+@pytest.mark.slow
 def test_air_does_not_choose_the_engine():
     """Of a constant image, a norm leaves rounding alone, in which engines differ."""
     fast = BackendNetwork(nn.Sequential(nn.Conv3d(1, 8, 3), nn.InstanceNorm3d(8)).eval(), "openvino")
@@ -198,6 +206,7 @@ def test_air_does_not_choose_the_engine():
     assert len(engines(fast)) == 1
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_to(tmp_path, caplog):
     (tmp_path / "file").touch()
     net = nn.Conv3d(1, 2, 3, padding=1).eval()
@@ -220,6 +229,7 @@ class Dropping(nn.Module):
         return nn.functional.dropout(x, 0.5, training=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("net", "reason"), [(Branching(), "data-dependent"), (Dropping(), "differs from PyTorch's")])
 def test_what_an_engine_cannot_run(net, reason, caplog):
     x = volumes().abs()

@@ -39,6 +39,7 @@ def test_the_cache_gives_the_same_answer(tmp_path, caplog):
     assert caplog.messages == [said]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.bin", "model.xml", "sha256"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_a_damaged_cache_is_made_anew(tmp_path, name, damage):
@@ -56,6 +57,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, name, damage):
     assert [p.name for p in tmp_path.iterdir()] == [place.name]
 
 
+@pytest.mark.slow
 def test_fingerprint_knows_what_the_answer_depends_on():
     def prints(net, shape=(1, 1, *SIZE)):
         return fingerprint(net, shape)
@@ -151,6 +153,7 @@ def ran(net, cache, x=None):
     return Counted.calls - before
 
 
+@pytest.mark.slow
 def test_an_engine_is_compared_with_pytorch_once(tmp_path, counted):
     assert ran(counted, tmp_path) == 1
     assert ran(counted, tmp_path) == 0
@@ -169,12 +172,14 @@ def test_an_engine_is_compared_with_pytorch_once(tmp_path, counted):
     assert len(list(place.glob("checked-*"))) == 3
 
 
+@pytest.mark.slow
 def test_another_processor_is_compared_anew(tmp_path, counted, monkeypatch):
     ran(counted, tmp_path)
     monkeypatch.setattr(openvino, "_processor", lambda: "another")
     assert [ran(counted, tmp_path) for _ in "ab"] == [1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.bin", "model.xml", "sha256"])
 def test_a_damaged_model_is_compared_anew(tmp_path, counted, name):
     ran(counted, tmp_path)
@@ -183,6 +188,7 @@ def test_a_damaged_model_is_compared_anew(tmp_path, counted, name):
     assert [ran(counted, tmp_path) for _ in "ab"] == [1, 0]
 
 
+@pytest.mark.slow
 def test_a_mark_holds_for_the_files_that_were_compared(tmp_path, counted):
     """A model that was exchanged together with its sums, as nothing here does."""
     ran(counted, tmp_path)
@@ -192,6 +198,7 @@ def test_a_mark_holds_for_the_files_that_were_compared(tmp_path, counted):
     assert [ran(counted, tmp_path) for _ in "ab"] == [1, 0]
 
 
+@pytest.mark.slow
 def test_a_wrong_answer_leaves_no_mark(tmp_path, counted, monkeypatch):
     call = OpenVINOEngine.__call__
     monkeypatch.setattr(OpenVINOEngine, "__call__", lambda self, x: 1.1 * call(self, x))
@@ -218,6 +225,7 @@ def age(path, seconds):
     os.utime(path, (time.time() - seconds,) * 2)
 
 
+@pytest.mark.slow
 def test_the_last_used_models_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(openvino, "MAX_MODELS", 3)
     kept = []
@@ -267,6 +275,7 @@ def test_what_others_have_there_stays(tmp_path, names, folders):
         assert path.read_text() == "their own"
 
 
+@pytest.mark.slow
 def test_models_with_something_else_in_them_and_links_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(openvino, "MAX_MODELS", 1)
     cache, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
@@ -290,6 +299,7 @@ def test_models_with_something_else_in_them_and_links_stay(tmp_path, monkeypatch
     assert (elsewhere / "model.xml").exists()
 
 
+@pytest.mark.slow
 def test_what_is_being_written_stays_and_what_a_killed_process_left_goes(tmp_path):
     for name, hours in (("young000", 23), ("old00000", 25)):
         (tmp_path / f".part-{name}" / "model").mkdir(parents=True)
@@ -299,6 +309,7 @@ def test_what_is_being_written_stays_and_what_a_killed_process_left_goes(tmp_pat
     assert set(tmp_path.iterdir()) == {place, tmp_path / ".part-young000"}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_removed_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(openvino, "MAX_MODELS", 1)
     first, second = keep(tmp_path, 0), tmp_path / ("f" * 64)

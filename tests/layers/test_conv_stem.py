@@ -48,6 +48,7 @@ def test_tokens_stand_where_their_patches_do():
     assert change[0].sum() == 0
 
 
+@pytest.mark.slow
 def test_options_of_the_backbone_hold():
     net, volume = network(num_classes=3), torch.randn(2, 1, 32, 16, 8)
     torch.testing.assert_close(torch.jit.script(net)(volume), net(volume))

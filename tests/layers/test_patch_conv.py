@@ -137,6 +137,7 @@ def test_offloaded_weights_of_a_network_that_reads_blocks(kind):
         torch.testing.assert_close(offloaded(volume()), want, atol=0, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"dynamic_img_size": True}, {"rope": "patch", "pos_embed": "sincos"}])
 def test_forward_on_the_meta_device(options):
     with torch.device("meta"):

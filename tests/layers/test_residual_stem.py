@@ -55,6 +55,7 @@ def test_skips_start_close_to_nothing_and_see_each_stage():
     assert torch.equal(net.patch_embed.skip_scales, torch.full((2,), 1e-5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"embed_layer": "primus_v2"}], ids=str)
 def test_options_of_the_backbone_hold(options):
     net, volume = network(num_classes=3, **options), torch.randn(2, 1, 24, 16, 8)

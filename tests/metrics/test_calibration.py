@@ -26,6 +26,7 @@ def test_calibrated_logits_have_temperature_one():
     assert fit_temperature(*calibrated_logits(0, 20000, 4), nn.CrossEntropyLoss()) == pytest.approx(1, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classes", "numbers", "labels"])
 def test_temperature_is_the_best_of_a_fine_grid(kind):
     logits, targets = calibrated_logits(1, 200, 3)

@@ -57,6 +57,7 @@ def loop_ece(probabilities, labels, bins):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", MEDMNIST)
 @settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.integers(8, 60), st.integers(3, 7), st.sampled_from([2, 4, 10, 1000]))

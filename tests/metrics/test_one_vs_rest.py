@@ -17,6 +17,7 @@ def answers(classes, cases=60, seed=0):
     return scores / scores.sum(1, keepdims=True), labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_scores_are_scikit_learns_and_medmnists(classes):
     probabilities, labels = answers(classes)
@@ -38,6 +39,7 @@ def test_the_scores_are_scikit_learns_and_medmnists(classes):
         assert all(value.low <= value.mean <= value.high for value in rows[name].values())
 
 
+@pytest.mark.slow
 def test_a_class_that_no_case_has_leaves_its_area_undefined():
     probabilities, labels = answers(3)
     rows = score_classes(probabilities[labels < 2], labels[labels < 2], ["a", "b", "c"])

@@ -134,6 +134,7 @@ def test_absent_missed_and_made_up_classes():
     assert (rows[3].name, rows[3].volume_ml, rows[3].reference_ml) == ("none", 0, 0)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 1000), margins=st.lists(st.integers(0, 6), min_size=6, max_size=6))
 @settings(max_examples=4)
 def test_background_around_changes_nothing(seed, margins):
@@ -145,6 +146,7 @@ def test_background_around_changes_nothing(seed, margins):
     assert padded == plain
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 1000), order=st.permutations(range(3)), flips=st.lists(st.booleans(), min_size=3, max_size=3)
 )
@@ -163,6 +165,7 @@ def test_storage_order_and_direction_do_not_matter(seed, order, flips):
             assert getattr(one, metric) == pytest.approx(getattr(two, metric), abs=tolerance), metric
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=3)
 def test_exchanging_the_maps_exchanges_only_what_has_a_direction(seed):

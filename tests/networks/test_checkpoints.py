@@ -63,6 +63,7 @@ def test_missing_file(net, tmp_path):
     assert issubclass(WeightsError, Vit3dError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", FORMATS)
 def test_truncated_anywhere(net, tmp_path, how):
     path, whole = tmp_path / "model.pt", stored(network(seed=1).state_dict(), **FORMATS[how])
@@ -77,6 +78,7 @@ def test_truncated_anywhere(net, tmp_path, how):
     assert seen == {(WeightsError, True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", FORMATS)
 def test_flipped_bits_raise_nothing_else(tmp_path, how):
     path, whole = tmp_path / "model.pt", stored(nn.Linear(2, 3).state_dict(), **FORMATS[how])

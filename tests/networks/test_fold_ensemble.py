@@ -58,6 +58,7 @@ def test_no_logits_overflow_or_vanish(rows, data):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", PROBABILITIES)
 @torch.no_grad()
 def test_scripted(members, average):

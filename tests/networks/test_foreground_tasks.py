@@ -72,6 +72,7 @@ class Sum(nn.Module):
         return torch.cat(levels, 1).sum(1)
 
 
+@pytest.mark.slow
 def test_a_head_that_cannot_leave_patches_out():
     with pytest.raises(ValueError, match=r"Sum\.forward has no argument patch_valid"):
         TokenClassifier(noisy(tokens="foreground"), Sum())

@@ -110,6 +110,7 @@ def test_linear(taps, prefix, class_token, task):
         close(net(xs), output(pooled(seen, xs, pool), weights(net), task))
 
 
+@pytest.mark.slow
 @all_seen
 @pytest.mark.parametrize("hidden", [None, 7])
 def test_mlp(taps, prefix, class_token, hidden):

@@ -626,6 +626,7 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(saved, tmp_path, upload
 # the mixin costs nothing else
 
 
+@pytest.mark.slow
 def test_the_mixin_leaves_the_network_as_it_was(saved):
     net, _ = saved
     assert isinstance(net, ModelHubMixin)

@@ -434,6 +434,7 @@ def test_explicit_fc_norm_stays(fc_norm):
         assert (net.norm, net.fc_norm) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"final_norm": False}])
 def test_reset_classifier_equals_building(options):
     for first in ("cls_token", "avg", "max", "map", ""):

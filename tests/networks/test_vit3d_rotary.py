@@ -198,6 +198,7 @@ def test_patch_dropout_trains_and_can_be_taken_out():
     assert torch.equal(net(volume()), noisy(rope="patch").train()(volume()))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_scripted_patch_dropout_does_not_train_silently():
     net = noisy(rope="patch", patch_drop_rate=0.5)
@@ -263,6 +264,7 @@ def test_gradient_checkpoints_recompute_with_their_own_angles():
         torch.testing.assert_close(again, plain, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.parametrize(

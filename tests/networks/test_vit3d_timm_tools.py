@@ -99,6 +99,7 @@ def test_saved_by_timm_and_built_again_from_the_folder(tmp_path):
     torch.testing.assert_close(wide(volume(2, (16, 8, 16))), net(volume(2, (16, 8, 16))), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{}, {"pos_embed": "sincos", "dynamic_img_size": True}, {"rope": "patch"}])
 def test_attention_is_the_same_by_graph_and_by_hook(options):
@@ -115,6 +116,7 @@ def test_attention_is_the_same_by_graph_and_by_hook(options):
     torch.testing.assert_close(list(by_graph.values()), list(by_hook.values()), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("options", [{}, {"dynamic_img_size": True}, {"dynamic_img_pad": True}, {"rope": "box"}])

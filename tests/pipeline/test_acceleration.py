@@ -187,6 +187,7 @@ def test_the_engine_has_the_precision_of_the_wrappers(loaded, inferer, precision
     assert [key[2] for key in fast.network._engines] == [precision]  # what ran is what was made ready
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inferer", [HALF, SpacingInferer(HALF), AutocastInferer(HALF), SimpleInferer()])
 def test_float16_stays_with_pytorch(loaded, inferer):
     bundle = replace(

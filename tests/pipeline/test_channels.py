@@ -46,6 +46,7 @@ def error_of(capsys):
     return line
 
 
+@pytest.mark.slow
 def test_files_and_4d_files_are_cases_as_monai_runs_them(bundle, tmp_path, capsys):
     write_case(tmp_path / "in", "a", seed=1)
     write_case(tmp_path / "in" / "deep", "b", seed=2, as_4d=True)
@@ -69,6 +70,7 @@ def test_files_and_4d_files_are_cases_as_monai_runs_them(bundle, tmp_path, capsy
     np.testing.assert_array_equal(labels_in(tmp_path / "again", "a"), labels_in(tmp_path / "out", "a"))
 
 
+@pytest.mark.slow
 def test_each_channel_is_seen(bundle, tmp_path):
     first, second = write_case(tmp_path, "a")
     predictor = Predictor(bundle, **CPU)
@@ -78,6 +80,7 @@ def test_each_channel_is_seen(bundle, tmp_path):
     assert (right != predictor.predict([images[0], images[0]]).get_fdata()).any()
 
 
+@pytest.mark.slow
 def test_a_4d_image_in_memory_is_its_channels(bundle, tmp_path):
     paths = write_case(tmp_path, "a", seed=1)
     (whole,) = write_case(tmp_path / "whole", "a", seed=1, as_4d=True)
@@ -87,6 +90,7 @@ def test_a_4d_image_in_memory_is_its_channels(bundle, tmp_path):
     np.testing.assert_array_equal(labels.get_fdata(), predictor.predict([nib.load(p) for p in paths]).get_fdata())
 
 
+@pytest.mark.slow
 def test_files_given_one_by_one_and_by_a_list(bundle, tmp_path):
     paths = write_case(tmp_path / "in", "a")
     (tmp_path / "list.json").write_text(json.dumps([{"image": [str(path) for path in paths], "name": "a"}]))
@@ -95,6 +99,7 @@ def test_files_given_one_by_one_and_by_a_list(bundle, tmp_path):
     np.testing.assert_array_equal(labels_in(tmp_path / "files", "a"), labels_in(tmp_path / "list", "a"))
 
 
+@pytest.mark.slow
 def test_a_missing_channel_fails_its_case_by_name(bundle, tmp_path, capsys):
     write_case(tmp_path / "in", "a")
     _, second = write_case(tmp_path / "in", "b")
@@ -110,6 +115,7 @@ def test_a_missing_channel_fails_its_case_by_name(bundle, tmp_path, capsys):
     assert verdicts[str(tmp_path / "in" / "b_0000.nii.gz")]["error"] == error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("volumes", [1, 3])
 def test_a_file_of_another_number_of_volumes(bundle, tmp_path, volumes):
     voxels = np.random.default_rng(0).normal(size=(20, 20, 12, volumes)).astype(np.float32)
@@ -122,6 +128,7 @@ def test_a_file_of_another_number_of_volumes(bundle, tmp_path, volumes):
     assert check_files(tmp_path / "x.nii.gz", bundle=bundle, safe=True)[0]["error"] == error
 
 
+@pytest.mark.slow
 def test_one_channel_keeps_names_and_4d_advice(tmp_path):
     single = write_bundle(tmp_path / "bundle", [LOAD, ORIENT, SPACING, TYPED])
     write_case(tmp_path / "in", "a")
@@ -171,6 +178,7 @@ def test_grids_within_a_tenth_of_a_voxel_are_one(bundle, tmp_path, capsys):
     np.testing.assert_array_equal(labels.get_fdata(), labels_in(tmp_path / "out", "far"))
 
 
+@pytest.mark.slow
 def test_numbered_files_and_4d_files_for_a_key_of_each_modality(tmp_path):
     keys = ["t1", "flair"]
     loading = [{**step, "keys": keys} for step in (LOAD, ORIENT, SPACING)]
@@ -246,6 +254,7 @@ def test_a_bundle_without_folds_or_without_a_training(tmp_path, capsys):
     assert "no training is finished. Train the bundle first: vit3d train" in error_of(capsys)
 
 
+@pytest.mark.slow
 def test_info_names_every_fold(bundle):
     weights = describe_bundle(bundle)["weights"]
     assert re.fullmatch("fold_0.pt, SHA-256 [0-9a-f]{64}, fold_1.pt, SHA-256 [0-9a-f]{64}", weights)
@@ -260,6 +269,7 @@ def test_several_files_need_an_ensemble(tmp_path):
         load_bundle(copy, "cpu", safe=True)
 
 
+@pytest.mark.slow
 def test_numbers_of_the_plan_reach_every_step(tmp_path):
     bundle = load_bundle(write_fold_bundle(tmp_path / "mine", keep_largest=[2], overlap=0.5), "cpu", safe=True)
     assert bundle.flip_axes == (1,)

@@ -18,6 +18,7 @@ def specimens(tmp_path_factory):
     return write_clinical_folder(tmp_path_factory.mktemp("clinical") / "folder")
 
 
+@pytest.mark.slow
 def test_verdicts_are_those_of_the_specimens(specimens):
     # of one thing no command gets hold by its name: a folder is searched for files
     told = [one for one in specimens if one.name != "folder"]

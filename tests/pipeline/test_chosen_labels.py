@@ -121,6 +121,7 @@ def test_meshes_hold_what_the_table_says(each):
             assert np.linalg.det(corners).sum() / 6000 == pytest.approx(row["volume_ml"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_record_has_all_files_and_resume_verifies_them(each, scans, tiny_bundle, tmp_path):
     before = products(each)
     for name, record in records(each).items():
@@ -135,6 +136,7 @@ def test_the_record_has_all_files_and_resume_verifies_them(each, scans, tiny_bun
     assert products(each) == before
 
 
+@pytest.mark.slow
 def test_only_one_label(tmp_path, scans, each, tiny_bundle):
     out = tmp_path / "out"
     options = ["--only", "WHITE", "--mesh", "ply"]
@@ -155,6 +157,7 @@ def test_the_same_in_memory(scans, each, tiny_bundle):
     np.testing.assert_array_equal(labels.dataobj, np.asarray(nib.load(each / "case00_seg.nii.gz").dataobj) == 1)
 
 
+@pytest.mark.slow
 def test_a_label_without_a_voxel_has_an_empty_mask_and_no_mesh(tmp_path, scans, tiny_bundle):
     bundle, scan, out = write_bundle(tmp_path / "tiny", second=10.0), scans / "case00.nii.gz", tmp_path / "out"
     out.mkdir()

@@ -79,6 +79,7 @@ def test_the_seg_holds_the_same_voxels_as_the_labels(run):
     assert len(stored.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == SLICES
 
 
+@pytest.mark.slow
 def test_resume_believes_a_series_by_its_files(run, tiny_bundle):
     scans, out, _ = run
     assert predict(scans, to=out, bundle=tiny_bundle, options=["--resume"]) == 1
@@ -97,6 +98,7 @@ def without_study(ds, k):
     del ds.StudyInstanceUID
 
 
+@pytest.mark.slow
 def test_labels_stay_where_no_seg_can_be_written(tiny_bundle, tmp_path):
     series(tmp_path / "ct", edit=without_study)
     assert predict(tmp_path / "ct", to=tmp_path / "out", bundle=tiny_bundle) == 0
@@ -110,6 +112,7 @@ def test_labels_stay_where_no_seg_can_be_written(tiny_bundle, tmp_path):
     assert "ct_seg.dcm" not in found["outputs"]
 
 
+@pytest.mark.slow
 def test_no_seg(run, tiny_bundle, tmp_path):
     assert predict(run[0] / "axial", to=tmp_path, bundle=tiny_bundle, options=["--no-seg"]) == 0
     assert (tmp_path / "axial_seg.nii.gz").is_file()

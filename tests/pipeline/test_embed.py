@@ -142,6 +142,7 @@ def read(folder, *names):
     return {name: (folder / name).read_bytes() for name in names}
 
 
+@pytest.mark.slow
 def test_order_jobs_shards_and_resuming_change_no_byte(embedder, scans, tmp_path):
     first = tmp_path / "first"
     summary = embed_folder(scans, first, embedder)
@@ -189,6 +190,7 @@ def test_a_broken_file_leaves_the_others_alone(embedder, scans, tmp_path):
     assert pca.shape[:3] == similarity.shape == embedding.grid.shape
 
 
+@pytest.mark.slow
 def test_the_report_shows_each_scan_and_where_its_vector_lies(embedder, scans, tmp_path):
     image(4).to_filename(scans / "other.nii.gz")
     (scans / "sub-02" / "t1.nii.gz").write_bytes(b"no image")
@@ -261,6 +263,7 @@ def test_the_command_embeds_a_folder(network, scans, tmp_path, capsys):
     assert "expected three numbers" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dry_run_names_what_a_run_writes_and_fetches_nothing(network, scans, tmp_path, capsys, monkeypatch):
     use_offline(monkeypatch, tmp_path / "cache")
     out = tmp_path / "out"
@@ -322,6 +325,7 @@ def test_an_image_of_one_value_has_a_vector_of_zeros(network):
     network.set_tokens("all")
 
 
+@pytest.mark.slow
 def test_tokens_are_part_of_what_a_vector_is_made_with(scans, tmp_path, capsys):
     torch.manual_seed(0)
     net = VisionTransformer3D(16, 8, embed_dim=24, depth=1, num_heads=2)

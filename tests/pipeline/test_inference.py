@@ -224,6 +224,7 @@ class InATuple(torch.nn.Module):
         return (self.network(x),) if self.batches > self.first else self.network(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 4])
 def test_what_cannot_be_stitched_is_run_again_and_said(bundle, images, tmp_path, monkeypatch, caplog, first):
     stitched = run(bundle, images[0], tmp_path / "a")["spleen_0"]
@@ -415,6 +416,7 @@ SOFTMAX = {"_target_": "Activationsd", "keys": "pred", "softmax": True}
 LARGEST = {"_target_": "KeepLargestConnectedComponentd", "keys": "pred", "applied_labels": [1, 2]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "steps",
     [[], [SOFTMAX], [ARGMAX], [ARGMAX, zoo.inverting()], [SOFTMAX, NEAREST], [NEAREST, ARGMAX]],
@@ -431,6 +433,7 @@ BLUR = {"_target_": "GaussianSmoothd", "keys": "pred", "sigma": 0.5}
 ONEHOT = {**ARGMAX, "to_onehot": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "image_steps"),
     [
@@ -477,6 +480,7 @@ def test_masks_need_a_threshold(images, tmp_path):
     assert "Add an AsDiscreted" in record["error"]
 
 
+@pytest.mark.slow
 def test_a_step_over_the_whole_volume_follows_the_labels(tmp_path):
     bundle = written(tmp_path / "bundle", postprocessing=[SOFTMAX, zoo.inverting(), ARGMAX, LARGEST, zoo.saving()])
     index = np.stack(np.meshgrid(*map(np.arange, zoo.SHAPE), indexing="ij"), axis=-1)
@@ -492,6 +496,7 @@ def test_a_step_over_the_whole_volume_follows_the_labels(tmp_path):
     np.testing.assert_array_equal(voxels(record["output"]), kept[0])
 
 
+@pytest.mark.slow
 def test_the_whole_volume_at_once(images, tmp_path):
     steps = [*zoo.preprocessing(), {"_target_": "DivisiblePadd", "keys": "image", "k": 4}]
     bundle = written(tmp_path / "bundle", preprocessing=steps, inferer={"_target_": "SimpleInferer"})
@@ -549,6 +554,7 @@ def listed(path, *rows):
     return path
 
 
+@pytest.mark.slow
 def test_two_channels_from_a_list(tmp_path):
     first, second, elsewhere = (tmp_path / f"{name}.nii.gz" for name in ("first", "second", "elsewhere"))
     zoo.smooth_image(0).to_filename(first)
@@ -569,6 +575,7 @@ def test_two_channels_from_a_list(tmp_path):
     assert "CSV" in alone["error"]
 
 
+@pytest.mark.slow
 def test_one_volume_of_a_series(bundle, tmp_path):
     series = [zoo.smooth_image(seed) for seed in range(3)]
     four = np.stack([image.get_fdata(dtype=np.float32) for image in series], axis=3)
@@ -583,6 +590,7 @@ def test_one_volume_of_a_series(bundle, tmp_path):
     assert "volume=N" in refused["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trailing", [1, 2])
 def test_axes_of_one_come_back(bundle, tmp_path, trailing):
     plain = zoo.smooth_image(0)
@@ -643,6 +651,7 @@ def bright_and_dark(tmp_path):
     return paths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--tta-axes", "0,1,2", "--uncertainty", "variance"]])
 def test_nan_from_the_network_fails_the_case_alone(bundle, bright_and_dark, tmp_path, with_network, flags):
     with_network(brighter_than=0.9)
@@ -653,6 +662,7 @@ def test_nan_from_the_network_fails_the_case_alone(bundle, bright_and_dark, tmp_
     assert not list((tmp_path / "out").rglob("b_*"))
 
 
+@pytest.mark.slow
 def test_nan_from_preprocessing_fails_the_case_alone(bright_and_dark, tmp_path):
     faulty = {"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x / (x.max() < 0.9)"}
     bundle = written(tmp_path / "bundle", preprocessing=[*zoo.preprocessing(), faulty])

@@ -79,6 +79,7 @@ def test_no_labels_no_table(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_writes_the_colours_that_its_pictures_have(clean_run):
     pixels = np.asarray(Image.open(clean_run / "qc" / "case00.png")).reshape(-1, 3)
     drawn = {tuple(map(int, pixel)) for pixel in np.unique(pixels, axis=0)}

@@ -37,6 +37,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_names_what_it_passes_over(tmp_path, data_set, tiny_bundle, capsys):
     out = tmp_path / "out"
     assert predict(data_set, to=out, bundle=tiny_bundle) == 0

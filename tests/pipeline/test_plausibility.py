@@ -217,6 +217,7 @@ def test_far_unlike_and_impossible(measured_bundle, cohort, tmp_path, capsys):
     assert page.count('class="card suspicious"') == 2
 
 
+@pytest.mark.slow
 def test_anyway(measured_bundle, cohort, tmp_path):
     path = image(cohort, tmp_path / "far.nii.gz", scale=3)
     assert predict(path, to=tmp_path / "out", bundle=measured_bundle, options=["--anyway"]) == 0
@@ -280,6 +281,7 @@ def test_check_needs_no_weights(measured_bundle, cohort, tmp_path):
     assert check_files([large], bundle=bundle) == check_files([large], bundle=measured_bundle)
 
 
+@pytest.mark.slow
 def test_check_obeys_what_is_chosen_of_the_config(measured_bundle, cohort, tmp_path, capsys):
     bundle = tmp_path / "bundle"
     shutil.copytree(measured_bundle, bundle)
@@ -293,6 +295,7 @@ def test_check_obeys_what_is_chosen_of_the_config(measured_bundle, cohort, tmp_p
     assert check_files([same], bundle=bundle)[0]["verdict"] == "good"
 
 
+@pytest.mark.slow
 def test_a_bundle_without_the_key_compares_nothing(tiny_bundle, cohort, tmp_path):
     path = image(cohort, tmp_path / "far.nii.gz", scale=3)
     assert predict(path, to=tmp_path / "out", bundle=tiny_bundle) == 0

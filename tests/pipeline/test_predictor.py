@@ -58,6 +58,7 @@ def stored(path):
     return np.asarray(nib.load(path).dataobj)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("steps", POSTPROCESSING)
 def test_voxels_files_and_monai_bundle_run_give_the_same_labels(tmp_path, grid, steps):
@@ -99,6 +100,7 @@ def test_metatensors_give_metatensors(predictor, path, space, channels):
     np.testing.assert_array_equal(labels.numpy().reshape(expected.shape), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["mm", "meter"])
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 def test_nifti_images_are_read_and_written_as_files_are(predictor, bundle, tmp_path, kind, unit):
@@ -119,6 +121,7 @@ def test_nifti_images_are_read_and_written_as_files_are(predictor, bundle, tmp_p
         np.testing.assert_array_equal(nib.load(tmp_path / "again.nii.gz").header[field], written.header[field], field)
 
 
+@pytest.mark.slow
 def test_several_channels_as_an_array_and_as_a_list(tmp_path):
     root = write_bundle(tmp_path / "bundle", PREPROCESSING, channels=2)
     paths = [sharp_image(tmp_path / f"{i}.nii.gz", seed=i) for i in range(2)]
@@ -135,6 +138,7 @@ def test_several_channels_as_an_array_and_as_a_list(tmp_path):
         predictor.predict(voxels[0], images[0].affine)
 
 
+@pytest.mark.slow
 def test_maps_statistics_and_warnings(bundle, path, tmp_path, caplog):
     predict_folder(path, tmp_path / "out", bundle, device="cpu", tta=(0, 1), uncertainty="entropy", probabilities=True)
     (record,) = json.loads((tmp_path / "out" / "run.json").read_text())["files"]
@@ -171,6 +175,7 @@ def test_a_zip_and_a_loaded_bundle(bundle, predictor, path, tmp_path):
         np.testing.assert_array_equal(labels, expected)
 
 
+@pytest.mark.slow
 def test_images_far_from_the_training_are_refused():
     predictor = Predictor(BUNDLES / "hippocampus_segmentation", "cpu", safe=True)
     with pytest.raises(ImageError, match="field of view"):

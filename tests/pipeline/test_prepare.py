@@ -43,6 +43,7 @@ def two_keys(folder, *before, after=(), post=None):
     return write_bundle(folder, [*of([LOAD, ORIENT, *before], KEYS), JOIN, *after, TYPED], post, channels=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["image_t1,image_flair,name\n{t1},{flair},p\n", "image_FLAIR,name,image_T1\n{flair},p,{t1}\n"]
 )
@@ -88,6 +89,7 @@ def test_images_that_are_never_joined(tmp_path, images):
         prepare([read_nifti(path) for path in images.values()], load_bundle(bundle, "cpu"))
 
 
+@pytest.mark.slow
 def test_columns_are_channels_by_the_metadatas_names(tmp_path, images, capsys):
     bundle = write_bundle(tmp_path / "bundle", [LOAD, ORIENT, TYPED], channels=2)
     about = zoo.metadata(("background", "one", "two"), 2)

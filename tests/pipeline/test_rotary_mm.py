@@ -141,6 +141,7 @@ def test_the_network_tells_the_spacings_apart(expected):
         assert (labels.flatten().bincount(minlength=3) > 0.05 * labels.numel()).sum() >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [("thin", "thick"), ("thick", "thin")])
 def test_labels_and_probabilities_are_those_of_each_files_own_spacing(bundle, images, expected, order, tmp_path):
     paths = [images / f"{name}.nii.gz" for name in order]
@@ -153,6 +154,7 @@ def test_labels_and_probabilities_are_those_of_each_files_own_spacing(bundle, im
         np.testing.assert_allclose(np.moveaxis(shares, -1, 0), logits.softmax(0).numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_flips_have_the_spacing_too(bundle, images, network, expected, tmp_path):
     assert tiny.predict(images, to=tmp_path, bundle=bundle, options=["--tta-axes", "0,2"]) == 0

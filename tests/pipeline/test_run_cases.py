@@ -44,6 +44,7 @@ def resumed(scans, out, bundle, *options):
 # one answer
 
 
+@pytest.mark.slow
 def test_threads_that_others_start_keep_their_number(mine):
     scans, out, bundle = mine
     before = torch.get_num_threads()
@@ -85,6 +86,7 @@ def test_order_threads_and_the_way_of_naming_inputs_change_no_byte(
     assert products(out) == products(clean_run)
 
 
+@pytest.mark.slow
 def test_one_file_that_fails_changes_nothing_of_the_others(mine, clean_run, tmp_path):
     scans, _, bundle = mine
     (scans / "case01.nii.gz").write_bytes(b"no image")
@@ -99,6 +101,7 @@ def test_one_file_that_fails_changes_nothing_of_the_others(mine, clean_run, tmp_
 # --resume
 
 
+@pytest.mark.slow
 def test_what_is_verified_is_skipped_and_left_alone(mine, clean_run):
     scans, out, bundle = mine
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
@@ -116,6 +119,7 @@ def test_a_changed_input_is_done_again(mine, clean_run):
     assert products(out)["case01_seg.nii.gz"] == products(clean_run)["case00_seg.nii.gz"]
 
 
+@pytest.mark.slow
 def test_other_weights_do_all_again(mine, clean_run):
     scans, out, bundle = mine
     write_bundle(bundle, 0.3, 0.6)
@@ -175,6 +179,7 @@ def test_an_edited_output_is_kept_when_the_input_changed_too(mine):
     assert (out / "case03_seg.nii.gz").read_bytes() == b"an hour of work"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["{", "[]", '{"files": 3}', '{"files": [{}]}', '{"files": ["a"]}'])
 def test_a_damaged_record_is_named_and_kept(mine, capsys, content):
     scans, out, bundle = mine
@@ -195,6 +200,7 @@ def test_without_a_word_nothing_is_overwritten(mine, capsys):
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_second_run_over_other_inputs_keeps_the_first_one_s_record(mine, tmp_path):
     _, out, bundle = mine
     (other,) = write_images(tmp_path / "more", 1)
@@ -238,6 +244,7 @@ def test_a_shard_that_is_missing_is_left_for_resume(tmp_path, cohort, clean_run,
     assert leftovers(out) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("held", "options"),
     [
@@ -296,6 +303,7 @@ def test_a_dry_run_writes_nothing(tmp_path, cohort, tiny_bundle, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_line_for_each_file_where_there_is_no_terminal(mine, capsys):
     scans, out, bundle = mine
     (scans / "case01.nii.gz").write_bytes(b"")
@@ -310,6 +318,7 @@ def test_a_line_for_each_file_where_there_is_no_terminal(mine, capsys):
     assert said.out.startswith("5 done (5 to look at: labels may be wrong), 0 skipped, 1 failed: ")
 
 
+@pytest.mark.slow
 def test_help_needs_none_of_the_large_libraries():
     heavy = ("torch", "monai", "nibabel", "numpy", "scipy", "PIL", "tqdm")
     code = "import sys\nfrom monai_vit3d.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"

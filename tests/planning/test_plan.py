@@ -24,6 +24,7 @@ def _case(name, subject=None, fold=None):
     return LabelledCase(name, (), None, subject or name, fold)
 
 
+@pytest.mark.slow
 def test_every_decision_has_a_reason_on_its_line():
     chosen = plan(**SMALL)
     assert list(chosen) == [rule.key for rule in SEGMENTATION_RULES]
@@ -34,6 +35,7 @@ def test_every_decision_has_a_reason_on_its_line():
         assert "\n" not in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("facts", "spacing"),
     [
@@ -49,6 +51,7 @@ def test_spacing(facts, spacing):
     assert plan(**facts)["spacing_mm"] == pytest.approx(spacing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spacing", "shape", "patch"),
     [
@@ -65,6 +68,7 @@ def test_a_patch_is_a_power_of_two_and_about_a_cube_in_mm(spacing, shape, patch)
     assert [n % p for n, p in zip(chosen["window"], patch)] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_window_covers_a_small_case_and_is_cut_in_proportion_from_a_large_one():
     assert plan(shape=(36, 50, 35))["window"] == [40, 48, 40]
     large = plan(shape=(256, 256, 64))["window"]
@@ -72,6 +76,7 @@ def test_a_window_covers_a_small_case_and_is_cut_in_proportion_from_a_large_one(
     assert large[0] == large[1] > large[2]
 
 
+@pytest.mark.slow
 def test_a_window_fits_the_memory():
     given = {"shape": (64, 64, 64)}
     large, small = plan(**given), plan(**given, memory_bytes=int(0.4 * 2**30))
@@ -81,6 +86,7 @@ def test_a_window_fits_the_memory():
     assert small["memory_gb"] == 0.4
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_said():
     with pytest.raises(
         UsageError, match=r"memory=0.01GB: the smallest window .16, 16, 16. needs 0\.\d+ GB to train. Give more"
@@ -88,6 +94,7 @@ def test_too_little_memory_is_said():
         plan(**SMALL, memory_bytes=10 * 2**20)
 
 
+@pytest.mark.slow
 def test_each_channel_is_normalised_as_its_kind_is():
     chosen = plan(**SMALL, channels=(CT, MR, PET))
     clip = {"scheme": "clip_z", "low": -160.0, "high": 240.0, "mean": 40.0, "std": 60.0}
@@ -101,6 +108,7 @@ def test_ct_of_one_value_in_the_labels_is_normalised_by_the_image():
     assert plan(**SMALL, channels=(flat,))["intensity"] == [{"scheme": "z"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("classes", "pairs", "axes"),
     [
@@ -117,27 +125,32 @@ def test_flips_along_the_axes_on_which_no_class_has_a_side(classes, pairs, axes)
     assert plan(shape=(128, 128, 128), classes=classes, pairs=pairs)["flip_axes"] == axes
 
 
+@pytest.mark.slow
 def test_a_window_that_shows_the_whole_is_flipped_left_to_right_alone():
     assert plan(**SMALL, classes=["tumour"])["flip_axes"] == [0]
 
 
+@pytest.mark.slow
 def test_slices_are_rotated_in_their_plane_where_they_are_thick():
     assert plan(spacing=(0.5, 0.5, 5.0), shape=(64, 56, 12))["rotate_range"] == [0.0, 0.0, 0.26]
     assert plan(spacing=(4.0, 1.0, 1.0), shape=(12, 56, 64))["rotate_range"] == [0.26, 0.0, 0.0]
     assert plan(**SMALL)["rotate_range"] == [0.26] * 3
 
 
+@pytest.mark.slow
 def test_a_third_of_the_windows_shows_background_and_all_classes_alike_the_others():
     ratios = plan(**SMALL, classes=["a", "b", "c"])["class_ratios"]
     shares = [ratio / sum(ratios) for ratio in ratios]
     assert shares == pytest.approx([1 / 3, 2 / 9, 2 / 9, 2 / 9])
 
 
+@pytest.mark.slow
 def test_a_rare_class_changes_the_loss():
     assert plan(**SMALL, volume_ml=1)["loss"] == "DiceCELoss"
     assert plan(**SMALL, volume_ml=0.05)["loss"] == "DiceFocalLoss"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("subjects", "cases", "folds", "batch", "samples"), [(40, 40, 5, 2, 1), (3, 3, 3, 2, 1), (2, 2, 2, 1, 2)]
 )
@@ -160,6 +173,7 @@ def test_more_folds_than_subjects_are_refused():
         plan(**SMALL, subjects=2, cases=2, overrides={"folds": 5})
 
 
+@pytest.mark.slow
 def test_a_given_value_replaces_a_rule_and_is_followed():
     chosen = plan(**SMALL, overrides={"preset": "vit3d_small", "decoder": "light", "epochs": 3})
     assert (chosen["embed_dim"], chosen["num_heads"]) == (PRESETS["vit3d_small"].embed_dim, 6)
@@ -168,6 +182,7 @@ def test_a_given_value_replaces_a_rule_and_is_followed():
     assert next(d.reason for d in chosen.decisions if d.key == "epochs") == "given"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -197,6 +212,7 @@ def test_a_value_that_cannot_be_is_refused_on_one_line(overrides, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_given_window_may_not_exceed_the_memory():
     with pytest.raises(
         UsageError, match=r"window=\[128, 128, 128\]: a step needs about .* GB, memory is 0.5 GB; a smaller"

@@ -33,6 +33,7 @@ def test_the_scheme_is_the_recipes(name):
     torch.testing.assert_close(torch.as_tensor(ours), torch.as_tensor(expected), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_spacing_and_intensities_go_into_the_plan_unless_given():
     stated = stated_input("weights.pt", {"published": "colipri"})
     assert stated["spacing_mm"] == [2.0, 2.0, 2.0]
@@ -48,6 +49,7 @@ def test_spacing_and_intensities_go_into_the_plan_unless_given():
 ORIENTED = [name for name in published_models() if "orientation" in stated_input(name, {})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORIENTED)
 def test_the_orientation_is_the_recipes(name):
     stated = stated_input(name, {})
@@ -66,6 +68,7 @@ def _both_ends(letter):
     return next(pair for pair in ("RL", "AP", "SI") if letter in pair)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", ["SPL", "SAR"])
 def test_a_file_gives_one_input_however_its_axes_are_stored(tmp_path, orientation):
     data = write_toy_mr(tmp_path / "data", "folders", cases=3, testing=0, shape=(24, 20, 10))

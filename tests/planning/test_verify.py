@@ -167,6 +167,7 @@ def test_copies_of_a_case_are_seen(root):
     assert str(root / CT) in problems[0].text
 
 
+@pytest.mark.slow
 def test_copies_share_a_fold_whatever_their_names(root):
     """Of three cases two are the same scan: two subjects, of whom one has both."""
     for name in (CT, PET, LABEL):

@@ -64,6 +64,7 @@ def test_monai_verifies_the_metadata(written, tmp_path):
     verify_metadata(meta_file=str(written[0] / "configs" / "metadata.json"), filepath=str(schema))
 
 
+@pytest.mark.slow
 def test_monai_runs_the_network_as_the_metadata_say(written, monkeypatch):
     monkeypatch.chdir(written[0])
     verify_net_in_out("network_def", meta_file="configs/metadata.json", config_file="configs/train.yaml", device="cpu")
@@ -80,6 +81,7 @@ def test_monai_finds_what_it_asks_for(kind, properties, written):
     assert [name for name in ids if name not in workflow.parser] == []
 
 
+@pytest.mark.slow
 def test_the_network_is_the_one_whose_memory_was_estimated(written):
     bundle, chosen = written
     network = _parser(bundle, "train").get_parsed_content("network_def")
@@ -89,6 +91,7 @@ def test_the_network_is_the_one_whose_memory_was_estimated(written):
     assert network(torch.zeros(1, 2, *chosen["window"])).shape == (1, 4, *chosen["window"])
 
 
+@pytest.mark.slow
 def test_the_second_channel_reaches_the_network(written):
     bundle, chosen = written
     network = _parser(bundle, "train").get_parsed_content("network_def").eval()
@@ -116,6 +119,7 @@ def test_training_items_are_what_the_files_hold(written, data):
     np.testing.assert_array_equal(item["label"][0].numpy(), label)
 
 
+@pytest.mark.slow
 def test_random_windows_are_centred_on_each_class_alike(written):
     bundle, _ = written
     parser = _parser(bundle, "train")
@@ -177,12 +181,14 @@ def test_a_folder_that_is_not_empty_is_refused(written, data):
     assert sorted(path.name for path in bundle.parent.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_an_empty_folder_is_taken(data, tmp_path):
     (tmp_path / "b").mkdir()
     bundle = write_bundle(read_dataset(data), fingerprint(**FACTS), plan(**FACTS, subjects=6), tmp_path / "b")
     assert (bundle / "configs" / "train.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_bundle_that_could_not_be_written(data, tmp_path):
     dataset = replace(read_dataset(data), channel_names=("CT", "half a letter \udcff"))  # no file can hold that
     with pytest.raises(UnicodeEncodeError):

@@ -370,11 +370,13 @@ def train(steps, **backbone):
     return losses, model
 
 
+@pytest.mark.slow
 def test_loss_goes_down():
     losses, _ = train(30)
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
+@pytest.mark.slow
 def test_same_seed_same_run():
     (first, one), (second, other) = train(3), train(3)
     assert first == second
@@ -394,6 +396,7 @@ def test_bfloat16_autocast():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.slow
 def test_distributed_data_parallel(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:

@@ -226,6 +226,7 @@ def blobs(batch, seed):
     return torch.exp(-4 * (places - middle).square().sum(1, keepdim=True))
 
 
+@pytest.mark.slow
 def test_loss_goes_down():
     torch.manual_seed(0)
     mae = MAE(VisionTransformer3D((16, 16, 8), (4, 4, 2), embed_dim=48, depth=2, num_heads=4), 48, 1, 4)

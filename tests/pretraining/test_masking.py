@@ -50,6 +50,7 @@ def counts(tokens, grid):
 # I-JEPA
 
 
+@pytest.mark.slow
 @given(
     grid=st.one_of(st.sampled_from(GRIDS), sizes),
     batch=st.integers(1, 5),
@@ -88,6 +89,7 @@ def test_leaks_are_found(grid):
     check_disjoint(torch.where(mask, -1, torch.arange(prod(grid))), targets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, PAPER], ids=["default", "paper"])
 @pytest.mark.parametrize("grid", [*GRIDS, (5, 5, 5), (1, 9, 7)])
 def test_every_token_has_its_turn(grid, options):
@@ -103,6 +105,7 @@ def test_no_token_is_in_every_place_of_a_target(grid):
         assert (2 * sides[0, 0] <= grid).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", GRIDS)
 def test_the_middle_is_seen_about_as_often_as_in_2d(grid):
     def seen(size, **options):
@@ -165,6 +168,7 @@ def test_scale_is_kept():
     assert np.mean(shares) == pytest.approx(0.1, abs=0.006)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (0.75, 1.5)])
 def test_aspect_of_any_two_axes(low, high):
     sides = np.array(
@@ -190,6 +194,7 @@ def test_cubes_in_mm():
     assert in_tokens[0, 0][2] == 4
 
 
+@pytest.mark.slow
 def test_lengths_in_mm_are_alike_on_average():
     generator, sides = rng(), []
     for _ in range(100):
@@ -206,6 +211,7 @@ def test_thin_grids_keep_the_volume():
     assert prod(sides[0, 0]) == pytest.approx(0.1 * 512, rel=0.15)
 
 
+@pytest.mark.slow
 def test_targets_go_where_the_foreground_is():
     foreground = torch.zeros(16, 8, 8, 8)
     foreground[:8, :4, :4, :4] = foreground[8:, 4:, 4:, 4:] = 1
@@ -262,6 +268,7 @@ def test_only_the_generator_counts(sample):
 # MAE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sample", MAE)
 @given(grid=st.one_of(st.sampled_from(GRIDS), sizes), batch=st.integers(1, 4), ratio=st.floats(0.1, 0.9), seed=seeds)
 def test_masked_and_visible_share_the_grid(sample, grid, batch, ratio, seed):
@@ -274,6 +281,7 @@ def test_masked_and_visible_share_the_grid(sample, grid, batch, ratio, seed):
     assert torch.equal(both, torch.arange(prod(grid)).expand(batch, -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sample", MAE)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_token_is_masked_and_seen(sample, grid):
@@ -306,6 +314,7 @@ def test_last_block_is_masked_from_its_middle():
         assert (sides.prod(-1) <= 2 * masked.shape[1]).all()  # a smaller box, but for its last layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [*GRIDS, (16, 16, 16)])
 def test_blocks_leave_the_middle_visible(grid):
     generator, seen = rng(), []

@@ -184,6 +184,7 @@ def test_batches_that_cannot_be_used():
 # probes
 
 
+@pytest.mark.slow
 def test_logistic_probe_by_hand():
     train, validation, test = sections(distance=1.0)
     found = logistic_probe(train, validation, test, grid=(10.0, 0.001, 0.1))
@@ -263,6 +264,7 @@ def test_separable_blobs_are_told_apart(probe, classes):
     assert found.chosen == min(found.validation)  # all are right: the least of equals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", PROBES)
 def test_shuffled_labels_are_chance(probe):
     rng = np.random.default_rng(0)
@@ -285,6 +287,7 @@ def test_the_test_part_chooses_nothing(probe, seed):
     assert PROBES[probe](train, validation, test) == first
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(st.integers(0, 2**31))
 def test_the_test_part_chooses_no_alpha(seed):
@@ -295,6 +298,7 @@ def test_the_test_part_chooses_no_alpha(seed):
     assert (second.chosen, second.validation) == (first.chosen, first.validation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", PROBES)
 def test_validation_does_choose_and_does_not_train(probe):
     train, validation, test = sections(distance=1.0)
@@ -306,6 +310,7 @@ def test_validation_does_choose_and_does_not_train(probe):
     assert fixed[0] == fixed[1]
 
 
+@pytest.mark.slow
 def test_float_class_numbers_score_the_same():
     parts = sections(distance=1.0)
     floats = [replace(part, labels=part.labels.astype(np.float32)) for part in parts]

@@ -190,6 +190,7 @@ def test_planes_that_are_missing():
         inverter.labels()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1, 2, 14, 256, 300])
 @pytest.mark.parametrize("shape", [(7, 6, 5), (3000,), (1, 1, 1), (70, 40, 30)])
 def test_the_likeliest_is_argmax(classes, shape):

@@ -65,6 +65,7 @@ def separable(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 @given(
     shape=st.tuples(*[st.sampled_from([1, 2, 3, 5, 8, 13])] * 3),
     spacing_mm=st.tuples(*[SPACINGS_MM] * 3),

@@ -67,6 +67,7 @@ def flipped_and_turned():
     return affine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", EXPLAIN_METHODS)
 def test_maps_land_on_the_files_own_grid(method, tmp_path):
     data, bright = np.zeros((16, 20, 18), np.float32), (11, 4, 13)

@@ -74,6 +74,7 @@ def test_planes_pass_through_the_same_voxel_in_any_order(letters):
     assert not np.array_equal(expected, np.asarray(draw(voxels, labels, affine)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letters", ["RAS", "LPI", "SPL", "AIR"])
 def test_masks_in_any_order_too(letters):
     voxels, labels, affine = head()

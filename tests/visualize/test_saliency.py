@@ -217,6 +217,7 @@ def test_occlusion_equals_monais(mode):
         torch.testing.assert_close(ours, net(x)[0, 1] - own(x)[0][:, 1:2].as_tensor(), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["multi-class", "multi-label", "ordinal", "regression"])
 @torch.no_grad()
 def test_occlusion_of_each_task(task):

@@ -116,6 +116,7 @@ def test_without_network_the_error_is_one_line(cache):
         fetch_weights("3dino_vit_large", accept_licence=True)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_licence_is_accepted_and_travels_with_the_weights(cache, tmp_path):
     state, x, tokens, options = spectre()

@@ -108,6 +108,7 @@ def test_a_dinov3_is_a_2d_network_of_timms(tmp_path):
     assert found["needed"].startswith("timm's name of the model")
 
 
+@pytest.mark.slow
 def test_dinov2s_own_words_are_understood():
     state = timm.create_model("vit_small_patch14_reg4_dinov2", pretrained=False, device="meta").state_dict()
     state["register_tokens"] = state.pop("reg_token")
@@ -156,6 +157,7 @@ def test_the_command_says_the_same(tmp_path, capsys, flat_file):
 # convert
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_timms_become_a_folder_and_a_file(flat, flat_file, tmp_path, capsys):
     how = ["--timm", NAME, "--img-size", "32,32,8", "--patch-size", "16,16,4", "--in-chans", 1, "--axis", 2]
@@ -202,6 +204,7 @@ def test_ours_of_another_size_and_head(tmp_path, kind):
     assert again.head.weight.shape == (5, 12)
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_overwritten_unless_asked(tmp_path, capsys):
     path = tmp_path / "in.safetensors"
     save_backbone(ours(1), path)
@@ -258,6 +261,7 @@ def test_one_of_several_networks_is_taken(tmp_path):
         assert torch.equal(load_backbone(ours(), out).blocks[0].mlp.fc1.weight, ours(seed).blocks[0].mlp.fc1.weight)
 
 
+@pytest.mark.slow
 def test_safetensors_without_a_header_of_ours_are_told_by_their_keys(flat, tmp_path):
     save_file(flat.state_dict(), tmp_path / "w.safetensors")
     found = describe_weights(tmp_path / "w.safetensors")

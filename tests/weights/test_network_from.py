@@ -186,6 +186,7 @@ def test_what_training_keeps_as_best_builds_the_merged_network(tmp_path):
     assert_equal(merge_lora(network).eval(), network_from(tmp_path / "model.pt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [segmenter, classifier, backbone])
 def test_which_patches_get_a_token_may_be_chosen_anew(make, tmp_path):
     for trained in ("all", 0.5):

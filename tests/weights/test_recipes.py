@@ -45,6 +45,7 @@ def turned(values, affine, axes, flips):
     return apply_orientation(values, change), affine @ inv_ornt_aff(change, values.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spacing_mm", [6.0, 8.0])
 def test_a_phantom_stored_in_any_way_gives_one_tensor(spacing_mm, tmp_path):
     prepare = recipe_transform({"orientation": "RAS", "steps": [{"z_score": {"nonzero": False}}]})

@@ -79,6 +79,7 @@ def test_a_network_starts_with_the_tokens_of_the_sources_own_code(name):
     assert (tokens - given["y"]).abs().max() <= 1e-5 * given["y"].abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*LAYOUTS, *BESIDE])
 def test_probe_adapters_and_fine_tuning_of_each_layout(name, tmp_path):
     """In another size, patch and number of channels than the file's, for classes and for labels."""
@@ -132,6 +133,7 @@ def test_a_file_of_a_published_model_takes_what_its_entry_says(tmp_path):
         read_encoder(tmp_path / "colipri.pt", options={"published": "colipry"})
 
 
+@pytest.mark.slow
 def test_timms_weights_of_a_file_become_the_encoder(tmp_path):
     name = "vit_tiny_patch16_224"
     model = timm.create_model(name, depth=12)

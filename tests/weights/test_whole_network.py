@@ -83,6 +83,7 @@ def test_all_but_the_last_layer_comes_along(decoder, tmp_path, caplog):
     assert "5 outputs instead of 3" in caplog.text
 
 
+@pytest.mark.slow
 def test_as_many_classes_are_the_whole_network(tmp_path, caplog):
     old, new = segmenter(1), segmenter(2)
     torch.save(old.state_dict(), tmp_path / "model.pt")

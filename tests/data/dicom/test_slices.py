@@ -418,6 +418,7 @@ def _masks(path):
     return seg, frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", [AXIAL, SAGITTAL, oblique()], ids=["axial", "sag", "oblique"])
 def test_a_seg_lies_on_the_images_it_was_made_from(tmp_path, orientation):
     (found,) = find_series(series(tmp_path / "s", orientation, backwards=True))

@@ -100,6 +100,7 @@ def test_counts(tmp_path, edit, warning):
 # several volumes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tag", ["TemporalPositionIdentifier", "EchoTime", "AcquisitionNumber", "DiffusionBValue"])
 def test_a_volume_is_picked_by_what_tells_volumes_apart(tmp_path, tag):
     def edit(ds, k):
@@ -374,6 +375,7 @@ def pet_files(tmp_path_factory):
     return folder, path, path.read_bytes()
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=9), st.data())
 def test_spoilt_bytes_of_a_header_give_a_volume_or_an_error_without_its_text(pet_files, changes, data):

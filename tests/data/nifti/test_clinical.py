@@ -101,6 +101,7 @@ def test_the_header_alone_says_the_same_grid(specimens):
         assert (grid.shape, grid.trailing) == (s.shape, s.trailing), s.name
 
 
+@pytest.mark.slow
 def test_labels_come_back_at_the_same_place(specimens, tmp_path):
     for s in (s for s in specimens.values() if s.verdict != "refused"):
         volume = read_nifti(s.path)
@@ -115,6 +116,7 @@ def test_labels_come_back_at_the_same_place(specimens, tmp_path):
             assert written.tobytes() == given.tobytes(), (s.name, name)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is kept by Linux only")
 def test_all_are_read_in_little_memory(specimens):
     """One process with a small address space, in which neither the bomb nor 32767 cubed may be unpacked."""

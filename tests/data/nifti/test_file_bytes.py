@@ -283,6 +283,7 @@ def test_the_grid_of_a_gzip_is_read_from_its_beginning(raw):
     refused(path, "cut off")
 
 
+@pytest.mark.slow
 def test_memory_is_the_raw_bytes_and_the_result(save):
     path = save("t1.nii.gz", data=np.random.default_rng(0).integers(0, 99, (200, 200, 100)).astype(np.int16))
     tracemalloc.start()

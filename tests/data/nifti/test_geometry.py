@@ -35,6 +35,7 @@ def with_qform(affine, code=1, version=1, **fields):
     return {**{n: header[n] for n in names}, "version": version, **fields}
 
 
+@pytest.mark.slow
 @given(
     angles=st.tuples(*[st.floats(-3.14, 3.14)] * 3),
     spacing=st.tuples(*[st.floats(0.01, 20)] * 3),

@@ -164,6 +164,7 @@ def test_isal_does_the_work_where_it_is_installed(monkeypatch):
     assert inflated(PACKED, [352]) == CONTENT
 
 
+@pytest.mark.slow
 def test_without_isal_the_package_reads(tmp_path):
     (tmp_path / "t1.nii.gz").write_bytes(PACKED)
     program = (

@@ -154,6 +154,7 @@ def test_offset_not_set_is_the_least(save, version):
     refused(save(content=bytes(content)), "vox_offset 0")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_any_bits_are_read_or_refused(save):
     rng = np.random.default_rng(0)

@@ -163,6 +163,7 @@ def test_suffixes():
     assert not reader.verify_suffix(["a.nii", "b.mgz"])
 
 
+@pytest.mark.slow
 def test_the_reader_needs_no_monai():
     code = "import sys, monai_vit3d.data.nifti as n; n.read_nifti; print({'monai', 'torch'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

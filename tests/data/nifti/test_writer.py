@@ -127,6 +127,7 @@ fields32 = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(
     fields=fields32,
     labels=hnp.arrays(

@@ -40,6 +40,7 @@ def test_a_seed_gives_the_same_head_and_others_other_ones(phantom):
     assert not torch.equal(first[0], other[0])
 
 
+@pytest.mark.slow
 def test_left_stays_left(phantom):
     """Without turns, left structures lie at smaller x, in mirror images as well, and thalami behind striata."""
     for seed in range(12):
@@ -53,6 +54,7 @@ def test_left_stays_left(phantom):
         assert cerebellum[2] < cerebrum[2]  # below
 
 
+@pytest.mark.slow
 def test_mirror_images_occur(phantom):
     one_sided = phantom.clone()
     one_sided[one_sided == 41] = 42  # of another structure list, only the right side has a cerebrum
@@ -63,6 +65,7 @@ def test_mirror_images_occur(phantom):
     assert 3 <= sum(count > 0 for count in present) <= 17
 
 
+@pytest.mark.slow
 def test_the_head_can_be_turned_as_far_as_asked(phantom):
     """The line between the cerebra turns to 45 degrees, and no farther than the three turns together allow."""
     angles = []
@@ -75,6 +78,7 @@ def test_the_head_can_be_turned_as_far_as_asked(phantom):
     assert max(angles) < 75
 
 
+@pytest.mark.slow
 def test_brain_tissue_is_as_bright_as_t1_says_where_t1_is_asked(phantom):
     fluid_darker = []
     for seed in range(10):
@@ -100,6 +104,7 @@ def test_stripped_heads_have_nothing_outside_of_the_brain(phantom):
     assert (classes == CLASS["head"]).any()
 
 
+@pytest.mark.slow
 def test_spacing_is_read_from_the_affine():
     fine, coarse = head_phantom(2.0), head_phantom(4.0, (45, 52, 48))
     sizes = [(_drawn(labels, 0, stripped_share=0)[1] > 0).sum().item() for labels in (fine, coarse)]

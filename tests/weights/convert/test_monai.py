@@ -46,6 +46,7 @@ def is_unused(key):
     return ".norm_cross_attn." in key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

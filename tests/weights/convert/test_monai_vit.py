@@ -291,6 +291,7 @@ def test_a_masked_autoencoder_without_its_mask_gives_those_tokens():
     torch.testing.assert_close(from_monai_vit(net).forward_features(x), seen[0], **EXACT)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("proj_type", ["conv", "perceptron"])
 def test_unetrs_encoder_from_a_checkpoint_of_an_older_monai(proj_type):
@@ -317,6 +318,7 @@ def test_unetrs_encoder_from_a_checkpoint_of_an_older_monai(proj_type):
     }
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_segmenter_becomes_a_unetr_with_a_linear_patch_embedding():
     torch.manual_seed(0)
@@ -329,6 +331,7 @@ def test_a_segmenter_becomes_a_unetr_with_a_linear_patch_embedding():
     torch.testing.assert_close(from_monai_unetr(unetr)(x), segmenter(x), **EXACT)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("dtype", "share"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_a_unetr_with_a_linear_patch_embedding_there_and_back(dtype, share):

@@ -16,6 +16,7 @@ def flat(size):
     return timm.create_model("test_vit", pretrained=False, img_size=size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 2])
 def test_a_plane_of_as_many_patches_is_the_grid(axis, caplog):
     state = flat((64, 144)).state_dict()  # 4x9 patches; 6x6 are as many

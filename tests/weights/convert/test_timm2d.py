@@ -481,6 +481,7 @@ def test_keys_that_share_memory_in_a_file_do_not_train_as_one(tiny, tmp_path):
     assert torch.equal(net.norm.bias, whole[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight_init", ["", "jax_nlhb", "moco", "reset", "skip"])
 def test_what_does_not_come_starts_as_ever_and_alone_takes_random_numbers(weight_init):
     model = flat("vit_base_patch16_siglip_224")
@@ -529,6 +530,7 @@ def test_buffers_that_no_file_has_keep_their_values(tmp_path):
     assert torch.equal(other(x), net(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pos_embed", ["learned", "sincos"])
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_a_preset_from_a_file(tmp_path, suffix, pos_embed):
@@ -594,6 +596,7 @@ def test_normalisation_of_other_channels_and_names():
             timm_normalisation(name)
 
 
+@pytest.mark.slow
 def test_2d_weights_come_out_of_any_wrapping():
     models = [timm.create_model("test_vit", pretrained=False, img_size=32).state_dict() for _ in range(2)]
     for number, state in enumerate(models):

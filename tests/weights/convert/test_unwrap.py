@@ -76,6 +76,7 @@ def test_filter_takes_what_timms_takes(wrapping):
     same(checkpoint_filter_fn(wrapped, network()), checkpoint_filter_fn(state, network()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_whole_open_clip_file_with_timms_tower(prefix, tmp_path):
     tower = timm.create_model("vit_xsmall_patch16_clip_224").state_dict()
