@@ -30,7 +30,6 @@ def _init(capsys, *words):
     return code, captured.out.splitlines(), captured.err.splitlines()
 
 
-@pytest.mark.slow
 def test_a_dry_run_prints_every_choice_and_writes_nothing(data, tmp_path, capsys):
     code, out, err = _init(capsys, data, "-o", tmp_path / "b", "--dry-run", "--set", "epochs=7", "--memory", "6GB")
     assert (code, err) == (0, [])
