@@ -7,12 +7,13 @@ to the user's cache and completed there by the other bundle's file with the SHA-
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
 from pathlib import Path
 
 from monai_vit3d.data.files import cache_folder
+
+from .metadata import read_metadata
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # where the installed package has them, and a clone of its repository
@@ -49,7 +50,7 @@ def find_bundle(bundle: str | Path) -> Path:
 
 def _weights_sha256(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file of weights that a bundle's metadata.json states."""
-    return json.loads((folder / "configs" / "metadata.json").read_text("utf-8")).get("weights_sha256", {})
+    return read_metadata(folder).content.get("weights_sha256", {})
 
 
 def _completed(folder: Path) -> Path:

@@ -141,9 +141,11 @@ def _faults(side: LabelledSide, moved_mm: float, limits: SideLimits, certain: bo
     if not low <= side.volume_ml <= high:
         faults.append(f"{side.volume_ml:.2f} ml (expected {low:g} to {high:g})")
     if moved_mm > move_mm:
-        faults.append(_too_far(moved_mm, move_mm))
+        faults.append(
+            f"its labels lie {moved_mm:.0f} mm from where the head's pose has it (expected at most {move_mm:g})"
+        )
     if side.probability < probability:
-        faults.append(_too_unsure(side, probability))
+        faults.append(f"mean probability {side.probability:.2f} (expected at least {probability:g})")
     if side.flat > limits.flat:
         faults.append(
             f"{side.flat:.0%} of it lies where the image has one value only (expected at most {limits.flat:.0%})"
@@ -158,11 +160,7 @@ def _alone_faults(side: LabelledSide, moved_mm: float, degrees: float, pose: Hea
         faults.append("the image may show no head")
     if degrees > ODD_TURN_DEGREES:
         faults.append("the head does not lie as the header says")
-    if moved_mm > limits.certain_move_mm:
-        faults.append(_too_far(moved_mm, limits.certain_move_mm))
-    if side.probability < limits.certain_probability:
-        faults.append(_too_unsure(side, limits.certain_probability))
-    return faults
+    return [*faults, *_faults(side, moved_mm, limits, certain=True)]
 
 
 def _pair_faults(first: LabelledSide, second: LabelledSide, pose: HeadPose, limits: SideLimits) -> list[str]:
@@ -180,11 +178,3 @@ def _pair_faults(first: LabelledSide, second: LabelledSide, pose: HeadPose, limi
     if float(between[0]) < 0:
         faults.append("left lies to the right of right")
     return faults
-
-
-def _too_far(moved_mm: float, limit_mm: float) -> str:
-    return f"its labels lie {moved_mm:.0f} mm from where the head's pose has it (expected at most {limit_mm:g})"
-
-
-def _too_unsure(side: LabelledSide, limit: float) -> str:
-    return f"mean probability {side.probability:.2f} (expected at least {limit:g})"
