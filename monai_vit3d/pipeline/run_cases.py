@@ -15,7 +15,8 @@ import torch
 from monai_vit3d.data.errors import ImageError
 from monai_vit3d.data.nifti import write_labels, write_map
 from monai_vit3d.data.volume import Grid, Volume
-from monai_vit3d.visualize.overlay import draw_overlay, write_png
+from monai_vit3d.visualize.overlay import write_png
+from monai_vit3d.visualize.sheet import draw_sheet
 
 from .case import Case
 from .case_runner import CaseRunner, Summary, Work, take_through
@@ -140,7 +141,7 @@ class _PredictionRunner(CaseRunner):
         if prediction.scores is not None:
             written |= self._scores(prediction.scores)
         paths.append((self.plan.output / case.picture).absolute())
-        write_png(draw_overlay(volume.voxels, labels, volume.grid), paths[-1])
+        write_png(draw_sheet(volume.voxels, labels, volume.grid), paths[-1])
         return {**written, "picture": case.picture.as_posix(), "outputs": self.hashes(paths)}
 
     def _scores(self, scores: list[float]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def draw_overlay(
     if reference is not None:
         reference = axes.view(reference)
     if centre is None:
-        box = _surroundings(labels, axes.spacing_mm)
+        box = label_surroundings(labels, axes.spacing_mm)
         voxels, labels = voxels[box], labels[(slice(None),) * (labels.ndim - 3) + box]
         reference = reference[box] if reference is not None else None
         at = label_centre(labels)
@@ -73,7 +73,7 @@ def draw_overlay(
     under: Sequence[Array | None] = [None] * len(greys) if reference is None else cut_planes(reference, at)
     sizes = panel_sizes(voxels.shape, axes.spacing_mm)
     paintings = [
-        _paint(grey, mark, size, colours or PALETTE, below)
+        paint_labels(grey, mark, size, colours or PALETTE, below)
         for grey, mark, size, below in zip(greys, marks, sizes, under)
     ]
     return put_side_by_side(paintings, axes)
@@ -85,9 +85,25 @@ def label_centre(labels: Array) -> list[int]:
     Args:
         labels: (H, W, D) integers, 0 is background; or (C, H, W, D) masks.
     """
+    return [int(area.argmax()) if area.any() else len(area) // 2 for area in _labelled_area(labels)]
+
+
+def label_slices(labels: Array, count: int) -> list[list[int]]:
+    """Find for each axis slices that divide the labelled voxels into equal parts; without a label, the slices.
+
+    Args:
+        labels: (H, W, D) integers, 0 is background; or (C, H, W, D) masks.
+        count: so many for each axis, fewer of thin volumes and labels.
+    """
+    weights = [area if area.any() else np.ones_like(area) for area in _labelled_area(labels)]
+    shares = np.arange(1, count + 1) / (count + 1)
+    return [sorted({int(i) for i in np.searchsorted(w.cumsum(), shares * w.sum(), "right")}) for w in weights]
+
+
+def _labelled_area(labels: Array) -> list[Array]:
+    """For each axis, how many voxels of each slice are labelled."""
     filled = (labels != 0).any(axis=0) if labels.ndim == 4 else labels != 0
-    areas = [np.count_nonzero(filled, axis=tuple(i for i in range(3) if i != axis)) for axis in range(3)]
-    return [int(area.argmax()) if area.any() else len(area) // 2 for area in areas]
+    return [np.count_nonzero(filled, axis=tuple(i for i in range(3) if i != axis)) for axis in range(3)]
 
 
 def write_png(image: Image, path: str | Path) -> None:
@@ -101,8 +117,13 @@ def write_png(image: Image, path: str | Path) -> None:
         image.save(file, "PNG")
 
 
-def _surroundings(labels: Array, spacing_mm: Array) -> tuple[slice, ...]:
-    """The box around labels that fill little of every axis; all of the volume if they fill more, or are none."""
+def label_surroundings(labels: Array, spacing_mm: Array) -> tuple[slice, ...]:
+    """Find the box around labels that fill little of every axis; all of the volume if they fill more, or are none.
+
+    Args:
+        labels: (H, W, D) integers, 0 is background; or (C, H, W, D) masks.
+        spacing_mm: of the axes.
+    """
     filled = (labels != 0).any(axis=0) if labels.ndim == 4 else labels != 0
     box = []
     for axis, size in enumerate(filled.shape):
@@ -125,10 +146,18 @@ def _flat(labels: Array) -> Array:
     return flat
 
 
-def _paint(
+def paint_labels(
     grey: Array, labels: Array, size: tuple[int, int], colours: Sequence[Colour], reference: Array | None = None
 ) -> Array:
-    """One plane with its labels at the panel's size, (height, width, 3) uint8."""
+    """Paint one plane with its labels at the panel's size, (height, width, 3) uint8.
+
+    Args:
+        grey: of the plane's pixels, from 0 to 1.
+        labels: of the same pixels, integers.
+        size: width and height of the panel.
+        colours: of labels 1, 2, ..., again from the start when they end.
+        reference: labels to compare with, as in :func:`draw_overlay`.
+    """
     picture = paint_grey(grey, size)
     rows, columns = (places.astype(int) for places in panel_places(size, labels.shape))
     labels = labels[np.ix_(rows, columns)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 ACROSS: dict[Plane, int] = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis of an LPI volume that a plane cuts
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS"))
-_HEIGHT, _WIDTH, _MARGIN, _GAP = 260, 390, 16, 12
+_MARGIN, _GAP = 16, 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +67,19 @@ def cut_planes(volume: Array, at: Sequence[int]) -> list[Array]:
         volume: (..., L, P, I); what comes before is kept.
         at: index of the voxel that the planes pass through.
     """
-    lead = volume.ndim - 3
-    return [np.take(volume, at[ACROSS[plane]], lead + ACROSS[plane]).swapaxes(-1, -2) for plane in PLANES]
+    return [cut_plane(volume, plane, at[ACROSS[plane]]) for plane in PLANES]
+
+
+def cut_plane(volume: Array, plane: Plane, index: int) -> Array:
+    """Return one plane of an LPI volume, (rows, columns); nothing is copied.
+
+    Args:
+        volume: (..., L, P, I); what comes before is kept.
+        plane: which way to cut.
+        index: of the slice along the axis that the plane cuts.
+    """
+    place = (..., *(index if axis == ACROSS[plane] else slice(None) for axis in range(3)))
+    return volume[place].swapaxes(-1, -2)
 
 
 def plane_letters(affine: Array, plane: Plane) -> tuple[str, str, str, str]:
@@ -82,16 +94,17 @@ def plane_letters(affine: Array, plane: Plane) -> tuple[str, str, str, str]:
     return _OPPOSITE[across], across, _OPPOSITE[down], down
 
 
-def panel_sizes(shape: Sequence[int], spacing_mm: Array) -> list[tuple[int, int]]:
-    """Return width and height of each plane's panel in pixels: one scale, none larger than 390 x 260.
+def panel_sizes(shape: Sequence[int], spacing_mm: Array, most: tuple[int, int] = (390, 260)) -> list[tuple[int, int]]:
+    """Return width and height of each plane's panel in pixels, at one scale.
 
     Args:
         shape: of the LPI volume.
         spacing_mm: of its axes.
+        most: width and height that none exceeds.
     """
     extent = np.array(shape) * spacing_mm
     edges = [np.delete(extent, ACROSS[plane]) for plane in PLANES]
-    scale = min(min(_WIDTH / width, _HEIGHT / height) for width, height in edges)
+    scale = min(min(most[0] / width, most[1] / height) for width, height in edges)
     return [(max(1, round(width * scale)), max(1, round(height * scale))) for width, height in edges]
 
 
@@ -133,15 +146,31 @@ def put_side_by_side(paintings: Sequence[Array], axes: LpiAxes) -> Image:
         paintings: (height, width, 3) uint8, in the order of ``PLANES``.
         axes: of the LPI volume that they are of.
     """
+    return put_in_rows([list(zip(PLANES, paintings))], axes)
+
+
+def put_in_rows(rows: Sequence[Sequence[tuple[Plane, Array]]], axes: LpiAxes) -> Image:
+    """Put panels in rows and columns on black, each in the middle of its place, with letters of the directions.
+
+    Args:
+        rows: of each panel its plane and its (height, width, 3) uint8 pixels.
+        axes: of the LPI volume that they are of.
+    """
     from PIL import Image
 
-    panels = [_panel(pixels, plane_letters(axes.directions_mm, plane)) for plane, pixels in zip(PLANES, paintings)]
-    width, height = sum(p.width for p in panels) + 2 * _GAP, max(p.height for p in panels)
-    picture, left = Image.new("RGB", (width, height)), 0
-    for panel in panels:
-        picture.paste(panel, (left, (height - panel.height) // 2))
-        left += panel.width + _GAP
+    panels = [[_panel(pixels, plane_letters(axes.directions_mm, plane)) for plane, pixels in row] for row in rows]
+    widths = [max(panel.width for panel in column if panel) for column in zip_longest(*panels)]
+    heights = [max(panel.height for panel in row) for row in panels]
+    picture = Image.new("RGB", (sum(widths) + _GAP * (len(widths) - 1), sum(heights) + _GAP * (len(heights) - 1)))
+    for row, height, top in zip(panels, heights, _starts(heights)):
+        for panel, width, left in zip(row, widths, _starts(widths)):
+            picture.paste(panel, (left + (width - panel.width) // 2, top + (height - panel.height) // 2))
     return picture
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    """Return where each of the sizes begins, with gaps between."""
+    return [sum(sizes[:i]) + _GAP * i for i in range(len(sizes))]
 
 
 def _panel(pixels: Array, letters: Sequence[str]) -> Image:

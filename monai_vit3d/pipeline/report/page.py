@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,20 +16,27 @@ from monai_vit3d.data.files import remove_parts, write_text_atomic
 from monai_vit3d.data.printable import printable
 from monai_vit3d.visualize.colours import label_colour
 
-PER_PAGE = 100  # results; with more, and their pictures inside, a page would be too large for a browser
+PER_PAGE = 50  # results; with more, and their pictures inside, a page would be too large for a browser
+_FILTERED = 6  # results from which on a page has a filter
 _NAMES = 50  # files passed over for one reason that are shown; run.json has all
 _ROWS = 12  # labels of a case shown at once; the others unfold
 _STATES = ("done", "failed", "skipped", "pending")
+# results that the filter tells apart, the first first on the page: class of CSS, key of a case, name
+_KINDS = (
+    ("suspicious", "suspicious", "suspicious"),
+    ("unlike", "outliers", "unlike the others"),
+    ("warned", "warnings", "with warnings"),
+)
 
 Record = Mapping[str, Any]
 
 
 def write_report(records: Iterable[Record], run: Record, output: str | Path) -> None:
-    """Write ``report.html``: one file without scripts; failures, suspicious cases, outliers, warnings, then the others.
+    """Write ``report.html``: one file; failures, suspicious cases, outliers, warnings, then the others.
 
-    Its pictures are inside the page. Results after the first hundred are on ``report-2.html`` and further pages, whose
+    Its pictures are inside the page. Results after the first fifty are on ``report-2.html`` and further pages, whose
     pictures are read from the folder beside them. What comes from file names and headers is shown as text; a
-    Content-Security-Policy forbids scripts and anything from the network.
+    Content-Security-Policy forbids anything from the network, and all scripts but the filter's, by its hash.
 
     Args:
         records: ``files`` of run.json; of each, any of "name", "input", "status", "error", "warnings", "suspicious",
@@ -68,10 +76,13 @@ def write_run_page(template: str, records: Iterable[Record], run: Record, output
     names = _page_names(len(results))
     remove_parts(output / name for name in names)
     for i, name in enumerate(names):
+        shown = results[i * PER_PAGE : (i + 1) * PER_PAGE]
         page = render_page(
             _read(template),
             counts=[*_counts(cases), *_passed_over_count(run)],
-            shown=results[i * PER_PAGE : (i + 1) * PER_PAGE],
+            shown=shown,
+            kinds=[(kind, text) for kind, _, text in _KINDS if any(kind in case["kinds"] for case in shown)],
+            **_script(shown),
             pages=names,
             page=name,
             results=len(results),
@@ -84,6 +95,15 @@ def write_run_page(template: str, records: Iterable[Record], run: Record, output
     while (old := output / _page_name(number)).is_file():
         old.unlink()
         number += 1
+
+
+def _script(shown: Sequence[Any]) -> dict[str, Any]:
+    """The filter's script, if there is much to filter, and the hash by which the page's policy knows it."""
+    from markupsafe import Markup
+
+    script = _read("filter.js") if len(shown) >= _FILTERED else ""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"script": Markup(script), "script_hash": f"sha256-{digest}"}
 
 
 def _page_names(results: int) -> list[str]:
@@ -134,7 +154,7 @@ def _case(record: Record, i: int) -> dict[str, Any]:
     stats, prediction = record.get("stats") or [], record.get("prediction") or {}
     has_result = bool(stats or prediction or record.get("picture") or record.get("windows"))
     result = status == "done" or (status == "skipped" and has_result)
-    return {
+    found = {
         "name": str(record.get("name") or source or f"case {i + 1}"),
         "input": source,
         "status": status,
@@ -149,11 +169,12 @@ def _case(record: Record, i: int) -> dict[str, Any]:
         "bars": _bars(prediction),
         "windows": record.get("windows"),
     }
+    return {**found, "kinds": [kind for kind, key, _ in _KINDS if found[key]]}
 
 
 def _rank(case: Mapping[str, Any]) -> tuple[bool, ...]:
     """Sort suspicious cases first, then outliers of the run, then cases with warnings."""
-    return tuple(not case[reason] for reason in ("suspicious", "outliers", "warnings"))
+    return tuple(kind not in case["kinds"] for kind, *_ in _KINDS)
 
 
 def _stat(row: Record) -> dict[str, Any]:

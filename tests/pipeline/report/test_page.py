@@ -1,6 +1,7 @@
 """The page of a run, read by html.parser and by Chromium: whole, in order, and safe from what files are called."""
 
 import base64
+import hashlib
 import io
 import re
 import shutil
@@ -23,7 +24,7 @@ STATS = [
     {"label": 1, "name": "liver", "voxels": 1234567, "volume_ml": 1234.5678, "mean": -12.3456},
     {"label": 2, "name": "cyst", "voxels": 0, "volume_ml": 0.0, "mean": None},
 ]
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
 
 
 class Page(HTMLParser):
@@ -52,6 +53,12 @@ class Page(HTMLParser):
 
     def text(self, tag, kind=None):
         return [" ".join(e[2].split()) for e in self.all(tag, kind)]
+
+
+def browse(folder, *more):
+    """Chromium's output, by a profile in the folder."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder}/profile"]
+    return subprocess.run([CHROMIUM, *options, *more], capture_output=True, text=True, timeout=HANG, check=True).stdout
 
 
 def done(output, name, **more):
@@ -210,6 +217,58 @@ def test_hostile_names_are_text(page, tmp_path):
     assert policy == "default-src 'none'; img-src data: 'self'; style-src 'unsafe-inline'"
 
 
+def many(output):
+    records = [{"name": f"case {i}", "status": "done", "warnings": ["odd"] * (i > 4)} for i in range(6)]
+    return [*records, done(output, "e") | {"name": f"{HOSTILE} 3"}]
+
+
+def test_the_filters_script_is_the_only_one_that_the_policy_allows(page, tmp_path):
+    found = page(many(tmp_path))
+    (script,) = found.all("script")
+    assert script[1] == {}
+    (policy,) = [e[1]["content"] for e in found.all("meta") if e[1].get("http-equiv") == "Content-Security-Policy"]
+    digest = base64.b64encode(hashlib.sha256(script[2].encode()).digest()).decode()
+    assert policy.endswith(f"; script-src 'sha256-{digest}'")
+    assert [e[1]["value"] for e in found.all("option")] == ["result", "warned"]
+    assert all("hidden" in e[1] for e in found.all("form"))  # without scripts there is nothing that does not work
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.parametrize(
+    ("name", "kind", "left"),
+    [("CASE 3", "result", ["case 3"]), ("", "warned", ["case 5"]), ("3", "result", ["case 3", f"{HOSTILE} 3"])],
+)
+def test_the_filter_hides_the_others(page, tmp_path, monkeypatch, name, kind, left):
+    read = report_page._read
+    choice = f'form.name.value = "{name}"; form.kind.value = "{kind}"; form.oninput();'
+    monkeypatch.setattr(report_page, "_read", lambda file: read(file) + (choice if file == "filter.js" else ""))
+    page(many(tmp_path))
+    dom = tmp_path / "dom.html"
+    dom.write_text(browse(tmp_path, "--dump-dom", (tmp_path / "report.html").as_uri()), encoding="utf-8")
+    found = Page(dom)
+    shown = [e[2].split("\n")[2] for e in found.all("section") if "hidden" not in e[1]]
+    assert shown == left
+    assert found.text("output") == [f"{len(left)} of 7 on this page"]
+    assert found.text("title") == ["unnamed bundle: report"]
+    assert "hidden" not in found.all("form")[0][1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_a_picture_that_was_clicked_fills_the_window(page, tmp_path):
+    page([done(tmp_path, "a")])
+    html = (tmp_path / "report.html").read_text()
+    (tmp_path / "clicked.html").write_text(html.replace('<input type="checkbox"', '<input checked type="checkbox"'))
+    shot = tmp_path / "shot.png"
+    reds = []
+    for name in ("report.html", "clicked.html"):
+        browse(tmp_path, f"--screenshot={shot}", "--window-size=600,800", (tmp_path / name).as_uri())
+        pixels = np.asarray(Image.open(shot).convert("RGB"))
+        reds.append((pixels == (200, 10, 10)).all(axis=2).sum())
+    assert reds == [30 * 20, 600 * 400]  # as large as the window's width allows
+
+
 def test_nothing_from_the_network(page, tmp_path):
     page([done(tmp_path, "a", stats=STATS)])
     assert not re.search(r"https?:|//|url\(|@import", (tmp_path / "report.html").read_text().split("data:image")[0])
@@ -231,32 +290,19 @@ def test_in_a_browser(page, tmp_path, monkeypatch):
     """No script of a file name runs; pictures show, inside or beside; nothing is wider than a phone."""
     monkeypatch.setattr(report_page, "PER_PAGE", 1)
     page(hostile(tmp_path), bundle=HOSTILE)
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        f"--user-data-dir={tmp_path}/profile",
-    ]
     address = (tmp_path / "report.html").as_uri()
-
-    def browse(*more):
-        return subprocess.run(
-            [CHROMIUM, *options, *more], capture_output=True, text=True, timeout=HANG, check=True
-        ).stdout
-
     dom = tmp_path / "dom.html"
-    dom.write_text(browse("--dump-dom", address), encoding="utf-8")
+    dom.write_text(browse(tmp_path, "--dump-dom", address), encoding="utf-8")
     assert Page(dom).text("title") == [f"{HOSTILE}: report"]
     assert "onerror" not in {key for e in Page(dom).elements for key in e[1]}
     shot = tmp_path / "shot.png"
     for one in (address, (tmp_path / "report-2.html").as_uri()):
-        browse(f"--screenshot={shot}", "--window-size=600,1800", one)
+        browse(tmp_path, f"--screenshot={shot}", "--window-size=600,1800", one)
         pixels = np.asarray(Image.open(shot).convert("RGB"))
         red = (pixels == (200, 10, 10)).all(axis=2)
         assert red.sum() == 30 * 20  # its picture, one pixel a pixel
     frame = f"<iframe src='{address}' width=400 height=1800 style='border:0'></iframe>"
     (tmp_path / "frame.html").write_text(f"<body style='margin:0;background:#0f0'>{frame}")
-    browse(f"--screenshot={shot}", "--window-size=600,1800", (tmp_path / "frame.html").as_uri())
+    browse(tmp_path, f"--screenshot={shot}", "--window-size=600,1800", (tmp_path / "frame.html").as_uri())
     edge = np.asarray(Image.open(shot).convert("RGB"))[:, 388:400]
     assert (edge == edge[0, 0]).all()  # the page's margin: nothing reaches into it
