@@ -14,13 +14,13 @@ from monai_vit3d import __version__
 from monai_vit3d.bundle.search_path import without_folders
 from monai_vit3d.bundle.shipped import find_bundle
 
-from . import bundles, check, demo, embed, evaluate, info, init, measure, predict, probe, train, weights
+from . import bundles, check, compare, demo, embed, evaluate, info, init, measure, predict, probe, train, weights
 from .flags import use_flags_of, with_flags
 from .parser import SuggestingParser
 from .progress import print_error
 from .streams import EscapedStream, Terminated, guard_streams, raise_on_signals
 
-VERBS = (init, train, evaluate, predict, embed, probe, check, info, measure, bundles, weights, demo)
+VERBS = (init, train, evaluate, predict, compare, embed, probe, check, info, measure, bundles, weights, demo)
 
 
 def build_parser() -> argparse.ArgumentParser:

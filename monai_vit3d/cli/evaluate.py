@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +10,10 @@ from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.printable import printable
 
 from .options import add_device, add_safe, parsed
-from .progress import Progress, print_error
+from .progress import Progress, ScoringProgress, aligned, print_error
 
 if TYPE_CHECKING:
     from monai_vit3d.evaluation.results import Evaluation
-    from monai_vit3d.evaluation.scoring import ScoredCase
     from monai_vit3d.evaluation.volumes import VolumeEvaluation
 
 _DESCRIPTION = """Score label maps: Dice, surface Dice (NSD), 95 % Hausdorff distance, volume bias and detection
@@ -81,7 +78,7 @@ def _run(args: argparse.Namespace) -> int:
     if folders == (args.bundle is not None) or (folders and None in (args.predictions, args.labels, args.output)):
         raise UsageError("expected a BUNDLE, or --pred DIR, --labels DIR and -o OUT.")
     options = parsed(args, "go_on", *(_OF_BUNDLE if folders else _OF_FOLDERS))
-    with Progress() as predicting, _Scoring() as scoring:
+    with Progress() as predicting, ScoringProgress() as scoring:
         if folders:
             evaluation = evaluate_folders(**options, on_case=scoring)
         else:
@@ -103,37 +100,14 @@ def _run(args: argparse.Namespace) -> int:
 def _print_volumes(evaluation: VolumeEvaluation) -> int:
     for case in evaluation.failed:
         print_error(f"vit3d: {case.name} failed: {case.error}")
-    for line in _aligned(evaluation.table()):
+    for line in aligned(evaluation.table()):
         print(printable(line))
     if evaluation.against:
         print(printable(f"minus {evaluation.against}, {evaluation.shared} cases of both:"))
-        for line in _aligned(evaluation.comparison()):
+        for line in aligned(evaluation.comparison()):
             print(printable(line))
     print(printable(f"{len(evaluation.answered)} scored, {len(evaluation.failed)} failed: {evaluation.page}"))
     return 1 if evaluation.failed else 0
-
-
-class _Scoring:
-    """Count the scored cases on a terminal, and print those that fail."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-
-    def __enter__(self) -> _Scoring:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def __call__(self, case: ScoredCase) -> None:
-        from tqdm import tqdm
-
-        if self.bar is None:
-            self.bar = tqdm(desc="scored", unit="case", dynamic_ncols=True, disable=not sys.stderr.isatty())
-        self.bar.update()
-        if case.error:
-            print_error(f"vit3d: {case.case.name} failed: {case.error}")
 
 
 def _table(evaluation: Evaluation) -> list[str]:
@@ -146,7 +120,7 @@ def _table(evaluation: Evaluation) -> list[str]:
     for one in evaluation.classes:
         cells = [interval_text(one.means[m.name], m.digits) if m.name in one.means else "" for m in METRICS]
         rows.append([one.name, str(one.cases), *cells, number_text(one.detection.f1, 2)])
-    return _aligned(rows) if len(rows) > 1 else []
+    return aligned(rows) if len(rows) > 1 else []
 
 
 def _comparison(evaluation: Evaluation) -> list[str]:
@@ -161,9 +135,4 @@ def _comparison(evaluation: Evaluation) -> list[str]:
                 difference = interval_text(pair.difference, metric.digits, signed=True)
                 title = metric.title.format(mm=evaluation.nsd_mm)
                 rows.append([group, title, difference, str(pair.higher), str(pair.lower), number_text(pair.p, 3)])
-    return [f"minus {evaluation.against}:", *_aligned(rows)] if len(rows) > 1 else []
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return [f"minus {evaluation.against}:", *aligned(rows)] if len(rows) > 1 else []

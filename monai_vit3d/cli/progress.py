@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from monai_vit3d.data.printable import printable
@@ -12,6 +12,7 @@ from .flags import with_flags
 from .streams import EscapedStream
 
 if TYPE_CHECKING:
+    from monai_vit3d.evaluation.scoring import ScoredCase
     from monai_vit3d.pipeline.plan import Plan
 
 
@@ -55,6 +56,36 @@ class Progress:
     def _print_above(self, text: str) -> None:
         with self.bar.external_write_mode(raw_terminal()):
             print_error(text)
+
+
+class ScoringProgress:
+    """Count scored cases on a terminal, and print those that fail."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def __enter__(self) -> ScoringProgress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, case: ScoredCase) -> None:
+        """Count a case."""
+        from tqdm import tqdm
+
+        if self.bar is None:
+            self.bar = tqdm(desc="scored", unit="case", dynamic_ncols=True, disable=not sys.stderr.isatty())
+        self.bar.update()
+        if case.error:
+            print_error(f"vit3d: {case.case.name} failed: {case.error}")
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Format rows of cells as lines whose columns begin below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
 def print_notes(plan: Plan) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 _LAZY = {
     "folders": ("evaluate_folders",),
     "of_bundle": ("evaluate_bundle",),
+    "compare": ("compare_runs",),
     "finish": ("finish_training",),
 }
 __all__ = [name for names in _LAZY.values() for name in names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,11 +17,28 @@ from monai_vit3d.visualize.overlay import draw_overlay, label_centre
 from .pairs import EvaluationCase
 from .scoring import read_pair
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 _MARGIN_MM = 15.0  # around what is labelled
 
 
 def draw_case(case: EvaluationCase) -> str:
-    """Draw three planes through the slices where most voxels differ, cut to the labelled region, as a data URI.
+    """Draw a case as :func:`draw_difference` does, as a data URI.
+
+    Args:
+        case: see there.
+
+    Raises:
+        ImageError: prediction or label cannot be read.
+    """
+    file = io.BytesIO()
+    draw_difference(case).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def draw_difference(case: EvaluationCase) -> Image:
+    """Draw three planes through the slices where most voxels differ, cut to the labelled region.
 
     Args:
         case: its image, if it has one that lies on the labels' grid, is shown underneath; black otherwise.
@@ -34,10 +52,7 @@ def draw_case(case: EvaluationCase) -> str:
     prediction, label, voxels = prediction[box], label[box], voxels[box]
     different = (prediction != label).astype(np.uint8)
     centre = label_centre(different if different.any() else label)
-    picture = draw_overlay(voxels, prediction, Grid(voxels.shape, grid.affine_mm), centre=centre, reference=label)
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return draw_overlay(voxels, prediction, Grid(voxels.shape, grid.affine_mm), centre=centre, reference=label)
 
 
 def _image(case: EvaluationCase, grid: Grid) -> Array:

@@ -120,6 +120,15 @@ def load_records(output: Path) -> dict[str, dict[str, Any]]:
     return _records(output, _parts(output))
 
 
+def load_about(output: Path) -> dict[str, Any]:
+    """Load what holds for the newest run into the folder as a whole.
+
+    Raises:
+        UsageError: a record is no JSON of ours, or there is none.
+    """
+    return ([*_parts(output).values()] or [_read(output / "run.json")])[-1]
+
+
 def _records(output: Path, parts: Mapping[Path, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     whole = output / "run.json"
     contents = [*([_read(whole)] if whole.is_file() else []), *parts.values()]
