@@ -15,10 +15,11 @@ from monai_vit3d.bundle.search_path import without_folders
 from monai_vit3d.bundle.shipped import find_bundle
 
 from . import bundles, check, compare, demo, embed, evaluate, info, init, measure, predict, probe, train, weights
-from .flags import use_flags_of, with_flags
+from .flags import use_flags_of
 from .parser import SuggestingParser
 from .progress import print_error
 from .streams import EscapedStream, Terminated, guard_streams, raise_on_signals
+from .verbosity import LineFormatter, add_verbosity, command_log, heeding_verbosity
 
 VERBS = (init, train, evaluate, predict, compare, embed, probe, check, info, measure, bundles, weights, demo)
 
@@ -30,6 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for verb in VERBS:
         verb.add_verb(verbs)
+    for added in verbs.choices.values():
+        add_verbosity(added)
     return parser
 
 
@@ -39,9 +42,24 @@ def main(argv: list[str] | None = None) -> int:
     Args:
         argv: the arguments, without the command's name; None takes the process' own.
     """
-    args = build_parser().parse_args(argv)
-    go_on = getattr(args, "go_on", "rerun with --resume to do what is left")
+    parser = build_parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what the word before the cursor may become
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    args = parser.parse_args(argv)
     use_flags_of(args.parser)
+    try:
+        with heeding_verbosity(args):
+            return _run_verb(args)
+    except OSError as error:
+        print_error(f"vit3d: log_file=: {error}. Choose another file.")
+        return 2
+
+
+def _run_verb(args: argparse.Namespace) -> int:
+    """Run a verb, and say what ended it."""
+    go_on = getattr(args, "go_on", "rerun with --resume to do what is left")
     # PyTorch's memory in pages of 2 MiB where Linux has them: on virtual machines the faults of small ones cost half of
     # a UNETR's time. PyTorch reads it once, at its first tensor
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -57,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         first, *more = getattr(error, "lines", None) or [str(error)]
         for line in (f"vit3d: {first}", *more):
             print_error(line)
+        command_log.debug("The error's traceback:", exc_info=True)
         return 2 if isinstance(error, UsageError | BundleError | WeightsError) else 1
     except KeyboardInterrupt:
         print_error(f"vit3d: interrupted; {go_on}")
@@ -78,7 +97,7 @@ def run_process() -> NoReturn:
     guard_streams()
     raise_on_signals()
     handler = logging.StreamHandler()
-    handler.setFormatter(_LogFormatter("vit3d: %(message)s"))
+    handler.setFormatter(LineFormatter("vit3d: %(message)s"))
     logging.getLogger("monai_vit3d").addHandler(handler)
     logging.getLogger("monai_vit3d").setLevel(logging.INFO)
     code = main()
@@ -89,11 +108,3 @@ def run_process() -> NoReturn:
         code = code or 1
     sys.stderr.flush()
     os._exit(code)
-
-
-class _LogFormatter(logging.Formatter):
-    """Formats log lines with flags in place of arguments."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format a record."""
-        return with_flags(super().format(record))

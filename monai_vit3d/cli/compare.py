@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
     with ScoringProgress() as progress:
         comparison = compare_runs(**parsed(args), on_case=progress)
     for name, (letter, reason) in comparison.alone.items():
-        print_error(f"vit3d: {name} only in {letter}: {reason}")
+        print_error(f"vit3d: {name} only in {letter}: {reason}", logging.WARNING)
     for line in aligned(summary_table(comparison)):
         print(printable(line))
     failed = len(comparison.failed)

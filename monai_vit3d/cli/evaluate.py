@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
     if isinstance(evaluation, VolumeEvaluation):
         return _print_volumes(evaluation)
     for note in evaluation.notes:
-        print_error(f"vit3d: {note}")
+        print_error(f"vit3d: {note}", logging.WARNING)
     for line in _table(evaluation):
         print(printable(line))
     for line in _comparison(evaluation):

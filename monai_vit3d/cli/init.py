@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from monai_vit3d.data.printable import printable
 
 from .options import parse_override
 from .progress import print_error
+from .verbosity import is_showing_progress
 
 _DESCRIPTION = """DATA is a folder in nnU-Net's, the Medical Segmentation Decathlon's, BIDS's or BraTS's layout,
 two folders of like names, a MONAI data list (JSON) or a CSV with columns image (or image_*) and
@@ -52,7 +52,7 @@ def _run(args: argparse.Namespace) -> int:
 
     from monai_vit3d.planning.init import plan_bundle
 
-    with tqdm(unit="case", dynamic_ncols=True, disable=not sys.stderr.isatty(), desc="reading") as bar:
+    with tqdm(unit="case", dynamic_ncols=True, disable=not is_showing_progress(), desc="reading") as bar:
         report = plan_bundle(
             args.data,
             args.output,

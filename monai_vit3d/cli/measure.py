@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from .options import add_device, add_safe
+from .verbosity import is_showing_progress
 
 _DESCRIPTION = """Measure field of view, spacing, brightness, volumes, ... of a bundle's training
 files, and how decided its network is about them. `vit3d predict` and `vit3d check`
@@ -44,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
     from monai_vit3d.pipeline.measure_training import find_cases, format_json, measure_training, write_trained_on
 
     cases = find_cases(args.images, args.labels, args.split, args.section)
-    with tqdm(total=len(cases), unit="case", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=len(cases), unit="case", dynamic_ncols=True, disable=not is_showing_progress()) as bar:
         trained_on = measure_training(
             cases, args.bundle, device=args.device, safe=args.safe, on_case=lambda count: bar.update()
         )

@@ -8,6 +8,8 @@ from typing import Any
 
 from monai_vit3d.data.errors import UsageError
 
+from .verbosity import VERBOSITY
+
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Add the inputs, and which of the files and volumes in them are taken."""
@@ -80,7 +82,8 @@ def parsed(args: argparse.Namespace, *without: str) -> dict[str, Any]:
         args: the parsed arguments.
         without: names of arguments that the function does not have.
     """
-    keywords = {key: value for key, value in vars(args).items() if key not in ("run", "parser", "go_on", *without)}
+    own = ("run", "parser", "go_on", *VERBOSITY)
+    keywords = {key: value for key, value in vars(args).items() if key not in (*own, *without)}
     if "overrides" in keywords:
         keywords["overrides"] = dict(map(parse_override, args.overrides))
     return keywords

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from monai_vit3d.data.printable import printable
 
-from .flags import with_flags
 from .streams import EscapedStream
+from .verbosity import command_log, is_showing_progress
 
 if TYPE_CHECKING:
     from monai_vit3d.evaluation.scoring import ScoredCase
@@ -36,26 +37,30 @@ class Progress:
 
         print_notes(plan)
         self.total = len(plan.cases)
-        if sys.stderr.isatty():
+        if is_showing_progress():
             self.bar = tqdm(total=self.total, unit="file", dynamic_ncols=True, file=raw_terminal())
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Print the result of a case, and each warning about it on its own line."""
         self.seen += 1
-        print_line: Callable[[str], Any] = print_error if self.bar is None else self._print_above
+        print_line: Callable[[str, int], Any] = print_error if self.bar is None else self._print_above
         if self.bar is None:
-            print_line(f"{self.seen}/{self.total} {record['status']} {record['name']} ({record['seconds']:.1f} s)")
+            line = f"{self.seen}/{self.total} {record['status']} {record['name']} ({record['seconds']:.1f} s)"
+            print_line(line, logging.INFO)
         else:
             self.bar.set_postfix_str(printable(record["name"])[-40:], refresh=False)
             self.bar.update()
         if record["status"] == "failed":
-            print_line(f"  failed: {record['error']}")
+            print_line(f"  failed: {record['error']}", logging.ERROR)
         for warning in record["warnings"] if record["status"] == "done" else []:
-            print_line(f"  warning: {record['name']}: {warning}")
+            print_line(f"  warning: {record['name']}: {warning}", logging.WARNING)
+        stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in (record.get("stages") or {}).items())
+        if stages:
+            print_line(f"  {record['name']}: {stages}", logging.DEBUG)
 
-    def _print_above(self, text: str) -> None:
+    def _print_above(self, text: str, level: int) -> None:
         with self.bar.external_write_mode(raw_terminal()):
-            print_error(text)
+            print_error(text, level)
 
 
 class ScoringProgress:
@@ -76,7 +81,7 @@ class ScoringProgress:
         from tqdm import tqdm
 
         if self.bar is None:
-            self.bar = tqdm(desc="scored", unit="case", dynamic_ncols=True, disable=not sys.stderr.isatty())
+            self.bar = tqdm(desc="scored", unit="case", dynamic_ncols=True, disable=not is_showing_progress())
         self.bar.update()
         if case.error:
             print_error(f"vit3d: {case.case.name} failed: {case.error}")
@@ -91,7 +96,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def print_notes(plan: Plan) -> None:
     """Print what was passed over, once for all shards."""
     for i, line in enumerate(plan.notes() if plan.shard[0] == 1 else []):
-        print_error(f"  {line}" if i else f"vit3d: {line}")
+        print_error(f"  {line}" if i else f"vit3d: {line}", logging.INFO)
 
 
 def print_plan(plan: Plan) -> None:
@@ -100,12 +105,16 @@ def print_plan(plan: Plan) -> None:
     print(plan.table())
 
 
-def print_error(text: str) -> None:
-    """Write a line to standard error, with flags for arguments.
+def print_error(text: str, level: int = logging.ERROR) -> None:
+    """Write a line to standard error, if the verbosity asks for its level, and to the log file.
 
-    What cannot be printed, line breaks of a file's name too, is shown as escapes.
+    What cannot be printed, line breaks of a file's name too, is shown as escapes, and arguments as flags.
+
+    Args:
+        text: the line.
+        level: of logging.
     """
-    print(printable(with_flags(text)), file=sys.stderr, flush=True)
+    command_log.log(level, "%s", printable(text))
 
 
 def raw_terminal() -> Any:

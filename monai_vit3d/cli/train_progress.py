@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from .progress import print_error, raw_terminal
+from .verbosity import is_showing_progress
 
 if TYPE_CHECKING:
     from monai_vit3d.training import EpochReport, StartReport
@@ -30,11 +30,11 @@ class TrainProgress:
 
     def __enter__(self) -> TrainProgress:
         notes = logging.getLogger("monai_vit3d")
-        if not self.silent and sys.stderr.isatty():
+        if not self.silent and is_showing_progress():
             from tqdm.contrib.logging import logging_redirect_tqdm
 
             self._stack.enter_context(logging_redirect_tqdm([notes]))
-        for handler in notes.handlers:
+        for handler in (one for one in notes.handlers if not isinstance(one, logging.FileHandler)):
             handler.addFilter(self._is_shown)
             self._stack.callback(handler.removeFilter, self._is_shown)
         return self
@@ -57,8 +57,8 @@ class TrainProgress:
         self._close()
         self.steps = report.steps
         done = f", goes on after epoch {report.epoch}" if report.epoch else ""
-        print_error(f"{_fold(report)}: {report.epochs} epochs of {report.steps} steps{done}")
-        if sys.stderr.isatty():
+        print_error(f"{_fold(report)}: {report.epochs} epochs of {report.steps} steps{done}", logging.INFO)
+        if is_showing_progress():
             self.bar = tqdm(
                 total=report.epochs * report.steps, initial=report.epoch * report.steps, unit="step",
                 desc=_fold(report), smoothing=0, dynamic_ncols=True, file=raw_terminal(),
@@ -85,15 +85,16 @@ class TrainProgress:
         head = f"{_fold(report)}, epoch {report.epoch}/{report.epochs}: loss {report.loss:.3f}"
         if self.bar is not None:
             with self.bar.external_write_mode(raw_terminal()):
-                print_error(head + _scores(report))
+                print_error(head + _scores(report), logging.INFO)
         else:
-            print_error(f"{head}{_scores(report)}, {_duration(report.seconds_left)} left")
+            print_error(f"{head}{_scores(report)}, {_duration(report.seconds_left)} left", logging.INFO)
 
     def finish(self) -> None:
         """Say that the training is over, and what is done at the end."""
         self._close()
         if not self.silent:
-            print_error("predicting validation cases for the postprocessing, measuring the data for later checks ...")
+            what = "predicting validation cases for the postprocessing, measuring the data for later checks ..."
+            print_error(what, logging.INFO)
 
     def _close(self) -> None:
         if self.bar is not None:
