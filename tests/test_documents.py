@@ -1,5 +1,6 @@
 """README.md and docs/: their links lead somewhere, their commands exist, their Python runs."""
 
+import json
 import re
 import shlex
 
@@ -9,7 +10,9 @@ import pytest
 from nilearn.datasets import load_mni152_template
 
 from monai_vit3d.cli.command import build_parser
+from monai_vit3d.pipeline.folder import predict_folder
 from tests.helpers import ROOT, phantom
+from tests.pipeline.tiny import write_bundle, write_images
 
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 FROM_THE_HUB = "pretrained="  # code that downloads what tests do not
@@ -44,6 +47,29 @@ def test_the_first_page_is_short():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_the_parsers(command):
     build_parser().parse_args(shlex.split(command)[1:])
+
+
+def keys_of(record):
+    """The keys of a record, and of its records of labels and warnings."""
+    return {*record, *(key for value in record.values() if isinstance(value, list) for one in value
+                       if isinstance(one, dict) for key in one)}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_what_is_in_the_files_is_documented(tmp_path):
+    """Every key of a run's record and of the shipped bundles' ``trained_on`` stands on the page, as code."""
+    documented = set(re.findall(r"`\{?([\w:%]+)", (ROOT / "docs" / "files.md").read_text().replace(", ", "`")))
+    write_images(tmp_path / "in", 1)
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    predict_folder(tmp_path / "in", tmp_path / "out", write_bundle(tmp_path / "bundle"))
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (keys_of(run) | keys_of(run["files"][0])) - documented == set()
+    metadata = (json.loads(path.read_text()) for path in ROOT.glob("bundles/*/configs/metadata.json"))
+    ranges = [one["trained_on"] for one in metadata if "trained_on" in one]
+    assert len(ranges) > 1
+    measured = {key for one in ranges for key in one}
+    measured |= {key for one in ranges for label in one.get("labels", {}).values() for key in label}
+    assert measured - documented == set()
 
 
 @pytest.mark.slow

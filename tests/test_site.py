@@ -1,6 +1,8 @@
 """The documentation site: it builds without a warning, its links lead somewhere, and all that is public is in it."""
 
 import importlib
+import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -10,7 +12,7 @@ import pytest
 
 import monai_vit3d
 from monai_vit3d.cli.command import VERBS
-from tests.helpers import ROOT
+from tests.helpers import HANG, ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -79,3 +81,42 @@ def test_every_public_name_is_documented(pages):
 def test_every_verb_is_documented(pages):
     verbs = {verb.__name__.rpartition(".")[2] for verb in VERBS}
     assert {f"vit3d-{verb}" for verb in verbs} <= pages["reference/cli.html"].ids
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def browse(folder, html, width=600):
+    """Open a page in Chromium.
+
+    Returns:
+        what the page is then, and what Chromium complains of: errors and warnings of scripts, styles and pictures.
+    """
+    page = folder / "opened.html"
+    page.write_text(html, "utf-8")
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom"]
+    words += [f"--user-data-dir={folder}/.profile", f"--window-size={width},1500", page.as_uri()]
+    done = subprocess.run([CHROMIUM, *words], capture_output=True, text=True, timeout=HANG, check=True)
+    page.unlink()
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_an_error_in_a_page_is_noticed(tmp_path):
+    _, (complaint,) = browse(tmp_path, "<!DOCTYPE html><script>nothing.of_that_name</script>")
+    assert "nothing is not defined" in complaint
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.parametrize("name", ["index", "docs/explanation", "docs/files", "reference/cli", "tutorials/index"])
+def test_pages_open_in_a_browser(site, name):
+    """No error, all pictures are there, and nothing is wider than a narrow window."""
+    path = site[f"{name}.html"]
+    seen = "document.documentElement.scrollWidth, innerWidth, ...[...document.images].map(i => i.naturalWidth)"
+    script = f"<script>onload = () => {{ document.title = [{seen}].join() }}</script></body>"
+    dom, complaints = browse(path.parent, path.read_text("utf-8").replace("</body>", script))
+    assert complaints == []
+    wide, window, *pictures = map(int, re.findall(r"<title>(.*?)</title>", dom)[0].split(","))
+    assert wide <= window
+    assert all(pictures)
+    assert len(pictures) >= {"docs/explanation": 1, "tutorials/index": 9}.get(name, 0)

@@ -28,14 +28,23 @@ from monai_vit3d.cli.command import build_parser
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 # what the site shows of the repository
-SOURCES = ("docs/*.md", "tutorials/*.ipynb", "bundles/*/docs/*", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+SOURCES = (
+    "docs/*.md",
+    "docs/*.svg",
+    "tutorials/*.ipynb",
+    "bundles/*/docs/*",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "CHANGELOG.md",
+)
 # caption of the sidebar and its pages
 CONTENTS = {
     "Start": ("tutorials/index",),
     "How to": ("docs/predict", "docs/viewers", "docs/machines", "docs/train", "docs/features", "docs/networks",
                "docs/pretraining", "docs/bundles", "docs/safe_bundles", "docs/weights", "docs/export"),
     "Bundles": ("bundles/*/docs/README",),
-    "Reference": ("reference/cli", "reference/index", "docs/zoo"),
+    "Explanation": ("docs/explanation",),
+    "Reference": ("reference/cli", "reference/index", "docs/files", "docs/zoo"),
     "Measured": ("docs/comparison", "docs/speed"),
     "Project": ("CONTRIBUTING", "SECURITY", "CHANGELOG"),
 }  # fmt: skip
