@@ -57,7 +57,9 @@ def add_verb(verbs: Any) -> None:
     add("--probabilities", action="store_true", help="a map for each class, too")
     nifti = "write the labels of DICOM series as NIfTI alone, not as DICOM SEG, too"
     add("--no-seg", dest="seg", action="store_false", help=nifti)
-    only = "labels to write, by name or value, as left_hippocampus,3; the others become background (all)"
+    only = (
+        "labels to write, by name or value, as left_hippocampus,3, or left, right; the others become background (all)"
+    )
     add("--only", type=_texts, default=(), metavar="NAMES", help=only)
     add("--split", action="store_true", help="each label as a file of 0 and 1, too: NAME_seg-LABEL.nii.gz")
     mesh = "a surface of each label in mm, too: NAME_seg-LABEL.stl or .ply"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from monai_vit3d.data.class_sides import left_right_pairs
 from monai_vit3d.data.errors import BundleError, UsageError
 from monai_vit3d.data.printable import excerpt, printable
 from monai_vit3d.data.volume import Array
@@ -43,7 +44,8 @@ def choose_labels(bundle: BundleSteps, only: str | int | Sequence[str | int] = (
 
     Args:
         bundle: its steps, which name the label values.
-        only: names or values; letter case, spaces and ``_`` do not count. None chooses all labels.
+        only: names or values; letter case, spaces and ``_`` do not count. ``"left"`` and ``"right"`` are all labels of
+            a side that have a partner on the other. None chooses all labels.
 
     Raises:
         UsageError: a label that the bundle does not have, none is chosen of a bundle that names none, or it classifies.
@@ -67,6 +69,8 @@ def choose_labels(bundle: BundleSteps, only: str | int | Sequence[str | int] = (
     for label in labels:
         for key in {str(label.value), _key(label.name)}:
             by_text.setdefault(key, []).append(label)
+    for side, names in zip(("left", "right"), zip(*left_right_pairs([label.name for label in labels]))):
+        by_text.setdefault(side, [label for label in labels if label.name in names])
     for text in texts:
         if _key(text) not in by_text:
             raise UsageError(_unknown(text, labels, bundle.metadata.name))

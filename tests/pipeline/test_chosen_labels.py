@@ -43,10 +43,23 @@ BRAIN = _Bundle({0: "background", 1: "Left Hippocampus", 2: "right-hippocampus",
         (3, [3]),
         (("label 3",), [3]),
         (("csf",), [4, 5]),
+        ("left", [1]),
+        (("Right", 4), [2, 4]),
     ],
 )
 def test_labels_by_name_and_value(only, values):
     assert [label.value for label in choose_labels(BRAIN, only)] == values
+
+
+def test_sides_are_of_pairs_and_a_label_of_that_name_goes_before():
+    names = {1: "L1 vertebra", 2: "kidney_L", 3: "kidney_R", 4: "lh-cuneus", 5: "rh-cuneus", 6: "left ventricle"}
+    assert [[label.value for label in choose_labels(_Bundle(names), side)] for side in ("left", "right")] == [
+        [2, 4],
+        [3, 5],
+    ]
+    assert [label.value for label in choose_labels(_Bundle({**names, 7: "left"}), "left")] == [7]
+    with pytest.raises(UsageError, match="only=left: b has no such label"):
+        choose_labels(_Bundle({1: "L1 vertebra", 2: "left ventricle"}), "left")
 
 
 def test_names_of_files_are_simple_and_all_different():
