@@ -77,6 +77,7 @@ class Bundle(BundleSteps):
         autocast: whether the config asks for mixed precision.
         flip_axes: axes of the network's input along which it was trained with flips; the config's ``flip_axes``.
         backend: what runs the network, with its version where that is not PyTorch itself.
+        backend_reason: why it is that.
         bf16: whether the network was told to compute in bfloat16, whatever the config says.
     """
 
@@ -89,6 +90,7 @@ class Bundle(BundleSteps):
     autocast: bool
     flip_axes: tuple[int, ...] = ()
     backend: str = "torch"
+    backend_reason: str = "asked for"
     bf16: bool = False
 
 

@@ -45,8 +45,9 @@ def add_verb(verbs: Any) -> None:
     add("--bundle", type=Path, required=True, metavar="BUNDLE", help=of)
     add_config(predict)
     add_device(predict)
-    backends = ["torch", "auto", "compile", "openvino"]
-    add("--backend", choices=backends, default="torch", help="what runs the network; auto: OpenVINO, if installed")
+    backends = "what runs the network: auto, OpenVINO on a CPU if it is installed and gives PyTorch's answer; else "
+    backends += "torch, whose labels are byte for byte those of monai.bundle run; compile; openvino (auto)"
+    add("--backend", choices=["torch", "auto", "compile", "openvino"], default="auto", help=backends)
     add("--bf16", action="store_true", help="run the network in bfloat16: faster, labels may differ in a few voxels")
     add_tokens(predict)
     add("--jobs", type=int, default=1, metavar="N", help="threads that read ahead, and threads that write (1)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ class BackendNetwork(nn.Module):
         cache_dir: folder for OpenVINO's models, of which the last used few are kept, named by the SHA-256 of what they
             were made from; None keeps none. :func:`cache_folder` is the command's.
 
+    Attributes:
+        refusal: why PyTorch runs the network, where an engine was tried and cannot; "" elsewhere.
+
     Raises:
         UsageError: an unknown backend; unless it is ``"auto"``, one that is not installed, or a network with rotary
             positions in mm, whose spacing an engine would keep from one image to the next.
@@ -55,13 +59,13 @@ class BackendNetwork(nn.Module):
         super().__init__()
         self.training = network.training
         self.network, self.cache_dir, self.is_strict = network, cache_dir, backend != "auto"
-        self.backend = resolve_backend(backend)
+        self.backend, refusal = resolve_backend(backend), ""
         if self.backend != "torch" and mm_positions(network):
             if self.is_strict:
                 raise UsageError(f"backend={backend!r}: rotary positions in mm change with the image. Use 'torch'.")
-            self.backend = "torch"
+            self.backend, refusal = "torch", "its rotary positions in mm change with the image"
         self._engines: dict[tuple[Any, ...], Engine | None] = {}
-        self._refusal = ""
+        self.refusal = refusal
         self._weight_versions: list[Any] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +106,7 @@ class BackendNetwork(nn.Module):
                 self._engines.pop(next(iter(self._engines)))
             self._engines[key] = self._build(shape, device, precision)
         if self._engines[key] is None and self.is_strict:
-            raise UsageError(f"backend={self.backend!r} cannot run this network: {self._refusal}. Use 'torch'.")
+            raise UsageError(f"backend={self.backend!r} cannot run this network: {self.refusal}. Use 'torch'.")
         return self._engines[key]
 
     def _applies(self, device: torch.device, dtype: torch.dtype) -> bool:
@@ -123,18 +127,19 @@ class BackendNetwork(nn.Module):
                 return engine
             output = engine(noise)
         except Exception as failure:  # exporters fail in almost any way
-            self._refusal = f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
+            self.refusal = f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
             self.network(noise)  # a network that cannot run at all raises its own error
         else:
-            error = _relative_error(output, self.network(noise))
+            expected = self.network(noise)
+            error = _relative_error(output, expected) if output.shape == expected.shape else math.inf
             if error <= TOLERANCE[precision]:
                 if compared_file is not None:
                     with suppress(OSError):
                         compared_file.touch()
                 return engine
-            self._refusal = f"its answer differs from PyTorch's by {error:.2g} of the spread"
+            self.refusal = f"its answer differs from PyTorch's by {error:.2g} of the spread"
         if not self.is_strict:
-            logger.warning("%s cannot run this network (%s); PyTorch runs it", self.backend, self._refusal)
+            logger.warning("%s cannot run this network (%s); PyTorch runs it", self.backend, self.refusal)
         return None
 
 

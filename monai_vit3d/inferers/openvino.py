@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -21,19 +20,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
-from torch.nn.functional import avg_pool3d
 
-from monai_vit3d.data.files import file_sha256
+from monai_vit3d.data.files import file_sha256, write_text_atomic
+from monai_vit3d.memory_limits import out_of_memory
+
+from .openvino_export import export_to_openvino, import_openvino
 
 logger = logging.getLogger(__name__)
 
 MAX_MODELS = 8  # that are kept: weights times sizes of the window
 
 _FILES = ("model.xml", "model.bin")
+_REFUSED = "refused"  # says why a network has no model
 _PACKAGES = ("openvino", "torch", "timm", "monai", "monai-vit3d")
 _PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}
-_INSTANCE_NORM = torch.ops.aten.instance_norm.default
 _INTERNAL = ("_parameters", "_buffers", "_modules", "training")  # no settings
 
 
@@ -63,25 +63,12 @@ class OpenVINOEngine:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self.model = _openvino().Core().compile_model(model, "CPU", config)
+        self.model = import_openvino().Core().compile_model(model, "CPU", config)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the network on ``x``; the output is float32, and no later call overwrites it."""
         outputs = self.model(x.detach().contiguous().numpy(), share_inputs=True)
         return torch.from_numpy(outputs[0])
-
-
-def _openvino() -> Any:
-    """Import OpenVINO without its telemetry, which reports every import and export to its makers."""
-    if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # OpenVINO works without it
-        try:
-            import openvino
-        finally:
-            del sys.modules["openvino_telemetry"]
-    import openvino
-
-    return openvino
 
 
 def _load_or_export(network: nn.Module, shape: tuple[int, ...], cache: Path | None) -> tuple[Any, Path | None]:
@@ -92,20 +79,35 @@ def _load_or_export(network: nn.Module, shape: tuple[int, ...], cache: Path | No
     """
     name = None if cache is None else fingerprint(network, shape)
     if cache is None or name is None:
-        return _export(network, shape), None
+        return export_to_openvino(network, shape), None
     folder = cache / name
     with suppress(OSError):
         os.utime(folder)  # before it is read: another process may remove old models
+    if (folder / _REFUSED).is_file():
+        raise RuntimeError((folder / _REFUSED).read_text())
     if not _is_whole(folder):
         logger.info("exporting the network for OpenVINO; later runs find it in %s", folder)
-        model = _export(network, shape)
+        model = _export_or_remember(network, shape, folder)
         try:
             _save(model, folder)
         except OSError as error:
             logger.warning("%s: no exported model can be kept there (%s)", cache, error.strerror or error)
             return model, None
         _remove_old_models(folder)
-    return _openvino().Core().read_model(folder / "model.xml"), folder
+    return import_openvino().Core().read_model(folder / "model.xml"), folder
+
+
+def _export_or_remember(network: nn.Module, shape: tuple[int, ...], folder: Path) -> Any:
+    """Export a network; that it cannot be is written down, as finding it out may take half a minute each time."""
+    try:
+        return export_to_openvino(network, shape)
+    except Exception as error:
+        if not out_of_memory(error):
+            with suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                write_text_atomic(str(error).partition("\n")[0], folder / _REFUSED)
+                _remove_old_models(folder)
+        raise
 
 
 def _save(model: Any, folder: Path) -> None:
@@ -114,7 +116,7 @@ def _save(model: Any, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as temporary:
         written = Path(temporary) / "model"
         written.mkdir()
-        _openvino().save_model(model, written / "model.xml", compress_to_fp16=False)
+        import_openvino().save_model(model, written / "model.xml", compress_to_fp16=False)
         (written / "sha256").write_text(_files_sha256(written))
         with suppress(OSError):
             folder.rename(Path(temporary) / "damaged")
@@ -143,7 +145,7 @@ def _remove_old_models(newest: Path) -> None:
 def _is_model(folder: Path) -> bool:
     """Whether a folder was written by :func:`_save`: users may have files of their own there."""
     return re.fullmatch("[0-9a-f]{64}", folder.name) is not None and all(
-        path.name in (*_FILES, "sha256") or path.name.startswith("checked-") for path in folder.iterdir()
+        path.name in (*_FILES, "sha256", _REFUSED) or path.name.startswith("checked-") for path in folder.iterdir()
     )
 
 
@@ -159,37 +161,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         facts |= {line for line in lines if line.startswith(("model name", "flags", "CPU part", "Features"))}
     return "\n".join(sorted(facts))
-
-
-def _export(network: nn.Module, shape: tuple[int, ...]) -> Any:
-    # 2: a batch of 1 would be taken for a constant
-    example = torch.zeros((2, *shape[1:]))
-    with torch.autocast("cpu", enabled=False):  # both steps trace, and would take its casts for the network's
-        program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},))
-        if any(node.target is _INSTANCE_NORM for node in program.graph.nodes):  # each pass over the graph takes seconds
-            program = program.run_decompositions({_INSTANCE_NORM: _instance_norm})
-        return _openvino().convert_model(program)
-
-
-def _instance_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, *options: Any
-) -> Tensor:
-    """Average up to 8 neighbours along each axis, then these means: OpenVINO loses digits in one sum of many voxels.
-
-    Sides without a divisor up to 8 are summed as they are.
-    """
-    use_input_stats, _, eps, _ = options
-    if not use_input_stats or x.dim() != 5:
-        return NotImplemented
-    kernel = [max(n for n in range(1, 9) if size % n == 0) for size in x.shape[2:]]
-
-    def average(values: Tensor) -> Tensor:
-        return avg_pool3d(values, kernel).mean((2, 3, 4), keepdim=True)
-
-    x = x - average(x)
-    x = x / torch.sqrt(average(x * x) + eps)
-    shape = (-1, 1, 1, 1)
-    return x if weight is None or bias is None else x * weight.reshape(shape) + bias.reshape(shape)
 
 
 def _is_whole(folder: Path) -> bool:

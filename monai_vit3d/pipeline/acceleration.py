@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from monai.inferers import SlidingWindowInferer
@@ -16,6 +18,7 @@ from monai_vit3d.data.errors import UsageError
 from monai_vit3d.inferers import (
     AutocastInferer,
     BackendNetwork,
+    LocalizedInferer,
     computes_in_bfloat16,
     resolve_backend,
     unwrap_inferer,
@@ -26,7 +29,7 @@ from monai_vit3d.inferers.spacing import inferer_wrappers
 logger = logging.getLogger(__name__)
 
 
-def accelerate(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> Bundle:
+def accelerate(bundle: Bundle, backend: str = "auto", bf16: bool = False) -> Bundle:
     """Put a bundle's network on another engine, or into bfloat16.
 
     OpenVINO's engine is made and checked here, before the first image, and runs one window at a time: the answer is
@@ -39,6 +42,9 @@ def accelerate(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> Bu
             answer there.
         bf16: whether the network computes in bfloat16, whatever the bundle says; False leaves it to the bundle.
 
+    Returns:
+        The bundle with its ``backend`` and ``backend_reason``.
+
     Raises:
         UsageError: an unknown backend; one that is not installed, or cannot run this network in its precision.
     """
@@ -47,35 +53,50 @@ def accelerate(bundle: Bundle, backend: str = "torch", bf16: bool = False) -> Bu
         bundle = replace(bundle, inferer=AutocastInferer(unwrap_inferer(bundle.inferer)), bf16=True)
     if backend == "openvino" and bundle.device.type != "cpu":
         raise UsageError(f"backend=openvino: for the CPU, the network runs on {bundle.device}. Give device=cpu.")
-    size = _window(bundle)
-    if backend == "auto" and (size is None or bundle.device.type != "cpu"):
-        name = "torch"
-    if name == "torch":
+    obstacle = _obstacle(bundle, name) if backend == "auto" else ""
+    if backend == "torch" or obstacle:
         if bf16 and not computes_in_bfloat16(bundle.device):
             logger.warning("bf16: this %s has no instructions for bfloat16; it is slower than float32", bundle.device)
-        return bundle
+        return replace(bundle, backend_reason=obstacle) if obstacle else bundle
     precision = _precision(bundle)
     if precision not in TOLERANCE:
-        if backend == "auto":
-            return bundle
         raise UsageError(
             f"backend={backend}: the bundle's network computes in {precision}; expected torch.float32 or "
             "torch.bfloat16. Add bf16=True, or use backend=torch."
         )
     network = BackendNetwork(bundle.network, backend, cache_folder())
-    if name == "openvino" and size is not None:
+    if name == "openvino" and (size := _window_size(bundle.inferer)) is not None:
         inferer = copy.deepcopy(bundle.inferer)
-        unwrap_inferer(inferer).sw_batch_size = 1
+        _innermost(inferer).sw_batch_size = 1
         if not _is_ready(network, (1, bundle.metadata.channels, *size), precision):
-            return bundle
+            return replace(bundle, backend_reason=f"OpenVINO cannot run this network: {network.refusal}")
         bundle = replace(bundle, inferer=inferer)
     engine = f"{name} {version('openvino' if name == 'openvino' else 'torch')}"
-    return replace(bundle, network=network, backend=engine)
+    reason = "OpenVINO gives PyTorch's answer" if backend == "auto" else bundle.backend_reason
+    return replace(bundle, network=network, backend=engine, backend_reason=reason)
 
 
-def _window(bundle: Bundle) -> tuple[int, ...] | None:
-    """The size of the bundle's sliding windows; None where it depends on the image."""
-    window = unwrap_inferer(bundle.inferer)
+def _obstacle(bundle: Bundle, name: str) -> str:
+    """Say why backend ``"auto"``, which is ``name`` on this machine, leaves a bundle to PyTorch; "" if it does not."""
+    if name == "torch":
+        return "OpenVINO is not installed"
+    if bundle.device.type != "cpu":
+        return f"the network runs on {bundle.device}"
+    if _window_size(bundle.inferer) is None:
+        return "the network's input has no fixed size"
+    precision = _precision(bundle)
+    return "" if precision in TOLERANCE else f"the network computes in {precision}"
+
+
+def _innermost(inferer: Callable[..., Any]) -> Any:
+    """Return what runs the bundle's network: inside wrappers, and inside boxes around structures of a head."""
+    inner = unwrap_inferer(inferer)
+    return unwrap_inferer(inner.inferer) if isinstance(inner, LocalizedInferer) else inner
+
+
+def _window_size(inferer: Callable[..., Any]) -> tuple[int, ...] | None:
+    """The size of sliding windows; None where it depends on the image."""
+    window = _innermost(inferer)
     if not isinstance(window, SlidingWindowInferer):
         return None
     size = ensure_tuple_rep(window.roi_size, 3)

@@ -97,7 +97,7 @@ def predict_folder(
     split: bool = False,
     mesh: str | None = None,
     device: str | None = None,
-    backend: str = "torch",
+    backend: str = "auto",
     bf16: bool = False,
     jobs: int = 1,
     safe: bool = False,
@@ -142,8 +142,9 @@ def predict_folder(
         mesh: ``"stl"`` or ``"ply"`` writes a surface of each label, too, ``NAME_seg-LABEL.stl``, in mm, RAS+; its
             volume is that of the voxels.
         device: a torch device; None takes a GPU where there is one.
-        backend: what runs the network: ``"torch"``, ``"compile"``, ``"openvino"``, or ``"auto"``: OpenVINO on a CPU,
-            if it is installed. Their numbers differ by rounding; run.json says which it was.
+        backend: what runs the network: ``"auto"``, OpenVINO on a CPU if it is installed and gives PyTorch's answer,
+            else PyTorch; ``"torch"``, whose numbers are those of ``monai.bundle run``; ``"compile"``; ``"openvino"``.
+            They differ by rounding; run.json says which it was, and why.
         bf16: whether the network computes in bfloat16, whatever the bundle says.
         jobs: threads that read ahead of the network, and threads that write behind it.
         safe: whether to refuse a bundle whose config is more than settings.
@@ -257,6 +258,7 @@ def _about(
         "inputs": notes,
         "device": _device_name(bundle),
         "backend": bundle.backend,
+        "backend_reason": bundle.backend_reason,
         "bf16": bundle.bf16,
         "options": asdict(options),
         "shard": list(plan.shard),

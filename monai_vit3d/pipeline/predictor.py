@@ -67,7 +67,8 @@ class Predictor:
         probabilities: whether to keep them in :attr:`Prediction.maps`, too, a map a class.
         config: config files of the bundle to merge, by name; None is its ``inference``.
         overrides: values to set in the config, by id such as ``"inferer::overlap"``.
-        backend: what runs the network: ``"torch"``, ``"compile"``, ``"openvino"`` or ``"auto"``.
+        backend: what runs the network: ``"auto"``, OpenVINO on a CPU if it is installed and gives PyTorch's answer,
+            else PyTorch; ``"torch"``, whose numbers are those of ``monai.bundle run``; ``"compile"``; ``"openvino"``.
         bf16: whether the network computes in bfloat16, whatever the bundle says.
         safe: whether to refuse a bundle whose config is more than settings.
         anyway: whether to run images, too, that are far from what the bundle was trained on.
@@ -102,7 +103,7 @@ class Predictor:
         probabilities: bool = False,
         config: str | Sequence[str] | None = None,
         overrides: Mapping[str, Any] | None = None,
-        backend: str = "torch",
+        backend: str = "auto",
         bf16: bool = False,
         safe: bool = False,
         anyway: bool = False,

@@ -127,12 +127,12 @@ def test_what_cannot_be_told_apart_is_not_kept(tmp_path):
 
 
 class Counted(nn.Conv3d):
-    """A network that knows how often PyTorch ran it; exporting runs it too, on tensors without values."""
+    """A network that knows how often PyTorch ran it; exporting runs it too, without values and in a trace."""
 
     calls = 0
 
     def forward(self, x):
-        if type(x) is torch.Tensor:
+        if type(x) is torch.Tensor and not torch.jit.is_tracing():
             Counted.calls += 1
         return super().forward(x)
 
@@ -205,6 +205,40 @@ def test_a_wrong_answer_leaves_no_mark(tmp_path, counted, monkeypatch):
     for _ in "ab":
         assert torch.equal(BackendNetwork(counted, "auto", tmp_path)(volumes()), counted(volumes()))
     assert not list(tmp_path.rglob("checked-*"))
+
+
+class Branching(nn.Conv3d):
+    """What no export can follow: its way depends on the voxels."""
+
+    def forward(self, x):
+        return super().forward(x) if bool((x.sum() > 0).item()) else x
+
+
+@pytest.mark.slow
+def test_what_cannot_be_exported_is_tried_once(tmp_path, caplog, monkeypatch):
+    net, x, tried = Branching(1, 1, 3, padding=1).eval(), volumes().abs(), []
+    export = openvino.export_to_openvino
+    monkeypatch.setattr(openvino, "export_to_openvino", lambda *args: (tried.append(1), export(*args))[1])
+    for _ in "ab":
+        assert torch.equal(BackendNetwork(net, "auto", tmp_path)(x), net(x))
+    assert len(tried) == 1
+    first, second = (text for text in caplog.messages if "cannot run this network" in text)
+    assert "data-dependent" in first
+    assert second.partition(": ")[2] == first.partition(": ")[2]
+    for number in range(openvino.MAX_MODELS):
+        keep(tmp_path, number)
+    assert not list(tmp_path.rglob("refused"))  # it takes a place as any other
+
+
+@pytest.mark.slow
+def test_a_lack_of_memory_is_not_remembered(tmp_path, counted, monkeypatch):
+    def fails(*args):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino, "export_to_openvino", fails)
+        assert torch.equal(BackendNetwork(counted, "auto", tmp_path)(volumes()), counted(volumes()))
+    assert ran(counted, tmp_path) == 1
 
 
 def test_a_failing_network_says_so_itself(tmp_path, counted):

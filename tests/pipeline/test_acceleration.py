@@ -88,19 +88,23 @@ def test_bfloat16_labels_differ_in_few_voxels(tmp_path, tiny_bundle, cohort, cle
 @pytest.mark.parametrize(
     ("options", "backend", "bf16"),
     [
-        ([], "torch", False),
+        ([], OPENVINO, False),
         (["--backend", "auto"], OPENVINO, False),
         (["--backend", "openvino", "--bf16"], OPENVINO, True),
+        (["--backend", "torch"], "torch", False),
         (["--backend", "torch", "--bf16"], "torch", True),
     ],
 )
-def test_run_json_says_which(tmp_path, tiny_bundle, cohort, caplog, options, backend, bf16):
+def test_run_json_says_which_and_why(tmp_path, tiny_bundle, cohort, caplog, options, backend, bf16):
     image = cohort / "case00.nii.gz"
     assert predict(image, to=tmp_path / "out", bundle=tiny_bundle, options=options) == 0
     slower = bf16 and backend == "torch" and not computes_in_bfloat16("cpu")
     assert ("no instructions for bfloat16" in caplog.text) == slower
     about = run_json(tmp_path / "out")
     assert (about["backend"], about["bf16"]) == (backend, bf16)
+    chosen = not options or "auto" in options
+    assert about["backend_reason"] == ("OpenVINO gives PyTorch's answer" if chosen else "asked for")
+    assert backend.replace("torch", "PyTorch") in (tmp_path / "out" / "report.html").read_text()
     made_with = about["files"][0]["made_with"]
     assert (made_with["backend"], made_with["bf16"]) == (backend, bf16)
 
@@ -108,8 +112,9 @@ def test_run_json_says_which(tmp_path, tiny_bundle, cohort, caplog, options, bac
 @pytest.mark.usefixtures("without_openvino")
 def test_auto_is_pytorch_where_openvino_is_not_installed(tmp_path, tiny_bundle, cohort, cache):
     image = cohort / "case00.nii.gz"
-    assert predict(image, to=tmp_path / "out", bundle=tiny_bundle, options=["--backend", "auto"]) == 0
-    assert run_json(tmp_path / "out")["backend"] == "torch"
+    assert predict(image, to=tmp_path / "out", bundle=tiny_bundle) == 0
+    about = run_json(tmp_path / "out")
+    assert (about["backend"], about["backend_reason"]) == ("torch", "OpenVINO is not installed")
     assert not cache.exists()
 
 
@@ -122,7 +127,7 @@ def test_openvino_by_name_must_be_installed(tmp_path, tiny_bundle, cohort, capsy
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [["--backend", "auto"], ["--bf16"]])
+@pytest.mark.parametrize("change", [["--backend", "torch"], ["--bf16"]])
 def test_resume_does_not_mix_backends(tmp_path, tiny_bundle, cohort, change):
     out, images = tmp_path / "out", [cohort / "case00.nii.gz", cohort / "case01.nii.gz"]
     assert predict(*images, to=out, bundle=tiny_bundle) == 0
@@ -193,7 +198,9 @@ def test_float16_stays_with_pytorch(loaded, inferer):
     bundle = replace(
         loaded, inferer=AutocastInferer(inferer, "float16") if unwrap_inferer(inferer) is inferer else inferer
     )
-    assert accelerate(bundle, "auto") is bundle
+    plain = accelerate(bundle, "auto")
+    assert (plain.network, plain.inferer, plain.backend) == (bundle.network, bundle.inferer, "torch")
+    assert plain.backend_reason == "the network computes in torch.float16" or unwrap_inferer(inferer) is inferer
     for backend in ("openvino", "compile"):
         with pytest.raises(UsageError, match=f"backend={backend}: .* torch.float16; expected torch.float32 or torch.b"):
             accelerate(bundle, backend)
@@ -204,7 +211,7 @@ def test_float16_stays_with_pytorch(loaded, inferer):
 def test_openvino_is_for_the_cpu(loaded):
     with pytest.raises(UsageError, match="backend=openvino: for the CPU, the network runs on cuda"):
         accelerate(replace(loaded, device=torch.device("cuda")), "openvino")
-    assert accelerate(replace(loaded, device=torch.device("cuda")), "auto").backend == "torch"
+    assert accelerate(replace(loaded, device=torch.device("cuda")), "auto").backend_reason == "the network runs on cuda"
 
 
 def test_the_command_knows_every_backend():
@@ -219,6 +226,7 @@ def test_an_engine_that_gives_another_answer_is_not_used(loaded, monkeypatch, ca
     monkeypatch.setattr(openvino.OpenVINOEngine, "__call__", lambda self, x: 1.1 * call(self, x))
     plain = accelerate(loaded, "auto")
     assert (plain.network, plain.backend) == (loaded.network, "torch")  # run.json tells what it was
+    assert "its answer differs from PyTorch's by 0.1" in plain.backend_reason
     assert "PyTorch runs it" in caplog.text
     with pytest.raises(UsageError, match="Use 'torch'"):
         accelerate(loaded, "openvino")
@@ -236,7 +244,8 @@ def test_a_network_for_other_channels_fails_case_by_case(tmp_path, cohort):
 
 
 def test_other_inferers_are_left_alone(loaded):
-    assert accelerate(replace(loaded, inferer=SimpleInferer()), "auto").backend == "torch"
+    plain = accelerate(replace(loaded, inferer=SimpleInferer()), "auto")
+    assert (plain.backend, plain.backend_reason) == ("torch", "the network's input has no fixed size")
     fast = accelerate(replace(loaded, inferer=SimpleInferer()), "openvino")
     assert isinstance(fast.inferer, SimpleInferer)
     assert not engines(fast)

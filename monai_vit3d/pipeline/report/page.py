@@ -224,14 +224,20 @@ def _weights(run: Record) -> str:
 
 
 def run_facts(run: Record) -> list[tuple[str, Any]]:
-    """Return names and values of what every run has: device, times, versions."""
+    """Return names and values of what every run has: device, engine, times, versions."""
     return [
         ("Device", run.get("device")),
+        ("Network run by", _engine(run)),
         ("Started", run.get("started")),
         ("Time", _duration(run.get("seconds")) if run.get("seconds") is not None else ""),
         ("Shard", _shard(run.get("shard") or run.get("shards"))),
         ("Versions", ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items())),
     ]
+
+
+def _engine(run: Record) -> str:
+    engine = run.get("backend")
+    return f"{'PyTorch' if engine == 'torch' else engine} ({run.get('backend_reason')})" if engine else ""
 
 
 def _shard(shard: Any) -> str:
