@@ -101,6 +101,16 @@ def test_voxels_that_are_no_cubes_are_in_proportion():
     assert np.ptp(middle) < 0.02  # the label's own colour
 
 
+def test_a_view_of_a_large_volume_is_that_of_every_second_voxel():
+    small = (np.random.default_rng(0).random((256, 3, 4)) < 0.02).astype(np.uint8)
+    large = small.repeat(2, axis=0)
+    views = [
+        paint_label_view(one, "axial", (256, 12), np.array([mm, 1, 1])) for one, mm in ((small, 2.0), (large, 1.0))
+    ]
+    assert views[0].any()
+    assert np.array_equal(*views)
+
+
 def test_labels_of_another_image():
     with pytest.raises(UsageError, match="Bring the labels"):
         draw_sheet(np.zeros((4, 4, 4), np.float32), np.zeros((4, 4, 5), np.uint8), Grid((4, 4, 4), np.eye(4)))
