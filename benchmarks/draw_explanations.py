@@ -1,8 +1,8 @@
-"""Draw what the classification bundle looked at in both hippocampi of nilearn's MNI152 template.
+"""Draw what the classification bundle looked at in two adrenal glands of AdrenalMNIST3D's validation part.
 
-Runs inference.yaml with explain.yaml once a method, as a user would, and lays each map over the MRI.
+Runs inference.yaml with explain.yaml once a method, as a user would, and lays each map over the mask.
 
-    python benchmarks/draw_explanations.py runs/train/model.pt bundles/medmnist3d_classification/docs/explanations.png
+    python benchmarks/draw_explanations.py DATA bundles/medmnist3d_classification/docs/explanations.png
 """
 
 from __future__ import annotations
@@ -13,10 +13,25 @@ import sys
 import tempfile
 from pathlib import Path
 
-from monai_vit3d.pipeline.demo import CENTRES_MM, cut_hippocampi
+import numpy as np
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "medmnist3d_classification"
 METHODS = ("rollout", "last_block", "grad_cam", "occlusion")
+NAMES = ("normal", "hyperplasia")
+
+
+def write_masks(data: Path, folder: Path) -> dict[str, Path]:
+    """The first validation case of each class as NIfTI, 1 mm voxels on axes to the left, back and top."""
+    import nibabel as nib
+
+    folder.mkdir(parents=True)
+    with np.load(data / "adrenalmnist3d_64.npz") as arrays:
+        images, labels = arrays["val_images"], arrays["val_labels"][:, 0]
+    written = {name: folder / f"{name}.nii.gz" for name in NAMES}
+    for number, path in enumerate(written.values()):
+        mask = (images[np.flatnonzero(labels == number)[0]] > 0).astype(np.uint8)
+        nib.Nifti1Image(mask, np.diag([-1.0, -1.0, 1.0, 1.0])).to_filename(path)
+    return written
 
 
 def explain(method: str, weights: Path, images: Path, output: Path) -> None:
@@ -28,7 +43,7 @@ def explain(method: str, weights: Path, images: Path, output: Path) -> None:
 
 
 def draw(images: dict[str, Path], maps: Path, picture: Path) -> None:
-    """A row for each side, a column for each method: the coronal plane through the structure's middle.
+    """A row for each gland, a column for each method: the coronal plane with most of the gland, its outline in white.
 
     Occlusion has a sign (red speaks for the answer, blue against it), the others go from dark (least) to bright.
     """
@@ -37,35 +52,37 @@ def draw(images: dict[str, Path], maps: Path, picture: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
     import nibabel as nib
-    import numpy as np
-    from nilearn.plotting import plot_stat_map
 
-    figure, axes = plt.subplots(len(images), len(METHODS), figsize=(11, 5.4), facecolor="black")
-    for row, (side, image) in zip(axes, images.items()):
-        for cell, method in zip(row, METHODS):
-            overlay = maps / f"{image.name.removesuffix('.nii.gz')}_{method}.nii.gz"
-            values = np.asarray(nib.load(overlay).dataobj)
-            seen = values[values != 0]  # outside the network's field of view there is nothing
-            signed = method == "occlusion"
-            limit = np.abs(seen).max()
-            low, high = (-limit, limit) if signed else (seen.min(), seen.max())
-            style = {"display_mode": "y", "black_bg": True, "annotate": False, "colorbar": False, "transparency": 0.5}
-            colours = {"cmap": "RdBu_r" if signed else "inferno", "vmin": low, "vmax": high, "threshold": 1e-12}
-            cut = [CENTRES_MM[side][1]]
-            plot_stat_map(str(overlay), bg_img=str(image), axes=cell, cut_coords=cut, **style, **colours)
-            cell.set_title(f"{side} hippocampus, {method}", color="white", fontsize=9)
-    figure.savefig(picture, dpi=110, facecolor="black", bbox_inches="tight")
+    figure, axes = plt.subplots(len(images), len(METHODS) + 1, figsize=(12, 5.2), facecolor="black")
+    for row, (name, image) in zip(axes, images.items()):
+        mask = np.asarray(nib.load(image).dataobj)
+        plane = int(mask.sum((0, 2)).argmax())
+        row[0].imshow(mask[:, plane].T, cmap="gray", origin="lower")
+        row[0].set_title(f"{name} (the label)", color="white", fontsize=9)
+        for cell, method in zip(row[1:], METHODS):
+            values = np.asarray(nib.load(maps / f"{name}_{method}.nii.gz").dataobj)
+            limit = np.abs(values).max()
+            signed = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+            style = signed if method == "occlusion" else {"cmap": "inferno", "vmin": 0, "vmax": limit}
+            cell.imshow(values[:, plane].T, origin="lower", **style)
+            cell.contour(mask[:, plane].T, [0.5], colors="black" if method == "occlusion" else "white", linewidths=0.8)
+            cell.set_title(method, color="white", fontsize=9)
+        for cell in row:
+            cell.set(xticks=[], yticks=[])
+    figure.tight_layout()
+    figure.savefig(picture, dpi=80, facecolor="black", bbox_inches="tight")
     plt.close(figure)
 
 
 def main() -> None:
-    """Cut, explain, draw."""
+    """Write, explain, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", type=Path, help="what the bundle's train.yaml wrote, with its own network")
+    parser.add_argument("data", type=Path, help="the folder with adrenalmnist3d_64.npz")
     parser.add_argument("picture", type=Path)
+    parser.add_argument("--weights", type=Path, default=BUNDLE / "models" / "model.pt", help="those of a training")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        images = cut_hippocampi(Path(folder) / "images")
+        images = write_masks(args.data, Path(folder) / "images")
         for method in METHODS:
             explain(method, args.weights.resolve(), Path(folder) / "images", Path(folder) / "maps")
         draw(images, Path(folder) / "maps", args.picture)

@@ -41,6 +41,7 @@ def geometry() -> Compose:
     parser = ConfigParser()
     parser.read_config(str(BUNDLES / "medmnist3d_classification" / "configs" / "inference.yaml"))
     parser["bundle_root"] = str(BUNDLES / "medmnist3d_classification")
+    parser["dataset_name"] = "hippovolume3d"
     return Compose(parser.get_parsed_content("geometry"))
 
 

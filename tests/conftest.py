@@ -54,6 +54,15 @@ def decathlon_hippocampus():
 
 
 @pytest.fixture(scope="session")
+def adrenal_mnist():
+    """The folder of MedMNIST's AdrenalMNIST3D in size 64; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("MEDMNIST_ROOT", "."))
+    if not (folder / "adrenalmnist3d_64.npz").is_file():
+        pytest.skip("adrenalmnist3d_64.npz is not under MEDMNIST_ROOT (zenodo.org/records/10519652)")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory):
     """The bundle's folder; not to be changed."""
     from tests.pipeline.tiny import write_bundle

@@ -96,6 +96,7 @@ _CLASS_RULES: tuple[tuple[str, str, frozenset[str] | None], ...] = (
     ("monai_vit3d.networks.", "torch.nn.Module", None),
     ("monai_vit3d.inferers.head_localizer.", "torch.nn.Module", None),
     ("monai_vit3d.inferers.", "monai.inferers.Inferer", None),
+    ("monai_vit3d.transforms.masks.", "monai.transforms.Transform", None),
     ("monai_vit3d.transforms.spacing.", "monai.transforms.Transform", None),
     ("monai_vit3d.transforms.normalize_channels.", "monai.transforms.Transform", None),
     ("monai_vit3d.data.", "monai.data.ImageReader", READER_CLASSES),

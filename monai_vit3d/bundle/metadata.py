@@ -56,6 +56,12 @@ class Metadata:
         return {int(k): str(v) for k, v in channels.items() if k.isascii() and k.isdigit()}
 
     @property
+    def takes_masks(self) -> bool:
+        """Whether its images are masks or labels, which otherwise are taken for a mistake."""
+        formats = self.content.get("network_data_format", {}).get("inputs", {})
+        return formats.get("image", next(iter(formats.values()), {})).get("format") == "segmentation"
+
+    @property
     def classifies(self) -> bool:
         """Whether the network classifies whole volumes instead of giving a map."""
         pred = self._pred

@@ -36,18 +36,20 @@ def medmnist3d_info(dataset_name: str, info_file: str | Path | None = None) -> d
         dataset_name: one of MedMNIST's 3D sets, such as ``"organmnist3d"``, or a name of ``info_file``.
         info_file: JSON ``{name: entry}`` of your own sets. An entry has ``task`` and ``label`` (``{"0": name, ...}``)
             and may have ``n_channels``, ``n_samples`` (``{"train": n, ...}``), ``MD5`` and ``url`` (of size 28),
-            ``MD5_64`` and ``url_64`` (of size 64, and so on) and keys of its own.
+            ``MD5_64`` and ``url_64`` (of size 64, and so on) and keys of its own. An entry of an official name stands
+            in place of the package medmnist's.
 
     Raises:
         DatasetError: an unknown name, a 2D set, an entry that lacks something, or no package medmnist.
     """
-    if dataset_name in OFFICIAL_3D:
-        return _official_info(dataset_name)
     if dataset_name in OFFICIAL_2D:
         raise DatasetError(f"{dataset_name!r} holds 2D images; expected a 3D set: {', '.join(OFFICIAL_3D)}.")
-    own = {} if info_file is None else _own_entries(Path(info_file))
+    is_official = dataset_name in OFFICIAL_3D
+    own = {} if info_file is None or (is_official and not Path(info_file).is_file()) else _own_entries(Path(info_file))
     if dataset_name in own:
         return _checked_entry(own[dataset_name], f"{info_file}: {dataset_name!r}")
+    if is_official:
+        return _official_info(dataset_name)
     listed = f"{info_file} has {', '.join(own) or 'none'}" if info_file else "info_file names a JSON file with your own"
     raise DatasetError(f"{dataset_name!r}: no such data set. MedMNIST has {', '.join(OFFICIAL_3D)}; {listed}.")
 

@@ -15,7 +15,7 @@ from .output_maps import OUTPUT_MAPS, OutputMap
 from .slices import SliceNetwork, sliding_over_slices
 from .spacing import SpacingInferer, spacing_of, unwrap_inferer, with_spacing
 from .stitch import CannotStitch, can_stitch, stitch_windows
-from .tta import FlipEnsemble, FlipSpread, ensemble_variance, predictive_entropy
+from .tta import FlipEnsemble, FlipInferer, FlipSpread, ensemble_variance, predictive_entropy
 
 __all__ = [
     "BACKENDS",
@@ -26,6 +26,7 @@ __all__ = [
     "BackendNetwork",
     "CannotStitch",
     "FlipEnsemble",
+    "FlipInferer",
     "FlipSpread",
     "HeadLocalizer",
     "HeadPose",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
+from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,14 +24,15 @@ class FlipEnsemble(nn.Module):
     window by window if a sliding-window inferer runs it. With k axes the network runs 2^k times.
 
     Args:
-        network: ``(B, C, H, W, D)`` to a map ``(B, K, H', W', D')``, or to vectors ``(B, K)``, which are not flipped.
+        network: ``(B, C, H, W, D)`` to a map ``(B, K, H', W', D')``, or to vectors ``(B, K)``, which are not flipped;
+            a module or any other callable.
         axes: spatial axes that are flipped, 0 to 2. Leave out the left-right axis if classes differ by side.
 
     Raises:
         UsageError: an axis that comes twice or is negative.
     """
 
-    def __init__(self, network: nn.Module, axes: Sequence[int] = (0, 1, 2)) -> None:
+    def __init__(self, network: Callable[[Tensor], Tensor], axes: Sequence[int] = (0, 1, 2)) -> None:
         super().__init__()
         if len(set(axes)) < len(axes) or any(axis < 0 for axis in axes):
             raise UsageError(f"axes={tuple(axes)}: expected spatial axes counted from 0, each once.")
@@ -64,6 +67,33 @@ class FlipEnsemble(nn.Module):
     def summand(self, logits: Tensor) -> Tensor:
         """Turn one flip's output into what is averaged."""
         return logits
+
+
+class FlipInferer(Inferer):
+    """Run another inferer over all flips of the input and average, as :class:`FlipEnsemble`; for a bundle's config.
+
+    Args:
+        axes: spatial axes that are flipped, 0 to 2; without any the inferer runs once, on the input.
+        inferer: runs the network; None runs it on the whole input.
+
+    Raises:
+        UsageError: axes that :class:`FlipEnsemble` refuses.
+
+    Example:
+        >>> FlipInferer(axes=[0, 1])(torch.rand(2, 1, 8, 8, 8), lambda x: x.mean((2, 3, 4))).shape
+        torch.Size([2, 1])
+    """
+
+    def __init__(self, axes: Sequence[int] = (), inferer: Callable[..., Any] | None = None) -> None:
+        super().__init__()
+        FlipEnsemble(nn.Identity(), axes)
+        self.axes, self.inferer = tuple(axes), SimpleInferer() if inferer is None else inferer
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run ``network`` over ``inputs`` ``(B, C, H, W, D)``; returns the mean of its outputs."""
+        if not self.axes:
+            return self.inferer(inputs, network, *args, **kwargs)
+        return FlipEnsemble(lambda flipped: self.inferer(flipped, network, *args, **kwargs), self.axes)(inputs)
 
 
 class FlipSpread(FlipEnsemble):

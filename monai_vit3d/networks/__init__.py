@@ -13,10 +13,11 @@ from .model_args import build_network, model_args
 from .presets import PRESETS, create_preset
 from .segmenter import TokenSegmenter
 from .structure_loss import StructureLoss
-from .task_losses import encode_target, probabilities, task_loss
+from .task_losses import EqualDrawLoss, encode_target, probabilities, task_loss
 from .vit3d import VisionTransformer3D
 
 __all__ = [
+    "EqualDrawLoss",
     "FoldEnsemble",
     "HEADS",
     "LoraSettings",

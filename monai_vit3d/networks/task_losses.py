@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -104,6 +105,36 @@ def task_loss(task: str, **options: Any) -> nn.Module:
         ValueError: an unknown task.
     """
     return LOSSES[resolve_task(task)](**options)
+
+
+class EqualDrawLoss(nn.Module):
+    """Cross-entropy for training cases of which every class is drawn equally often, however many it has.
+
+    Sampled so, a network learns probabilities of a world in which all classes are equally frequent, and calls the rare
+    ones too often. Here the loss alone is of that world: it reads ``logits - log(share)``, so that the logits
+    themselves are of the data's own shares (logit adjustment, Menon et al. 2021, arXiv:2007.07314, turned round).
+
+    Args:
+        labels: class number of each training case, as the data have them.
+        num_classes: number K of classes.
+
+    Example:
+        >>> loss = EqualDrawLoss([0, 0, 0, 1], num_classes=2)
+        >>> loss(torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[1.0, 0.0]])).exp()  # knows the shares alone
+        tensor(2.)
+    """
+
+    log_shares: Tensor
+
+    def __init__(self, labels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        counts = torch.bincount(torch.as_tensor(labels, dtype=torch.long), minlength=num_classes).double()
+        log_shares = (counts.clamp(min=1) / len(labels)).log().float()  # a class without a case is never drawn
+        self.register_buffer("log_shares", log_shares, persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Compute the mean over cases of ``(B, K)``, targets as for ``CrossEntropyLoss``."""
+        return F.cross_entropy(logits - self.log_shares.to(logits.device), target)
 
 
 def probabilities(logits: Tensor, task: str) -> Tensor:

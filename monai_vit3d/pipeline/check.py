@@ -71,6 +71,7 @@ def check_files(
     limits: dict[str, Any] = {"volume": volume, "max_voxels": max_voxels}
     with _opened(bundle, safe, choice_of(config, overrides)) as steps:
         channels = 1 if steps is None else steps.images_per_case
+        include_labels = include_labels or (steps is not None and steps.metadata.takes_masks)
         chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "channels": channels}
         inputs_found = find_images(inputs, "vit3d_check_writes_nothing", **chosen)
         split, no_volumes = split_series(inputs_found.cases)

@@ -70,8 +70,8 @@ def plan_folder(
         kinds = output_kinds(metadata, tta, uncertainty, probabilities)
         labels = _choose(root, only, split, mesh, safe, choice_of(config, overrides))
     kinds += label_outputs(labels, split, mesh)
-    chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "seg": seg}
-    chosen["channels"] = metadata.channels
+    chosen: dict[str, Any] = {"suffixes": suffixes, "seg": seg, "channels": metadata.channels}
+    chosen["include_labels"] = include_labels or metadata.takes_masks
     return plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, **chosen)
 
 
@@ -180,8 +180,8 @@ def predict_folder(
         kinds = output_kinds(metadata, tta, uncertainty, probabilities)
         labels = _choose(root, only, split, mesh, safe, choice)
         kinds += label_outputs(labels, split, mesh)
-        chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes, "seg": seg}
-        chosen["channels"] = metadata.channels
+        chosen: dict[str, Any] = {"suffixes": suffixes, "seg": seg, "channels": metadata.channels}
+        chosen["include_labels"] = include_labels or metadata.takes_masks
         plan = plan_cases(inputs, output, shard=shard, outputs=kinds, existing=existing, **chosen)
         loaded = load_bundle(root, device, safe, choice)  # the first to import PyTorch and MONAI, which it does fast
         from .acceleration import accelerate

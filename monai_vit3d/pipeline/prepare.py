@@ -144,6 +144,10 @@ def _run(compose: Compose, files: dict[str, list[str]], image_key: str, path: Pa
     try:
         data = compose(dict(files))
     except Exception as error:
+        refused = _image_error(error)
+        if refused is not None:
+            text = str(refused)
+            raise ImageError(text if str(path) in text else f"{path}: {text}") from error
         emptied = _emptied_by(compose, files)
         if emptied is None:
             raise
@@ -158,6 +162,14 @@ def _run(compose: Compose, files: dict[str, list[str]], image_key: str, path: Pa
     if image.numel() == 0:
         raise ImageError(_nothing_left(path, _emptied_by(compose, files) or "preprocessing"))
     return dict(data)
+
+
+def _image_error(error: BaseException) -> ImageError | None:
+    """Find the error of ours that a step raised, around which MONAI's Compose has put its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ImageError):
+        cause = cause.__cause__
+    return cause
 
 
 def _nothing_left(path: Path, step: str) -> str:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from monai_vit3d.networks import TokenClassifier, VisionTransformer3D
 from monai_vit3d.networks.heads import AttentiveHead
-from monai_vit3d.networks.options import require_all_tokens
 from monai_vit3d.networks.wrappers import evaluation_mode
 
-from .voxels import as_batch, backbone_of, like, on_grid, to_voxels
+from .voxels import as_batch, backbone_of, background_masked, like, on_grid, to_voxels
 
 
 class AttentionMaps(NamedTuple):
@@ -42,8 +41,9 @@ def attention_maps(model: nn.Module, volume: Tensor) -> AttentionMaps:
     class token or, without one, the mean of the patch tokens; prefix tokens are left out and the rest sums to 1.
     ``head`` averages the learned queries of an attentive head (or of ``global_pool="map"``) and adds up the taps.
 
-    The weights of one block at a time are held for all heads, ``B * heads * T**2`` numbers for T tokens, and their
-    mean over the heads for every block. The model stays as it is.
+    Patches without a token (``tokens="foreground"``) have no share. The weights of one block at a time are held for all
+    heads, ``B * heads * T**2`` numbers for T tokens, and their mean over the heads for every block. The model stays as
+    it is.
 
     Args:
         model: a :class:`TokenClassifier` or a :class:`VisionTransformer3D`, with or without a head.
@@ -54,8 +54,7 @@ def attention_maps(model: nn.Module, volume: Tensor) -> AttentionMaps:
 
     Raises:
         TypeError: another model.
-        ValueError: an attention without plain weights (timm's ``"diff"``), a backbone whose background has no tokens,
-            or what the backbone refuses.
+        ValueError: an attention without plain weights (timm's ``"diff"``), or what the backbone refuses.
 
     Example:
         >>> net = VisionTransformer3D((64, 64, 64), 16, num_classes=2)
@@ -63,27 +62,30 @@ def attention_maps(model: nn.Module, volume: Tensor) -> AttentionMaps:
         torch.Size([1, 1, 64, 64, 64])
     """
     backbone, batch = backbone_of(model), as_batch(volume)
-    require_all_tokens(backbone, "attention_maps")
-    with torch.no_grad(), evaluation_mode(model), _watched(backbone, _attentive_pool(model)) as (weights, pooled):
+    watched = _watched(backbone, _attentive_pool(model))
+    with background_masked(backbone, batch) as valid, torch.no_grad(), evaluation_mode(model), watched as found:
         model(batch)
-    start, prefix = _start(weights[-1], backbone), backbone.num_prefix_tokens
+    weights, pooled = found
+    start, prefix = _start(weights[-1], backbone, valid), backbone.num_prefix_tokens
     rows = [_roll_out(start, weights)[:, prefix:], _follow(start, weights[-1])[:, prefix:]]
     if pooled:
         skip = prefix if model is backbone and backbone.pool_include_prefix else 0
         rows.append(pooled[0][:, skip:].unflatten(1, (-1, rows[0].shape[1])).sum(1))
+    if valid is not None:
+        rows = [row * valid for row in rows]
     grids = [on_grid(_share(row), backbone, batch) for row in rows]
     maps = [like(to_voxels(grid, backbone.patch_size, batch.shape[2:]), volume) for grid in grids]
     return AttentionMaps(maps[0], maps[1], maps[2] if pooled else None)
 
 
-def _start(weights: Tensor, backbone: VisionTransformer3D) -> Tensor:
-    """Start from the class token or from all patches: a distribution over tokens ``(B, T)``."""
+def _start(weights: Tensor, backbone: VisionTransformer3D, valid: Tensor | None) -> Tensor:
+    """Start from the class token or from all patches that have a token: a distribution over tokens ``(B, T)``."""
     row, prefix = torch.zeros_like(weights[:, 0]), backbone.num_prefix_tokens
     if backbone.has_class_token:
         row[:, 0] = 1
     else:
-        row[:, prefix:] = 1 / (row.shape[1] - prefix)
-    return row
+        row[:, prefix:] = 1.0 if valid is None else valid.to(row.dtype)
+    return _share(row)
 
 
 def _share(row: Tensor) -> Tensor:

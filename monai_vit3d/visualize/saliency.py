@@ -17,7 +17,7 @@ from monai_vit3d.layers.patch_embed import covering_grid
 from monai_vit3d.networks import VisionTransformer3D, probabilities
 from monai_vit3d.networks.wrappers import evaluation_mode
 
-from .voxels import as_batch, backbone_of, like, on_grid, to_voxels
+from .voxels import as_batch, backbone_of, background_masked, like, on_grid, to_voxels
 
 OCCLUSIONS = ("mean_img", "gaussian")  # MONAI's "mean_patch" multiplies by the mean instead of filling in
 
@@ -78,10 +78,12 @@ class TokenGradCAM(GradCAM):
         Raises:
             ValueError: no such class, or a layer whose output is not tokens.
         """
-        tokens, gradient = self._differentiate(x, class_idx, self.nn_module.target_layers[layer_idx], kwargs)
+        with background_masked(self.backbone, x) as valid:
+            tokens, gradient = self._differentiate(x, class_idx, self.nn_module.target_layers[layer_idx], kwargs)
         prefix = self.backbone.num_prefix_tokens
         weights = gradient[:, prefix:].mean(1, keepdim=True)
-        return on_grid(F.relu((weights * tokens[:, prefix:]).sum(2)), self.backbone, x)
+        values = F.relu((weights * tokens[:, prefix:]).sum(2))
+        return on_grid(values if valid is None else values * valid, self.backbone, x)
 
     def _differentiate(
         self, x: Tensor, class_idx: int | None, name: str, kwargs: dict[str, Any]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from monai_vit3d.layers.foreground import keep_foreground
 from monai_vit3d.layers.patch_embed import covering_grid
 from monai_vit3d.networks import TokenClassifier, VisionTransformer3D
 
@@ -45,6 +47,31 @@ def on_grid(values: Tensor, backbone: VisionTransformer3D, batch: Tensor) -> Ten
     """Put values of patch tokens ``(B, N)`` on the patch grid of ``batch``: ``(B, 1, H', W', D')``."""
     grid = covering_grid(batch, backbone.patch_size)
     return values.reshape(len(values), 1, *grid)
+
+
+@contextmanager
+def background_masked(backbone: VisionTransformer3D, batch: Tensor) -> Iterator[Tensor | None]:
+    """Run a backbone with tokens of foreground only on every patch within the block, background masked as keys.
+
+    What it computes stays the same, as in exported graphs, and its tokens lie on the whole patch grid.
+
+    Args:
+        backbone: one with ``tokens="all"`` is left as it is.
+        batch: what it will run on, ``(B, C, H, W, D)``.
+
+    Yields:
+        Which patches have a token of their own, ``(B, N)`` bool; None where all have.
+    """
+    valid = backbone.foreground_patches(batch)
+    if valid is None:
+        yield None
+        return
+    kept = keep_foreground(valid, backbone.num_prefix_tokens, fixed_shapes=True)
+    backbone.__dict__["_kept_tokens"] = lambda x: kept
+    try:
+        yield valid
+    finally:
+        del backbone.__dict__["_kept_tokens"]
 
 
 def to_voxels(grid: Tensor, patch_size: Sequence[int], size: Sequence[int]) -> Tensor:

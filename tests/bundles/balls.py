@@ -1,4 +1,4 @@
-"""Balls whose radius is their class, the options of a small network that learns them, and reading what it wrote."""
+"""Balls whose radius is their class, a mask like a gland's, options of a small network, and reading what it wrote."""
 
 import csv
 
@@ -21,6 +21,17 @@ def ball(kind, rng, size=SIZE):
     image = np.clip(60 + 120 * inside + rng.normal(0, 15, inside.shape), 0, 255).round().astype(np.uint8)
     image[:3, :3, :3], image[-3:, -3:, -3:] = 0, 255
     return image
+
+
+def gland(scan, start, thickness=2):
+    """Draw three plates that meet, as limbs of an adrenal gland do, into a mask; returns it."""
+    x, y, z = (slice(a, a + n) for a, n in zip(start, (12, 20, 24)))
+    box = scan[x, y, z]
+    box[5 : 5 + thickness, :, 12:] = 1  # the body, above
+    for step in range(12):  # two limbs, downwards and apart
+        for side in (5 - step // 3, 5 + step // 3):
+            box[side : side + thickness, :, 11 - step] = 1
+    return scan
 
 
 def of(root, name="balls"):

@@ -13,9 +13,14 @@ import torch
 from medmnist.evaluator import getACC, getAUC
 from monai.bundle import ConfigParser
 from monai.bundle.properties import InferProperties, TrainProperties
+from monai.transforms import Compose
+from nilearn.datasets import load_mni152_template
+from scipy.ndimage import center_of_mass
 
 from monai_vit3d.data.medmnist3d import OFFICIAL_3D
 from monai_vit3d.networks import TokenSegmenter, model_args
+from monai_vit3d.pipeline.check import check_files
+from monai_vit3d.pipeline.folder import predict_folder
 from monai_vit3d.weights import save_backbone
 from tests.bundles import helpers
 from tests.bundles.balls import (
@@ -27,6 +32,7 @@ from tests.bundles.balls import (
     SIZE,
     arrays,
     ball,
+    gland,
     load,
     of,
     probabilities,
@@ -174,11 +180,56 @@ def test_files_are_cut_to_the_field_of_view_in_millimetres(own_files, tmp_path):
             assert int((steps > 0).sum()) == min(length, image.shape[axis + 1]) - 1
 
 
+def test_a_mask_in_a_scan_becomes_the_data_sets_volume(tmp_path):
+    """A box of 64 mm around the centre of mass, on axes to the left, back and top, whatever grid the file has."""
+    box = gland(np.zeros((64, 64, 64), np.uint8), (32 - 6, 32 - 4, 32 - 3))
+    off = np.round(np.array(center_of_mass(box)) - 32.5).astype(int)
+    box = np.roll(box, -off, (0, 1, 2))
+    assert ((np.array(center_of_mass(box)) // 1) == 32).all()
+    scan = np.zeros((150, 90, 120), np.uint8)
+    scan[70:134, 20:84, 5:69] = box
+    image = nib.Nifti1Image(scan * 3, np.diag([-1.0, -1, 1, 1]))
+    parser = parsed("inference")
+    geometry, intensity = (Compose(parser.get_parsed_content(name)) for name in ("geometry", "intensity"))
+    expected = intensity({"image": torch.from_numpy(box[None] * 255)})["image"]
+    for codes in ("LPS", "RAS", "SAL"):
+        target = nib.orientations.axcodes2ornt(codes)
+        turn = nib.orientations.ornt_transform(nib.orientations.io_orientation(image.affine), target)
+        image.as_reoriented(turn).to_filename(tmp_path / "mask.nii.gz")
+        volume = geometry({"image": str(tmp_path / "mask.nii.gz")})["image"]
+        np.testing.assert_array_equal(volume[0], box * 255)
+        assert torch.equal(torch.as_tensor(intensity({"image": volume})["image"]), torch.as_tensor(expected))
+    thirty_two = box.reshape(32, 2, 32, 2, 32, 2).mean((1, 3, 5))
+    np.testing.assert_allclose(expected[0], 2 * thirty_two[2:30, 2:30, 2:30], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_masks_are_taken_a_scan_is_refused_and_another_organ_is_suspicious(tmp_path):
+    """Files that are called and look like labels are images here; the brain's mask is far larger than a gland's."""
+    (tmp_path / "in").mkdir()
+    head = load_mni152_template(resolution=2)
+    head.to_filename(tmp_path / "in" / "head.nii.gz")
+    brain = (head.get_fdata() > 0.1).astype(np.uint8)
+    nib.Nifti1Image(brain, head.affine).to_filename(tmp_path / "in" / "brain_mask.nii.gz")
+    mask = gland(np.zeros((90, 70, 80), np.uint8), (30, 12, 40))
+    nib.Nifti1Image(mask, np.eye(4)).to_filename(tmp_path / "in" / "adrenal_seg.nii.gz")
+    summary = predict_folder(tmp_path / "in", tmp_path / "out", BUNDLE, device="cpu", safe=True)
+    assert (summary.done, summary.failed) == (2, 1)
+    files = json.loads((tmp_path / "out" / "run.json").read_text())["files"]
+    records = {Path(record["input"]).name: record for record in files}
+    assert "head.nii.gz: an image with values from" in records["head.nii.gz"]["error"]
+    assert "expected a binary mask of one structure" in records["head.nii.gz"]["error"]
+    assert records["adrenal_seg.nii.gz"]["warnings"] == records["adrenal_seg.nii.gz"]["suspicious"] == []
+    assert [one["kind"] for one in records["brain_mask.nii.gz"]["suspicious"]] == ["spacing", "intensities"]
+    checked = {Path(one["file"]).name: one["verdict"] for one in check_files([tmp_path / "in"], bundle=BUNDLE)}
+    assert checked == {"adrenal_seg.nii.gz": "good", "brain_mask.nii.gz": "odd", "head.nii.gz": "refused"}
+
+
 @pytest.mark.slow
 def test_defaults_classify_and_explain(tmp_path):
     """The default data set and network, with weights as they were initialised."""
     (tmp_path / "in").mkdir()
-    volume = np.random.default_rng(0).normal(100, 20, (44, 36, 40)).astype(np.float32)
+    volume = gland(np.zeros((90, 70, 80), np.uint8), (30, 12, 60))
     affine = np.array([[0, -0.8, 0, 9], [0.9, 0, 0, -3], [0, 0, 1.1, 5], [0, 0, 0, 1]])
     nib.Nifti1Image(volume, affine).to_filename(tmp_path / "in" / "scan.nii.gz")
     torch.save(parsed("train").get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
@@ -301,7 +352,8 @@ def test_configs_agree_and_have_what_monai_asks_for():
     assert network.items() <= train["network_def"].items()  # the weights say the rest
     assert backbone.items() <= train["network_def"]["backbone"].items()
     assert train["network_def"]["freeze"] is None
-    for key in ["dataset_name", "datasets_file", "info", "task", "class_names", "size", "image_size"]:
+    same = ["dataset_name", "datasets_file", "info", "task", "class_names", "size", "image_size", "is_mask"]
+    for key in [*same, "shrink_to", "flip_axes", "average_flips"]:
         assert train[key] == infer[key], key
     # what stands between a volume of the set and the network, but for the metadata that inference keeps
     (typed, *rest), (infer_typed, *infer_rest) = train["intensity"], infer["intensity"]
@@ -336,4 +388,5 @@ def test_recipe_for_the_official_sets(name, tmp_path):
     assert model_args(other) == model_args(network)
     with torch.no_grad():
         assert network(torch.zeros(1, 1, 28, 28, 28)).shape == (1, len(infer.get_parsed_content("class_names")))
-    assert train.get_parsed_content("flip_prob") == (0 if name == "organmnist3d" else 0.5)  # left is not right there
+    by_set = {"organmnist3d": [], "adrenalmnist3d": [0, 1, 2]}  # left is not right among organs
+    assert train.get_parsed_content("flip_axes") == infer.get_parsed_content("flip_axes") == by_set.get(name, [0])

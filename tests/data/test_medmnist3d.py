@@ -19,6 +19,7 @@ from monai.transforms import Compose, EnsureTyped, RandFlipd, ScaleIntensityd
 
 from monai_vit3d.data import DatasetError, MedMNIST3DDataset, class_names, medmnist3d_info, resolve_task
 from monai_vit3d.data.medmnist3d import OFFICIAL_2D, OFFICIAL_3D, SIZES
+from tests.helpers import BUNDLES
 
 COUNTS = {"train": 9, "val": 4, "test": 5}
 NOWHERE = "http://127.0.0.1:9/organmnist3d.npz"  # the port of "discard": nothing listens
@@ -104,11 +105,22 @@ def test_class_ten_comes_after_nine():
         class_names({"label": {"1": "a", "2": "b"}})
 
 
-def test_official_names_win_over_ones_own(tmp_path):
+def test_ones_own_entry_of_an_official_name_needs_no_package(tmp_path, monkeypatch):
     own = {"task": "binary-class", "label": {"0": "x", "1": "y"}, "voxels_from": "here"}
     (tmp_path / "info.json").write_text(json.dumps({"organmnist3d": own, "mine": own}))
-    assert medmnist3d_info("organmnist3d", tmp_path / "info.json") == medmnist.INFO["organmnist3d"]
-    assert medmnist3d_info("mine", tmp_path / "info.json") == own
+    for folder in ("", "absent"):  # a file that is not there describes nothing, and is not needed
+        found = medmnist3d_info("nodulemnist3d", tmp_path / folder / "info.json")
+        assert found == medmnist.INFO["nodulemnist3d"]
+    monkeypatch.setitem(sys.modules, "medmnist", None)
+    for name in ("organmnist3d", "mine"):
+        assert medmnist3d_info(name, tmp_path / "info.json") == own
+
+
+def test_the_bundles_entry_is_the_packages_and_more():
+    official = medmnist.INFO["adrenalmnist3d"]
+    entry = medmnist3d_info("adrenalmnist3d", BUNDLES / "medmnist3d_classification" / "configs" / "datasets.json")
+    same = ("task", "label", "n_channels", "n_samples", "url", "MD5", "url_64", "MD5_64", "license")
+    assert {key: entry[key] for key in same} == {key: official[key] for key in same}
 
 
 @pytest.mark.parametrize("name", ["pathmnist", "organamnist"])

@@ -14,6 +14,7 @@ from monai_vit3d.data.errors import UsageError
 from monai_vit3d.inferers import (
     AutocastInferer,
     FlipEnsemble,
+    FlipInferer,
     FlipSpread,
     ensemble_variance,
     predictive_entropy,
@@ -212,3 +213,21 @@ def lambda_module(function):
     module = nn.Module()
     module.forward = function
     return module
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_an_inferer_averages_over_flips(axes):
+    net, x = classifier().eval(), volume()
+    with torch.no_grad():
+        expected = runs(net, x, axes, back=False).mean(0)
+        np.testing.assert_allclose(FlipInferer(axes)(x, net).numpy(), expected, atol=1e-12)
+        inner = SlidingWindowInferer((4, 4, 4), overlap=0.5)
+        found = FlipInferer(axes, inner)(x, network())
+        flips = [tuple(a + 2 for a, on in zip(axes, one) if on) for one in product((0, 1), repeat=len(axes))]
+        direct = torch.stack([inner(x.flip(dims), network()).flip(dims) for dims in flips]).mean(0)
+    np.testing.assert_allclose(found.numpy(), direct.numpy(), atol=1e-12)
+
+
+def test_an_inferers_axes_are_checked_at_once():
+    with pytest.raises(UsageError, match=r"axes=\(1, 1\): expected spatial axes"):
+        FlipInferer([1, 1])

@@ -7,7 +7,6 @@ from torch import nn
 from monai_vit3d.handlers.feature_monitor import FeatureMonitor
 from monai_vit3d.networks import HEADS, TokenClassifier, TokenSegmenter, model_args
 from monai_vit3d.pretraining import IJEPA, extract_features
-from monai_vit3d.visualize import attention_maps
 from tests.networks.nets import noisy
 from tests.networks.test_vit3d_foreground import EQUAL, UNEQUAL, close, volume
 
@@ -92,8 +91,7 @@ def test_recorded_with_their_backbone(tmp_path):
     assert torch.equal(again(EQUAL[0]), net(EQUAL[0]))
 
 
-@pytest.mark.parametrize("reads", [IJEPA, lambda net: extract_features(net, []), lambda net: FeatureMonitor(net, []),
-                                   lambda net: attention_maps(net, EQUAL[0])])  # fmt: skip
+@pytest.mark.parametrize("reads", [IJEPA, lambda net: extract_features(net, []), lambda net: FeatureMonitor(net, [])])
 def test_who_reads_the_tokens_of_all_patches_says_so(reads):
     with pytest.raises(ValueError, match=r"reads the tokens of all patches: call set_tokens\('all'\) first"):
         reads(noisy(tokens="foreground"))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from torch import nn
 
-from monai_vit3d.networks import encode_target, probabilities, task_loss
+from monai_vit3d.networks import EqualDrawLoss, encode_target, probabilities, task_loss
 from monai_vit3d.networks.task_losses import OrdinalLinear, output_layer
 from tests.helpers import randn
 
@@ -247,3 +247,30 @@ def test_unknown_task(call, task):
     with pytest.raises(ValueError, match=f"^task={task!r}; expected one of 'multi-class'") as error:
         call(task)
     assert all(repr(name) in str(error.value) for name in [*OWN, *(m for m, _ in MEDMNIST)])
+
+
+def test_equal_draws_teach_the_shares_of_the_data():
+    """Logits alone, fitted to cases drawn equally often, become the classes' own frequencies; plain ones do not."""
+    labels = [0] * 6 + [1] * 3 + [2]
+    drawn = torch.eye(3)  # each class once
+    found = {}
+    for name, loss in (("equal draws", EqualDrawLoss(labels, 3)), ("plain", task_loss("multi-class"))):
+        logits = torch.zeros(1, 3, requires_grad=True)
+        optimizer = torch.optim.LBFGS([logits], max_iter=100, line_search_fn="strong_wolfe")
+
+        def closure(logits=logits, optimizer=optimizer, loss=loss):
+            optimizer.zero_grad()
+            value = loss(logits.expand(3, -1), drawn)
+            value.backward()
+            return value
+
+        optimizer.step(closure)
+        found[name] = logits.detach().softmax(1)[0].numpy()
+    np.testing.assert_allclose(found["equal draws"], [0.6, 0.3, 0.1], atol=1e-3)
+    np.testing.assert_allclose(found["plain"], 1 / 3, atol=1e-3)
+
+
+def test_equal_draws_of_equal_classes_are_cross_entropy():
+    logits, target = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), torch.eye(4)[[0, 1, 2, 3, 0]]
+    torch.testing.assert_close(EqualDrawLoss([0, 1, 2, 3], 4)(logits, target), task_loss("multi-class")(logits, target))
+    assert EqualDrawLoss([0, 1], 3)(logits[:, :3], target[:, :3]).isfinite()  # class 2 has no case

@@ -22,6 +22,7 @@ from monai_vit3d.data.errors import BundleError, ImageError, UsageError
 from monai_vit3d.data.nifti import read_nifti
 from monai_vit3d.inferers import unwrap_inferer
 from monai_vit3d.pipeline import folder, inference, memory, predictor
+from tests.bundles.balls import gland
 from tests.bundles.helpers import run_here
 from tests.helpers import BUNDLES, phantom
 from tests.pipeline import zoo
@@ -728,14 +729,15 @@ def test_predictions_are_those_of_monai_bundle_run(tmp_path):
     folder_in = tmp_path / "in"
     folder_in.mkdir()
     for i in range(3):
-        phantom(i, (34, 50, 34))[0].to_filename(folder_in / f"phantom_{i}.nii.gz")
+        mask = gland(np.zeros((64, 64, 64), np.uint8), (26, 22, 20), thickness=2 + 3 * i)
+        nib.Nifti1Image(mask, np.eye(4)).to_filename(folder_in / f"gland_{i}.nii.gz")
     shipped = BUNDLES / "medmnist3d_classification"
     options = {"dataset_dir": folder_in, "output_dir": tmp_path / "monai", "device": "$torch.device('cpu')"}
     run_here(shipped, "inference", **options)
     records = run(shipped, folder_in, tmp_path / "ours")
     theirs = rows_of(tmp_path / "monai" / "predictions.csv")
     ours = rows_of(tmp_path / "ours" / "predictions.csv")
-    assert [row["filename"] for row in ours] == ["phantom_0", "phantom_1", "phantom_2"]
+    assert [row["filename"] for row in ours] == ["gland_0", "gland_1", "gland_2"]
     assert list(ours[0]) == list(theirs[0])
     for one, other in zip(ours, theirs):
         assert other.pop("filename").startswith(one.pop("filename"))

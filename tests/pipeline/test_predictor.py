@@ -14,6 +14,7 @@ from monai_vit3d.data import ImageError, read_volume
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.pipeline.folder import predict_folder
 from monai_vit3d.pipeline.predictor import Predictor
+from tests.bundles.balls import gland
 from tests.helpers import BUNDLES
 from tests.pipeline import zoo
 from tests.pipeline.reference import (
@@ -158,7 +159,7 @@ def test_maps_statistics_and_warnings(bundle, path, tmp_path, caplog):
 @pytest.mark.slow
 def test_a_classifier_gives_its_classes_numbers(tmp_path):
     root = BUNDLES / "medmnist3d_classification"
-    image = nib.Nifti1Image(np.random.default_rng(0).uniform(0, 255, (28, 28, 28)).astype(np.float32), np.eye(4))
+    image = nib.Nifti1Image(gland(np.zeros((64, 64, 64), np.uint8), (26, 22, 20)), np.eye(4))
     image.to_filename(tmp_path / "scan.nii.gz")
     predict_folder(tmp_path / "scan.nii.gz", tmp_path / "out", root, device="cpu")
     (record,) = json.loads((tmp_path / "out" / "run.json").read_text())["files"]

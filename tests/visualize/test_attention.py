@@ -10,7 +10,7 @@ from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
 from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
-from monai_vit3d.visualize import attention_maps
+from monai_vit3d.visualize import attention_maps, grad_cam
 from tests.visualize.nets import (
     GRID,
     PATCH,
@@ -267,3 +267,48 @@ def test_other_models():
 def test_other_ranks():
     with pytest.raises(ValueError, match=r"\[6, 9, 3\]; expected \(B, C, H, W, D\) or \(C, H, W, D\)"):
         attention_maps(vit(), volume(*SIZE))
+
+
+@pytest.mark.parametrize("options", [{}, {"class_token": False, "global_pool": "avg"}])
+def test_patches_without_a_token_have_no_share(options):
+    """Against the network as it runs, on foreground's tokens alone, its shares put on the grid by hand."""
+    net, x = vit(tokens="foreground", **options), volume(1, 1, *SIZE)
+    is_foreground = torch.tensor([True, False, True, True, False, True, True, True, False] * 2)
+    blocks = x.view(1, 1, 2, 3, 3, 3, 3)
+    x = torch.where(is_foreground.view(1, 1, 2, 1, 3, 1, 3), blocks, 0.5).reshape(x.shape)
+    weights, handles = [], []
+    for block in net.blocks:
+        block.attn.fused_attn = False
+        handles.append(block.attn.attn_drop.register_forward_hook(lambda _, __, out: weights.append(out[0].mean(0))))
+    with torch.no_grad():
+        expected_logits = net(x)
+    for handle in handles:
+        handle.remove()
+    count = int(is_foreground.sum())
+    prefix = net.num_prefix_tokens
+    assert weights[0].shape == (prefix + count,) * 2
+    start = torch.zeros(prefix + count, dtype=torch.float64)
+    start[0 if prefix else slice(None)] = 1 if prefix else 1 / count
+    rolled = start
+    for matrix in reversed(weights):
+        rolled = rolled @ (matrix.double() + torch.eye(prefix + count, dtype=torch.float64)) / 2
+    maps = attention_maps(net, x)
+    for found, tokens in ((maps.rollout, rolled), (maps.last_block, start @ weights[-1].double())):
+        expected = torch.zeros(18, dtype=torch.float64)
+        expected[is_foreground] = tokens[prefix:] / tokens[prefix:].sum()
+        torch.testing.assert_close(patch_values(found)[0].double(), expected, atol=1e-6, rtol=0)
+    with torch.no_grad():
+        assert torch.equal(net(x), expected_logits)
+
+
+def test_background_has_no_share_of_a_heads_queries_and_supports_no_class():
+    net = classifier(backbone={"tokens": "foreground"})
+    x = volume(1, 1, *SIZE)
+    x[:, :, 3:] = 0.5
+    maps = attention_maps(net, x)
+    values = patch_values(maps.head)[0]
+    assert torch.equal(values[9:], torch.zeros(9))
+    assert values.sum() == pytest.approx(1, abs=1e-6)
+    assert (values[:9] > 0).all()
+    cam = patch_values(grad_cam(net, x, class_idx=0))[0]
+    assert torch.equal(cam[9:], torch.zeros(9))
