@@ -69,7 +69,7 @@ def draw_overlay(
     else:
         at = [voxels.shape[i] - 1 - centre[a] if axes.flips[i] else centre[a] for i, a in enumerate(axes.order)]
     greys = window_slices(cut_planes(voxels, at))
-    marks = [_flat(mark) for mark in cut_planes(labels, at)]
+    marks = [mark if mark.ndim == 2 else flatten_masks(mark) for mark in cut_planes(labels, at)]
     under: Sequence[Array | None] = [None] * len(greys) if reference is None else cut_planes(reference, at)
     sizes = panel_sizes(voxels.shape, axes.spacing_mm)
     paintings = [
@@ -135,13 +135,18 @@ def label_surroundings(labels: Array, spacing_mm: Array) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _flat(labels: Array) -> Array:
-    """Labels of one slice; of masks ``(C, h, w)`` the channels' numbers, the smallest mask on top."""
-    if labels.ndim == 2:
-        return labels
-    inside = labels != 0
-    flat = np.zeros(labels.shape[1:], np.int64)
-    for channel in np.argsort(-inside.sum(axis=(1, 2)), kind="stable"):
+def flatten_masks(masks: Array) -> Array:
+    """Put overlapping masks on top of each other, the smallest on top.
+
+    Args:
+        masks: (C, ...), not 0 is inside.
+
+    Returns:
+        Numbers of the channels from 1, 0 outside of all.
+    """
+    inside = masks != 0
+    flat = np.zeros(masks.shape[1:], np.int64)
+    for channel in np.argsort(-inside.reshape(len(inside), -1).sum(axis=1), kind="stable"):
         flat[inside[channel]] = channel + 1
     return flat
 

@@ -9,7 +9,7 @@ from monai_vit3d.data.volume import Array, Grid
 
 from .colours import PALETTE
 from .label_views import paint_label_view
-from .overlay import label_slices, label_surroundings, paint_labels
+from .overlay import flatten_masks, label_slices, label_surroundings, paint_labels
 from .planes import ACROSS, PLANES, LpiAxes, Plane, cut_plane, panel_sizes, put_in_rows, window_slices
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def draw_sheet(voxels: Array, labels: Array, grid: Grid) -> Image:
 
     Args:
         voxels: (H, W, D) image; of its values only the slices are read.
-        labels: (H, W, D) integers, 0 is background.
+        labels: (H, W, D) integers, 0 is background; or (C, H, W, D) masks.
         grid: where both lie, in any orientation.
 
     Returns:
@@ -39,7 +39,7 @@ def draw_sheet(voxels: Array, labels: Array, grid: Grid) -> Image:
     """
     check_labels(labels, voxels, grid)
     axes = LpiAxes.of(grid.affine_mm)
-    voxels, labels = axes.view(voxels), axes.view(labels)
+    voxels, labels = axes.view(voxels), axes.view(labels if labels.ndim == 3 else flatten_masks(labels))
     box = label_surroundings(labels, axes.spacing_mm)
     voxels, labels = voxels[box], labels[box]
     slices = label_slices(labels, _SLICES)

@@ -114,3 +114,11 @@ def test_a_view_of_a_large_volume_is_that_of_every_second_voxel():
 def test_labels_of_another_image():
     with pytest.raises(UsageError, match="Bring the labels"):
         draw_sheet(np.zeros((4, 4, 4), np.float32), np.zeros((4, 4, 5), np.uint8), Grid((4, 4, 4), np.eye(4)))
+
+
+def test_overlapping_masks_are_drawn_with_the_smallest_on_top():
+    voxels, labels, affine = head()
+    masks = np.stack([labels == value for value in range(1, labels.max() + 1)])
+    masks[masks.sum((1, 2, 3)).argmax()] = labels != 0  # the largest lies below the others, too
+    sheets = [draw_sheet(voxels, marks, Grid(voxels.shape, affine)) for marks in (labels, masks.astype(np.uint8))]
+    assert sheets[0].tobytes() == sheets[1].tobytes()
