@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 from .deprecated import OldModules  # noqa: E402
 from .discovery import announce  # noqa: E402
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "DPTDecoder": "decoders.dpt",
