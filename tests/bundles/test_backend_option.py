@@ -78,7 +78,8 @@ def test_classification_takes_each_batch(tmp_path, cache):
 
 def test_what_the_network_looked_at_is_told_of_the_network_itself(tmp_path):
     (tmp_path / "in").mkdir()
-    voxels = np.random.default_rng(0).normal(100, 20, (36, 50, 34)).astype(np.float32)
+    voxels = np.zeros((36, 50, 34), np.uint8)  # the mask of a structure
+    voxels[10:26, 15:35, 12:22] = 1
     nib.Nifti1Image(voxels, np.eye(4)).to_filename(tmp_path / "in" / "scan.nii.gz")
     options = {"dataset_dir": tmp_path / "in", "output_dir": tmp_path / "out", "backend": "openvino"}
     run_here(CLASSIFICATION, "inference", "explain", **options)
