@@ -128,7 +128,10 @@ def _train(training: TrainingConfig, fold: int | None, reporter: Callable[..., T
     with log_to_file(log), failing_in_one_line(training.file, log), _locked(folder / "last.pt", process), _own_hooks():
         workflow.initialize()
         reports = reporter(fold, *(parsed_entry(workflow, entry) for entry in (VALIDATOR, CLASS_NAMES, CURVE)))
-        reports.attach(parsed_entry(workflow, TRAINER))
+        trainer = parsed_entry(workflow, TRAINER)
+        if not trainer.state.max_epochs:
+            raise UsageError(f"{training.file}: epochs is {trainer.state.max_epochs}; expected 1 or more.")
+        reports.attach(trainer)
         with without_own_streams():
             workflow.run()
             workflow.finalize()

@@ -78,12 +78,8 @@ def test_the_number_of_classes_stands_in_one_place(num_classes):
     label = torch.full((1, 4, 4, 4), num_classes - 1.0)
     logits = torch.zeros(num_classes, 4, 4, 4)
     logits[-1, :2] = 1
-    shares = torch.zeros(num_classes, 4, 4, 4)  # of each class in a voxel, as training has its labels
-    shares[0], shares[-1] = 0.4, 0.6
-    found = train.get_parsed_content("train#postprocessing")({"pred": logits, "label": shares})
-    assert found["pred"].shape == (num_classes, 4, 4, 4) and found["label"][-1].all() and not found["label"][:-1].any()
-    found = train.get_parsed_content("validate#postprocessing")({"pred": logits, "label": label})
-    assert found["label"].shape == (num_classes, 4, 4, 4) and found["label"][-1].all()
+    found = train.get_parsed_content("train#postprocessing")({"pred": logits, "label": label})
+    assert found["pred"].shape == found["label"].shape == (num_classes, 4, 4, 4)
     labels = torch.zeros(1, 9, 9, 9)
     labels[0, :4, :4, :4], labels[0, 8, 8, 8] = num_classes - 1, num_classes - 1
     assert infer.get_parsed_content("labelling#1")({"pred": labels})["pred"][0, 8, 8, 8] == 0

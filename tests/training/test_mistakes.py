@@ -93,7 +93,7 @@ MISTAKES = {
     "no validation case": (edit('"fold": 0', '"fold": 1', "split.json"), [], 2, r"--fold 0: .* has the folds 1"),
     "no other fold": (edit('"fold": 1', '"fold": 0', "split.json"), [], 1, r"All cases are in fold 0"),
     "large batch": (NOTHING, ["--set", "batch_size=9"], 1, r"2 training cases make no batch of 9.*batch_size"),
-    "no epochs": (NOTHING, ["--set", "epochs=0"], 1, r"train\.yaml: .*epochs"),
+    "no epochs": (NOTHING, ["--set", "epochs=0"], 2, r"train\.yaml: epochs is 0; expected 1 or more"),
 }
 
 
