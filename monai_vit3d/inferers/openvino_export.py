@@ -29,8 +29,9 @@ def import_openvino() -> Any:
 def export_to_openvino(network: nn.Module, shape: tuple[int, ...]) -> Any:
     """Export a network as a model of OpenVINO's for batches of any size.
 
-    By a trace, or where that fails by ``torch.export``, which mostly takes several times as long. A trace follows one way through
-    the network: one whose way depends on voxels is not traced, and a trace that holds for its own batch alone not kept.
+    By a trace, or where that fails by ``torch.export``, which mostly takes several times as long. A trace follows one
+    way through the network: one whose way depends on voxels is not traced, and a trace that holds for its own batch
+    alone is not kept.
 
     Args:
         network: in evaluation, one tensor in, one tensor out.
