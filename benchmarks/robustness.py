@@ -1,8 +1,8 @@
 """What tilts, coarse voxels, noise and other contrasts cost the hippocampus network, in Dice, volume and certainty.
 
 Each crop is taken as it is and changed in each way by a seed; the labels are turned with it, as shares of each class
-that are interpolated linearly. Inference is the bundle's: windows with half overlap, the largest piece kept. Printed for
-each way: mean Dice of both structures, its difference to the crops as they are, the largest loss of a case, and the
+that are interpolated linearly. Inference is the bundle's: windows with half overlap, the largest piece kept. Printed
+for each way: mean Dice of both structures, its difference to the crops as they are, the largest loss of a case, and the
 coefficient of variation of the volume (the spread of changed against unchanged, in %). Then over all of them: how well
 the mean entropy of the labelled voxels ranks the cases by Dice (Spearman), the calibration error of each class (ECE, 15
 bins), and the bias and 95 % limits of agreement of the volumes against the labels' on the crops as they are.
@@ -33,6 +33,7 @@ from monai_vit3d.data import decathlon_split, read_volume
 from monai_vit3d.weights import load_weights
 
 CLASSES = ("background", "anterior", "posterior")
+UNCHANGED = {"voxels of mm": 1.0, "slices of mm": 1.0}  # the degree of a crop as it is; 0 in other groups
 BINS = 15
 
 
@@ -213,18 +214,19 @@ def draw(results: dict[str, dict[Way, list[Answer]]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    groups = list(dict.fromkeys(way.group for way in WAYS if way.degree))
-    figure, axes = plt.subplots(1, len(groups), figsize=(2.4 * len(groups), 2.8), sharey=True)
+    groups = list(dict.fromkeys(way.group for way in WAYS[1:]))
+    figure, axes = plt.subplots(1, len(groups), figsize=(2.2 * len(groups), 2.8), sharey=True, layout="constrained")
     for axis, group in zip(axes, groups):
         for name, answers in results.items():
-            ways = [way for way in answers if way.group in ("as it is", group)]
-            means = [np.mean([one.dice for one in answers[way]]) for way in ways]
-            axis.plot([way.degree for way in ways], means, marker="o", label=name)
+            plain, *changed = (way for way in answers if way.group in (WAYS[0].group, group))
+            degrees = {UNCHANGED.get(group, 0.0): plain, **{way.degree: way for way in changed}}
+            means = [np.mean([one.dice for one in answers[degrees[degree]]]) for degree in sorted(degrees)]
+            axis.plot(sorted(degrees), means, marker="o", label=name)
         axis.set_title(group, fontsize=9)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("mean Dice")
-    axes[0].legend(fontsize=7)
-    figure.tight_layout()
+    if len(results) > 1:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     figure.savefig(path, dpi=110)
 
 
