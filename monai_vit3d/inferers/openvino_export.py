@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,7 +45,7 @@ def export_to_openvino(network: nn.Module, shape: tuple[int, ...]) -> Any:
     """
     example = torch.zeros((2, *shape[1:]))  # a batch of 1 would be taken for a constant
     # without autocast, whose casts would be taken for the network's
-    with torch.no_grad(), torch.autocast("cpu", enabled=False), _SteadyNorms():
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), _SteadyNorms(), _keeping_root_logger():
         try:
             with FakeTensorMode(allow_non_fake_inputs=True):  # without values: it fails where one is asked for
                 network(torch.zeros_like(example))
@@ -60,6 +63,18 @@ def export_to_openvino(network: nn.Module, shape: tuple[int, ...]) -> Any:
 
             program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},))
             return import_openvino().convert_model(program)
+
+
+@contextmanager
+def _keeping_root_logger() -> Iterator[None]:
+    """Undo what OpenVINO leaves behind where it cannot convert a network: no warning of anybody would be shown again."""
+    root = logging.getLogger()
+    level, filters, handlers = root.level, [*root.filters], [*root.handlers]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters, root.handlers = filters, handlers
 
 
 class _SteadyNorms(TorchFunctionMode):

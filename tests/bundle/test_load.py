@@ -71,6 +71,7 @@ def test_the_commands_labels_are_those_of_the_bundle_itself(bundle, images, tmp_
     options |= {"dataset_dir": str(images[0].parents[1]), "output_dir": str(tmp_path / "monai")}
     run_bundle(config_file=config, device="$torch.device('cpu')", **options)
     ours = ["predict", images[0].parent, "-o", tmp_path / "ours", "--bundle", bundle, "--safe", "--device", "cpu"]
+    ours += ["--backend", "torch"]
     result = subprocess.run([sys.executable, "-m", "monai_vit3d.cli", *ours], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     # nothing but a line for each file and what random weights label too much of: no warning of a library

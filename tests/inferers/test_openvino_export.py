@@ -1,10 +1,13 @@
 """Exports to OpenVINO: by a trace where that holds, by torch.export where it does not."""
 
+import logging
+
 import pytest
 import torch
 from torch import nn
 
 from monai_vit3d.inferers import BackendNetwork
+from monai_vit3d.inferers.openvino_export import export_to_openvino
 from tests.inferers.networks import segmenter, volumes
 
 
@@ -79,3 +82,19 @@ def test_where_a_trace_does_not_hold_torch_export_does(ways, net):
         out, expected = BackendNetwork(net.eval(), "openvino")(volumes(batch)), net(volumes(batch))
         torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
     assert ways == ["trace", "export"] * 3
+
+
+class Eigenvalues(nn.Module):
+    """What OpenVINO has no operation for."""
+
+    def forward(self, x):
+        return torch.linalg.eigvalsh(x)
+
+
+@pytest.mark.slow
+def test_a_network_that_cannot_be_converted_leaves_logging_as_it_was():
+    root = logging.getLogger()
+    before = (root.level, [*root.filters], [*root.handlers])
+    with pytest.raises(Exception, match="(?i)eig"):
+        export_to_openvino(Eigenvalues().eval(), (1, 1, 8, 8, 8))
+    assert (root.level, root.filters, root.handlers) == before
