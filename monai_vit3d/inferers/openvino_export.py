@@ -67,7 +67,7 @@ def export_to_openvino(network: nn.Module, shape: tuple[int, ...]) -> Any:
 
 @contextmanager
 def _keeping_root_logger() -> Iterator[None]:
-    """Undo what OpenVINO leaves behind where it cannot convert a network: no warning of anybody would be shown again."""
+    """Undo what OpenVINO leaves where it cannot convert a network: nobody's warnings would be shown any more."""
     root = logging.getLogger()
     level, filters, handlers = root.level, [*root.filters], [*root.handlers]
     try:

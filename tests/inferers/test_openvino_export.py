@@ -95,6 +95,6 @@ class Eigenvalues(nn.Module):
 def test_a_network_that_cannot_be_converted_leaves_logging_as_it_was():
     root = logging.getLogger()
     before = (root.level, [*root.filters], [*root.handlers])
-    with pytest.raises(Exception, match="(?i)eig"):
+    with pytest.raises(Exception, match=r"(?i)eig"):
         export_to_openvino(Eigenvalues().eval(), (1, 1, 8, 8, 8))
     assert (root.level, root.filters, root.handlers) == before
