@@ -12,7 +12,7 @@ from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.inferers import BackendNetwork
 from monai_vit3d.pipeline.acceleration import accelerate
 from tests.bundles.balls import BUNDLE as CLASSIFICATION
-from tests.bundles.balls import read_csv
+from tests.bundles.balls import gland, read_csv
 from tests.bundles.helpers import command, run, run_here
 from tests.helpers import BUNDLES, HIPPOCAMPUS
 
@@ -56,7 +56,7 @@ def test_classification_takes_each_batch(tmp_path, cache):
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
     for i in range(5):  # batches of 4 and of 1
-        voxels = rng.normal(100, 20, (36, 50, 34)).astype(np.float32)
+        voxels = gland(np.zeros((36, 50, 34), np.uint8), rng.integers(1, 9, 3))
         nib.Nifti1Image(voxels, np.eye(4)).to_filename(tmp_path / "in" / f"{i}.nii.gz")
     rows = {}
     for name, options in {

@@ -24,6 +24,7 @@ from tests.helpers import BUNDLES
 
 SCHEMA = Path(__file__).parent / "meta_schema_20240725.json"
 SEGMENTATION, CLASSIFICATION = BUNDLES / "hippocampus_segmentation", BUNDLES / "medmnist3d_classification"
+DOWNSTREAM = {SEGMENTATION: {}, CLASSIFICATION: {"dataset_name": "hippovolume3d"}}  # volumes of whole patches
 TINY = {"embed_dim": 48, "num_heads": 3, "monitor_interval": 1, "batch_size": 4}
 TASKS = {
     "ijepa_pretraining": {"predictor_dim": 24, "predictor_depth": 1},
@@ -376,8 +377,9 @@ def test_both_downstream_networks_compute_what_the_encoder_does(bundle, tmp_path
     """At their real sizes, by one override."""
     encoder = parsed(bundle, "train", window=[32, 48, 32]).get_parsed_content("encoder").eval()
     save_backbone(encoder, tmp_path / "encoder.safetensors")
-    for downstream in (SEGMENTATION, CLASSIFICATION):
-        started = parsed(downstream, "train", pretrained=tmp_path / "encoder.safetensors").get_parsed_content("started")
+    options = {"pretrained": tmp_path / "encoder.safetensors"}
+    for downstream, which in DOWNSTREAM.items():
+        started = parsed(downstream, "train", **options, **which).get_parsed_content("started")
         size = started.backbone.patch_embed.img_size
         encoder.set_input_size(size)
         x = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(0))
@@ -390,8 +392,8 @@ def test_a_rotary_encoder_makes_the_network_a_rotary_one(bundle, tmp_path):
     encoder = parsed(bundle, "train", window=[32, 48, 32], rope="patch").get_parsed_content("encoder").eval()
     save_backbone(encoder, tmp_path / "encoder.safetensors")
     options = {"pretrained": tmp_path / "encoder.safetensors"}
-    for downstream in (SEGMENTATION, CLASSIFICATION):
-        backbone = parsed(downstream, "train", **options).get_parsed_content("started").backbone.eval()
+    for downstream, which in DOWNSTREAM.items():
+        backbone = parsed(downstream, "train", **options, **which).get_parsed_content("started").backbone.eval()
         size = backbone.patch_embed.img_size
         encoder.set_input_size(size)
         x = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(0))

@@ -25,5 +25,5 @@ def test_shipped_recipes_ask(recipe):
     parser.read_config(recipe)
     expected = (False, computes_in_bfloat16("cuda" if torch.cuda.is_available() else "cpu"))
     assert parser.get_parsed_content("amp") in expected
-    # the localizer trains in float32 by its recipe; the others in bfloat16 where that is fast
-    assert (parser["amp"] is False) == (recipe.parents[1].name == "head_hippocampus")
+    # the localizer and the small classifier train in float32 by their recipes; the others in bfloat16 where it is fast
+    assert (parser["amp"] is False) == (recipe.parents[1].name in ("head_hippocampus", "medmnist3d_classification"))

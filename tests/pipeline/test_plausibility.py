@@ -214,7 +214,7 @@ def test_far_unlike_and_impossible(measured_bundle, cohort, tmp_path, capsys):
     places = [page.index(f"<h3><bdi>{name}</bdi>") for name in ("c_large", "d_flat", "a_same")]
     assert page.index("b_far.nii.gz") < min(places)
     assert places == sorted(places)
-    assert page.count('class="card suspicious"') == 2
+    assert page.count('class="card result suspicious') == 2
 
 
 @pytest.mark.slow
