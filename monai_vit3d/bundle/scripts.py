@@ -21,7 +21,7 @@ def add_to_sys_path(root: Path) -> None:
     """
     for old in _importable:
         sys.path[:] = [path for path in sys.path if path != old]
-        for name in [name for name, module in sys.modules.items() if _comes_from(module, old)]:
+        for name in [name for name, module in list(sys.modules.items()) if _comes_from(module, old)]:
             del sys.modules[name]
     _importable[:] = [str(root.resolve())]
     sys.path.insert(0, _importable[0])

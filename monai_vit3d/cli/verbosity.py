@@ -31,6 +31,7 @@ class _Screen(logging.Handler):
     """Prints to what is standard error by then."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
         print(self.format(record), file=sys.stderr, flush=True)
 
 
