@@ -17,14 +17,12 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import resource
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from hippocampus import bundle_run
 
 from monai_vit3d.metrics import auc
 from monai_vit3d.metrics.bootstrap import bootstrap_statistic
@@ -46,17 +44,11 @@ PUBLISHED = {"ResNet-18, 3D": (0.827, 0.721), "ResNet-18, ACS": (0.839, 0.754), 
 GOAL = 0.87
 
 
-def bundle_run(configs: list[str], overrides: dict, log: Path) -> float:
-    """``python -m monai.bundle run`` in the bundle's folder, its output in ``log``; returns its CPU seconds."""
-    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
-    command += ["--config_file", str([f"configs/{c}" for c in configs]), "--logging_file", "configs/logging.conf"]
-    for key, value in overrides.items():
-        command += [f"--{key}", value if isinstance(value, str) else repr(value)]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def cpu_seconds(configs: list[str], overrides: dict, log: Path) -> float:
+    """Run the bundle on one thread; return its CPU seconds."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
-        env = {"OMP_NUM_THREADS": "1", **os.environ}
-        subprocess.run(command, cwd=BUNDLE, env=env, stdout=file, stderr=subprocess.STDOUT, check=True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    bundle_run(configs, overrides, 1, log, BUNDLE)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -66,7 +58,7 @@ def train(name: str, seed: int, epochs: int, data: Path, folder: Path) -> float:
     done = folder / "trained.json"
     if not done.is_file():
         options = {"dataset_dir": str(data), "output_dir": str(folder), "seed": seed, "epochs": epochs}
-        seconds = bundle_run(["train.yaml"], {**options, **NETWORKS[name]["train"]}, folder / "train.log")
+        seconds = cpu_seconds(["train.yaml"], {**options, **NETWORKS[name]["train"]}, folder / "train.log")
         done.write_text(json.dumps({"epochs": epochs, "cpu_seconds": seconds}))
         print(f"{folder.name}: {epochs} epochs, {seconds:.0f} CPU s", flush=True)
     return json.loads(done.read_text())["cpu_seconds"]
@@ -78,7 +70,7 @@ def score(name: str, data: Path, folder: Path) -> dict[str, float]:
     for section in ("val", "test"):
         files = {"dataset_dir": str(data), "ckpt_path": str(folder / NETWORKS[name]["weights"])}
         options = {**files, "section": section, "output_dir": str(folder / section), **NETWORKS[name]["evaluate"]}
-        bundle_run(["inference.yaml", "evaluate.yaml"], options, folder / f"{section}.log")
+        bundle_run(["inference.yaml", "evaluate.yaml"], options, 1, folder / f"{section}.log", BUNDLE)
         rows = csv.reader((folder / section / "metrics.csv").read_text().splitlines())
         scores |= {f"{section}_{key}": float(value) for key, value in rows}
     return scores

@@ -16,7 +16,6 @@ The limits: 0.02 of Dice for a tilt of 30 degrees, a coefficient of variation of
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -238,7 +237,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="so many cases alone")
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
-    data = Path(os.environ.get("MONAI_DATA_DIRECTORY", ".")).resolve() / "Task04_Hippocampus"
+    data = parser_for(None).get_parsed_content("dataset_dir")
     cases = decathlon_split(data, BUNDLE / "configs" / "split.json", args.section)[: args.limit]
     results = {}
     for weights in args.weights:

@@ -100,9 +100,14 @@ def label_slices(labels: Array, count: int) -> list[list[int]]:
     return [sorted({int(i) for i in np.searchsorted(w.cumsum(), shares * w.sum(), "right")}) for w in weights]
 
 
+def _labelled(labels: Array) -> Array:
+    """Which voxels have a label, or are in a mask, (H, W, D)."""
+    return (labels != 0).any(axis=0) if labels.ndim == 4 else labels != 0
+
+
 def _labelled_area(labels: Array) -> list[Array]:
     """For each axis, how many voxels of each slice are labelled."""
-    filled = (labels != 0).any(axis=0) if labels.ndim == 4 else labels != 0
+    filled = _labelled(labels)
     return [np.count_nonzero(filled, axis=tuple(i for i in range(3) if i != axis)) for axis in range(3)]
 
 
@@ -124,7 +129,7 @@ def label_surroundings(labels: Array, spacing_mm: Array) -> tuple[slice, ...]:
         labels: (H, W, D) integers, 0 is background; or (C, H, W, D) masks.
         spacing_mm: of the axes.
     """
-    filled = (labels != 0).any(axis=0) if labels.ndim == 4 else labels != 0
+    filled = _labelled(labels)
     box = []
     for axis, size in enumerate(filled.shape):
         planes = np.flatnonzero(filled.any(axis=tuple(i for i in range(3) if i != axis)))
