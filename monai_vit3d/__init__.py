@@ -36,7 +36,7 @@ _HOMES = {
 }
 _ROOMS = (
     "bundle", "cli", "data", "decoders", "evaluation", "handlers", "inferers", "layers", "metrics", "networks",
-    "pipeline", "planning", "pretraining", "training", "transforms", "visualize", "weights",
+    "pipeline", "planning", "pretraining", "serving", "training", "transforms", "visualize", "weights",
 )  # fmt: skip
 __all__ = [*sorted(_HOMES), "__version__"]
 
@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
     from . import pipeline as pipeline
     from . import planning as planning
     from . import pretraining as pretraining
+    from . import serving as serving
     from . import training as training
     from . import transforms as transforms
     from . import visualize as visualize

@@ -10,6 +10,7 @@ import pytest
 from nilearn.datasets import load_mni152_template
 
 from monai_vit3d.cli.command import build_parser
+from monai_vit3d.cli.lab_defaults import use_lab_defaults
 from monai_vit3d.pipeline.folder import predict_folder
 from tests.helpers import ROOT, phantom
 from tests.pipeline.tiny import write_bundle, write_images
@@ -47,6 +48,20 @@ def test_the_first_page_is_short():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_the_parsers(command):
     build_parser().parse_args(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("text", [text for page in PAGES for text in blocks(page, "toml")])
+def test_a_labs_defaults_are_the_parsers(text, tmp_path, monkeypatch):
+    (tmp_path / "vit3d.toml").write_text(text)
+    monkeypatch.setenv("VIT3D_CONFIG", str(tmp_path / "vit3d.toml"))
+    assert use_lab_defaults(build_parser(), ["predict", "in", "-o", "out"]).values
+
+
+@pytest.mark.parametrize("text", [text for page in PAGES for text in blocks(page, "json")])
+def test_settings_of_other_programs_start_the_command(text):
+    (server,) = json.loads(text)["mcpServers"].values()
+    assert server["command"] == "vit3d"
+    assert build_parser().parse_args(server["args"]).stdio
 
 
 def keys_of(record):

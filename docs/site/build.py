@@ -41,7 +41,7 @@ SOURCES = (
 CONTENTS = {
     "Start": ("tutorials/index",),
     "How to": ("docs/predict", "docs/viewers", "docs/machines", "docs/train", "docs/features", "docs/networks",
-               "docs/pretraining", "docs/bundles", "docs/safe_bundles", "docs/weights", "docs/export"),
+               "docs/pretraining", "docs/bundles", "docs/safe_bundles", "docs/weights", "docs/export", "docs/agents"),
     "Bundles": ("bundles/*/docs/README",),
     "Explanation": ("docs/explanation",),
     "Reference": ("reference/cli", "reference/index", "docs/files", "docs/zoo"),

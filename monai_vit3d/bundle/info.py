@@ -1,7 +1,8 @@
-"""Describe a bundle: what it is for, what it needs, and whether it runs with ``safe``."""
+"""Describe bundles: which there are, what one is for, what it needs, and whether it runs with ``safe``."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,36 @@ from monai_vit3d.data.errors import BundleError, WeightsError
 from monai_vit3d.data.files import file_sha256
 
 from .config import AS_SHIPPED, Choice, choice_of, has_inference, read_parser
+from .content import content_files, content_sha256
 from .kinds import Kind, kind_of
 from .load import BundleSteps, load_bundle, load_steps
 from .metadata import Metadata, read_metadata
+from .shipped import shipped_bundles, shipped_weights
 from .unpack import open_bundle
+
+
+def list_bundles() -> list[dict[str, Any]]:
+    """List the bundles that come with this package: name, task, weights' size, licence, and scores where there are."""
+    listed = []
+    for name, folder in shipped_bundles().items():
+        content = read_metadata(folder).content
+        listed.append(
+            {
+                "name": name,
+                "task": content.get("task", ""),
+                "weights_bytes": sum(path.stat().st_size for path in shipped_weights(folder).values()),
+                "licence": _licence_title(folder),
+                "scores": content.get("eval_metrics", {}),
+            }
+        )
+    return listed
+
+
+def _licence_title(folder: Path) -> str:
+    """Return the name that stands above a bundle's licence, in its first two lines with text: name and version."""
+    lines = (line.strip() for line in (folder / "LICENSE").read_text("utf-8").splitlines())
+    title, version = itertools.islice(filter(None, lines), 2)
+    return f"{title} {version.removeprefix('Version ').partition(',')[0]}"
 
 
 def describe_bundle(
@@ -22,7 +49,7 @@ def describe_bundle(
     """Describe a bundle in a line for each thing that one wants to know before a run.
 
     Args:
-        bundle: the bundle's folder or zip.
+        bundle: the bundle's folder, zip or name, as :func:`~.shipped.find_bundle` takes it.
         config: config files of the bundle, as for :func:`~.folder.predict_folder`.
         overrides: values to set in the config.
 
@@ -38,6 +65,7 @@ def describe_bundle(
         lines = {
             "name": metadata.name,
             "version": metadata.version,
+            "content": f"SHA-256 {content_sha256(content_files(root))}",
             "kind": kind.text,
             "task": str(content.get("task", "unknown")),
             "input": f"{metadata.channels} image(s): {content.get('image_classes', 'unknown')}",

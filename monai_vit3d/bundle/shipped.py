@@ -1,4 +1,4 @@
-"""Find the bundles that come with this package, by name.
+"""Find bundles by name: those that come with this package, and those of the hub.
 
 The wheel holds equal files of weights once (``exclude_package_data`` in setup.cfg). A bundle that lacks one is copied
 to the user's cache and completed there by the other bundle's file with the SHA-256 that its metadata.json states.
@@ -6,13 +6,10 @@ to the user's cache and completed there by the other bundle's file with the SHA-
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tempfile
 from pathlib import Path
 
-from monai_vit3d.data.files import cache_folder
-
+from .content import content_files, content_sha256, copied_once
+from .hub_bundle import HUB_PREFIX, fetch_bundle
 from .metadata import read_metadata
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -38,14 +35,25 @@ def shipped_weights(folder: Path) -> dict[str, Path]:
 
 
 def find_bundle(bundle: str | Path) -> Path:
-    """Return the folder of a bundle that comes with this package, by its name; any other path as it is.
+    """Return the folder of a bundle that comes with this package or from the hub, by its name; any other path as it is.
 
     Args:
-        bundle: a path, or a name of :func:`shipped_bundles`. What exists under that path comes first.
+        bundle: a path, a name of :func:`shipped_bundles`, or one as :func:`~.hub_bundle.fetch_bundle` takes it. What
+            exists under that path comes first.
+
+    Raises:
+        BundleError: as :func:`~.hub_bundle.fetch_bundle`.
     """
     path = Path(bundle)
+    if str(path).startswith(HUB_PREFIX) and not path.exists():
+        return fetch_bundle(str(path))
     folder = None if path.exists() else shipped_bundles().get(str(path))
     return path if folder is None else _completed(folder)
+
+
+def bundle_location(bundle: str | Path) -> str:
+    """Return where a bundle comes from, as a text: its name on the hub, or its absolute path."""
+    return str(bundle) if str(bundle).startswith(HUB_PREFIX) else str(find_bundle(bundle).absolute())
 
 
 def _weights_sha256(folder: Path) -> dict[str, str]:
@@ -58,23 +66,5 @@ def _completed(folder: Path) -> Path:
     weights = shipped_weights(folder)
     if all(path.is_relative_to(folder) for path in weights.values()):
         return folder
-    others = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    digest = hashlib.sha256()  # of all but the weights: their sums stand in metadata.json
-    for name, path in others.items():
-        if name not in weights:
-            digest.update(f"{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    cache = cache_folder() / "bundles"
-    copy = cache / digest.hexdigest()[:16] / folder.name
-    if not copy.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".") as part:
-            for name, path in (others | weights).items():
-                target = Path(part, "whole", folder.name, name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
-            try:
-                Path(part, "whole").rename(copy.parent)
-            except OSError:
-                if not copy.is_dir():  # else another process was first
-                    raise
-    return copy
+    files = content_files(folder) | weights
+    return copied_once(files, folder.name, content_sha256(files, _weights_sha256(folder)))

@@ -31,8 +31,8 @@ def open_bundle(path: str | Path) -> Iterator[Path]:
     evaluates what stands there.
 
     Args:
-        path: a folder, a ``.zip`` with the bundle at its top or in a single folder, or the name of a bundle that comes
-            with this package.
+        path: a folder, a ``.zip`` with the bundle at its top or in a single folder, or a name as
+            :func:`~.shipped.find_bundle` takes it.
 
     Yields:
         The folder that holds ``configs``.
@@ -52,7 +52,8 @@ def open_bundle(path: str | Path) -> Iterator[Path]:
         reason = "neither a folder nor a .zip" if bundle.exists() else "no such file or folder"
         names = ", ".join(shipped_bundles())
         raise BundleError(
-            f"{bundle}: {reason}; expected the folder of a MONAI bundle, its zip, or one of {names}. Correct the path."
+            f"{bundle}: {reason}; expected the folder of a MONAI bundle, its zip, one of {names}, or "
+            "hf:OWNER/NAME@COMMIT of the hub. Correct the path."
         )
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
-from pathlib import Path
 from typing import Any
 
 _DESCRIPTION = """List the bundles that come with this package: name, size and licence of the weights, task, scores.
@@ -18,21 +16,11 @@ def add_verb(verbs: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from monai_vit3d.bundle.metadata import read_metadata
-    from monai_vit3d.bundle.shipped import shipped_bundles, shipped_weights
+    from monai_vit3d.bundle.info import list_bundles
 
-    for name, folder in shipped_bundles().items():
-        content = read_metadata(folder).content
-        weights = sum(path.stat().st_size for path in shipped_weights(folder).values())
-        size = f"{weights / 1e6:.0f} MB" if weights else "to be trained"
-        print(f"{name:28s} {size:>13s}  {_licence(folder):20s}  {content.get('task', '')}")
-        if scores := content.get("eval_metrics"):
-            print(f"    {', '.join(f'{metric} {value:g}' for metric, value in scores.items())}")
+    for one in list_bundles():
+        size = f"{one['weights_bytes'] / 1e6:.0f} MB" if one["weights_bytes"] else "to be trained"
+        print(f"{one['name']:28s} {size:>13s}  {one['licence']:20s}  {one['task']}")
+        if one["scores"]:
+            print(f"    {', '.join(f'{metric} {value:g}' for metric, value in one['scores'].items())}")
     return 0
-
-
-def _licence(folder: Path) -> str:
-    """Return the name that stands above a bundle's licence, in its first two lines with text: name and version."""
-    lines = (line.strip() for line in (folder / "LICENSE").read_text("utf-8").splitlines())
-    title, version = itertools.islice(filter(None, lines), 2)
-    return f"{title} {version.removeprefix('Version ').partition(',')[0]}"

@@ -18,7 +18,7 @@ def add_verb(verbs: Any) -> None:
     check = verbs.add_parser("check", help="say whether files can be used, and what is odd about them")
     add_inputs(check)
     check.add_argument("--json", action="store_true", help="as JSON")
-    of = "compare them with what this bundle was trained on, too: a folder or a zip; its weights are not needed"
+    of = "compare them with what this bundle was trained on, too, given as for predict; its weights are not needed"
     check.add_argument("--bundle", type=Path, metavar="DIR", help=of)
     add_config(check)
     add_safe(check)

@@ -13,15 +13,17 @@ from typing import NoReturn
 from monai_vit3d import __version__
 from monai_vit3d.bundle.search_path import without_folders
 from monai_vit3d.bundle.shipped import find_bundle
+from monai_vit3d.data.errors import BundleError, UsageError, Vit3dError, WeightsError
 
-from . import bundles, check, compare, demo, embed, evaluate, info, init, measure, predict, probe, train, weights
+from . import bundles, check, compare, demo, embed, evaluate, info, init, measure, predict, probe, serve, train, weights
 from .flags import use_flags_of
+from .lab_defaults import use_lab_defaults
 from .parser import SuggestingParser
 from .progress import print_error
 from .streams import EscapedStream, Terminated, guard_streams, raise_on_signals
 from .verbosity import LineFormatter, add_verbosity, command_log, heeding_verbosity
 
-VERBS = (init, train, evaluate, predict, compare, embed, probe, check, info, measure, bundles, weights, demo)
+VERBS = (init, train, evaluate, predict, compare, embed, probe, check, info, measure, bundles, weights, serve, demo)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,10 +49,18 @@ def main(argv: list[str] | None = None) -> int:
         import argcomplete
 
         argcomplete.autocomplete(parser)
+    try:
+        lab = use_lab_defaults(parser, sys.argv[1:] if argv is None else argv)
+    except UsageError as error:
+        print_error(f"vit3d: {error}")
+        return 2
     args = parser.parse_args(argv)
+    lab.settle(args)
     use_flags_of(args.parser)
     try:
         with heeding_verbosity(args):
+            if lab.path is not None:
+                print_error(f"vit3d: flags that are not given are as {lab.path} says", logging.INFO)
             return _run_verb(args)
     except OSError as error:
         print_error(f"vit3d: log_file=: {error}. Choose another file.")
@@ -63,8 +73,6 @@ def _run_verb(args: argparse.Namespace) -> int:
     # PyTorch's memory in pages of 2 MiB where Linux has them: on virtual machines the faults of small ones cost half of
     # a UNETR's time. PyTorch reads it once, at its first tensor
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from monai_vit3d.data.errors import BundleError, UsageError, Vit3dError, WeightsError
-
     try:
         folders = [find_bundle(args.bundle)] if getattr(args, "bundle", None) else []
         with without_folders(*folders) if getattr(args, "safe", False) else nullcontext():

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import add_device, add_dry_run, add_inputs, add_tokens, parse_override, parsed
+from .options import add_device, add_dry_run, add_inputs, add_tokens, noted, parse_override, parsed
 from .progress import Progress, print_plan
 
 _DESCRIPTION = """INPUT is as for `vit3d predict`: files, folders, DICOM series, BIDS data sets, lists. MODEL is a
@@ -78,7 +78,8 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     embedder = Embedder(**of_model, stated=dict(map(parse_override, args.stated)), options=heads)
     with Progress() as progress:
-        summary = embed_folder(embedder=embedder, **options, on_plan=progress.begin, on_case=progress)
+        options |= {"noted": noted(args), "on_plan": progress.begin, "on_case": progress}
+        summary = embed_folder(embedder=embedder, **options)
     failed = process.all_reduce_sum(summary.failed)
     counts = f"{summary.done} done, {summary.skipped} skipped, {summary.failed} failed"
     print(f"{counts}: {args.output / 'features.csv'}, {args.output / 'report.html'}")

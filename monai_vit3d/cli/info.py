@@ -15,7 +15,8 @@ from .options import add_config, parsed
 def add_verb(verbs: Any) -> None:
     """Add the verb to the command's parser."""
     info = verbs.add_parser("info", help="say what a bundle is for and what it needs")
-    info.add_argument("bundle", type=Path, metavar="BUNDLE", help="a folder, a zip, or a name of vit3d bundles")
+    of = "a folder, a zip, a name of vit3d bundles, or hf:OWNER/NAME@COMMIT of the hub"
+    info.add_argument("bundle", type=Path, metavar="BUNDLE", help=of)
     add_config(info)
     info.set_defaults(run=_run, parser=verbs.choices["predict"])
 

@@ -82,11 +82,16 @@ def parsed(args: argparse.Namespace, *without: str) -> dict[str, Any]:
         args: the parsed arguments.
         without: names of arguments that the function does not have.
     """
-    own = ("run", "parser", "go_on", *VERBOSITY)
+    own = ("run", "parser", "go_on", "lab_defaults", *VERBOSITY)
     keywords = {key: value for key, value in vars(args).items() if key not in (*own, *without)}
     if "overrides" in keywords:
         keywords["overrides"] = dict(map(parse_override, args.overrides))
     return keywords
+
+
+def noted(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the command adds to run.json: the file that flags which were not given are taken from."""
+    return {"lab_defaults": None if args.lab_defaults is None else str(args.lab_defaults)}
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import add_anyway, add_config, add_device, add_dry_run, add_inputs, add_safe, add_tokens, parsed
+from .options import add_anyway, add_config, add_device, add_dry_run, add_inputs, add_safe, add_tokens, noted, parsed
 from .progress import Progress, print_plan
 
 _DESCRIPTION = """INPUT is a NIfTI file (or .mgz, .nrrd, .mha, .img with .hdr), a folder of them or of DICOM
@@ -41,7 +41,7 @@ def add_verb(verbs: Any) -> None:
     add = predict.add_argument
     add_inputs(predict)
     add("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder to write to")
-    of = "the MONAI bundle: a folder, a zip, or a name of vit3d bundles"
+    of = "the MONAI bundle: a folder, a zip, a name of vit3d bundles, or hf:OWNER/NAME@COMMIT of the hub"
     add("--bundle", type=Path, required=True, metavar="BUNDLE", help=of)
     add_config(predict)
     add_device(predict)
@@ -101,7 +101,7 @@ def _run(args: argparse.Namespace) -> int:
         print_plan(plan_folder(**{name: options[name] for name in _OF_PLAN}))
         return 0
     with Progress() as progress:
-        summary = predict_folder(**options, on_plan=progress.begin, on_case=progress)
+        summary = predict_folder(**options, noted=noted(args), on_plan=progress.begin, on_case=progress)
     failed = process.all_reduce_sum(summary.failed)
     doubtful = f" ({summary.suspicious} to look at: labels may be wrong)" if summary.suspicious else ""
     counts = f"{summary.done} done{doubtful}, {summary.skipped} skipped, {summary.failed} failed"

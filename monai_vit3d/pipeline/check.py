@@ -49,7 +49,7 @@ def check_files(
         include_labels: whether label files and the outputs of earlier runs are images, too.
         suffixes: last words of the names of images to take from folders; none takes all.
         units: ``"stored"``, or ``"suv"`` for DICOM PET.
-        bundle: the bundle to compare the files with, a folder or zip: images far from what it was trained on are
+        bundle: the bundle to compare the files with, a folder, zip or name: images far from what it was trained on are
             refused, others unlike it are odd.
         safe: whether to refuse a bundle whose config is more than settings.
         anyway: whether images far from what the bundle was trained on are no more than odd.

@@ -83,6 +83,7 @@ def embed_folder(
     units: str = "stored",
     resample_channels: bool = False,
     jobs: int = 1,
+    noted: Mapping[str, Any] | None = None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_case: Callable[[Mapping[str, Any]], None] = lambda record: None,
 ) -> Summary:
@@ -94,7 +95,7 @@ def embed_folder(
 
     Args:
         inputs: as for :func:`~monai_vit3d.pipeline.folder.predict_folder`.
-        output: OUT.
+        output: OUT, the folder to write to.
         embedder: what embeds each volume.
         maps: whether to write ``NAME_tokens.nii.gz``, the patch tokens as channels, and ``NAME_pca.nii.gz``, their
             first three principal components, on the patches' grid in the scan's world.
@@ -109,6 +110,7 @@ def embed_folder(
         units: see there.
         resample_channels: see there.
         jobs: see there.
+        noted: see there.
         on_plan: see there.
         on_case: see there.
 
@@ -126,7 +128,7 @@ def embed_folder(
     on_plan(plan)
     options = Options(volume=volume, max_voxels=max_voxels, units=units, seg=False, resample_channels=resample_channels)
     made_with = _made_with(embedder, options, plan.outputs, similar)
-    record = RunRecord(plan.output, _about(embedder, made_with, plan), shard)
+    record = RunRecord(plan.output, {**(noted or {}), **_about(embedder, made_with, plan)}, shard)
     runner = _EmbeddingRunner(plan, record, embedder, options, made_with, existing == "resume", similar)
     with following_no_links(plan.output):
         try:

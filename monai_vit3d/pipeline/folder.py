@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from monai_vit3d.bundle.config import Choice, choice_of
 from monai_vit3d.bundle.load import Bundle, load_bundle, load_steps
 from monai_vit3d.bundle.metadata import Metadata, read_metadata
-from monai_vit3d.bundle.shipped import find_bundle
+from monai_vit3d.bundle.shipped import bundle_location
 from monai_vit3d.bundle.unpack import open_bundle
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.files import following_no_links, remove_parts, write_text_atomic
@@ -106,6 +106,7 @@ def predict_folder(
     resample_channels: bool = False,
     folds: Sequence[int] | None = None,
     tokens: str | float | None = None,
+    noted: Mapping[str, Any] | None = None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_case: Callable[[Mapping[str, Any]], None] = lambda record: None,
 ) -> Summary:
@@ -117,8 +118,9 @@ def predict_folder(
 
     Args:
         inputs: one or several NIfTI files, folders of them or of DICOM series, BIDS data sets, CSV or JSON lists.
-        output: OUT.
-        bundle: the bundle's folder or zip. Its config is code: give ``safe`` unless you trust it.
+        output: OUT, the folder to write to.
+        bundle: the bundle's folder, zip or name, here (:func:`~monai_vit3d.bundle.info.list_bundles`) or on the hub
+            (``hf:OWNER/NAME@COMMIT``). Its config is code: give ``safe`` unless you trust it.
         tta: whether to average over the flips of the axes that the bundle's ``flip_axes`` names, or these axes of
             the network's input. Flips that a network was not trained with make its labels worse.
         uncertainty: ``"entropy"`` writes the normalised entropy of the probabilities, in [0, 1]; ``"variance"``, with
@@ -157,6 +159,7 @@ def predict_folder(
         tokens: which patches get a token: ``"all"``, ``"foreground"`` (those that are not constant), or a number in the
             units of the network's input (those with a voxel above it); None is the bundle's choice. Other engines than
             PyTorch mask background instead: the same labels, no faster.
+        noted: what run.json says besides, by key, such as who asked for the run.
         on_plan: is given the plan before any work.
         on_case: is given the record of each case as soon as it has ended.
 
@@ -201,8 +204,11 @@ def predict_folder(
             *(flip_axes, uncertainty, probabilities, volume, max_voxels, units, seg, resample_channels),
             *(kept, split, mesh),
         )
-        about = _about(loaded, find_bundle(bundle), options, plan, choice, notes) | {"anyway": anyway, "strict": strict}
-        record = RunRecord(plan.output, about, shard)
+        about = _about(loaded, bundle_location(bundle), options, plan, choice, notes) | {
+            "anyway": anyway,
+            "strict": strict,
+        }
+        record = RunRecord(plan.output, {**(noted or {}), **about}, shard)
         predictor = Predictor(loaded, options=options, anyway=anyway)
         with following_no_links(plan.output):
             try:
@@ -244,12 +250,12 @@ def publish(output: Path) -> None:
 
 
 def _about(
-    bundle: Bundle, given: Path, options: Options, plan: Plan, choice: Choice, notes: list[str]
+    bundle: Bundle, location: str, options: Options, plan: Plan, choice: Choice, notes: list[str]
 ) -> dict[str, Any]:
     return {
         "bundle": bundle.metadata.name,
         "bundle_version": bundle.metadata.version,
-        "bundle_path": str(given.absolute()),
+        "bundle_path": location,
         "weights": [_weights_file(file) for file in bundle.weights.all_files],
         "weights_sha256": bundle.weights.sha256,
         "config": list(choice.names),

@@ -59,7 +59,7 @@ class Predictor:
     """Label or classify volumes with a MONAI bundle, as ``vit3d predict`` does with files.
 
     Args:
-        bundle: a bundle's folder or zip, or a loaded bundle, which keeps its own device, backend and precision. A
+        bundle: a bundle's folder, zip or name, or a loaded bundle, which keeps its own device, backend and precision. A
             bundle's config is code: give ``safe`` unless you trust it.
         device: a torch device; None takes a GPU where there is one.
         tta: whether to average over the flips of the axes that the bundle's ``flip_axes`` names, or these axes.
