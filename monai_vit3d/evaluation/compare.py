@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,9 @@ def compare_runs(
 ) -> RunComparison:
     """Compare the label maps that two runs wrote, case by case and label by label.
 
+    Cases of the two belong together that are of the same image, by its SHA-256 or else its path; those of other images
+    by their names. A case goes by its name in the first run.
+
     OUT gets ``comparison.csv``, a row for each case and label with the volumes of both, their difference (A minus B),
     Dice and the 95 % Hausdorff distance, and ``report.html``, with the least agreement first.
 
@@ -88,16 +91,19 @@ def compare_runs(
         raise UsageError(f"output={printable(output)}: one of the runs; expected another folder, as each has a page.")
     first, second = runs = _read_run(Path(a)), _read_run(Path(b))
     names = _common_names(*runs)
-    shared = [name for name in first.labels if name in second.labels]
+    partners = _partners(*(run.about["files"] for run in runs))
+    shared = {name: other for name, other in partners.items() if name in first.labels and other in second.labels}
     if not shared:
         raise UsageError(
             f"{printable(a)} and {printable(b)}: no case with labels in both; expected two runs over the same inputs."
         )
     cases = [
-        EvaluationCase(name, first.labels[name], second.labels[name], _image(first.about, name)) for name in shared
+        EvaluationCase(name, first.labels[name], second.labels[other], _image(first.about, name))
+        for name, other in shared.items()
     ]
     scored = sorted(score_cases(cases, names, NSD_MM, on_case), key=lambda one: (not one.error, one.suspicion))
-    alone = _alone(first, second, "A") | _alone(second, first, "B")
+    alone = _alone(first, second, "A", partners)
+    alone |= _alone(second, first, "B", {other: name for name, other in partners.items()})
     page = None if output is None else Path(output) / "report.html"
     comparison = RunComparison(runs, scored, summarise(scored), dict(sorted(alone.items())), page)
     if output is not None:
@@ -154,6 +160,32 @@ def _image(about: Mapping[str, Any], name: str) -> Path | None:
     return Path(source) if isinstance(source, str) and Path(source).is_file() else None
 
 
-def _alone(run: ComparedRun, other: ComparedRun, letter: str) -> dict[str, tuple[str, str]]:
-    found = [name for name in run.labels if name not in other.labels]
-    return {name: (letter, other.lacking.get(name, "the other run has no such case")) for name in found}
+def _partners(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, str]:
+    """Map names of the first run's cases to those of the second's, both given as records by name.
+
+    Names are paths below the folder that a run's inputs share, so one image may have two. Of a property that several
+    cases of a run share nothing follows.
+    """
+    partners: dict[str, str] = {}
+    for key in ("input_sha256", "input", "name"):
+        ours = _names_by(key, first, partners.keys())
+        theirs = _names_by(key, second, partners.values())
+        partners |= {ours[value]: theirs[value] for value in ours.keys() & theirs.keys()}
+    return {name: partners[name] for name in first if name in partners}
+
+
+def _names_by(key: str, records: Mapping[str, Any], without: Collection[str]) -> dict[str, str]:
+    """Map what records have under a key to their names, unless several have the same."""
+    names: dict[str, list[str]] = {}
+    for name, record in records.items():
+        if record.get(key) and name not in without:
+            names.setdefault(str(record[key]), []).append(name)
+    return {value: one for value, (one, *more) in names.items() if not more}
+
+
+def _alone(
+    run: ComparedRun, other: ComparedRun, letter: str, partners: Mapping[str, str]
+) -> dict[str, tuple[str, str]]:
+    found = [name for name in run.labels if partners.get(name) not in other.labels]
+    no_such = "the other run has no such case"
+    return {name: (letter, other.lacking.get(partners.get(name, ""), no_such)) for name in found}

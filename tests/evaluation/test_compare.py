@@ -25,9 +25,11 @@ def runs(tmp_path_factory):
     """Folders of two runs over four images; a case of the second failed, another was not given, one is its own."""
     root = tmp_path_factory.mktemp("runs")
     images = write_images(root / "in", 4, (24, 20, 18))
+    shutil.copytree(root / "in", root / "kept")
     predict_folder(root / "in", root / "a", write_bundle(root / "first"))
     images[1].write_bytes(images[1].read_bytes()[:-20])
-    images[3].rename(root / "in" / "other.nii.gz")
+    images[3].unlink()
+    write_images(root / "more", 5, (24, 20, 18))[4].rename(root / "in" / "other.nii.gz")
     predict_folder(root / "in", root / "b0", write_bundle(root / "second", FIRST * 1.2, SECOND * 1.1))
     return root / "a", (root / "b0").rename(root / "b")  # moved since it ran
 
@@ -94,6 +96,26 @@ def test_a_run_agrees_with_itself(runs, tmp_path):
     assert comparison.alone == {}
 
 
+def test_cases_are_matched_by_their_images_not_by_their_names(runs, tmp_path):
+    """Names are paths below what the inputs share, so those of a folder and of single files in it differ."""
+    folder = runs[0].parent
+    bundle, deep = folder / "first", folder / "in" / "deep" / "case02.nii.gz"
+    predict_folder(deep, tmp_path / "one", bundle)
+    comparison = compare_runs(runs[0], tmp_path / "one")
+    assert {one.case.name: one.mean("dice") for one in comparison.scored} == {"deep/case02": 1.0}
+    assert sorted(comparison.alone) == ["case00", "case01", "case03"]
+
+    # the same names of other images: each is compared with the copy of its own
+    (tmp_path / "in").mkdir()
+    for old, new in (("case00", "case03"), ("case03", "case00")):
+        shutil.copy(folder / "kept" / f"{old}.nii.gz", tmp_path / "in" / f"{new}.nii.gz")
+    predict_folder(tmp_path / "in", tmp_path / "exchanged", bundle)
+    comparison = compare_runs(runs[0], tmp_path / "exchanged")
+    pairs = {one.case.name: one.case.label.name for one in comparison.scored}
+    assert pairs == {"case00": "case03_seg.nii.gz", "case03": "case00_seg.nii.gz"}
+    assert {row.dice for one in comparison.scored for row in one.scores} == {1.0}
+
+
 def test_the_command_prints_means_and_fails_on_another_grid(runs, tmp_path, capsys):
     copy = shutil.copytree(runs[0], tmp_path / "copy")
     path = sorted(copy.rglob("*_seg.nii.gz"))[0]
@@ -135,7 +157,7 @@ def test_no_common_case(runs, tmp_path):
     text = (other / "run.json").read_text()
     record = json.loads(text)
     for one in record["files"]:
-        one["name"] += "_again"
+        one |= {"name": f"{one['name']}_again", "input": f"{one['input']}.gz", "input_sha256": ["0" * 64]}
     (other / "run.json").write_text(json.dumps(record))
     with pytest.raises(UsageError, match="no case with labels in both; expected two runs over the same inputs"):
         compare_runs(runs[0], other)
