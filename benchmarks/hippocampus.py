@@ -21,8 +21,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "hippocampus_segmentation"
@@ -72,9 +73,8 @@ def parser_for(network: dict | None, bundle: Path = BUNDLE):
     return parser
 
 
-def seconds_per_step(names: Sequence[str], rounds: int, bundle: Path = BUNDLE) -> dict[str, float]:
-    """Median time of a training step (data, forward, backward, step) of each network, measured in turn."""
-    parsers = {name: parser_for(NETWORKS[name], bundle) for name in names}
+def seconds_per_step(parsers: Mapping[str, Any], rounds: int) -> dict[str, float]:
+    """Median time of a training step (data, forward, backward, step) of each parsed train.yaml, measured in turn."""
     steps = {}
     for name, parser in parsers.items():
         parser["limit"] = 16
@@ -97,7 +97,8 @@ def seconds_per_epoch(rounds: int) -> dict[str, float]:
     """Median time of a training epoch of each network."""
     cases = json.loads((BUNDLE / "configs" / "split.json").read_text())["training"]
     steps_per_epoch = len(cases) // parser_for(None)["batch_size"]
-    return {name: seconds * steps_per_epoch for name, seconds in seconds_per_step(tuple(NETWORKS), rounds).items()}
+    parsers = {name: parser_for(network) for name, network in NETWORKS.items()}
+    return {name: seconds * steps_per_epoch for name, seconds in seconds_per_step(parsers, rounds).items()}
 
 
 def train_and_score(name: str, epochs: int, threads: int, folder: Path) -> dict:

@@ -26,6 +26,8 @@ OPTIONAL_ENTRIES = (
     "class_names",
     "task",
     "flip_axes",
+    "tta_degrees",
+    "tta_scales",
     "inferer",
     "postprocessing",
 )

@@ -76,6 +76,8 @@ class Bundle(BundleSteps):
         task: of a classifier.
         autocast: whether the config asks for mixed precision.
         flip_axes: axes of the network's input along which it was trained with flips; the config's ``flip_axes``.
+        tta_degrees: angles about the three axes, and
+        tta_scales: factors, of the views of :class:`~monai_vit3d.inferers.AffineEnsemble`; the config's entries.
         backend: what runs the network, with its version where that is not PyTorch itself.
         backend_reason: why it is that.
         bf16: whether the network was told to compute in bfloat16, whatever the config says.
@@ -89,6 +91,8 @@ class Bundle(BundleSteps):
     task: str
     autocast: bool
     flip_axes: tuple[int, ...] = ()
+    tta_degrees: tuple[float, ...] = (0, 0, 0)
+    tta_scales: tuple[float, ...] = ()
     backend: str = "torch"
     backend_reason: str = "asked for"
     bf16: bool = False
@@ -123,7 +127,7 @@ def _loading(root: Path) -> Iterator[None]:
         raise BundleError(f"{root}: cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
 
 
-def load_steps(root: Path, safe: bool = False, choice: Choice = AS_SHIPPED) -> BundleSteps:
+def load_steps(root: str | Path, safe: bool = False, choice: Choice = AS_SHIPPED) -> BundleSteps:
     """Build a bundle's steps; its network is not built, its weights are not read.
 
     Args:
@@ -135,11 +139,12 @@ def load_steps(root: Path, safe: bool = False, choice: Choice = AS_SHIPPED) -> B
         BundleError: no bundle, a config that cannot be built, or one that is not safe.
         UsageError: a config file or entry that is not there.
     """
+    root = Path(root)
     with _loading(root), open_config(root, "cpu", safe, choice) as config:
         return BundleSteps(**_build_steps(config))
 
 
-def load_bundle(root: Path, device: str | None = None, safe: bool = False, choice: Choice = AS_SHIPPED) -> Bundle:
+def load_bundle(root: str | Path, device: str | None = None, safe: bool = False, choice: Choice = AS_SHIPPED) -> Bundle:
     """Build what a bundle's inference config describes and load its weights.
 
     The config's own file lists, data loader, handlers and evaluator are left out: files come from the pipeline.
@@ -155,6 +160,7 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False, choic
         WeightsError: weights that are missing, damaged or of another network.
         UsageError: a device, config file or entry that is not there.
     """
+    root = Path(root)
     with _loading(root):
         import torch
 
@@ -168,6 +174,7 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False, choic
             steps = _build_steps(config)
             with config.naming_file():
                 steps["inferer"], network = sliding_over_slices(steps["inferer"], network.to(torch_device).eval())
+            degrees, scales = _affine_views(config)
             return Bundle(
                 **steps,
                 network=network,
@@ -178,6 +185,8 @@ def load_bundle(root: Path, device: str | None = None, safe: bool = False, choic
                 task=str(config.build("task", "multi-class")),
                 autocast=config.build("evaluator::amp", False) is True and torch_device.type == "cuda",
                 flip_axes=_flip_axes(config),
+                tta_degrees=degrees,
+                tta_scales=scales,
             )
 
 
@@ -218,6 +227,20 @@ def _flip_axes(config: OpenConfig) -> tuple[int, ...]:
     if not isinstance(axes, list) or not all(axis in (0, 1, 2) for axis in axes) or len(set(axes)) < len(axes):
         raise BundleError(f"{config.path}: flip_axes {axes!r}; expected a list of 0, 1 and 2, each once.")
     return tuple(axes)
+
+
+def _affine_views(config: OpenConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    from monai_vit3d.inferers.affine_ensemble import require_views
+
+    degrees, scales = config.build("tta_degrees", [0, 0, 0]), config.build("tta_scales", [])
+    for name, value in (("tta_degrees", degrees), ("tta_scales", scales)):
+        if not isinstance(value, list) or not all(isinstance(number, int | float) for number in value):
+            raise BundleError(f"{config.path}: {name} {value!r}; expected a list of numbers.")
+    try:
+        require_views(degrees, scales)
+    except UsageError as error:
+        raise BundleError(f"{config.path}: tta_{error}") from error
+    return tuple(degrees), tuple(scales)
 
 
 def _check_device(device: str) -> torch.device:

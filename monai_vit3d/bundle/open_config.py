@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ROOTS = ("network", "network_def", "preprocessing", "inferer", "postprocessing")
-_VALUES = ("ckpt_path", "class_names", "task", "flip_axes", "evaluator::amp")
+_VALUES = ("ckpt_path", "class_names", "task", "flip_axes", "tta_degrees", "tta_scales", "evaluator::amp")
 
 
 class OpenConfig:

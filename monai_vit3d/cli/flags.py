@@ -20,7 +20,7 @@ def use_flags_of(verb: argparse.ArgumentParser) -> None:
     """
     switches, valued = [], []
     for action in verb._actions:
-        if not action.option_strings:
+        if not action.option_strings or action.help is argparse.SUPPRESS:  # the latter is an older name of another
             continue
         flag, name = action.option_strings[-1], rf"(?<![\w./-]){re.escape(action.dest)}="
         if action.nargs == 0:

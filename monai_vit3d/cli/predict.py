@@ -51,9 +51,11 @@ def add_verb(verbs: Any) -> None:
     add("--bf16", action="store_true", help="run the network in bfloat16: faster, labels may differ in a few voxels")
     add_tokens(predict)
     add("--jobs", type=int, default=1, metavar="N", help="threads that read ahead, and threads that write (1)")
-    add("--tta", action="store_true", help="average over flips along the axes that the bundle was trained with")
-    axes = "average over flips along these axes of the network's input"
-    add("--tta-axes", dest="tta", type=_numbers, metavar="0,1,2", help=axes)
+    views = "average over flips along the axes that the bundle was trained with, or these axes of the network's input; "
+    views += "full: over the bundle's rotations and scales, too"
+    tta = {"dest": "tta", "type": _views, "default": False, "metavar": "flips|full|0,1,2"}
+    add("--tta", nargs="?", const="flips", help=views, **tta)
+    add("--tta-axes", help=argparse.SUPPRESS, **tta)  # the name that --tta had for axes
     add("--uncertainty", choices=["entropy", "variance"], help="a map of it, too; variance needs --tta")
     add("--probabilities", action="store_true", help="a map for each class, too")
     nifti = "write the labels of DICOM series as NIfTI alone, not as DICOM SEG, too"
@@ -78,6 +80,16 @@ def add_verb(verbs: Any) -> None:
     add("--strict", action="store_true", help=strict)
     add("--shard", metavar="I/N", help="do the I-th of N parts; all parts share OUT")
     predict.set_defaults(run=_run, parser=predict, existing="refuse")
+
+
+def _views(text: str) -> str | tuple[int, ...]:
+    if text in ("flips", "full"):
+        return text
+    try:
+        return _numbers(text)
+    except ValueError as error:
+        expected = "expected flips, full or axes as 0,1; nothing is flips, written after INPUT"
+        raise argparse.ArgumentTypeError(f"{text}; {expected}") from error
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -1,9 +1,10 @@
-"""Run a network over a volume: sliding windows, label maps, mixed precision, flips, other engines."""
+"""Run a network over a volume: sliding windows, label maps, mixed precision, flips and rotations, other engines."""
 
 from typing import Any
 
 from monai_vit3d.deprecated import find_renamed
 
+from .affine_ensemble import AffineEnsemble
 from .autocast import AutocastInferer, computes_in_bfloat16
 from .backends import BackendNetwork
 from .engines import BACKENDS, ENGINES, resolve_backend
@@ -22,6 +23,7 @@ __all__ = [
     "ENGINES",
     "OUTPUT_MAPS",
     "OutputMap",
+    "AffineEnsemble",
     "AutocastInferer",
     "BackendNetwork",
     "CannotStitch",

@@ -23,7 +23,7 @@ from monai_vit3d.data.printable import printable
 
 from .chosen_labels import ChosenLabel, choose_labels
 from .label_files import label_outputs
-from .options import Options, choose_flip_axes, output_kinds
+from .options import Options, choose_views, output_kinds
 from .passed_over_summary import recorded
 from .paths import some
 from .plan import RESERVED, Plan, plan_cases
@@ -42,7 +42,7 @@ def plan_folder(
     output: str | Path,
     bundle: str | Path,
     *,
-    tta: bool | Sequence[int] = False,
+    tta: bool | str | Sequence[int] = False,
     uncertainty: str | None = None,
     probabilities: bool = False,
     shard: tuple[int, int] = (1, 1),
@@ -80,7 +80,7 @@ def predict_folder(
     output: str | Path,
     bundle: str | Path,
     *,
-    tta: bool | Sequence[int] = False,
+    tta: bool | str | Sequence[int] = False,
     uncertainty: str | None = None,
     probabilities: bool = False,
     volume: int | None = None,
@@ -122,7 +122,8 @@ def predict_folder(
         bundle: the bundle's folder, zip or name, here (:func:`~monai_vit3d.bundle.info.list_bundles`) or on the hub
             (``hf:OWNER/NAME@COMMIT``). Its config is code: give ``safe`` unless you trust it.
         tta: whether to average over the flips of the axes that the bundle's ``flip_axes`` names, or these axes of
-            the network's input. Flips that a network was not trained with make its labels worse.
+            the network's input; ``"full"``, over the rotations and scales that it names (``tta_degrees``,
+            ``tta_scales``), too. Flips that a network was not trained with make its labels worse.
         uncertainty: ``"entropy"`` writes the normalised entropy of the probabilities, in [0, 1]; ``"variance"``, with
             ``tta``, their variance over the flips, summed over the classes.
         probabilities: whether to write them, a map a class.
@@ -198,16 +199,12 @@ def predict_folder(
             logger.info("%s", line)
         plan = replace(plan, cases=cases, about_weights=_about_weights(loaded.weights))
         on_plan(plan)
-        flip_axes = choose_flip_axes(tta, loaded)
         kept = tuple(label.value for label in labels) if only else ()
-        options = Options(
-            *(flip_axes, uncertainty, probabilities, volume, max_voxels, units, seg, resample_channels),
-            *(kept, split, mesh),
-        )
-        about = _about(loaded, bundle_location(bundle), options, plan, choice, notes) | {
-            "anyway": anyway,
-            "strict": strict,
-        }
+        given: dict[str, Any] = {"uncertainty": uncertainty, "probabilities": probabilities, "volume": volume}
+        given |= {"max_voxels": max_voxels, "units": units, "seg": seg, "resample_channels": resample_channels}
+        options = Options(only=kept, split=split, mesh=mesh, **given, **choose_views(tta, loaded))
+        about = _about(loaded, bundle_location(bundle), options, plan, choice, notes)
+        about |= {"anyway": anyway, "strict": strict}
         record = RunRecord(plan.output, {**(noted or {}), **about}, shard)
         predictor = Predictor(loaded, options=options, anyway=anyway)
         with following_no_links(plan.output):

@@ -18,6 +18,7 @@ from monai_vit3d.bundle.postprocessing import apply_steps
 from monai_vit3d.bundle.voxelwise import VoxelwisePostprocessing
 from monai_vit3d.data.errors import BundleError, ImageError
 from monai_vit3d.inferers import (
+    AffineEnsemble,
     CannotStitch,
     FlipEnsemble,
     FlipSpread,
@@ -103,6 +104,8 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> NetworkOutpu
     post = prepared.postprocessing
     inverter = inverter_for(prepared)
     network: Any = bundle.network
+    if any(options.tta_degrees) or options.tta_scales:
+        network = AffineEnsemble(network, options.tta_degrees, options.tta_scales)
     if options.uncertainty == "variance":
         network = FlipSpread(network, options.flip_axes, post.activation)
     elif options.flip_axes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from monai_vit3d.data.errors import UsageError
 
@@ -19,6 +19,8 @@ class Options:
 
     Args:
         flip_axes: axes of the network's input; its outputs for all their flips are averaged.
+        tta_degrees: angles of rotations about the axes of the network's input, and
+        tta_scales: factors of its size; its outputs for all of them are averaged.
         uncertainty: ``"entropy"`` of the probabilities, ``"variance"`` over the flips, or None.
         probabilities: whether to keep them, a map a class.
         volume: which volume of 4D files, from 0; None refuses them.
@@ -42,10 +44,12 @@ class Options:
     only: tuple[int, ...] = ()
     split: bool = False
     mesh: str | None = None
+    tta_degrees: tuple[float, ...] = (0, 0, 0)
+    tta_scales: tuple[float, ...] = ()
 
 
 def output_kinds(
-    metadata: Metadata, tta: bool | Sequence[int], uncertainty: str | None, probabilities: bool
+    metadata: Metadata, tta: bool | str | Sequence[int], uncertainty: str | None, probabilities: bool
 ) -> list[str]:
     """List the kinds of output of each case; see ``case.KINDS``.
 
@@ -55,7 +59,7 @@ def output_kinds(
     if uncertainty not in (None, "entropy", "variance"):
         raise UsageError(f"uncertainty={uncertainty}; expected entropy or variance.")
     if uncertainty == "variance" and not tta:
-        raise UsageError("uncertainty=variance: over flips. Give tta=True, too, or uncertainty=entropy.")
+        raise UsageError("uncertainty=variance: over flips. Give tta=flips, too, or uncertainty=entropy.")
     if metadata.classifies and (uncertainty or probabilities):
         raise UsageError(
             f"{metadata.name}: classifies whole volumes, so there are no maps to write; predictions.csv holds the "
@@ -64,19 +68,38 @@ def output_kinds(
     return ["seg", *([uncertainty] if uncertainty else []), *(["prob"] if probabilities else [])]
 
 
-def choose_flip_axes(tta: bool | Sequence[int], bundle: Bundle) -> tuple[int, ...]:
-    """Choose the axes to flip: those given, or those that the bundle names.
+def choose_views(tta: bool | str | Sequence[int], bundle: Bundle) -> dict[str, Any]:
+    """Choose the views of the input over which the network is averaged, as fields of :class:`Options`.
+
+    Args:
+        tta: True or ``"flips"`` for the flips that the bundle names, axes for others, ``"full"`` for the flips,
+            rotations and scales that the bundle names; False for none.
+        bundle: names them in its config.
 
     Raises:
-        UsageError: other axes than 0, 1 and 2, or a bundle that names none.
+        UsageError: anything else, axes other than 0, 1 and 2, or a bundle that names none.
     """
     if tta is False or tta == ():
-        return ()
-    axes = bundle.flip_axes if tta is True else tuple(tta)
+        return {}
+    if isinstance(tta, str) and tta not in ("flips", "full"):
+        raise UsageError(f"tta={tta}; expected flips, full, or axes.")
+    if tta == "full":
+        views = {"tta_degrees": bundle.tta_degrees, "tta_scales": bundle.tta_scales}
+        if not any(bundle.tta_degrees) and not bundle.tta_scales:
+            raise UsageError(
+                f"tta=full: {bundle.metadata.name} names no tta_degrees and no tta_scales in its inference config. "
+                "Give tta=flips, or set them, as tta_degrees=[8,8,8]."
+            )
+        return {"flip_axes": bundle.flip_axes, **views}
+    return {"flip_axes": _choose_flip_axes(tta, bundle)}
+
+
+def _choose_flip_axes(tta: bool | str | Sequence[int], bundle: Bundle) -> tuple[int, ...]:
+    axes = bundle.flip_axes if isinstance(tta, bool | str) else tuple(tta)
     if not axes:
         raise UsageError(
-            f"tta=True: {bundle.metadata.name} names no flip_axes in its inference config, along which its network was "
-            "trained with flips; other flips make its labels worse. Give tta=0,1,2, or some of these, if you know them."
+            f"tta=flips: {bundle.metadata.name} names no flip_axes in its inference config, along which its network "
+            "was trained with flips; other flips make its labels worse. Give tta=0,1,2, or some of these, if they suit."
         )
     if not set(axes) <= {0, 1, 2} or len(set(axes)) < len(axes):
         raise UsageError(f"tta={','.join(map(str, axes))}; expected some of 0, 1 and 2, each once.")

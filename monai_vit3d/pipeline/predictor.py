@@ -23,7 +23,7 @@ from .acceleration import accelerate
 from .chosen_labels import check_names, choose_labels, keep_labels
 from .inference import NetworkOutput, infer
 from .memory import check_memory
-from .options import Options, choose_flip_axes, output_kinds
+from .options import Options, choose_views, output_kinds
 from .plausibility import Implausibility, check_geometry, check_input, check_predicted_labels, refuse
 from .prepare import Prepared, prepare
 from .stats import LabelSummary, label_stats
@@ -62,7 +62,8 @@ class Predictor:
         bundle: a bundle's folder, zip or name, or a loaded bundle, which keeps its own device, backend and precision. A
             bundle's config is code: give ``safe`` unless you trust it.
         device: a torch device; None takes a GPU where there is one.
-        tta: whether to average over the flips of the axes that the bundle's ``flip_axes`` names, or these axes.
+        tta: whether to average over the flips of the axes that the bundle's ``flip_axes`` names, or these axes;
+            ``"full"``, over the rotations and scales that it names, too.
         uncertainty: ``"entropy"`` or, with ``tta``, ``"variance"``: a map of it in :attr:`Prediction.maps`.
         probabilities: whether to keep them in :attr:`Prediction.maps`, too, a map a class.
         config: config files of the bundle to merge, by name; None is its ``inference``.
@@ -98,7 +99,7 @@ class Predictor:
         bundle: str | Path | Bundle,
         device: str | None = None,
         *,
-        tta: bool | Sequence[int] = False,
+        tta: bool | str | Sequence[int] = False,
         uncertainty: str | None = None,
         probabilities: bool = False,
         config: str | Sequence[str] | None = None,
@@ -119,8 +120,9 @@ class Predictor:
         if options is None:
             output_kinds(bundle.metadata, tta, uncertainty, probabilities)
             kept = tuple(label.value for label in choose_labels(bundle, only)) if only else ()
-            flip_axes = choose_flip_axes(tta, bundle)
-            options = Options(flip_axes, uncertainty, probabilities, resample_channels=resample_channels, only=kept)
+            views = choose_views(tta, bundle)
+            given: dict[str, Any] = {"uncertainty": uncertainty, "probabilities": probabilities, "only": kept}
+            options = Options(resample_channels=resample_channels, **given, **views)
         self.bundle, self.options, self.anyway = bundle, options, anyway
 
     def predict(self, image: Any, affine: Any = None) -> Any:

@@ -13,7 +13,8 @@ from .plan import TrainingPlan
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 REQUIRED = ("timm", "nibabel", "pytorch-ignite", "tensorboard", "scikit-image")
-SHARED = ("orientation", "spacing_mm", "intensity", "flip_axes", "overlap")  # decisions that prediction needs, too
+# decisions that prediction needs, too
+SHARED = ("orientation", "spacing_mm", "intensity", "flip_axes", "tta_degrees", "tta_scales", "overlap")
 
 
 def bundle_metadata(

@@ -30,10 +30,12 @@ def _or_none(check: Check) -> Check:
     return lambda value, *more: "" if value is None else check(value, *more)
 
 
-def _three(least: float) -> Check:
+def _three(least: float, below: float = math.inf) -> Check:
     def check(value: Any, *_: Any) -> str:
         if len(value) != 3:
             return "3 numbers are expected, one for each axis"
+        if max(value) >= below:
+            return f"numbers below {below:g} are expected"
         return "" if min(value) >= least else f"numbers of {least:g} or more are expected"
 
     return check
@@ -131,6 +133,10 @@ def _check_patch(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str
     return _three(1)(value, evidence, plan)
 
 
+def _check_scales(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str:
+    return "" if all(0 < factor < math.inf for factor in value) else "factors above 0 are expected"
+
+
 def _check_flips(value: Any, *_: Any) -> str:
     return "" if set(value) <= {0, 1, 2} else "axes 0, 1 and 2 are expected"
 
@@ -194,6 +200,8 @@ CHECKS: dict[str, Check] = {
     "overlap": _number(0, 1),
     "flip_axes": _check_flips,
     "rotate_range": _three(0),
+    "tta_degrees": _three(0, below=90),
+    "tta_scales": _check_scales,
     "class_ratios": _check_ratios,
     "loss": _check_loss,
     "repeats": _number(1),

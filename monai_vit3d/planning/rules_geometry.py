@@ -101,6 +101,12 @@ def decide_rotate_range(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[An
     return angles, f"radians: in the planes of the slices, {name} is too coarse to rotate through"
 
 
+def decide_tta_degrees(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
+    """Average over rotations about the axes about which training rotated, by half as much."""
+    angles = [float(round(math.degrees(angle) / 2)) for angle in plan["rotate_range"]]
+    return angles, "degrees, half of rotate_range; of `vit3d predict --tta full`"
+
+
 def decide_patch_size(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
     """Take 8 voxels along the finest axis, and as many mm along the others, in powers of two."""
     if "patch_size" in evidence.encoder:

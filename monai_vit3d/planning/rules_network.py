@@ -116,9 +116,9 @@ def decide_amp(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
 
 
 def decide_window(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
-    """Cover the median case, as far as time and memory allow; two patches or more on each axis."""
+    """Cover about 95 % of the median case, as far as time and memory allow; two patches or more on each axis."""
     patch, shape = plan["patch_size"], resampled_shape(evidence, plan)
-    sizes = [p * max(2, math.ceil(0.95 * n / p)) for n, p in zip(shape, patch)]
+    sizes = [p * max(2, round(0.95 * n / p)) for n, p in zip(shape, patch)]
     whole, least = list(sizes), [2 * p for p in patch]
     while math.prod(sizes) > LARGEST_WINDOW[plan["device"]] and sizes != least:
         sizes = _smaller(sizes, patch, shape)
@@ -134,7 +134,7 @@ def decide_window(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str
         while math.prod(sizes) > aim and sizes != least:
             sizes = _smaller(sizes, patch, shape)
         needed = step_bytes(evidence, plan, sizes)
-    part = "a whole median case" if sizes == whole else f"of a median case of {shape} voxels"
+    part = "nearly a whole median case" if sizes == whole else f"of a median case of {shape} voxels"
     return sizes, f"{part}; a step needs about {needed / GIB:.2g} GB"
 
 

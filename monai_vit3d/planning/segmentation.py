@@ -26,6 +26,8 @@ SEGMENTATION_RULES = (
     PlanRule("overlap", float, fixed(0.5, "of neighbouring windows in prediction")),
     PlanRule("flip_axes", [int], geometry.decide_flip_axes),
     PlanRule("rotate_range", [float], geometry.decide_rotate_range),
+    PlanRule("tta_degrees", [float], geometry.decide_tta_degrees),
+    PlanRule("tta_scales", [float], fixed([0.92, 1.08], "enlargements; of `vit3d predict --tta full`")),
     PlanRule("class_ratios", [float], training.decide_class_ratios),
     PlanRule("loss", str, training.decide_loss),
     PlanRule("repeats", int, training.decide_repeats),

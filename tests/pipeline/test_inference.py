@@ -20,7 +20,7 @@ from monai_vit3d.bundle.voxelwise import VoxelwisePostprocessing, whole_numbers
 from monai_vit3d.cli import main
 from monai_vit3d.data.errors import BundleError, ImageError, UsageError
 from monai_vit3d.data.nifti import read_nifti
-from monai_vit3d.inferers import unwrap_inferer
+from monai_vit3d.inferers import AffineEnsemble, unwrap_inferer
 from monai_vit3d.pipeline import folder, inference, memory, predictor
 from tests.bundles.balls import gland
 from tests.bundles.helpers import run_here
@@ -173,12 +173,38 @@ def test_flips_are_those_that_the_bundle_names(bundle, images, tmp_path, capsys)
     np.testing.assert_array_equal(voxels(record["output"]), reference.labels(mean))
     for refused, flags, word in [
         (bundle, ["--tta"], "names no flip_axes"),
-        (named, ["--tta-axes", "0,3"], "--tta-axes 0,3"),
-        (named, ["--tta-axes", "1,1"], "--tta-axes 1,1"),
+        (named, ["--tta", "0,0"], "--tta 0,0; expected some of 0, 1 and 2, each once"),
+        (named, ["--tta", "full"], "names no tta_degrees and no tta_scales"),
+        (named, ["--tta-axes", "0,3"], "--tta 0,3"),
+        (named, ["--tta-axes", "1,1"], "--tta 1,1"),
     ]:
         assert main(["predict", str(images[0]), "-o", str(tmp_path / "no"), "--bundle", str(refused), *flags]) == 2
         assert word in capsys.readouterr().err
         assert not (tmp_path / "no").exists()
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", "-o", str(tmp_path / "no"), "--bundle", str(named), "--tta", str(images[0])])
+    assert "expected flips, full or axes as 0,1; nothing is flips, written after INPUT" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_full_averaging_has_the_views_that_the_bundle_names(images, tmp_path, capsys):
+    bundle = written(tmp_path / "bundle", flip_axes="$[0]", tta_degrees="$[8, 0, 8]", tta_scales="$[0.9]")
+    record = run(bundle, images[0], tmp_path / "out", "--tta", "full")["spleen_0"]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["options"]["tta_degrees"] == [8, 0, 8]
+    reference = Reference(bundle, images[0])
+    plain = reference.logits()
+    reference.network = AffineEnsemble(reference.network, (8, 0, 8), (0.9,))
+    mean = torch.stack([reference.flipped(dims) for dims in ((), (2,))]).mean(0)
+    assert (mean - plain).abs().max() > 0.1
+    np.testing.assert_array_equal(voxels(record["output"]), reference.labels(mean))
+    for views, words in [
+        ({"tta_degrees": "$[8, 8]"}, "tta_degrees=[8, 8]; expected three angles"),
+        ({"tta_scales": "$[0]"}, "tta_scales=[0]; expected factors above 0"),
+        ({"tta_scales": "all"}, "tta_scales 'all'; expected a list of numbers"),
+    ]:
+        bad = written(tmp_path / f"bad{len(words)}", **views)
+        assert main(["predict", str(images[0]), "-o", str(tmp_path / "no"), "--bundle", str(bad), "--tta", "full"]) == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -144,7 +144,17 @@ def test_each_number_stands_once(written):
     image = metadata["network_data_format"]["inputs"]["image"]
     assert image["spatial_shape"] == chosen["window"]
     assert metadata["plan"]["spacing_mm"] == chosen["spacing_mm"]
-    elsewhere = {"window", "orientation", "spacing_mm", "intensity", "flip_axes", "overlap", "folds"}
+    elsewhere = {
+        "window",
+        "orientation",
+        "spacing_mm",
+        "intensity",
+        "flip_axes",
+        "overlap",
+        "folds",
+        "tta_degrees",
+        "tta_scales",
+    }
     planning = {"device", "memory_gb", "modality", "preset"}  # what other decisions were made from
     flat = set(chosen) - elsewhere - planning - set(NETWORK_OPTIONS)
     assert {key: train[key] for key in flat} == {key: chosen[key] for key in flat}
