@@ -32,6 +32,7 @@ SOURCES = (
     "docs/*.md",
     "docs/*.svg",
     "tutorials/*.ipynb",
+    "tutorials/pictures/*.png",
     "bundles/*/docs/*",
     "CONTRIBUTING.md",
     "SECURITY.md",

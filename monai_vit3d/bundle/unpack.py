@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import stat
@@ -50,10 +51,12 @@ def open_bundle(path: str | Path) -> Iterator[Path]:
             yield _checked(_entered(Path(folder)), str(bundle))
     else:
         reason = "neither a folder nor a .zip" if bundle.exists() else "no such file or folder"
-        names = ", ".join(shipped_bundles())
+        names = shipped_bundles()
+        near = difflib.get_close_matches(str(bundle), names, 1)
+        meant = f"Did you mean {near[0]}?" if near else "Correct the path."
         raise BundleError(
-            f"{bundle}: {reason}; expected the folder of a MONAI bundle, its zip, one of {names}, or "
-            "hf:OWNER/NAME@COMMIT of the hub. Correct the path."
+            f"{bundle}: {reason}; expected the folder of a MONAI bundle, its zip, one of {', '.join(names)}, or "
+            f"hf:OWNER/NAME@COMMIT of the hub. {meant}"
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from .options import add_example
+
 _DESCRIPTION = """List the bundles that come with this package: name, size and licence of the weights, task, scores.
 vit3d predict, check and info take them by name; vit3d info NAME says more of one."""
 
@@ -12,6 +14,7 @@ vit3d predict, check and info take them by name; vit3d info NAME says more of on
 def add_verb(verbs: Any) -> None:
     """Add the verb to the command's parser."""
     bundles = verbs.add_parser("bundles", help="list the bundles that come with this package", description=_DESCRIPTION)
+    add_example(bundles, "vit3d bundles")
     bundles.set_defaults(run=_run, parser=bundles)
 
 

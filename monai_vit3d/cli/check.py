@@ -10,7 +10,7 @@ from typing import Any
 from monai_vit3d.data.printable import printable
 
 from .flags import with_flags
-from .options import add_anyway, add_config, add_inputs, add_safe, parsed
+from .options import add_anyway, add_config, add_example, add_inputs, add_safe, parsed
 
 
 def add_verb(verbs: Any) -> None:
@@ -23,6 +23,7 @@ def add_verb(verbs: Any) -> None:
     add_config(check)
     add_safe(check)
     add_anyway(check)
+    add_example(check, "vit3d check scans", "vit3d check scans --bundle head_hippocampus --json")
     check.set_defaults(run=_run, parser=check)
 
 

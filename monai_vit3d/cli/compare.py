@@ -9,15 +9,13 @@ from typing import Any
 
 from monai_vit3d.data.printable import printable
 
-from .options import parsed
+from .options import add_example, parsed
 from .progress import ScoringProgress, aligned, print_error
 
 _DESCRIPTION = """Compare the labels of two runs of vit3d predict over the same inputs: by case and label the
 volume in ml of both, their difference and Dice. OUT gets comparison.csv, and report.html with
 the least agreement first and pictures of where the runs differ. Neither run is the truth: to
 score labels against references, see vit3d evaluate.
-
-Example:  vit3d compare out out_tta -o comparison
 
 Exit code: 0 all compared, 1 some cases could not be, such as on different grids, 2 wrong usage."""
 
@@ -34,6 +32,7 @@ def add_verb(verbs: Any) -> None:
     compare.add_argument("b", type=Path, metavar="B", help="another one")
     output = "the folder to write to; without it the table alone is printed"
     compare.add_argument("-o", "--output", type=Path, metavar="OUT", help=output)
+    add_example(compare, "vit3d compare out out_tta -o comparison")
     compare.set_defaults(run=_run, parser=compare, go_on="run the same command again")
 
 

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .options import add_example
+
 
 def add_verb(verbs: Any) -> None:
     """Add the verb to the command's parser."""
@@ -13,6 +15,7 @@ def add_verb(verbs: Any) -> None:
     shipped = Path("head_hippocampus")
     demo.add_argument("--bundle", type=Path, default=shipped, help="the bundle's folder or name (%(default)s)")
     demo.add_argument("-o", "--output", type=Path, default=Path("demo_output"), help="the folder to write to")
+    add_example(demo, "vit3d demo -o demo_output")
     demo.set_defaults(run=_run, parser=demo)
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import add_device, add_dry_run, add_inputs, add_tokens, noted, parse_override, parsed
+from .options import add_device, add_dry_run, add_example, add_inputs, add_tokens, noted, parse_override, parsed
 from .progress import Progress, print_plan
 
 _DESCRIPTION = """INPUT is as for `vit3d predict`: files, folders, DICOM series, BIDS data sets, lists. MODEL is a
@@ -57,6 +57,11 @@ def add_verb(verbs: Any) -> None:
     existing.add_argument("--overwrite", dest="existing", action="store_const", const="overwrite", help=anew)
     add_dry_run(embed)
     add("--shard", metavar="I/N", help="do the I-th of N parts; all parts share OUT")
+    add_example(
+        embed,
+        "vit3d embed scans -o vectors --model colipri --accept-licence",
+        "vit3d embed scans -o vectors --model backbone.safetensors --recipe recipe.yaml --maps",
+    )
     embed.set_defaults(run=_run, parser=embed, existing="refuse")
 
 
@@ -78,7 +83,7 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     embedder = Embedder(**of_model, stated=dict(map(parse_override, args.stated)), options=heads)
     with Progress() as progress:
-        options |= {"noted": noted(args), "on_plan": progress.begin, "on_case": progress}
+        options |= {"noted": noted(args), "on_plan": progress.begin, "on_case": progress, "on_window": progress.window}
         summary = embed_folder(embedder=embedder, **options)
     failed = process.all_reduce_sum(summary.failed)
     counts = f"{summary.done} done, {summary.skipped} skipped, {summary.failed} failed"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.printable import printable
 
-from .options import add_device, add_safe, parsed
+from .options import add_device, add_example, add_safe, parsed
 from .progress import Progress, ScoringProgress, aligned, print_error
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ def add_verb(verbs: Any) -> None:
     add("--against", type=Path, metavar="DIR", help=against)
     add_device(evaluate)
     add_safe(evaluate)
+    add_example(
+        evaluate,
+        "vit3d evaluate mybundle --against otherbundle",
+        "vit3d evaluate --pred out --labels labelsTs -o evaluation --classes liver,tumour",
+    )
     evaluate.set_defaults(run=_run, parser=evaluate, go_on="run the same command again to go on")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from monai_vit3d.data.printable import printable
 
 from .flags import with_flags
-from .options import add_config, parsed
+from .options import add_config, add_example, parsed
 
 
 def add_verb(verbs: Any) -> None:
@@ -18,6 +18,7 @@ def add_verb(verbs: Any) -> None:
     of = "a folder, a zip, a name of vit3d bundles, or hf:OWNER/NAME@COMMIT of the hub"
     info.add_argument("bundle", type=Path, metavar="BUNDLE", help=of)
     add_config(info)
+    add_example(info, "vit3d info head_hippocampus", "vit3d info mybundle.zip --config inference")
     info.set_defaults(run=_run, parser=verbs.choices["predict"])
 
 

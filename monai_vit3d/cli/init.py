@@ -8,7 +8,7 @@ from typing import Any
 
 from monai_vit3d.data.printable import printable
 
-from .options import parse_override
+from .options import add_example, parse_override
 from .progress import print_error
 from .verbosity import is_showing_progress
 
@@ -44,6 +44,7 @@ def add_verb(verbs: Any) -> None:
     value = "a choice of the plan, such as epochs=100 or window=[96,96,64]"
     add("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=value)
     add("--dry-run", action="store_true", help="say what would be chosen, and write nothing")
+    add_example(init, "vit3d init Task04_Hippocampus -o mybundle", "vit3d init DATA --dry-run --memory 8GB")
     init.set_defaults(run=_run, parser=init)
 
 

@@ -6,16 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import add_device, add_safe
+from .options import add_device, add_example, add_safe
 from .verbosity import is_showing_progress
 
 _DESCRIPTION = """Measure field of view, spacing, brightness, volumes, ... of a bundle's training
 files, and how decided its network is about them. `vit3d predict` and `vit3d check`
-compare new files with these ranges, which stand as "trained_on" in metadata.json.
-
-Example: vit3d measure bundles/hippocampus_segmentation --write \\
-           --images Task04_Hippocampus/imagesTr --labels Task04_Hippocampus/labelsTr \\
-           --split bundles/hippocampus_segmentation/configs/split.json"""
+compare new files with these ranges, which stand as "trained_on" in metadata.json."""
 
 
 def add_verb(verbs: Any) -> None:
@@ -35,6 +31,7 @@ def add_verb(verbs: Any) -> None:
     add("--write", action="store_true", help="write it into the bundle's configs/metadata.json")
     add_device(measure)
     add_safe(measure)
+    add_example(measure, "vit3d measure mybundle --images data/imagesTr --labels data/labelsTr --write")
     measure.set_defaults(run=_run, parser=measure)
 
 

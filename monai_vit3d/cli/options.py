@@ -11,6 +11,13 @@ from monai_vit3d.data.errors import UsageError
 from .verbosity import VERBOSITY
 
 
+def add_example(parser: argparse.ArgumentParser, *commands: str) -> None:
+    """Add command lines to the end of a verb's help, as an example each."""
+    title = "Example:" if len(commands) == 1 else "Examples:"
+    parser.epilog = "\n".join([title, *(f"  {command}" for command in commands)])
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+
+
 def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Add the inputs, and which of the files and volumes in them are taken."""
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="files, folders or lists")

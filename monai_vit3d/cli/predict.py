@@ -6,7 +6,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import add_anyway, add_config, add_device, add_dry_run, add_inputs, add_safe, add_tokens, noted, parsed
+from .options import (
+    add_anyway,
+    add_config,
+    add_device,
+    add_dry_run,
+    add_example,
+    add_inputs,
+    add_safe,
+    add_tokens,
+    noted,
+    parsed,
+)
 from .progress import Progress, print_plan
 
 _DESCRIPTION = """INPUT is a NIfTI file (or .mgz, .nrrd, .mha, .img with .hdr), a folder of them or of DICOM
@@ -79,6 +90,11 @@ def add_verb(verbs: Any) -> None:
     strict = "what is unlike the bundle's training, or labels that cannot be true, fails; nothing of it is written"
     add("--strict", action="store_true", help=strict)
     add("--shard", metavar="I/N", help="do the I-th of N parts; all parts share OUT")
+    add_example(
+        predict,
+        "vit3d predict heads -o out --bundle head_hippocampus",
+        "vit3d predict a.nii.gz b.nii.gz -o out --bundle mybundle --only left --mesh stl --resume",
+    )
     predict.set_defaults(run=_run, parser=predict, existing="refuse")
 
 
@@ -113,7 +129,8 @@ def _run(args: argparse.Namespace) -> int:
         print_plan(plan_folder(**{name: options[name] for name in _OF_PLAN}))
         return 0
     with Progress() as progress:
-        summary = predict_folder(**options, noted=noted(args), on_plan=progress.begin, on_case=progress)
+        options |= {"noted": noted(args), "on_plan": progress.begin, "on_case": progress, "on_window": progress.window}
+        summary = predict_folder(**options)
     failed = process.all_reduce_sum(summary.failed)
     doubtful = f" ({summary.suspicious} to look at: labels may be wrong)" if summary.suspicious else ""
     counts = f"{summary.done} done{doubtful}, {summary.skipped} skipped, {summary.failed} failed"

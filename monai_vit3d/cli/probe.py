@@ -8,7 +8,7 @@ from typing import Any
 
 from monai_vit3d.data.printable import printable
 
-from .options import parsed
+from .options import add_example, parsed
 
 _DESCRIPTION = """FEATURES is features.csv of `vit3d embed`; LABELS a CSV file with a column name or subject, one of
 the target, and perhaps fold. Classes are read by logistic regression and nearest neighbours, values
@@ -32,6 +32,7 @@ def add_verb(verbs: Any) -> None:
     add("--kind", choices=["class", "value"], help="what the target is, unless as its values look")
     add("--folds", type=int, default=5, metavar="N", help="how many (5)")
     add("--seed", type=int, default=0, metavar="N", help="of the folds and the intervals (0)")
+    add_example(probe, "vit3d probe vectors/features.csv ages.csv --target age -o probe")
     probe.set_defaults(run=_run, parser=probe)
 
 

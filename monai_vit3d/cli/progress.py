@@ -18,18 +18,38 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Show a bar on a terminal, or a line for each file elsewhere."""
+    """Show a bar of the files on a terminal, and one of a file's windows, or a line for each file elsewhere."""
 
     def __init__(self) -> None:
         self.bar: Any = None
+        self.windows: Any = None
         self.seen, self.total = 0, 0
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._close_windows()
         if self.bar is not None:
             self.bar.close()
+
+    def window(self, done: int, total: int) -> None:
+        """Show how many windows of a file are done, and when all will be."""
+        from tqdm import tqdm
+
+        if self.bar is None:
+            return
+        if self.windows is None:
+            options: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "file": raw_terminal()}
+            self.windows = tqdm(total=total, unit="window", desc="  this file", **options)
+        self.windows.update(done - self.windows.n)
+        if done == total:
+            self._close_windows()
+
+    def _close_windows(self) -> None:
+        if self.windows is not None:
+            self.windows.close()
+            self.windows = None
 
     def begin(self, plan: Plan) -> None:
         """Print the plan's notes, and start to count its cases."""

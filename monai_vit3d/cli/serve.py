@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from .options import add_example
+
 _DESCRIPTION = """Serve predict, check, info, embed and bundles as tools of the Model Context Protocol, with the
 arguments and refusals of the Python functions behind the verbs. Bundles run as by --safe. The
 program that uses the tools starts the server itself; of most, the entry in its settings is
@@ -26,6 +28,7 @@ def add_verb(verbs: Any) -> None:
     serve.add_argument("--stdio", action="store_true", required=True, help=stdio)
     trust = "run bundles whose config is more than settings, too; else they are refused"
     serve.add_argument("--trust-bundles", action="store_true", help=trust)
+    add_example(serve, "vit3d serve --stdio")
     serve.set_defaults(run=_run, parser=serve, go_on="start it again")
 
 

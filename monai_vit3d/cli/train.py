@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import add_device, add_overrides, parsed
+from .options import add_device, add_example, add_overrides, parsed
 from .train_progress import TrainProgress
 
 _DESCRIPTION = """Train a bundle, as python -m monai.bundle run --config_file configs/train.yaml does in
@@ -37,6 +37,7 @@ def add_verb(verbs: Any) -> None:
     add_overrides(train, "learning_rate=0.0005")
     add_device(train)
     add("--strict", action="store_true", help="stop when the validation score of a class falls to half of its best")
+    add_example(train, "vit3d train mybundle", "vit3d train mybundle --fold all --set epochs=200")
     train.set_defaults(run=_run, parser=train, go_on="run the same command again to go on")
 
 

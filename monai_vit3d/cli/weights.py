@@ -10,7 +10,7 @@ from typing import Any
 from monai_vit3d.data.printable import printable
 
 from .flags import with_flags
-from .options import parsed
+from .options import add_example, parsed
 
 _FAMILY = "what the weights are, if that is known better than their keys show: nidl, monai_vit, ..."
 _TAKE = "which of several networks in a checkpoint: teacher (the averaged one), student, or a word of its keys"
@@ -32,6 +32,7 @@ def _add_info(ways: Any) -> argparse.ArgumentParser:
     info.add_argument("--take", default="teacher", metavar="WORD", help=_TAKE)
     info.add_argument("--family", metavar="NAME", help=_FAMILY)
     info.add_argument("--json", action="store_true", help="as JSON")
+    add_example(info, "vit3d weights info model.pt")
     info.set_defaults(run=_run_info)
     return info
 
@@ -55,6 +56,7 @@ def _add_convert(ways: Any) -> argparse.ArgumentParser:
     add("--take", default="teacher", metavar="WORD", help=_TAKE)
     add("--family", metavar="NAME", help=_FAMILY)
     add("--overwrite", action="store_true", help="write OUT anew if it is there already")
+    add_example(convert, "vit3d weights convert checkpoint.pt backbone.safetensors --img-size 96,96,96")
     convert.set_defaults(run=_run_convert, parser=convert)
     return convert
 
@@ -62,6 +64,7 @@ def _add_convert(ways: Any) -> argparse.ArgumentParser:
 def _add_published(ways: Any) -> None:
     table = ways.add_parser("list", help="published models by name, with their licences")
     table.add_argument("--json", action="store_true", help="as JSON")
+    add_example(table, "vit3d weights list")
     table.set_defaults(run=_run_list, parser=table)
     get = ways.add_parser("get", help="fetch a published model from the hub")
     get.add_argument("name", metavar="NAME", help="of the list")
@@ -69,9 +72,11 @@ def _add_published(ways: Any) -> None:
     accept = "its licence was read and is kept; needed unless the weights may be used commercially"
     get.add_argument("--accept-licence", action="store_true", help=accept)
     get.add_argument("--overwrite", action="store_true", help="write OUT anew if it is there already")
+    add_example(get, "vit3d weights get colipri --accept-licence -o colipri.safetensors")
     get.set_defaults(run=_run_get, parser=get)
     pin = ways.add_parser("pin", help="print the revision and the SHA-256 of a published model's file")
     pin.add_argument("name", metavar="NAME", help="of the list")
+    add_example(pin, "vit3d weights pin colipri")
     pin.set_defaults(run=_run_pin, parser=pin)
 
 

@@ -17,6 +17,7 @@ from monai_vit3d.data.errors import UsageError
 
 from .autocast import AutocastInferer
 from .spacing import SpacingInferer, inferer_wrappers, unwrap_inferer, with_spacing
+from .window_progress import tell_windows
 
 Slices = tuple[slice, ...]
 Windows = Iterable[tuple[Slices, Tensor]]
@@ -190,6 +191,7 @@ class _Stitcher:
             output = predict(views[0] if self.batch == 1 else torch.cat(views))
             self._check(output, len(windows), i)
             yield from zip(windows, output)
+            tell_windows(i + len(windows), len(self.layout.windows))
             del output  # or it would be held while the network runs on the next windows
 
     def _finished(self, outputs: Windows) -> Iterator[tuple[int, Tensor]]:

@@ -17,6 +17,7 @@ from monai_vit3d.data.files import following_no_links, remove_parts, replacing
 from monai_vit3d.data.nifti import write_map
 from monai_vit3d.data.volume import Grid, Volume
 from monai_vit3d.handlers.weights_sha256 import weights_sha256
+from monai_vit3d.inferers.window_progress import OnWindow, following_windows
 from monai_vit3d.networks.weights_licence import weights_licence
 from monai_vit3d.visualize.overlay import write_png
 from monai_vit3d.visualize.patch_colours import draw_patch_colours
@@ -86,6 +87,7 @@ def embed_folder(
     noted: Mapping[str, Any] | None = None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_case: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    on_window: OnWindow | None = None,
 ) -> Summary:
     """Embed files, folders, BIDS data sets or lists; inputs, isolation, resuming and shards as of ``predict_folder``.
 
@@ -113,6 +115,7 @@ def embed_folder(
         noted: see there.
         on_plan: see there.
         on_case: see there.
+        on_window: see there.
 
     Returns:
         How many were done, skipped and failed.
@@ -130,7 +133,7 @@ def embed_folder(
     made_with = _made_with(embedder, options, plan.outputs, similar)
     record = RunRecord(plan.output, {**(noted or {}), **_about(embedder, made_with, plan)}, shard)
     runner = _EmbeddingRunner(plan, record, embedder, options, made_with, existing == "resume", similar)
-    with following_no_links(plan.output):
+    with following_no_links(plan.output), following_windows(on_window):
         try:
             summary = take_through(runner, plan, record, jobs, on_case)
         finally:

@@ -17,6 +17,7 @@ from torch import Tensor
 from monai_vit3d.data.errors import ImageError, UsageError
 from monai_vit3d.data.published_models import PublishedModel, published_model, published_models
 from monai_vit3d.data.volume import Array, Grid
+from monai_vit3d.inferers.window_progress import tell_windows
 from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.weights.fetch import load_published
 from monai_vit3d.weights.recipes import RECIPE_STEPS, Recipe, load_recipe, recipe_transform
@@ -180,12 +181,13 @@ class Embedder:
         steps = [max(int(n * (1 - self.overlap)) // p, 1) * p for n, p in zip(window, patch)]
         pooled = _Pooled(tuple(n // p for n, p in zip(shape, patch)), patch, keep_tokens)
         places = dense_patch_slices(shape, window, steps)
-        for place in places:
+        for i, place in enumerate(places, 1):
             at = (slice(None), *place)
             part = image.as_tensor()[at]
             prefix, patches, patch_valid = self._window(part[None])
             vector = FEATURES[self.feature](prefix, patches if patch_valid is None else patches[patch_valid])
             pooled.add(vector.cpu(), patches.cpu(), place, float((part > background).float().mean()))
+            tell_windows(i, len(places))
         return Embedding(pooled.vector(), pooled.tokens(), _patch_grid(image, patch), len(places))
 
     def _window(self, window: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -288,6 +290,8 @@ def _load(
         return model
     if entry is not None:
         return load_published(entry, path=weights, accept_licence=accept_licence, **options).network
+    if str(model).isidentifier() and not Path(model).exists():
+        published_model(str(model))  # raises: a name, not a file, and misspelt
     source = read_source(model)
     if source.family != OURS:
         return backbone_from(source, **options).network

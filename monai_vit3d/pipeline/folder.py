@@ -20,6 +20,7 @@ from monai_vit3d.bundle.unpack import open_bundle
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.files import following_no_links, remove_parts, write_text_atomic
 from monai_vit3d.data.printable import printable
+from monai_vit3d.inferers.window_progress import OnWindow, following_windows
 
 from .chosen_labels import ChosenLabel, choose_labels
 from .label_files import label_outputs
@@ -109,6 +110,7 @@ def predict_folder(
     noted: Mapping[str, Any] | None = None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_case: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    on_window: OnWindow | None = None,
 ) -> Summary:
     """Run a MONAI bundle over files, folders, a BIDS data set or a list, and write labels on each file's own grid.
 
@@ -163,6 +165,7 @@ def predict_folder(
         noted: what run.json says besides, by key, such as who asked for the run.
         on_plan: is given the plan before any work.
         on_case: is given the record of each case as soon as it has ended.
+        on_window: is told after each batch of windows how many of the case's are done, and of how many.
 
     Returns:
         How many were done, skipped, failed, and suspicious of those done.
@@ -207,7 +210,7 @@ def predict_folder(
         about |= {"anyway": anyway, "strict": strict}
         record = RunRecord(plan.output, {**(noted or {}), **about}, shard)
         predictor = Predictor(loaded, options=options, anyway=anyway)
-        with following_no_links(plan.output):
+        with following_no_links(plan.output), following_windows(on_window):
             try:
                 summary = run_cases(plan, predictor, record, jobs, existing == "resume", strict, on_case)
             finally:

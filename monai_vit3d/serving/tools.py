@@ -101,7 +101,7 @@ def _bundles(arguments: Mapping[str, Any], on_case: OnCase) -> dict[str, Any]:
     return {"bundles": list_bundles()}
 
 
-_NOT_OF_CALLERS = ("on_plan", "on_case", "shard", "noted")
+_NOT_OF_CALLERS = ("on_plan", "on_case", "on_window", "shard", "noted")
 SERVED_TOOLS: dict[str, ServedTool] = {
     "predict": ServedTool(
         "Run a MONAI bundle over 3D medical images (NIfTI, DICOM series, MGH, NRRD, MetaImage): labels on each file's "

@@ -1,5 +1,7 @@
 """What the command says of misspelt verbs and flags, and of itself."""
 
+import argparse
+import shlex
 import subprocess
 import sys
 
@@ -7,6 +9,7 @@ import pytest
 
 import monai_vit3d
 from monai_vit3d import cli
+from monai_vit3d.cli.command import build_parser
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,23 @@ def test_nothing_is_guessed_where_nothing_is_near(words, capsys):
     with pytest.raises(SystemExit):
         cli.main(words)
     assert "did you mean" not in capsys.readouterr().err
+
+
+def verbs_of(parser, name="vit3d"):
+    ways = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not ways:
+        return {name: parser}
+    return {key: one for way, sub in ways[0].items() for key, one in verbs_of(sub, f"{name} {way}").items()}
+
+
+@pytest.mark.parametrize(("name", "verb"), verbs_of(build_parser()).items(), ids=lambda one: one)
+def test_each_verbs_help_ends_with_examples_that_it_takes(name, verb):
+    title, *lines = verb.format_help().rpartition("\n\n")[2].splitlines()
+    assert title == ("Example:" if len(lines) == 1 else "Examples:")
+    for line in lines:
+        assert len(line) <= 110
+        assert line.startswith(f"  {name}")
+        build_parser().parse_args(shlex.split(line)[1:])
 
 
 def test_the_module_is_the_command():

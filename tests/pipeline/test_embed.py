@@ -11,7 +11,7 @@ from PIL import Image
 
 from monai_vit3d import VisionTransformer3D
 from monai_vit3d.cli import main
-from monai_vit3d.data import ImageError, UsageError
+from monai_vit3d.data import ImageError, UsageError, WeightsError
 from monai_vit3d.pipeline.embed_folder import embed_folder
 from monai_vit3d.pipeline.embedder import Embedd, Embedder
 from monai_vit3d.pipeline.features import subject_of
@@ -339,3 +339,12 @@ def test_tokens_are_part_of_what_a_vector_is_made_with(scans, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "run.json").read_text())["tokens"] == 0.5
     with pytest.raises(UsageError, match="may be background"):
         Embedder(net, recipe=RECIPE, feature="first_patch", tokens="foreground", device="cpu")
+
+
+def test_a_misspelt_name_of_a_published_model_is_no_file():
+    with pytest.raises(
+        UsageError, match="'colipry' is no published model that is known here; expected one such as coli"
+    ):
+        Embedder("colipry")
+    with pytest.raises(WeightsError, match=r"colipry\.pt: no such file"):
+        Embedder("colipry.pt")

@@ -4,12 +4,18 @@ import configparser
 import importlib.util
 import json
 import os
+import re
 
 import pytest
 from packaging.requirements import Requirement
 
 from tests.helpers import ROOT
 
+EXPECTED = {  # of answers that end with other words
+    "04": ["['a/t1_seg.nii.gz', 'b/t1_seg.nii.gz']", "['t1_seg.nii.gz']"],
+    "05": [str([0] * 8)],
+    "08": ["sub-07 sub-07"],
+}
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 
 
@@ -66,3 +72,28 @@ def test_the_cell_installs_only_what_is_missing(shell, tmp_path, monkeypatch):
     clone = "git clone --quiet --depth 1 https://host.example/fork monai_vit3d_source"
     assert [one for one in ran if one[0] != "pip"] == [("!", clone), ("cd", "monai_vit3d_source/tutorials")]
     assert ran[-1] == (magic, line)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem[:2])
+def test_it_opens_with_what_one_will_have_and_a_picture(path):
+    text = "".join(cells(path)[0]["source"])
+    assert "\n\nAt the end you have " in text
+    (picture,) = re.findall(r"!\[[^]]+\]\((pictures/\w+\.png)\)", text)
+    assert (path.parent / picture).read_bytes()[:4] == b"\x89PNG"
+    assert (path.parent / picture).stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem[:2])
+def test_answers_to_the_exercises_are_folded_and_right(path, capsys):
+    """Each prints what the comment at its end says."""
+    text = "".join(cells(path)[-1]["source"])
+    assert text.startswith("## Exercises\n")
+    answers = re.findall(r"<details><summary>Answer</summary>\n\n(.*?)\n\n</details>", text, re.DOTALL)
+    assert len(answers) == text.count("<details>") >= 1
+    programs = [code for answer in answers for code in re.findall(r"```python\n(.*?)\n```", answer, re.DOTALL)]
+    assert programs
+    for code in programs:
+        exec(compile(code, str(path), "exec"), {})
+        printed = capsys.readouterr().out.splitlines()
+        expected = EXPECTED.get(path.stem[:2]) or [code.rpartition("# ")[2]] * len(printed)
+        assert printed == expected
