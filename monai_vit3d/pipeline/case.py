@@ -40,6 +40,7 @@ class Case:
         seg: whether the labels of a DICOM series are written as a DICOM SEG, too.
         listed: a CSV or JSON list names it.
         named_by: the path that names it, of files that are channels; None is the first image's.
+        mask: a file that is above 0 inside the skull or the body, as a list names it; its volume goes with the labels'.
     """
 
     images: tuple[Path, ...]
@@ -52,6 +53,7 @@ class Case:
     seg: bool = True
     listed: bool = field(default=False, compare=False)  # where a case was named is no part of what it is
     named_by: Path | None = None
+    mask: Path | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:

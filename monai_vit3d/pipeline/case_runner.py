@@ -18,13 +18,14 @@ import torch
 
 from monai_vit3d.data.errors import ImageError, Vit3dError
 from monai_vit3d.data.files import file_sha256, remove_parts
+from monai_vit3d.data.readers import read_volume
 from monai_vit3d.data.volume import Grid, Volume
 from monai_vit3d.memory_limits import out_of_memory
 
 from .case import Case
 from .options import Options
 from .plan import Plan
-from .reading import case_sha256, read_case
+from .reading import case_sha256, mask_volume_ml, read_case
 from .record import RunRecord, load_records
 
 logger = logging.getLogger(__name__)
@@ -147,6 +148,10 @@ class CaseRunner(ABC):
             check_grid = partial(self.check_grid, work)
             volumes = read_case(case, self.options, self.plan.include_labels, check_grid, self.channels)
             hashes = [digest for volume in volumes for digest in volume.sha256]
+            if case.mask is not None:
+                mask = read_volume(case.mask, max_voxels=self.options.max_voxels, exact=True, hashed=True)
+                work.record["mask_ml"] = mask_volume_ml(mask)
+                hashes += mask.sha256
             work.record |= {"input_sha256": hashes, "made_with": self.made_with}
             work.record["warnings"] += [warning for volume in volumes for warning in volume.warnings]
         if work.record["status"] == "pending":

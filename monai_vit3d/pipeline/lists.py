@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,11 +19,12 @@ from .case import Case
 from .paths import absolute, holds_dicom
 
 _NO_PATH = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # the other surrogates stand for bytes that are no UTF-8
+_SINGLE = ("name", "mask")
 _LIST_KEYS = ("test", "testing", "cases", "images")
 
 
 def read_csv(table: Path) -> list[Case]:
-    """Read a table with a column ``image``, or several that begin so, and maybe ``name``.
+    """Read a table with a column ``image``, or several that begin so, and maybe ``name`` and ``mask``.
 
     Raises:
         UsageError: it is malformed.
@@ -34,25 +36,26 @@ def read_csv(table: Path) -> list[Case]:
         )
     (first, header), *body = lines
     columns = [i for i, column in enumerate(header) if column.startswith("image") and ";" not in column]
-    if not columns or header.count("name") > 1:
+    if not columns or any(header.count(name) > 1 for name in _SINGLE):
         raise UsageError(
             f"{printable(table)}, line {first}: columns {header}; expected 'image', or 'image...' for each "
-            "channel, and at most one 'name', with commas between."
+            "channel, and at most one 'name' and one 'mask', with commas between."
         )
     channels = [_channel(header[i]) for i in columns]
-    named = header.index("name") if "name" in header else len(header)
+    named, masked = (header.index(name) if name in header else len(header) for name in _SINGLE)
     cases = []
     for line, cells in body:
         where = f"{printable(table)}, line {line}"
         if any(cells[len(header) :]):
             raise UsageError(f"{where}: {len(cells)} cells; the header has {len(header)}. Quote a cell with commas.")
         row = [*cells, *[""] * len(header)]
-        cases.append(_case([row[i] for i in columns], row[named] or None, where, table.parent, channels))
+        case = _case([row[i] for i in columns], row[named] or None, where, table.parent, channels)
+        cases.append(_with_mask(case, row[masked], where, table.parent))
     return cases
 
 
 def read_json(table: Path) -> list[Case]:
-    """Read a list of paths, or of objects with ``image`` and maybe ``name``.
+    """Read a list of paths, or of objects with ``image`` and maybe ``name`` and ``mask``.
 
     Raises:
         UsageError: it is malformed.
@@ -75,21 +78,19 @@ def read_json(table: Path) -> list[Case]:
 
 def _json_case(entry: Any, where: str, folder: Path) -> Case:
     content = entry if isinstance(entry, dict) else {"image": entry}
-    name = content.get("name")
+    name, mask = (content.get(key) for key in _SINGLE)
     columns = [key for key in content if isinstance(key, str) and key.startswith("image")]
+    texts = ["" if text is None else text for text in (name, mask)]
     listed = isinstance(content.get("image"), list)
     images = content["image"] if listed else [content[key] for key in columns]
-    if (
-        (listed and len(columns) > 1)
-        or not images
-        or not all(isinstance(text, str) for text in [*images, "" if name is None else name])
-    ):
+    if (listed and len(columns) > 1) or not images or not all(isinstance(text, str) for text in [*images, *texts]):
         came = printable(repr(entry))[:80]
         raise UsageError(
             f"{where}: {came}; expected a path or {{'image': path or [paths], 'name': text}}, or image_A, image_B for "
             "the channels."
         )
-    return _case(images, name, where, folder, [] if listed else [_channel(key) for key in columns])
+    case = _case(images, name, where, folder, [] if listed else [_channel(key) for key in columns])
+    return _with_mask(case, mask or "", where, folder)
 
 
 def _channel(column: str) -> str:
@@ -116,6 +117,15 @@ def _case(images: Sequence[str], name: str | None, where: str, folder: Path, cha
     relative = PurePosixPath(name or "")
     names = tuple(channels) if any(channels) else ()
     return Case(paths, relative, dicom=os.path.isdir(paths[0]), channels=names, listed=True)
+
+
+def _with_mask(case: Case, text: str, where: str, folder: Path) -> Case:
+    """Add the mask that a row names, if it does."""
+    if not text:
+        return case
+    if _NO_PATH.search(text) or not reader_for(folder / text):
+        raise UsageError(f"{where}: mask '{printable(text)}'; expected a .nii or .nii.gz file. Correct or empty it.")
+    return replace(case, mask=absolute(folder / text))
 
 
 def _text(table: Path) -> str:

@@ -66,9 +66,22 @@ def read_case(
     return onto_first_grid(volumes) if options.resample_channels else volumes
 
 
+def mask_volume_ml(mask: Volume) -> float:
+    """Measure what is above 0 in a mask, in ml.
+
+    Raises:
+        ImageError: nothing is.
+    """
+    inside = int((mask.voxels > 0).sum())
+    if not inside:
+        raise ImageError(f"{mask.path}: a mask with no voxel above 0; expected the inside of the skull or the body.")
+    return inside * mask.grid.voxel_ml
+
+
 def case_sha256(case: Case) -> list[str]:
     """Hash each file that makes the case; none if one cannot be read, of which reading the case says why."""
     files = case.images if not case.dicom else case.series.files if case.series else ()
+    files = files if case.mask is None else (*files, case.mask)
     try:
         return [file_sha256(path) for path in files]
     except OSError:

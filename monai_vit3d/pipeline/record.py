@@ -26,7 +26,7 @@ _TEXT, _NUMBER = (str, type(None)), (float, type(None))
 _FILE = {
     "name": str, "status": str, "error": _TEXT, "output": _TEXT, "picture": _TEXT, "warnings": [str],
     "outliers": [str], "seconds": float, "stages": {ANY_KEY: float}, "outputs": {ANY_KEY: str}, "input_sha256": [str],
-    "made_with": {}, "cells": {ANY_KEY: str}, "prediction": {ANY_KEY: _NUMBER},
+    "mask_ml": _NUMBER, "made_with": {}, "cells": {ANY_KEY: str}, "prediction": {ANY_KEY: _NUMBER},
     "stats": [{"label": int, "name": str, **dict.fromkeys(_FIGURES, _NUMBER)}],
 }  # fmt: skip
 _RUN = {"started": str, "seconds": float, "versions": {ANY_KEY: str}, "warnings": [str], "files": [_FILE]}

@@ -19,25 +19,33 @@ def write_volumes(records: Iterable[Mapping[str, Any]], path: str | Path) -> Non
 
     Structures that have a left and a right side get a total and an asymmetry, ``100 (L - R) / ((L + R) / 2)`` in per
     cent; several structures of a side whose names end in one word, such as the anterior and the posterior
-    hippocampus, a sum of each side before.
+    hippocampus, a sum of each side before. The volume of a case's mask (``mask_ml``), of the inside of the skull or the
+    body, comes last.
 
     Args:
         records: ``files`` of run.json; those without ``stats`` are passed over.
         path: the file to write.
     """
-    cases = [(case_cell(r), {row["name"]: row["volume_ml"] for row in r["stats"]}) for r in records if r.get("stats")]
+    cases, masks_ml = [], []
+    for record in records:
+        if record.get("stats"):
+            cases.append((case_cell(record), {row["name"]: row["volume_ml"] for row in record["stats"]}))
+            masks_ml.append(record.get("mask_ml"))
     names = list(dict.fromkeys(name for _, volumes in cases for name in volumes))
     sums, pairs = side_sums(names)
     header = ["filename", *(f"{name} ml" for name in (*names, *sums))]
     header += [column for name, _, _ in pairs for column in (f"{name} total ml", f"{name} asymmetry %")]
+    known = any(ml is not None for ml in masks_ml)
+    header += ["mask ml"] if known else []
     rows = []
-    for case, volumes in cases:
+    for (case, volumes), mask_ml in zip(cases, masks_ml):
         volumes = {name: float(volumes.get(name, 0.0)) for name in names}
         volumes |= {name: sum(volumes[part] for part in parts) for name, parts in sums.items()}
         numbers: list[float | None] = list(volumes.values())
         for _, left, right in pairs:
             total = volumes[left] + volumes[right]
             numbers += [total, 200 * (volumes[left] - volumes[right]) / total if total else None]
+        numbers += [mask_ml] if known else []
         rows.append([case, *("" if number is None else f"{number:.6g}" for number in numbers)])
     write_csv([[csv_cell(name) for name in header], *rows], path)
 
