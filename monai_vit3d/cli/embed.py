@@ -19,7 +19,18 @@ What the authors of a model do not state about its input is asked for: --state o
 Exit code: 0 all done, 1 some files failed (run.json says why), 2 wrong usage or weights."""
 # what a plan, which reads no image and fetches no weights, is made of
 _OF_PLAN = ("inputs", "output", "maps", "similar", "shard", "existing", "include_labels", "suffixes")
-_OF_MODEL = ("model", "weights", "recipe", "feature", "overlap", "whole", "tokens", "device", "accept_licence")
+_OF_MODEL = (
+    "model",
+    "weights",
+    "recipe",
+    "feature",
+    "combiner",
+    "overlap",
+    "whole",
+    "tokens",
+    "device",
+    "accept_licence",
+)
 
 
 def add_verb(verbs: Any) -> None:
@@ -39,8 +50,9 @@ def add_verb(verbs: Any) -> None:
     stated = "a value that the recipe lacks, such as orientation=RAS; may be given several times"
     add("--state", dest="stated", action="append", default=[], metavar="ID=VALUE", help=stated)
     add("--num-heads", type=int, metavar="N", help="attention heads, which no tensor of a file shows")
-    features = ["class_token", "mean", "first_patch", "class_token+mean"]
+    features = ["class_token", "mean", "first_patch", "class_token+mean", "attention_pool", "combiner"]
     add("--feature", choices=features, help="what of the tokens is the vector (as the authors; else mean)")
+    add("--combiner", type=Path, metavar="FILE", help="the file of SPECTRE's second network, where it lies already")
     add("--overlap", type=float, metavar="X", help="part of a window that the next one covers (the recipe's, or 0.25)")
     add("--whole", action="store_true", help="run each scan as a whole; rotary positions alone")
     add_tokens(embed)

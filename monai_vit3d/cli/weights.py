@@ -74,7 +74,7 @@ def _add_published(ways: Any) -> None:
     get.add_argument("--overwrite", action="store_true", help="write OUT anew if it is there already")
     add_example(get, "vit3d weights get colipri --accept-licence -o colipri.safetensors")
     get.set_defaults(run=_run_get, parser=get)
-    pin = ways.add_parser("pin", help="print the revision and the SHA-256 of a published model's file")
+    pin = ways.add_parser("pin", help="print the revision and the SHA-256 of each of a published model's files")
     pin.add_argument("name", metavar="NAME", help="of the list")
     add_example(pin, "vit3d weights pin colipri")
     pin.set_defaults(run=_run_pin, parser=pin)
@@ -107,10 +107,15 @@ def _run_get(args: argparse.Namespace) -> int:
 
 
 def _run_pin(args: argparse.Namespace) -> int:
+    from monai_vit3d.data.published_models import published_model
     from monai_vit3d.weights.fetch import pin_weights
 
-    pin = pin_weights(args.name)
+    entry = published_model(args.name)
+    pin = pin_weights(entry)
     print(f"revision: {pin.revision}\nsha256: {pin.sha256}")
+    if entry.combiner is not None:
+        pin = pin_weights(entry.combiner)
+        print(f"combiner:\n  revision: {pin.revision}\n  sha256: {pin.sha256}")
     return 0
 
 

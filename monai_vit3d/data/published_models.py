@@ -47,6 +47,8 @@ class PublishedModel:
         take: which of several networks in the file; None takes the averaged one.
         options: keywords of :class:`~monai_vit3d.networks.VisionTransformer3D` that no tensor shows.
         feature: what its authors take as the vector of an input.
+        pool: options of the attention pool that the file has beside the encoder, as ``{"num_heads": 12}``; {} if none.
+        combiner: the network over the windows' vectors, in a file of its own, as an entry; None if there is none.
         licence: of weights and code.
         checked: ``"layout"``, ``"file"`` or None.
         beforehand: what other programs have to do to a scan.
@@ -67,6 +69,8 @@ class PublishedModel:
     take: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     feature: str | None = None
+    pool: dict[str, Any] = field(default_factory=dict)
+    combiner: PublishedModel | None = None
     checked: str | None = None
     beforehand: str | None = None
     recipe: dict[str, Any] | None = None
@@ -129,5 +133,8 @@ def empty_fields(recipe: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, 
 
 def _entry(name: str, row: dict[str, Any]) -> PublishedModel:
     fields = {key: value for key, value in row.items() if value is not None}
+    if "combiner" in fields:
+        shared = {key: row[key] for key in ("title", "paper", "repository", "licence", "stated")}
+        fields["combiner"] = _entry(f"{name}.combiner", {**shared, **row["combiner"]})
     fields |= {"licence": Licence(**row["licence"]), "stated": tuple(row["stated"])}
     return PublishedModel(name=name, **fields)

@@ -1,5 +1,6 @@
 """Layers and functions that know no task: patch embedding, absolute and rotary positions."""
 
+from .attention_pool import ProjectedAttentionPool
 from .conv_stem import ConvStem3D
 from .head_gate import HeadGatedAttention
 from .patch_conv import PatchConv3d, embed_patches
@@ -23,6 +24,7 @@ __all__ = [
     "HeadGatedAttention",
     "PatchConv3d",
     "PatchEmbed3D",
+    "ProjectedAttentionPool",
     "ResidualStem3D",
     "RotaryBlock",
     "RotaryPositions3D",

@@ -217,7 +217,7 @@ def _made_with(
     embedder: Embedder, options: Options, kinds: Sequence[str], similar: Sequence[float] | None
 ) -> dict[str, Any]:
     made_with = {
-        "weights_sha256": weights_sha256([embedder.network]),
+        "weights_sha256": weights_sha256([embedder.network, *embedder.vector.children()]),
         "recipe": embedder.recipe,
         "feature": embedder.feature,
         "overlap": embedder.overlap,
@@ -238,7 +238,7 @@ def _about(embedder: Embedder, made_with: Mapping[str, Any], plan: Plan) -> dict
         "model_name": embedder.name,
         "model": None if entry is None else asdict(entry),
         "license": weights_licence(embedder.network),
-        "pooling": "windows' vectors, weighted by their part of voxels above the prepared volume's least value",
+        "pooling": embedder.vector.in_words,
         "shard": list(plan.shard),
         "versions": versions(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

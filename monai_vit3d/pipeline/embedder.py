@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,9 @@ from monai_vit3d.weights.recipes import RECIPE_STEPS, Recipe, load_recipe, recip
 from monai_vit3d.weights.sources import OURS, backbone_from, read_source
 from monai_vit3d.weights.whole_network import network_from
 
+from .scan_vector import scan_vector
+
 OVERLAP = 0.25  # of windows, where the recipe states none
-
-# from normed prefix tokens (P, E) and patch tokens (N, E) to one vector; the class token is the first prefix token
-FEATURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "class_token": lambda prefix, patches: prefix[0],
-    "mean": lambda prefix, patches: _mean(patches),
-    "first_patch": lambda prefix, patches: patches[0],
-    "class_token+mean": lambda prefix, patches: torch.cat([prefix[0], _mean(patches)]),
-}
-
-
-def _mean(patches: Tensor) -> Tensor:
-    """Return the mean of patch tokens (N, E); zeros where there is none, as in a window of background alone."""
-    return patches.sum(0) / max(len(patches), 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,15 +51,18 @@ class Embedder:
 
     A volume larger than the network's input is run in overlapping windows, and one that is smaller is padded with its
     least value. The vector is the mean of the windows' vectors, each weighted by its foreground: the part of its
-    voxels above the prepared volume's least value; the plain mean where no window has any.
+    voxels above the prepared volume's least value; the plain mean where no window has any. Of a model with a network
+    over the windows (``feature="combiner"``) it is that network's class token.
 
     Args:
         model: the name of a published model (``vit3d weights list``), a file of weights, or a backbone.
         weights: of a published model: its file, where it lies already.
         recipe: how a scan is prepared: a mapping, a YAML file or the name of a published model; None takes the
             model's own.
-        feature: one of ``FEATURES``; None takes what the model's authors do, and where that is not stated the mean of
-            the patch tokens.
+        feature: one of :data:`~monai_vit3d.pipeline.scan_vector.FEATURES`, or of a published model that has it
+            ``"attention_pool"`` (COLIPRI) or ``"combiner"`` (SPECTRE); None takes what the model's authors do, and
+            where that is not stated the mean of the patch tokens.
+        combiner: of ``feature="combiner"``: the file of that network, where it lies already.
         overlap: part of a window that the next one covers; None takes the recipe's, or 0.25.
         whole: whether the whole volume is one input, whatever its size; of networks with rotary positions alone.
         tokens: which patches get a token, as :meth:`~monai_vit3d.networks.VisionTransformer3D.set_tokens` takes it;
@@ -85,7 +77,7 @@ class Embedder:
         name: the published model's, or the file's.
         network: the backbone, in evaluation mode.
         recipe: how scans are prepared, with what was stated.
-        feature: the key of ``FEATURES``.
+        vector: how tokens become a vector, with ``feature``.
 
     Raises:
         UsageError: no recipe, or one with fields that are not stated; a feature that the network does not have; as
@@ -104,6 +96,7 @@ class Embedder:
         weights: str | Path | None = None,
         recipe: str | Path | Recipe | None = None,
         feature: str | None = None,
+        combiner: str | Path | None = None,
         overlap: float | None = None,
         whole: bool = False,
         tokens: str | float | None = None,
@@ -120,7 +113,8 @@ class Embedder:
         self.entry, self.network = entry, network.to(place).eval()
         if tokens is not None:
             self.network.set_tokens(tokens)
-        self.feature = _checked_feature(feature or (entry and entry.feature) or "mean", self.network)
+        self.vector = scan_vector(feature, self.network, entry, weights, combiner, accept_licence).to(place).eval()
+        self.feature = self.vector.feature
         if recipe is None and (entry is None or entry.recipe is None):
             raise UsageError(
                 f"{model if isinstance(model, str | Path) else 'model'}: how its scans are prepared is not stated. "
@@ -137,6 +131,11 @@ class Embedder:
             raise UsageError(f"overlap={self.overlap}; expected 0 or more, and less than 1.")
         if whole and self.network.pos_embed is not None:
             raise UsageError(f"whole=True: the network's positions are of {self.network.img_size}. Leave it out.")
+        if self.vector.combiner is not None and (whole or self.overlap):
+            raise UsageError(
+                f"whole={whole}, overlap={self.overlap}: the combiner takes windows side by side. Leave them out, or "
+                "give feature='class_token+mean'."
+            )
         self.whole = whole
 
     def __call__(self, image: Any) -> Array:
@@ -181,19 +180,21 @@ class Embedder:
         steps = [max(int(n * (1 - self.overlap)) // p, 1) * p for n, p in zip(window, patch)]
         pooled = _Pooled(tuple(n // p for n, p in zip(shape, patch)), patch, keep_tokens)
         places = dense_patch_slices(shape, window, steps)
+        grid = tuple(len({place[axis].start for place in places}) for axis in range(3))
         for i, place in enumerate(places, 1):
             at = (slice(None), *place)
             part = image.as_tensor()[at]
             prefix, patches, patch_valid = self._window(part[None])
-            vector = FEATURES[self.feature](prefix, patches if patch_valid is None else patches[patch_valid])
+            vector = self.vector.of_window(prefix, patches if patch_valid is None else patches[patch_valid])
             pooled.add(vector.cpu(), patches.cpu(), place, float((part > background).float().mean()))
             tell_windows(i, len(places))
-        return Embedding(pooled.vector(), pooled.tokens(), _patch_grid(image, patch), len(places))
+        vector_of_scan = self.vector.of_scan(pooled.vectors, pooled.weights, grid)
+        return Embedding(vector_of_scan, pooled.tokens(), _patch_grid(image, patch), len(places))
 
     def _window(self, window: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return normed prefix tokens (P, E) and patch tokens (N, E), and which of these have foreground; None: all."""
         network = self.network
-        window = window.to(next(network.parameters()).device)
+        window = window.to(next(network.parameters()))  # where it is, and of its type
         tokens, patch_valid = network.forward_features(window)[0].float(), network.foreground_patches(window)
         prefix = network.fc_norm(tokens[: network.num_prefix_tokens])
         patches = network.fc_norm(tokens[network.num_prefix_tokens :])
@@ -203,7 +204,7 @@ class Embedder:
 
 
 class _Pooled:
-    """The mean of windows' vectors by their foreground, and of tokens where windows overlap."""
+    """The windows' vectors and foreground, and the mean of tokens where windows overlap."""
 
     def __init__(self, grid: tuple[int, ...], patch: tuple[int, ...], keep_tokens: bool) -> None:
         self.grid, self.patch, self.keep = grid, patch, keep_tokens
@@ -225,14 +226,6 @@ class _Pooled:
             self.sums = np.zeros((len(block), *self.grid))
         self.sums[at] += block
         self.counts[tuple(sides)] += 1
-
-    def vector(self) -> Array:
-        """Return the weighted mean, float32."""
-        weights = self.weights if any(self.weights) else None
-        vector = np.average(np.stack(self.vectors), axis=0, weights=weights).astype(np.float32)
-        if not np.isfinite(vector).all():
-            raise ImageError("image: NaN or infinite features. Look at it, and at the weights.")
-        return vector
 
     def tokens(self) -> Array | None:
         """Return the tokens' means, float32."""
@@ -297,16 +290,6 @@ def _load(
         return backbone_from(source, **options).network
     network: Any = network_from(model)
     return getattr(network, "backbone", network)
-
-
-def _checked_feature(feature: str, network: VisionTransformer3D) -> str:
-    needs_class_token = feature.startswith("class_token")
-    if feature not in FEATURES or (needs_class_token and not network.has_class_token):
-        usable = [key for key in FEATURES if network.has_class_token or not key.startswith("class_token")]
-        raise UsageError(f"feature={feature!r}; of this network expected one of {', '.join(usable)}.")
-    if feature == "first_patch" and network.tokens != "all":
-        raise UsageError(f"feature={feature!r}: it may be background, without a token. Give tokens='all'.")
-    return feature
 
 
 def _fitted(image: MetaTensor, size: tuple[int, ...], patch: tuple[int, ...], whole: bool) -> MetaTensor:

@@ -17,6 +17,7 @@ from .fetch import fetch_weights, get_weights, list_published, load_published, p
 from .folds import fold_files
 from .info import convert_weights, describe_weights
 from .published import to_published
+from .published_features import load_combiner, load_pool
 from .recipes import RECIPE_STEPS, input_transform, load_recipe, recipe_transform
 from .sources import Source, backbone_from, identify, read_source
 from .start import read_encoder, start_network
@@ -45,7 +46,9 @@ __all__ = [
     "list_published",
     "load_adapter",
     "load_backbone",
+    "load_combiner",
     "load_network",
+    "load_pool",
     "load_published",
     "load_recipe",
     "load_timm2d",

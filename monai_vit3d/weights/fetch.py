@@ -176,7 +176,7 @@ def list_published() -> list[dict[str, Any]]:
 def get_weights(
     name: str, out: str | Path | None = None, *, accept_licence: bool = False, overwrite: bool = False
 ) -> Path:
-    """Fetch a published model, and write its backbone as a file of this package where ``out`` says.
+    """Fetch all files of a published model, or write its backbone as a file of this package where ``out`` says.
 
     Args:
         name: of the entry.
@@ -185,13 +185,16 @@ def get_weights(
         overwrite: write anew what is there.
 
     Returns:
-        ``out``, or the file in the hub's cache.
+        ``out``, or the backbone's file in the hub's cache.
 
     Raises:
         UsageError: as :func:`fetch_weights`, or ``out`` is there already or has another suffix.
         WeightsError: as :func:`load_published`.
     """
     if out is None:
+        combiner = published_model(name).combiner
+        if combiner is not None:
+            fetch_weights(combiner, accept_licence=accept_licence)
         return fetch_weights(name, accept_licence=accept_licence)
     out = Path(out)
     if out.suffix.lower() != ".safetensors" or (out.exists() and not overwrite):
@@ -234,6 +237,9 @@ def _download(entry: PublishedModel, cache_dir: str | Path | None = None) -> Pat
         raise WeightsError(
             f"{entry.name}: its file's name in {where} is not known here. Download it, and give its path instead."
         )
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)  # it warns of each of its tries; the last one is the error below
     try:
         return Path(hf_hub_download(entry.repository, entry.file, revision=entry.revision, cache_dir=cache_dir))
     except Exception as error:  # the library raises its own errors, Python's and those of its HTTP client
@@ -244,6 +250,8 @@ def _download(entry: PublishedModel, cache_dir: str | Path | None = None) -> Pat
             f"({type(error).__name__}: {first}). Connect to the network, or copy a cache that has it to HF_HOME."
             f"{gated if entry.licence.gated else ''}"
         ) from error
+    finally:
+        hub.setLevel(level)
 
 
 def _commit(path: Path) -> str:

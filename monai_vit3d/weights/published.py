@@ -18,6 +18,8 @@ from .backbone import HEAD
 from .convert.families import FAMILIES
 from .sources import backbone_from, identify
 
+# whose code builds some sizes with another eps of the norms than its own default
+_OF_ANY_EPS = ("spectre", "spectre_combiner")
 # the network as a whole, what is compared otherwise, and what the others do not have
 _NOT_COMPARED = (".", "rope.", "norm.", "fc_norm.", *HEAD)
 
@@ -30,8 +32,8 @@ def to_published(backbone: VisionTransformer3D, family: str) -> dict[str, Tensor
 
     Args:
         backbone: the network, wrapped or not.
-        family: ``"primus"``, ``"spectre"``, ``"dinov2_3d"``, ``"dinov3_3d"``, ``"vjepa2"``, ``"hf_vjepa2"`` or
-            ``"neuro_jepa"``.
+        family: ``"primus"``, ``"spectre"``, ``"spectre_combiner"``, ``"dinov2_3d"``, ``"dinov3_3d"``, ``"vjepa2"``,
+            ``"hf_vjepa2"`` or ``"neuro_jepa"``.
 
     Returns:
         Copies of the tensors by that project's names for the encoder, without the prefixes of its trainers.
@@ -50,6 +52,8 @@ def to_published(backbone: VisionTransformer3D, family: str) -> dict[str, Tensor
     theirs = {} if back is None else back(state, _periods(network.rope))
     same: dict[str, Any] = {"num_heads": int(network.num_heads), "img_size": network.img_size, "device": "meta"}
     same |= {key: getattr(network, key) for key in ("dynamic_img_size", "dynamic_img_pad")}
+    if family in _OF_ANY_EPS and hasattr(norm := network.blocks[0].norm1, "eps"):
+        same["norm_eps"] = norm.eps
     again = backbone_from(identify(theirs, "backbone", family=family), **same).network
     unlike = [name for name in unlike_layers(network, again) if not f"{name}.".startswith(_NOT_COMPARED)]
     unlike += [] if _same_angles(network, again) else ["rope"]

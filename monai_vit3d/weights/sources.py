@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_vit3d.data.errors import UsageError, WeightsError
 from monai_vit3d.layers.patch_embed import to_3tuple
@@ -26,6 +27,7 @@ from .convert.building import options_checked
 from .convert.families import FAMILIES, OURS, family_of
 from .convert.monai_vit import add_tanh
 from .convert.shapes import HEAD_WIDTH, KERNEL, POS
+from .convert.spectre import SPECTRE_COMBINER
 from .convert.timm2d import load_timm2d
 from .convert.unwrap import unwrap
 
@@ -133,7 +135,7 @@ def identify(state: Any, name: str = "state_dict", *, take: str = "teacher", fam
     """
     if family is not None and family not in FAMILIES:
         raise UsageError(f"family={family!r}; expected one of {', '.join(map(repr, FAMILIES))}.")
-    unwrapped = unwrap(state, family_of, name, take)
+    unwrapped = unwrap(state, family_of, name, take, family == SPECTRE_COMBINER.name)
     if family is None and unwrapped.args:
         args = checked_args(unwrapped.args, name)
         return Source(OURS, unwrapped.wrapping, unwrapped.state, args, (), unwrapped.beside, name)
@@ -163,12 +165,12 @@ def backbone_from(
             cube; they are resampled trilinearly to the grid of ``img_size``, without which it is that of the network.
         take: which of several networks, see :func:`identify`.
         options: keywords of :class:`VisionTransformer3D`, of 2D weights also ``kernel``, ``positions`` and ``axis`` as
-            for :func:`from_timm2d`; they override what the checkpoint shows. No tensor of MONAI's networks, nidl's and
-            most others shows ``num_heads``: it must be passed. nidl's layout is that of a bare state dict of this
-            package, too, of which no tensor shows the eps, the activation or rotary positions. Another
-            ``patch_size`` or ``in_chans`` than its kernel's resamples that. nidl's files do not hold sin-cos
-            positions: ``pos_embed="sincos"`` gives its own table, kept as positions that are not trained. Of our
-            own files as for :meth:`VisionTransformer3D.from_pretrained`.
+            for :func:`from_timm2d`; ``norm_eps``, of the layer norms. They override what the checkpoint shows. No
+            tensor of MONAI's networks, nidl's and most others shows ``num_heads``: it must be passed. nidl's layout is
+            that of a bare state dict of this package, too, of which no tensor shows the eps, the activation or rotary
+            positions. Another ``patch_size`` or ``in_chans`` than its kernel's resamples that. nidl's files do not
+            hold sin-cos positions: ``pos_embed="sincos"`` gives its own table, kept as positions that are not trained.
+            Of our own files as for :meth:`VisionTransformer3D.from_pretrained`.
 
     Returns:
         The network, in eval mode, at least in float32 (of our own files as they are) unless ``device`` and ``dtype``
@@ -197,6 +199,8 @@ def backbone_from(
 def _built(source: Source, grid: tuple[int, int, int] | None, owned: bool, options: dict[str, Any]) -> Inflated:
     place = {key: options.pop(key, None) for key in ("device", "dtype")}
     inflate = {key: options.pop(key) for key in _INFLATE if key in options}
+    if "norm_eps" in options:
+        options["norm_layer"] = partial(nn.LayerNorm, eps=float(options.pop("norm_eps")))
     row = FAMILIES[source.family]
     keywords, trained_patch, assumed = _completed(source, options, grid)
     state, origins = row.to_our_keys(source.state, trained_patch)

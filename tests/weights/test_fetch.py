@@ -1,6 +1,7 @@
 """Published models by name, through huggingface_hub's own client on a cache that the tests make."""
 
 import hashlib
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +9,16 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
 
 from monai_vit3d import TokenClassifier, VisionTransformer3D, create_model
+from monai_vit3d.cli import main
 from monai_vit3d.data import UsageError, WeightsError
 from monai_vit3d.data.published_models import published_model, published_models
+from monai_vit3d.pipeline.scan_vector import FEATURES, LEARNED_FEATURES
 from monai_vit3d.weights import (
     RECIPE_STEPS,
     backbone_from,
@@ -30,7 +34,7 @@ from monai_vit3d.weights import (
 from monai_vit3d.weights.convert.families import FAMILIES
 from tests.helpers import run_python, run_warm
 from tests.hub_cache import COMMIT, cached_file, use_offline
-from tests.weights.convert.test_published import OWN, primus_v1, spectre
+from tests.weights.convert.test_published import OWN, primus_v1, spectre, spectre_combiner
 
 # of an entry: the layout that was given, and its heads
 LAYOUTS = {
@@ -117,6 +121,26 @@ def test_without_network_the_error_is_one_line(cache):
 
 
 @pytest.mark.slow
+def test_the_hubs_own_warnings_of_each_try_are_not_shown(cache, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    said = []
+    handler = logging.Handler()
+    handler.emit = said.append
+    hub = logging.getLogger("huggingface_hub")
+    hub.addHandler(handler)
+    try:
+        for call in (hf_hub_download, lambda *_: fetch_weights("colipri")):
+            said.clear()
+            with pytest.raises((WeightsError, OSError)):
+                call("microsoft/colipri", "model.safetensors")
+            assert bool(said) == (call is hf_hub_download)
+    finally:
+        hub.removeHandler(handler)
+
+
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_licence_is_accepted_and_travels_with_the_weights(cache, tmp_path):
     state, x, tokens, options = spectre()
@@ -145,6 +169,26 @@ def test_a_licence_is_accepted_and_travels_with_the_weights(cache, tmp_path):
     assert fresh.pretrained_cfg["license"] == entry.licence.weights
 
 
+def test_each_file_of_a_model_is_fetched_and_pinned(cache, capsys):
+    entry = published_model("spectre_large")
+    files = [cached_file(cache, entry.repository, name) for name in (entry.file, entry.combiner.file)]
+    for path, (state, *_) in zip(files, (spectre(), spectre_combiner())):
+        torch.save(state, path)
+    assert main(["weights", "pin", "spectre_large"]) == 0
+    (revision, digest), (inner, inner_digest) = (
+        [line.split(": ")[1] for line in lines.strip().splitlines()]
+        for lines in capsys.readouterr().out.split("combiner:\n")
+    )
+    assert (revision, digest) == (COMMIT, hashlib.sha256(files[0].read_bytes()).hexdigest())
+    assert (inner, inner_digest) == (COMMIT, hashlib.sha256(files[1].read_bytes()).hexdigest())
+    assert get_weights("spectre_large", accept_licence=True) == files[0]
+    with pytest.raises(UsageError, match=r"spectre_large\.combiner: .*not for commercial use"):
+        fetch_weights(entry.combiner)
+    files[1].unlink()
+    with pytest.raises(WeightsError, match=r"spectre_large\.combiner: spectre_combiner_feature_vit_large\.pt"):
+        get_weights("spectre_large", accept_licence=True)
+
+
 def test_what_cannot_be_loaded_says_why(cache, tmp_path):
     with pytest.raises(WeightsError, match="neuro_jepa: every second of its blocks is a mixture of experts"):
         fetch_weights("neuro_jepa", accept_licence=True)
@@ -163,7 +207,9 @@ def test_the_table_is_whole():
     assert rows.keys() == published_models().keys()
     for entry in published_models().values():
         assert entry.family in (None, *FAMILIES)
-        assert entry.feature in (None, "class_token", "mean", "first_patch", "class_token+mean")
+        assert entry.feature in (None, *FEATURES, *LEARNED_FEATURES)
+        assert bool(entry.pool) == (entry.feature == "attention_pool")
+        assert (entry.combiner is not None) == (entry.feature == "combiner")
         assert entry.checked in (None, "layout", "file")
         assert entry.repository.count("/") == 1
         assert len(entry.input_size) == 4
@@ -199,6 +245,8 @@ def test_entries_read_the_layouts_that_they_name(name):
     given = torch.load(folder / f"{layout}.ref.pt", weights_only=True)
     x = given["x"].transpose(1, 2) if layout == "hf_vjepa2" else given["x"]
     options = {**OWN[layout], "num_heads": heads, "img_size": tuple(x.shape[2:])}
+    if layout == "spectre":  # given with its class's own eps, which is not that of the published size
+        options["norm_eps"] = 1e-6
     net, report = load_published(name, path=folder / f"{layout}.pt", accept_licence=True, **options)
     assert (net.forward_features(x) - given["y"]).abs().max() <= 1e-5 * given["y"].abs().max()
     assert report.missing == ()

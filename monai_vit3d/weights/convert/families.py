@@ -16,7 +16,7 @@ from .nidl import nidl_options, nidl_sincos
 from .primus import PRIMUS
 from .refused import reason_to_refuse
 from .shapes import KERNEL
-from .spectre import SPECTRE
+from .spectre import SPECTRE, SPECTRE_COMBINER
 from .transformers_vit import HF_DINOV2, HF_VIDEOMAE, HF_VIT
 from .videomae import VIDEOMAE
 from .vjepa import HF_VJEPA, NEURO_JEPA, VJEPA
@@ -73,6 +73,7 @@ FAMILIES: dict[str, Family] = {
         _monai("monai_vit"),
         PRIMUS,
         SPECTRE,
+        SPECTRE_COMBINER,
         DINOV3_3D,
         DINOV2_3D,
         NEURO_JEPA,

@@ -6,6 +6,7 @@ import math
 
 HEAD_WIDTH = 64  # of ViT-B and most others
 KERNEL, POS = "patch_embed.proj.weight", "pos_embed"  # in timm's layout, which is ours
+COMBINER_SIGN = "patch_proj.weight"  # of a network over the vectors that another one gives of a scan's crops
 
 
 def mlp_ratio(width: int, hidden: int) -> float:

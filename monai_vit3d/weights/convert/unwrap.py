@@ -12,25 +12,30 @@ from monai_vit3d.data.errors import WeightsError
 from monai_vit3d.networks.model_args import args_in_state
 
 from .refused import reason_to_refuse
+from .shapes import COMBINER_SIGN
 
 # an average of the network over the training: the teacher of DINO and iBOT, the target of JEPA, timm's and others' EMA
 AVERAGED = (
     *("teacher", "target_encoder", "ema_encoder", "ema", "model_ema", "state_dict_ema", "ema_model", "net_ema"),
     *("backbone_momentum", "momentum_encoder", "teacher_backbone"),
+    *("ema_state_dict", "ema_weights", "params_ema", "shadow"),
 )
 # each may be an entry that holds a state dict, or with a dot the prefix of all names of one
 WORDS = (
     *("state_dict", "model_state_dict", "network_weights", "model", "network", "net", "module", "_orig_mod"),
+    *("checkpoint", "weights", "params", "model_state", "model_weights"),
     *("_fsdp_wrapped_module", "_forward_module"),
     *("backbone", "encoder", "vit", "student", "context_encoder", *AVERAGED),
     # the image's network in one of images and text, or with a decoder of its own
     *("vision_encoder", "image_encoder", "vision_tower", "vision_model", "visual"),
     # transformers' networks with a head
     *("dinov2", "dinov2_with_registers", "dinov3_vit", "videomae", "vjepa2"),
+    # open_clip's word for timm's network, and SPECTRE's for its second one
+    *("trunk", "feature_combiner"),
 )
 _DEEPEST = 8  # entries inside entries
 _PATCH_EMBEDDING = re.compile(
-    r"(?:^|\.)(?=patch_embed(?:ding|_3D)?\.|embeddings\.patch_embeddings\.|down_projection\.)"
+    r"(?:^|\.)(?=patch_embed(?:ding|_3D)?\.|embeddings\.patch_embeddings\.|down_projection\.|patch_proj\.)"
 )
 # DINOv2's blocks in chunks for FSDP: chunk, block, part of a block; the parts tell them from UNETR's decoder
 _CHUNK = re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.(?=(?:norm[12]|attn|mlp|ls[12])\.)")
@@ -75,7 +80,9 @@ class Network(NamedTuple):
         return _under(self.items, self.prefix)
 
 
-def unwrap(checkpoint: Any, family: IdentifyFamily, name: str, take: str = "teacher") -> Unwrapped:
+def unwrap(
+    checkpoint: Any, family: IdentifyFamily, name: str, take: str = "teacher", combiner: bool = False
+) -> Unwrapped:
     """Return the one known network in a checkpoint.
 
     Args:
@@ -84,6 +91,7 @@ def unwrap(checkpoint: Any, family: IdentifyFamily, name: str, take: str = "teac
         name: the file, for messages.
         take: where there are several: ``"teacher"`` takes the averaged one, ``"student"`` the one that is not
             averaged, another word the one under that word.
+        combiner: whether the network over another one's vectors is meant, where there are both.
 
     Returns:
         Its tensors; of what lies beside it, an entry of the checkpoint is named once, as ``optimizer``, and a tensor
@@ -97,6 +105,8 @@ def unwrap(checkpoint: Any, family: IdentifyFamily, name: str, take: str = "teac
         kind = type(checkpoint).__name__
         raise WeightsError(f"{name}: a {kind}; expected a state dict, or a checkpoint that has one.")
     networks = _networks(checkpoint, family)
+    if take in ("teacher", "student"):
+        networks = [one for one in networks if (COMBINER_SIGN in one.tensors()) == combiner] or networks
     candidates = [network for network in networks if network.unknown in ("", take)]
     if not candidates:
         raise WeightsError(_nothing_known(checkpoint, networks, name, take))

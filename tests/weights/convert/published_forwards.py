@@ -145,12 +145,15 @@ def vjepa2(state, x, heads, counted=(0, 1, 2)):
     return t.norm(x, "norm")
 
 
-def box_vit(state, x, heads):
+def box_vit(state, x, heads, eps=1e-6):
     """SPECTRE and DINOv3 in 3D: rotary positions in the box, by the periods that the file holds."""
-    t = Tensors(state, 1e-6)
+    t = Tensors(state, eps)
     embed = "patch_embed_3D.proj" if "patch_embed_3D.proj.weight" in state else "patch_embed.proj"
     periods = next(value for key, value in state.items() if key.endswith("periods") and "2D" not in key)
-    x = t.conv(x, embed, stride=state[f"{embed}.weight"].shape[2:])
+    if "patch_proj.weight" in state:  # SPECTRE's second network: a vector is a token
+        x = t.linear(x.movedim(1, -1), "patch_proj").movedim(-1, 1)
+    else:
+        x = t.conv(x, embed, stride=state[f"{embed}.weight"].shape[2:])
     spots = places(x.shape[2:])
     sizes = torch.tensor(x.shape[2:], dtype=torch.float64)[:, None]
     box = 2 * (spots + 0.5) / sizes - 1
@@ -177,6 +180,15 @@ def box_vit(state, x, heads):
             y = t.linear(F.gelu(t.linear(y, f"{at}mlp.fc1")), f"{at}mlp.fc2")
         x = x + state[f"{at}ls2.gamma"] * y
     return t.norm(x, "norm")
+
+
+def attention_pool(state, tokens, heads):
+    """COLIPRI's image head: projected tokens, attended to by their mean."""
+    x = F.linear(tokens, state["projector.weight"].flatten(1), state["projector.bias"])
+    (wq, wk, wv), (bq, bk, bv) = (state[f"pooler.attn.in_proj_{kind}"].chunk(3) for kind in ("weight", "bias"))
+    q, k, v = F.linear(x.mean(1, keepdim=True), wq, bq), F.linear(x, wk, bk), F.linear(x, wv, bv)
+    pooled = attend(*(heads_of(z, heads) for z in (q, k, v)))
+    return F.linear(pooled, state["pooler.attn.out_proj.weight"], state["pooler.attn.out_proj.bias"])[:, 0]
 
 
 def depth_of(state, start):

@@ -138,15 +138,31 @@ def neuro_jepa():
     return state, x, forwards.vjepa2(state, x, 4, (2, 0, 1)), {"img_size": (8, 12, 16)}
 
 
-def spectre():
-    state = timms_state(48, 2, 96, (1, 4, 8, 2), extra=("ls1.gamma", "ls2.gamma"))
+def spectre_state(width=48, kernel=(1, 4, 8, 2), pairs=2, base=1000.0):
+    state = timms_state(width, 2, 2 * width, kernel, extra=("ls1.gamma", "ls2.gamma"))
     for i in (0, 1):
         for kind in ("weight", "bias"):
             whole = state.pop(f"blocks.{i}.attn.qkv.{kind}")
-            state |= {f"blocks.{i}.attn.q.{kind}": whole[:48], f"blocks.{i}.attn.kv.{kind}": whole[48:]}
-    state |= {"cls_token": noise(1, 1, 48), "rope.periods": 1000.0 ** (torch.arange(2) / 2)}
-    x = noise(1, 1, 8, 24, 8)
+            state |= {f"blocks.{i}.attn.q.{kind}": whole[:width], f"blocks.{i}.attn.kv.{kind}": whole[width:]}
+    return state | {"cls_token": noise(1, 1, width), "rope.periods": base ** (torch.arange(pairs) / pairs)}
+
+
+def spectre():
+    state, x = spectre_state(), noise(1, 1, 8, 24, 8)
     return state, x, forwards.box_vit(state, x, 4), {"img_size": (8, 24, 8)}
+
+
+def combiner_state(width=48, of_crop=96, pairs=2):
+    """SPECTRE's second network, over the class tokens and means of crops."""
+    state = spectre_state(width, (of_crop, 1, 1, 1), pairs, 100.0)
+    state |= {f"patch_proj.{kind}": state.pop(f"patch_embed.proj.{kind}") for kind in ("weight", "bias")}
+    return {**state, "patch_proj.weight": state["patch_proj.weight"].flatten(1)}
+
+
+def spectre_combiner():
+    state, x = combiner_state(), noise(1, 96, 2, 1, 3)
+    options = {"img_size": (2, 1, 3), "norm_eps": 1e-5}
+    return state, x, forwards.box_vit(state, x, 4, eps=1e-5), options
 
 
 def dinov3_3d():
@@ -168,7 +184,7 @@ def dinov3_3d():
 
 CASES = [
     *(primus_v1, primus_registers, primus_on_another_grid, primus_v2, primus_v3_of_other_widths),
-    *(vjepa2, vjepa2_gated_mlp, neuro_jepa, spectre, dinov3_3d),
+    *(vjepa2, vjepa2_gated_mlp, neuro_jepa, spectre, spectre_combiner, dinov3_3d),
 ]
 
 
@@ -189,7 +205,7 @@ def test_tokens_are_those_of_the_published_forward_and_each_key_is_accounted_for
 
 @pytest.mark.parametrize(
     "case",
-    [primus_v1, primus_registers, primus_v3_of_other_widths, vjepa2_gated_mlp, neuro_jepa, spectre],
+    [primus_v1, primus_registers, primus_v3_of_other_widths, vjepa2_gated_mlp, neuro_jepa, spectre, spectre_combiner],
     ids=lambda case: case.__name__,
 )
 def test_the_way_back_gives_the_same_tensors(case):
@@ -201,6 +217,17 @@ def test_the_way_back_gives_the_same_tensors(case):
     }
     for key, value in back.items():
         torch.testing.assert_close(value, state[key].to(value.dtype), rtol=1e-6, atol=0)
+
+
+@torch.no_grad()
+def test_of_two_networks_of_spectre_in_a_file_the_first_is_taken_unless_the_other_is_meant():
+    (one, _, _, _), (other, x, tokens, options) = spectre(), spectre_combiner()
+    both = {f"model.backbone.{key}": value for key, value in one.items()}
+    both |= {f"model.feature_combiner.{key}": value for key, value in other.items()}
+    assert identify(both).family == "spectre"
+    for how in ({"take": "feature_combiner"}, {"family": "spectre_combiner"}):
+        net = backbone_from(identify(both, **how), **options).network
+        torch.testing.assert_close(net.forward_features(x), tokens, rtol=0, atol=1e-12 * tokens.abs().max().item())
 
 
 def test_no_way_back_for_what_the_layout_has_no_place_for():
