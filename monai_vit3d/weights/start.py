@@ -253,6 +253,7 @@ def _of_timm(name: str, pretrained: Any, sizes: Mapping[str, Any], options: Mapp
 def _around(network: nn.Module, encoder: VisionTransformer3D, pretrained: str | Path) -> nn.Module:
     """Build a network of the same kind around an encoder; its decoder or head starts anew."""
     before = backbone_part(network)
+    encoder = encoder.to(next(network.parameters()).dtype)  # of a file in float64, too
     logger.info("%s: %s", pretrained, _architecture(encoder))
     if before is network:
         return encoder

@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_vit3d.layers import set_spacing
-from monai_vit3d.weights import save_backbone
+from monai_vit3d.weights import backbone_from, save_backbone
 from tests.bundles import helpers
 from tests.bundles.balls import QUICK, load, of
 from tests.bundles.helpers import command, failure_here, run, run_here, torchrun
 from tests.helpers import BUNDLES
+from tests.weights.convert import published_forwards as forwards
+from tests.weights.convert.test_published import primus_state
 
 SCHEMA = Path(__file__).parent / "meta_schema_20240725.json"
 SEGMENTATION, CLASSIFICATION = BUNDLES / "hippocampus_segmentation", BUNDLES / "medmnist3d_classification"
@@ -102,6 +104,22 @@ def test_train_writes_what_a_run_needs(name, trained):
     trained_encoder = {k.removeprefix(prefix): v for k, v in last["network"].items() if k.startswith(prefix)}
     assert_same(load_file(trained / "encoder.safetensors"), trained_encoder)
     assert_same(load(trained / "model.pt"), trained_encoder)
+
+
+@pytest.mark.slow
+def test_it_goes_on_from_an_encoder_of_another_architecture(bundle, tiny, phantom_task, tmp_path):
+    """Without learning, what is written computes what the file's own forward pass does."""
+    data, split = phantom_task
+    state = primus_state(width=48, patch=(8, 8, 8), registers=2)
+    torch.save({"network_weights": state}, tmp_path / "primus.pt")
+    options = {"dataset_dir": data, "split_file": split, "output_dir": tmp_path, "pretrained": tmp_path / "primus.pt"}
+    options |= {"encoder_options": {"num_heads": 4}, "epochs": 1, "learning_rate": 0, **tiny}
+    run_here(bundle, "train", **options)
+    encoder = backbone_from(tmp_path / "encoder.safetensors").network
+    image = torch.randn(1, 1, 24, 32, 24, generator=torch.Generator().manual_seed(0))
+    tokens = forwards.primus(state, image.double(), 4, (3, 4, 3))
+    with torch.no_grad():
+        assert (encoder.forward_features(image) - tokens).abs().max() <= 1e-5 * tokens.abs().max()
 
 
 @pytest.mark.slow

@@ -52,8 +52,8 @@ def vit(img_size=(8, 16, 24), patch_size=(2, 4, 4), in_chans=2, **options):
     return VisionTransformer3D(img_size, patch_size, in_chans=in_chans, **options)
 
 
-def steps(network, count=2):
-    """Train a little; the names of the parameters that changed."""
+def steps(network, count=20):
+    """Train some steps; the names of the parameters that changed."""
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in network.train().parameters() if p.requires_grad], 1e-3)
     for _ in range(count):
@@ -84,9 +84,12 @@ def test_a_network_starts_with_the_tokens_of_the_sources_own_code(name):
 def test_probe_adapters_and_fine_tuning_of_each_layout(name, tmp_path):
     """In another size, patch and number of channels than the file's, for classes and for labels."""
     path, options = layout(name), ({**LAYOUTS, **BESIDE})[name][0]
-    probe = TokenClassifier(vit(), "linear", num_classes=3, freeze="backbone")
-    probe = start_network(probe, path, encoder_options=options)
-    assert steps(probe) == {"head.output.weight", "head.output.bias"}
+    for head in ("linear", "attentive"):
+        probe = TokenClassifier(vit(), head, num_classes=3, freeze="backbone")
+        probe = start_network(probe, path, encoder_options=options)
+        changed = steps(probe)
+        assert {"head.output.weight", "head.output.bias"} <= changed
+        assert all(key.startswith("head.") for key in changed)
     adapted = start_network(TokenClassifier(vit(), "linear", num_classes=3), path, 2, encoder_options=options)
     changed = steps(adapted)
     assert any(".lora_B." in key for key in changed)
@@ -110,6 +113,14 @@ def test_what_no_tensor_shows_is_asked_for_by_name(tmp_path):
     options = {"num_heads": 4, "pos_embed": "sincos"}
     started = start_network(TokenSegmenter(vit(), "light", 3), tmp_path / "nidl.pt", encoder_options=options)
     assert (started.backbone.embed_dim, started.backbone.num_heads, started.backbone.in_chans) == (48, 4, 2)
+
+
+def test_an_encoder_in_float64_gets_the_networks_type(tmp_path):
+    state = {key: value.double() for key, value in backbone_from_state().items()}
+    torch.save(state, tmp_path / "double.pt")
+    for network in (vit(), TokenSegmenter(vit(), "light", 3)):
+        started = start_network(network, tmp_path / "double.pt", encoder_options={"num_heads": 4, "pos_embed": "none"})
+        assert {value.dtype for value in started.parameters()} == {torch.float32}
 
 
 def backbone_from_state():
