@@ -129,6 +129,8 @@ def read_parser(root: Path, choice: Choice, device: torch.device | str) -> Confi
     from monai.bundle import ConfigParser
     from monai.bundle.utils import merge_kv
 
+    from .components import DeferredLocator
+
     try:
         merged = ConfigParser(config={})
         for content in contents:
@@ -140,6 +142,7 @@ def read_parser(root: Path, choice: Choice, device: torch.device | str) -> Confi
         parser = ConfigParser(config)
     except Exception as error:
         raise BundleError(f"{where}: not a readable config ({one_line(error)}). Fetch the bundle again.") from error
+    parser.locator = DeferredLocator()
     parser["bundle_root"] = str(root.resolve())
     for name in ("dataset_dir", "output_dir"):  # files come from the pipeline and go to it
         if name in config:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from monai_vit3d.data.confinement import reading_only_below
 from monai_vit3d.data.errors import BundleError, Vit3dError
 from monai_vit3d.data.files import file_sha256
+from monai_vit3d.deferred_imports import run_all_deferred
 from monai_vit3d.distributed import TorchrunProcess
 
 from .config import Choice, config_files, one_line, read_parser
@@ -147,6 +148,7 @@ def _trusted(root: Path, settings_only: bool, safe: bool) -> Iterator[None]:
     if not settings_only:
         if TorchrunProcess.from_environment().first:
             logger.warning("%s is code that runs here; safe=True takes settings only", root)
+        run_all_deferred("monai")  # its code may do anything with MONAI
         add_to_sys_path(root)
     with ExitStack() as stack:
         if safe:

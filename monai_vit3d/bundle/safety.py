@@ -141,8 +141,11 @@ def _parsed(config: Mapping[str, Any]) -> Any:
     """Return MONAI's parser with every item listed by its id, and none evaluated."""
     from monai.bundle import ConfigParser
 
+    from .components import DeferredLocator
+
     try:
         parser = ConfigParser(copy.deepcopy(dict(config)))
+        parser.locator = DeferredLocator()
         parser.parse()
     except Exception as error:  # relative ids that leave the config, and whatever else MONAI cannot read
         raise BundleError(f"MONAI cannot read the config ({error}). Correct it.") from error

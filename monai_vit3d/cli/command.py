@@ -14,6 +14,7 @@ from monai_vit3d import __version__
 from monai_vit3d.bundle.search_path import without_folders
 from monai_vit3d.bundle.shipped import find_bundle
 from monai_vit3d.data.errors import BundleError, UsageError, Vit3dError, WeightsError
+from monai_vit3d.deferred_imports import defer_imports
 
 from . import bundles, check, compare, demo, embed, evaluate, info, init, measure, predict, probe, serve, train, weights
 from .flags import use_flags_of
@@ -102,6 +103,8 @@ def run_process() -> NoReturn:
     The interpreter would take 1.4 s to free a million objects of PyTorch's and MONAI's modules one by one, which the
     kernel takes back at once.
     """
+    if sys.argv[1:2] == ["predict"]:
+        defer_imports()
     guard_streams()
     raise_on_signals()
     handler = logging.StreamHandler()

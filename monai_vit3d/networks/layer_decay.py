@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 _STEM = r"^{}(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)"
@@ -50,6 +49,8 @@ def layer_decay_groups(
     Raises:
         ValueError: a layer decay outside (0, 1], or below 1 for a network without ``group_matcher``.
     """
+    from timm.optim import param_groups_layer_decay, param_groups_weight_decay  # imports all of timm's networks
+
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay}; expected a number above 0 and up to 1.")
     no_decay: set[str] = getattr(network, "no_weight_decay", set)()

@@ -20,8 +20,7 @@ from timm.layers import (
     trunc_normal_,
 )
 from timm.layers.patch_dropout import patch_dropout_forward
-from timm.models import named_apply
-from timm.models.vision_transformer import Block, get_init_weights_vit, global_pool_nlc
+from timm.models.vision_transformer import Block, get_init_weights_vit, global_pool_nlc, named_apply
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.models import named_apply
-from timm.models.vision_transformer import Block, get_init_weights_vit
+from timm.models.vision_transformer import Block, get_init_weights_vit, named_apply
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
