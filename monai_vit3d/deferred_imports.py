@@ -1,6 +1,6 @@
 """Let ``vit3d predict`` start without running what it does not use: packages run when something of them is asked for.
 
-``import monai`` imports all of MONAI and what that tries to use (transformers, pandas, TensorBoard, ...), ``import timm``
+``import monai`` imports all of MONAI and what that tries to use (transformers, pandas, TensorBoard, ...), ``timm``
 all of its networks: several times what a small volume takes. After :func:`defer_imports` the packages of ``DEFERRED``
 are put into ``sys.modules`` empty. Asked for a name, such a package imports the one module that its ``__init__`` takes
 the name from, where a row says that its ``__init__`` only does that, or runs its ``__init__``, after its parents'. So
@@ -30,7 +30,7 @@ class DeferredPackage(NamedTuple):
 
     Attributes:
         submodules: that may be imported, ``_ANY`` for all; others run the package first, as Python does.
-        only_collects: whether its ``__init__`` does nothing but take names from its submodules.
+        only_collects: whether its ``__init__`` does nothing but take names from other modules and define some.
         distribution: whose version is its ``__version__``.
         called_later: functions and classes that other packages import by name, and call in few cases.
     """
@@ -54,12 +54,21 @@ DEFERRED = {
     "monai": DeferredPackage(_ANY, distribution="monai"),
     "openvino.tools.ovc": DeferredPackage(called_later=("convert_model",)),
     "pandas": DeferredPackage(called_later=("DataFrame",)),
+    "pydicom": DeferredPackage(called_later=("Dataset",)),
     "requests": DeferredPackage(),
     "scipy.signal": DeferredPackage(called_later=("hilbert", "iirnotch")),
     "scipy.sparse.linalg": DeferredPackage(called_later=("cg", "spsolve")),
     "skimage.exposure": DeferredPackage(),
+    "skimage.morphology": DeferredPackage(("_util",)),
+    "tifffile": DeferredPackage(called_later=("TiffFile",)),
     "timm": DeferredPackage(_ANY, distribution="timm"),
     "timm.models": DeferredPackage(_ANY),
+    "timm.models._hub": DeferredPackage(
+        called_later=(
+            *("check_cached_file", "download_cached_file", "has_hf_hub", "load_custom_from_hf"),
+            *("load_state_dict_from_hf", "load_state_dict_from_path"),
+        )
+    ),
     "torch.export": DeferredPackage(),
     # timm's layers need two files of it, and the rest imports torch._dynamo
     "torchvision": DeferredPackage(("models", "ops", "utils")),
@@ -109,10 +118,8 @@ class _Deferred(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         full, row = self.__name__, DEFERRED[self.__name__]
-        if name.startswith("__") and name not in ("__all__", "__path__", "__version__"):
+        if name.startswith("__") and name not in ("__all__", "__version__"):
             raise AttributeError(f"module {full!r} has no attribute {name!r}")  # what only looks is not to run it
-        if name == "__path__" and self.__spec__.submodule_search_locations is None:  # type: ignore[union-attr]
-            raise AttributeError(f"module {full!r} has no attribute {name!r}")
         if name == "__version__" and row.distribution:
             return version(row.distribution)
         if name in row.called_later:
@@ -159,7 +166,8 @@ def collected_names(path: Path) -> dict[str, tuple[str, str]]:
                 names[alias.asname or alias.name] = (module, alias.name)
             elif (source := path.parent / f"{node.module}.py").is_file():
                 body = ast.parse(source.read_bytes()).body
-                names |= {name: (module, name) for part in body for name in _defined(part)}
+                defined = (name for part in body for name in _defined(part) if not name.startswith("_"))
+                names |= {name: (module, name) for name in defined}
     return names
 
 
@@ -215,6 +223,8 @@ class _DeferringFinder(MetaPathFinder):
             parent, _, child = fullname.rpartition(".")
             if is_deferred(parent) and not _may_import(DEFERRED[parent], child):
                 run_deferred(parent)
+                if fullname in sys.modules:  # its parent has imported it; importlib would run it once more
+                    return ModuleSpec(fullname, _Imported(sys.modules.pop(fullname)))
             return None
         others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
         spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
@@ -237,12 +247,21 @@ class _Deferring(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run nothing; without a path, each import of a submodule asks :class:`_Deferred` first."""
-        if not DEFERRED[module.__name__].submodules:
-            vars(module).pop("__path__", None)
+        """Run nothing."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)  # resources and sources are there
+
+
+class _Imported(Loader):
+    """Gives a module that is there already."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put the module back, as importlib lets a module replace itself."""
+        sys.modules[module.__name__] = self.module
 
 
 class _Run(Loader):
@@ -255,8 +274,6 @@ class _Run(Loader):
         """Run its ``__init__``; it stays deferred if that fails, and is tried again when it is next asked."""
         package = sys.modules[self.name]
         spec: Any = package.__spec__
-        if spec.submodule_search_locations is not None:
-            package.__path__ = spec.submodule_search_locations
         loader = spec.loader.real
         loader.exec_module(package)
         package.__class__ = ModuleType

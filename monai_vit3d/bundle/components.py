@@ -9,7 +9,14 @@ from monai.bundle.config_item import ComponentLocator
 from monai_vit3d.deferred_imports import find_collected, is_deferred, run_all_deferred
 
 # whose names a config for prediction has, mostly
-PACKAGES = ("monai.transforms", "monai.inferers", "monai.data", "monai.engines", "monai.handlers", "monai.networks.nets")
+PACKAGES = (
+    "monai.transforms",
+    "monai.inferers",
+    "monai.data",
+    "monai.engines",
+    "monai.handlers",
+    "monai.networks.nets",
+)
 AMBIGUOUS = ("Affine",)  # names of these packages that MONAI finds in further modules, too
 
 
