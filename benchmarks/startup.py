@@ -5,8 +5,8 @@
 Wall clock: `vit3d --help` and `vit3d check` of a small file, `import monai_vit3d`, and `vit3d info` of the shipped
 bundle, against `python -m monai.bundle --help`; the limit is `python -c pass` of the same interpreter. Seconds of CPU,
 one thread: `vit3d predict` of one crop around a hippocampus (of nilearn's MNI152) by the shipped bundle against
-`monai.bundle run` of it; "all imported" is the same command without `monai_vit3d/deferred_imports.py`, the limit `import
-torch`. The first round is not counted: it writes Python's caches, and exports the network.
+`monai.bundle run` of it; "all imported" is the same command without monai_vit3d/deferred_imports.py, the limit is
+`import torch`. The first round is not counted: it writes Python's caches, and exports the network.
 """
 
 from __future__ import annotations
