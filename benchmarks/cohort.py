@@ -1,13 +1,13 @@
-"""Volumes per second of a folder of small crops, imports and report counted: `vit3d predict` against `monai.bundle run`.
+"""Volumes per second of a folder of small crops, imports counted: `vit3d predict` against `monai.bundle run`.
 
     MONAI_DATA_DIRECTORY=DATA python benchmarks/cohort.py --volumes 12 --rounds 3
 
-DATA holds the Decathlon's Task04_Hippocampus. All run the shipped hippocampus bundle, a process each, in turn, after one
-round that is not counted (it exports our network and writes Python's caches). MONAI's bundle has MONAI's own reader and
-Spacingd. The loop is what one writes by hand: nibabel, PyTorch, MONAI's `sliding_window_inference`, an argmax, nibabel;
-it has no components, no report and no checks. Seconds are of wall clock and, as others may use the machine, of CPU; the
-ratio is MONAI's CPU seconds over this one's, the median of the pairs. The limit is the network alone: what run.json has
-under "network". Labels are compared with MONAI's voxel by voxel.
+DATA holds the Decathlon's Task04_Hippocampus. All run the shipped hippocampus bundle, a process each, in turn, after
+one round that is not counted (it exports our network and writes Python's caches). MONAI's bundle has MONAI's own reader
+and Spacingd. The loop is what one writes by hand: nibabel, PyTorch, MONAI's `sliding_window_inference`, an argmax,
+nibabel; it has no components, no report and no checks. Seconds are of wall clock and, as others may use the machine, of
+CPU; the ratio is MONAI's CPU seconds over this one's, the median of the pairs. The limit is the network alone: what
+run.json has under "network". Labels are compared with MONAI's voxel by voxel.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ for path in sorted(images.glob("*.nii.gz")):
 
 
 def commands(images: Path, folder: Path) -> dict[str, tuple[Path, list[str]]]:
-    """Of each row the folder to start in and the words after Python's name; outputs go to a folder of the row's name."""
+    """Of each row the folder to start in and the words after Python; outputs go to a folder of the row's name."""
     predict = ["-m", "monai_vit3d", "predict", str(images), "--bundle", str(SHIPPED), "--device", "cpu", "--overwrite"]
     options: dict[str, list[str]] = {
         "vit3d predict": [],
