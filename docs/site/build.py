@@ -7,7 +7,6 @@ pages that are written here from the code: the API of the public names, the comm
 from __future__ import annotations
 
 import argparse
-import base64
 import importlib
 import inspect
 import itertools
@@ -127,27 +126,14 @@ def _contents(value: Any) -> str:
 
 
 def gallery(folder: Path) -> str:
-    """Return the page of a folder's notebooks: their first picture, title and first paragraph."""
+    """Return the page of a folder's notebooks: the picture of each, its title, and what one has at its end."""
     notebooks = sorted(folder.glob("*.ipynb"))
     cards = []
     for path in notebooks:
-        cells = json.loads(path.read_text("utf-8"))["cells"]
-        title, _, rest = "".join(cells[0]["source"]).partition("\n")
-        picture = next(_pictures(cells), None)
-        first, _, _ = rest.strip().partition("\n\n")
-        image = f"![]({path.stem}.png)" if picture else ""
-        if picture:
-            path.with_suffix(".png").write_bytes(picture)
-        parts = (":::{container}", image, f"**[{title.lstrip('# ')}]({path.name})**", first, ":::")
-        cards.append("\n\n".join(filter(None, parts)))
+        title, *_, end, picture = "".join(json.loads(path.read_text("utf-8"))["cells"][0]["source"]).split("\n\n")
+        cards.append("\n\n".join([":::{container}", picture, f"**[{title.lstrip('# ')}]({path.name})**", end, ":::"]))
     toctree = _toctree([path.stem for path in notebooks], ":hidden:")
     return "\n\n".join(["# Tutorials", "::::{container} gallery", *cards, "::::", toctree])
-
-
-def _pictures(cells: list[dict[str, Any]]) -> Iterator[bytes]:
-    for output in itertools.chain.from_iterable(cell.get("outputs", ()) for cell in cells):
-        if "image/png" in output.get("data", {}):
-            yield base64.b64decode("".join(output["data"]["image/png"]))
 
 
 def build(site: Path) -> int:

@@ -4,6 +4,7 @@ import monai_vit3d
 
 project = "monai_vit3d"
 author = "The monai_vit3d developers"
+project_copyright = f"2026, {author}"
 release = version = monai_vit3d.__version__
 html_title = f"{project} {release}"
 html_theme = "furo"

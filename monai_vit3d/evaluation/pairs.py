@@ -60,7 +60,7 @@ def pair_files(predictions: str | Path, labels: str | Path, images: str | Path |
         UsageError: a folder that is not there or has no images, two files of one name, or no common names.
     """
     found = [_images_below(folder) for folder in (predictions, labels)]
-    for rule in (case_name, _bids_name):
+    for rule in (case_name, _bids_name, _name_without_channel):
         predicted, labelled = (_by_name(files, rule) for files in found)
         names = [name for name in labelled if name in predicted]
         if names:
@@ -91,6 +91,11 @@ def predicted_files(folder: str | Path) -> dict[str, Path]:
         UsageError: as :func:`pair_files`.
     """
     return _by_name(_images_below(folder), case_name)
+
+
+def _name_without_channel(path: Path) -> str:
+    """Name the case of a map that was predicted of nnU-Net's ``NAME_0000.nii.gz``."""
+    return re.sub(rf"{_CHANNEL.pattern}\Z", "", case_name(path))
 
 
 def _bids_name(path: Path) -> str:

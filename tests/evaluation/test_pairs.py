@@ -98,3 +98,15 @@ def test_hostile_names_are_escaped(tmp_path):
 def test_predicted_files(tmp_path):
     touch(tmp_path, "a_seg.nii.gz", "b/c_seg.nii.gz", "a_probabilities.nii.gz")
     assert predicted_files(tmp_path) == {"a": tmp_path / "a_seg.nii.gz", "c": tmp_path / "b/c_seg.nii.gz"}
+
+
+def test_predictions_of_nnunets_images_are_paired_with_its_labels(tmp_path):
+    """``vit3d predict imagesTr`` of a bundle with one channel names its labels by the files, channel number and all."""
+    touch(tmp_path / "pred", "case_001_0000_seg.nii.gz", "case_002_0000_seg.nii.gz", "9_0000_seg.nii.gz")
+    touch(tmp_path / "labelsTr", "case_001.nii.gz", "case_002.nii.gz", "case_003.nii.gz")
+    pairing = pair_files(tmp_path / "pred", tmp_path / "labelsTr", tmp_path / "pred")
+    assert [(case.name, case.prediction.name) for case in pairing.cases] == [
+        ("case_001", "case_001_0000_seg.nii.gz"),
+        ("case_002", "case_002_0000_seg.nii.gz"),
+    ]
+    assert pairing.notes == ["labels without a prediction (1): case_003", "predictions without a label (1): 9"]
