@@ -85,7 +85,8 @@ else:
             return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
         if name in _ROOMS:
             return importlib.import_module(f"{__name__}.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # with name and object, Python asks for the nearest public name
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
 
 
 def __dir__() -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import stat
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from monai_vit3d.data.errors import BundleError
+from monai_vit3d.data.nearest import did_you_mean
 
 from .shipped import find_bundle, shipped_bundles
 
@@ -52,11 +52,10 @@ def open_bundle(path: str | Path) -> Iterator[Path]:
     else:
         reason = "neither a folder nor a .zip" if bundle.exists() else "no such file or folder"
         names = shipped_bundles()
-        near = difflib.get_close_matches(str(bundle), names, 1)
-        meant = f"Did you mean {near[0]}?" if near else "Correct the path."
+        meant = did_you_mean(str(bundle), names) or " Correct the path."
         raise BundleError(
             f"{bundle}: {reason}; expected the folder of a MONAI bundle, its zip, one of {', '.join(names)}, or "
-            f"hf:OWNER/NAME@COMMIT of the hub. {meant}"
+            f"hf:OWNER/NAME@COMMIT of the hub.{meant}"
         )
 
 

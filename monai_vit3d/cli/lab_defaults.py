@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import difflib
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.nearest import did_you_mean
 from monai_vit3d.data.printable import printable
 
 if sys.version_info >= (3, 11):
@@ -160,8 +160,7 @@ def _check_keys(where: str, table: Mapping[str, Any], flags: Mapping[str, argpar
 
 
 def _near(word: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}."
+    return f"; expected one of {', '.join(known)}.{did_you_mean(word, known)}"
 
 
 def _parsed_values(
@@ -192,10 +191,12 @@ def _as_typed(where: str, key: str, action: argparse.Action, value: Any) -> list
         if not count and not isinstance(value, bool):
             raise UsageError(f"{where}: {key} = {value!r}; expected true or false.")
         return [flag] * int(value)
+    if action.nargs == "?" and isinstance(value, bool):
+        return [flag] * value
     if isinstance(value, bool) or not isinstance(value, str | int | float | list):
         raise UsageError(f"{where}: {key} = {value!r}; expected a text, a number or a list of them.")
     texts = [str(one) for one in value] if isinstance(value, list) else [str(value)]
-    if action.nargs is not None:
+    if action.nargs == "+":
         return [flag, *texts]
     if isinstance(action, argparse._AppendAction):
         return [f"{flag}={text}" for text in texts]

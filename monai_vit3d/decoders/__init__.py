@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from monai_vit3d.data.nearest import did_you_mean
+
 from .dpt import DPTDecoder
 from .light import LightDecoder
 from .pyramid import PyramidDecoder
@@ -37,7 +39,9 @@ def decoder_class(name: str) -> type[nn.Module]:
         ValueError: an unknown name.
     """
     if name not in DECODERS:
-        raise ValueError(f"decoder={name!r} is unknown; expected one of {', '.join(sorted(DECODERS))}.")
+        raise ValueError(
+            f"decoder={name!r} is unknown; expected one of {', '.join(sorted(DECODERS))}.{did_you_mean(name, DECODERS)}"
+        )
     return DECODERS[name]
 
 

@@ -15,6 +15,7 @@ import torch
 from timm.layers import AttentionPoolLatent, Mlp
 from torch import Tensor, nn
 
+from monai_vit3d.data.nearest import did_you_mean
 from monai_vit3d.layers.foreground import key_mask, pool_foreground
 
 from .task_losses import output_layer
@@ -209,5 +210,7 @@ def create_head(name: str, tokens: Tokens, num_classes: int, task: str, **option
         ValueError: an unknown name.
     """
     if name not in HEADS:
-        raise ValueError(f"head={name!r} is unknown; expected one of {', '.join(map(repr, HEADS))}.")
+        raise ValueError(
+            f"head={name!r} is unknown; expected one of {', '.join(map(repr, HEADS))}.{did_you_mean(name, HEADS)}"
+        )
     return HEADS[name](tokens, num_classes, task, **options)

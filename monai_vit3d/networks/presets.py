@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from monai_vit3d.data.nearest import did_you_mean
+
 from .vit3d import VisionTransformer3D
 
 
@@ -42,5 +44,7 @@ def create_preset(
         ValueError: an unknown name.
     """
     if name not in PRESETS:
-        raise ValueError(f"preset {name!r} is unknown; expected one of {', '.join(PRESETS)}.")
+        raise ValueError(
+            f"preset {name!r} is unknown; expected one of {', '.join(PRESETS)}.{did_you_mean(name, PRESETS)}"
+        )
     return VisionTransformer3D(img_size, patch_size, **{**asdict(PRESETS[name]), **options})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.json_shape import Shape, shape_violation
+from monai_vit3d.data.nearest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,7 @@ def decide_all(
     by_key = {rule.key: rule for rule in rules}
     for key in overrides:
         if key not in by_key:
-            close = difflib.get_close_matches(key, by_key, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(key, by_key)
             raise UsageError(f"{key}: no choice of the plan has this name.{hint} They are {', '.join(by_key)}.")
     values: dict[str, Any] = {}
     decisions = []

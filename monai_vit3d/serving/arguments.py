@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections.abc
-import difflib
 import inspect
 import json
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.nearest import did_you_mean
 
 _SCALARS = {str: "string", Path: "string", bool: "boolean", int: "integer", float: "number"}
 
@@ -63,9 +63,8 @@ def checked_arguments(schema: Mapping[str, Any], given: Mapping[str, Any]) -> di
     known = list(schema["properties"])
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}."
-            raise UsageError(f"{name}=: no such argument; {hint}")
+            hint = did_you_mean(name, known)
+            raise UsageError(f"{name}=: no such argument; expected some of {', '.join(known)}.{hint}")
     arguments = {name: value for name, value in given.items() if value is not None}
     error = next(jsonschema.Draft202012Validator(schema).iter_errors(arguments), None)
     if error is not None:

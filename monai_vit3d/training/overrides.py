@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.nearest import did_you_mean
 
 _SET_BY_ARGUMENT = {"bundle_root": "bundle=", "device": "device=", "fold": "fold=", "strict": "strict="}
 _SEPARATOR = "::"
@@ -44,9 +44,8 @@ def _checked(parser: ConfigParser, name: str, value: Any, config: Path) -> Any:
 
 def _hint(parser: ConfigParser, name: str) -> str:
     keys = [key for key, entry in parser.get().items() if not key.startswith("_")]
-    close = difflib.get_close_matches(name, keys, n=1)
     plain = [key for key in keys if not isinstance(parser[key], dict | list)]
-    return f" Did you mean {close[0]}?" if close else f" Expected one of {', '.join(plain)}, or an id below these."
+    return did_you_mean(name, keys) or f" Expected one of {', '.join(plain)}, or an id below these."
 
 
 def _is_number(value: Any) -> bool:

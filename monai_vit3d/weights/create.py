@@ -11,6 +11,7 @@ import timm
 import torch
 
 from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.nearest import did_you_mean
 from monai_vit3d.data.published_models import published_models
 from monai_vit3d.networks import PRESETS, VisionTransformer3D, create_preset
 from monai_vit3d.networks.meta_init import blank_network
@@ -62,7 +63,13 @@ def create_model(
     img_size, patch_size = (96 if img_size is None else img_size), (16 if patch_size is None else patch_size)
     if name not in PRESETS and timm.is_model(timms_name(name)):
         return create_timm2d(name, img_size, patch_size, pretrained=pretrained, **options).network
-    if isinstance(pretrained, (str, Path)) and name in PRESETS:
+    if name not in PRESETS:
+        meant = did_you_mean(name, [*PRESETS, *published_models(), *timm.list_models(module="vision_transformer")])
+        raise ValueError(
+            f"{name!r} is unknown; expected one of {', '.join(PRESETS)}, a published model (vit3d weights list) or one "
+            f"of timm's Vision Transformers.{meant}"
+        )
+    if isinstance(pretrained, (str, Path)):
         device = options.pop("device", None) or torch.get_default_device()
         blank = blank_network(partial(create_preset, name, img_size, patch_size), **options)
         load_backbone(blank, pretrained)

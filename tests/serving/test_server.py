@@ -157,7 +157,7 @@ def test_embed_answers_with_the_embedders_vector(world, talk):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        ("misspelt", "bundel=: no such argument; did you mean bundle?"),
+        ("misspelt", "bundel=: no such argument; expected some of inputs, output, bundle"),
         ("text", "volume=: 'two' is not of type 'integer'"),
         ("unknown", "segment: no such tool; expected one of predict, check, info, embed, bundles."),
     ],
