@@ -40,7 +40,13 @@ def add_verb(verbs: Any) -> None:
     channel = "a channel to train on, such as T1w, if not all; may be given several times"
     add("--channel", dest="channels", action="append", default=[], metavar="NAME", help=channel)
     add("--memory", metavar="SIZE", help="of the device that will train, such as 8GB")
-    add("--pretrained", metavar="FILE", help="encoder to start from: any weights, or a name of timm's")
+    add(
+        "--pretrained",
+        metavar="FILE",
+        help="encoder to start from: any weights, or a name of `vit3d weights list` or timm's",
+    )
+    accept = "its licence was read and is kept; needed unless a published encoder may be used commercially"
+    add("--accept-licence", action="store_true", help=accept)
     value = "a choice of the plan, such as epochs=100 or window=[96,96,64]"
     add("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=value)
     add("--dry-run", action="store_true", help="say what would be chosen, and write nothing")
@@ -53,6 +59,9 @@ def _run(args: argparse.Namespace) -> int:
 
     from monai_vit3d.planning.init import plan_bundle
 
+    overrides = dict(map(parse_override, args.overrides))
+    if args.accept_licence:
+        overrides["encoder_options"] = {**overrides.get("encoder_options", {}), "accept_licence": True}
     with tqdm(unit="case", dynamic_ncols=True, disable=not is_showing_progress(), desc="reading") as bar:
         report = plan_bundle(
             args.data,
@@ -61,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
             channels=args.channels,
             memory=args.memory,
             pretrained=args.pretrained,
-            overrides=dict(map(parse_override, args.overrides)),
+            overrides=overrides,
             dry_run=args.dry_run,
             timed=True,
             on_case=lambda *_: bar.update(),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from monai_vit3d.cli import main
+from tests.hub_cache import use_offline
 from tests.planning.toy_data import write_toy
 
 
@@ -136,6 +137,16 @@ def test_a_mistake_ends_in_one_line(words, line, data, tmp_path, capsys):
     assert len(err) == 1
     assert err[0].startswith(f"vit3d: {line}")
     assert not (tmp_path / "b").exists()
+
+
+def test_the_licence_of_a_published_encoder_is_accepted_by_a_flag(data, tmp_path, capsys, monkeypatch):
+    use_offline(monkeypatch, tmp_path / "hub")
+    words = (data, "-o", tmp_path / "b", "--pretrained", "spectre_large")
+    code, _, err = _init(capsys, *words)
+    assert (code, len(err)) == (2, 1)
+    assert err[0].endswith("pass --accept-licence if you keep to it.")
+    _, _, err = _init(capsys, *words, "--accept-licence")
+    assert "is neither in the hub's cache nor could it be fetched" in err[0]
 
 
 def test_without_a_folder_to_write_to(data, capsys):
