@@ -125,10 +125,10 @@ def renamed_argument(old: str, new: str, value: Any, options: dict[str, Any]) ->
 
 
 def renamed_attribute(old: str, new: str) -> property:
-    """A property that reads and writes the attribute ``new`` under its former name, with a warning."""
+    """Return a property that reads and writes the attribute ``new`` under its former name, with a warning."""
 
     def read(self: Any) -> Any:
-        """The attribute under its former name."""
+        """Return the attribute under its former name."""
         warn_renamed(old, new)
         return getattr(self, new)
 

@@ -44,7 +44,7 @@ _ENUM_MEMBER = re.compile(r"monai\.utils\.(enums\.)?([A-Z]\w*)\.([A-Za-z]\w*)")
 
 
 def is_enum_member(name: str) -> bool:
-    """Whether a dotted name is a member of one of MONAI's enumerations, such as ``monai.utils.CommonKeys.IMAGE``."""
+    """Return whether a dotted name is a member of an enumeration of MONAI's, as ``monai.utils.CommonKeys.IMAGE``."""
     from enum import EnumMeta
 
     from monai.utils import enums
@@ -139,12 +139,12 @@ def class_violation(target: Any) -> str:
 
 
 def may_be_uncalled(target: Any) -> bool:
-    """Whether a class may be passed on uncalled; with LoadImage or its like, data would choose what runs."""
+    """Return whether a class may be passed on uncalled; with LoadImage or its like, data would choose what runs."""
     return isinstance(target, type) and target.__module__.startswith(_UNCALLED)
 
 
 def is_harmless_save_argument(key: str, raw: Any, value: Any) -> bool:
-    """Whether an argument of SaveImage keeps the file in the output folder.
+    """Return whether an argument of SaveImage keeps the file in the output folder.
 
     Args:
         key: its name.

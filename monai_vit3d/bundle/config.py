@@ -93,7 +93,7 @@ def config_files(root: Path, names: Sequence[str] = DEFAULT_CONFIGS) -> list[Pat
 
 
 def has_inference(root: Path) -> bool:
-    """Whether a bundle has the config file that is run by default."""
+    """Return whether a bundle has the config file that is run by default."""
     return any((root / "configs" / f"{DEFAULT_CONFIGS[0]}.{suffix}").is_file() for suffix in CONFIG_SUFFIXES)
 
 
@@ -162,7 +162,7 @@ def read_parser(root: Path, choice: Choice, device: torch.device | str) -> Confi
 
 
 def _names_metadata(content: Any) -> bool:
-    """Whether a config refers to ``_meta_``, under which MONAI's workflows have the content of metadata.json."""
+    """Return whether a config refers to ``_meta_``, under which MONAI's workflows have the content of metadata.json."""
     if isinstance(content, Mapping):
         return _names_metadata([*content.keys(), *content.values()])
     if isinstance(content, list | tuple):
@@ -182,5 +182,5 @@ def _check_override(name: str, config: Mapping[str, Any]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text without line breaks."""
+    """Return an error's text without line breaks."""
     return " ".join(str(error).split())

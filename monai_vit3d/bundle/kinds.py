@@ -1,4 +1,4 @@
-"""Tell what kind of bundle a config describes, and whether ``vit3d predict`` runs it; nothing of it is executed."""
+"""Recognise the kind of bundle that a config describes, and whether ``vit3d predict`` runs it; nothing is executed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Traits:
     classifies: bool
 
     def runs(self, pattern: str) -> bool:
-        """Whether the config names something."""
+        """Return whether the config names something."""
         return re.search(pattern, self.code, re.MULTILINE) is not None
 
 
@@ -107,7 +107,7 @@ _ENTRIES = (
 
 
 def kind_of(config: Mapping[str, Any], metadata: Metadata) -> Kind:
-    """Tell the kind of a bundle by its inference config and metadata; nothing is evaluated or imported.
+    """Recognise the kind of a bundle by its inference config and metadata; nothing is evaluated or imported.
 
     Args:
         config: the inference config, as it was read.
@@ -151,7 +151,7 @@ def _traits(config: Mapping[str, Any], metadata: Metadata) -> Traits:
 
 
 def _dims(config: Mapping[str, Any], inputs: list[Mapping[str, Any]]) -> int | None:
-    """Number of spatial axes of the network's input, by config or metadata; None where neither says."""
+    """Count the spatial axes of the network's input, by config or metadata; None where neither says."""
     network = config.get("network_def", config.get("network"))
     dims = network.get("spatial_dims") if isinstance(network, Mapping) else None
     if isinstance(network, Mapping) and "TorchVision" in str(network.get("_target_")):

@@ -79,8 +79,8 @@ class Bundle(BundleSteps):
         tta_degrees: angles about the three axes, and
         tta_scales: factors, of the views of :class:`~monai_vit3d.inferers.AffineEnsemble`; the config's entries.
         backend: what runs the network, with its version where that is not PyTorch itself.
-        backend_reason: why it is that.
-        bf16: whether the network was told to compute in bfloat16, whatever the config says.
+        backend_reason: why this backend runs it.
+        bf16: whether the network computes in bfloat16 by the caller's choice, whatever the config says.
     """
 
     network: torch.nn.Module

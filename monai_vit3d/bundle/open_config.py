@@ -73,7 +73,7 @@ class OpenConfig:
 
     @contextmanager
     def naming_file(self) -> Iterator[None]:
-        """Put the name of the config's file before our errors."""
+        """Put the name of the config's file before this package's errors."""
         try:
             yield
         except Vit3dError as error:
@@ -123,7 +123,7 @@ def _config_hashes(root: Path, choice: Choice) -> list[str]:
 
 
 def _is_settings_only(config: dict[str, Any], roots: list[str], safe: bool) -> bool:
-    """Whether a config holds settings only; if so, import statements that settings do not need are removed from it.
+    """Return whether a config holds settings only; if so, remove the imports that settings do not need.
 
     Raises:
         BundleError: with ``safe``, where the config is more than settings.

@@ -135,7 +135,7 @@ class Postprocessing:
 
 
 def is_voxelwise(step: Any) -> bool:
-    """Whether a step changes only ``pred``, and each voxel of it by its own channels alone."""
+    """Return whether a step changes only ``pred``, and each voxel of it by its own channels alone."""
     if not isinstance(step, Activationsd | AsDiscreted) or tuple(step.keys) != (PRED,):
         return False
     options = step.converter.kwargs
@@ -145,7 +145,7 @@ def is_voxelwise(step: Any) -> bool:
 
 
 def discretizes(step: Any) -> bool:
-    """Whether a step leaves whole numbers only."""
+    """Return whether a step leaves whole numbers only."""
     if not isinstance(step, AsDiscreted):
         return False
     return bool(step.argmax[0]) or step.threshold[0] is not None or step.rounding[0] is not None
@@ -223,7 +223,7 @@ def _until_saved(steps: list[Any]) -> tuple[list[Any], str]:
 
 
 def _saves(step: Any) -> bool:
-    """Whether a step writes files, which the pipeline does itself."""
+    """Return whether a step writes files, which the pipeline does itself."""
     return isinstance(step, SaveImaged) or type(step).__name__ in ("SaveImage", "SaveClassificationd")
 
 
@@ -238,7 +238,7 @@ def _completed(steps: list[Any]) -> tuple[list[Any], bool]:
 
 
 def _inverts_scores(step: Any) -> bool:
-    """Whether a step is an Invertd of ``pred`` alone, without a function on its result."""
+    """Return whether a step is an Invertd of ``pred`` alone, without a function on its result."""
     return isinstance(step, Invertd) and tuple(step.keys) == (PRED,) and not callable(step.post_func[0])
 
 
@@ -250,7 +250,7 @@ def _until_first_labels(steps: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _commutes_with_nearest(invert: Invertd, steps: tuple[Any, ...]) -> bool:
-    """Whether voxelwise steps give the same before and after an inversion by nearest neighbour.
+    """Return whether voxelwise steps give the same before and after an inversion by nearest neighbour.
 
     They do if voxels are only moved, and if zeros, which fill what preprocessing has cropped, stay zeros.
     """

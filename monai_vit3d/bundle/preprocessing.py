@@ -78,7 +78,7 @@ def _image_key(load_keys: tuple[str, ...]) -> str:
 
 
 def _is_lazy(composed: Any) -> bool:
-    """Whether the preprocessing resamples once for several transforms.
+    """Return whether the preprocessing resamples once for several transforms.
 
     Raises:
         BundleError: options of Compose that are not served.

@@ -42,7 +42,7 @@ def import_violation(text: str) -> str:
 
 
 def is_lone_import(text: str) -> bool:
-    """Whether a text is one import statement and nothing else.
+    """Return whether a text is one import statement and nothing else.
 
     Args:
         text: the part after the ``$``.
@@ -97,7 +97,7 @@ def _bound_names(tree: ast.AST) -> Iterator[str]:
 
 
 def _violations(node: ast.AST, bound: set[str], references: set[str]) -> Iterator[str]:
-    """Faults of a node and all below it; only what is known passes."""
+    """Yield the violations of a node and of all nodes below it; only known kinds of node pass."""
     if isinstance(node, ast.Constant):
         if not isinstance(node.value, str | int | float | None):
             yield f"{node.value!r} is not allowed"
@@ -167,7 +167,7 @@ def _children(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _is_reference(node: ast.AST, references: set[str]) -> bool:
-    """``@id``, as MONAI writes it into the text: ``__local_refs['id']``, of an id that is checked itself."""
+    """Return whether a node is ``@id`` as MONAI writes it: ``__local_refs['id']``, of an id that is itself checked."""
     return (
         isinstance(node, ast.Subscript)
         and isinstance(node.value, ast.Name)
@@ -178,7 +178,7 @@ def _is_reference(node: ast.AST, references: set[str]) -> bool:
 
 
 def _dotted(node: ast.AST) -> str:
-    """``a.b.c`` of plain names, else ""."""
+    """Return ``a.b.c`` of plain names, else ""."""
     if isinstance(node, ast.Name):
         return node.id
     if not isinstance(node, ast.Attribute):

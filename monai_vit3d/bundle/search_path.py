@@ -25,7 +25,7 @@ def without_folders(*folders: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _is_trusted(entry: str, folders: list[str]) -> bool:
-    """Whether modules may come from an entry: an absolute path, outside the folders or of installed packages."""
+    """Return whether modules may come from an entry: an absolute path, outside the folders or of installed packages."""
     path = os.path.realpath(entry)
     if not os.path.isabs(entry) or path == os.path.realpath(os.getcwd()):
         return False

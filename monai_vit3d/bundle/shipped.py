@@ -57,12 +57,12 @@ def bundle_location(bundle: str | Path) -> str:
 
 
 def _weights_sha256(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file of weights that a bundle's metadata.json states."""
+    """Read the SHA-256 of each file of weights from a bundle's metadata.json."""
     return read_metadata(folder).content.get("weights_sha256", {})
 
 
 def _completed(folder: Path) -> Path:
-    """The folder if it has all its weights, else a copy of it that has, made once for each content."""
+    """Return the folder if it has all its weights, else a copy of it that has, made once for each content."""
     weights = shipped_weights(folder)
     if all(path.is_relative_to(folder) for path in weights.values()):
         return folder

@@ -26,7 +26,7 @@ class TrainedOn:
     orientations: tuple[str, ...] = ()
 
     def has(self, name: str) -> bool:
-        """Whether any quantity of that name was measured."""
+        """Return whether any quantity of that name was measured."""
         return any(name in key for key in self.ranges)
 
 

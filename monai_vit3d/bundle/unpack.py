@@ -1,4 +1,4 @@
-"""A bundle's folder, from a folder or from a zip as MONAI's model zoo ships it, with no way out of either."""
+"""Open a bundle's folder, or its zip as MONAI's model zoo ships it; no link or member may lead out of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ENCRYPTED = 0x1
 
 @contextmanager
 def open_bundle(path: str | Path) -> Iterator[Path]:
-    """A bundle's folder for the time of a ``with``; that of a zip is temporary.
+    """Yield a bundle's folder within the ``with`` block; a zip is unpacked into a temporary one.
 
     Nothing in the bundle is run or imported, and ``logging.conf`` is not read: ``logging.config.fileConfig``
     evaluates what stands there.
@@ -60,7 +60,7 @@ def open_bundle(path: str | Path) -> Iterator[Path]:
 
 
 def _checked(folder: Path, name: str | None = None) -> Path:
-    """The folder, if it is a bundle and all its links end in it."""
+    """Return the folder, after a check that it is a bundle and that all its links end in it."""
     name = name or str(folder)
     root = folder.resolve()
     for path, mode in _oddities(folder):
@@ -77,7 +77,7 @@ def _checked(folder: Path, name: str | None = None) -> Path:
 
 
 def _oddities(folder: Path) -> Iterator[tuple[Path, int]]:
-    """What is no regular file and no folder, with its mode: opening a pipe would wait for ever."""
+    """Yield what is neither a regular file nor a folder, with its mode: opening a pipe would wait for ever."""
     for parent, folders, files in os.walk(folder, followlinks=False, onerror=_unreadable):
         for name in (*folders, *files):
             path = os.path.join(parent, name)
@@ -99,7 +99,7 @@ def _listing(folder: Path) -> str:
 
 
 def _extract(bundle: Path, folder: Path) -> None:
-    """All members, after all of them were found harmless."""
+    """Extract all members, after all of them were found harmless."""
     try:
         with zipfile.ZipFile(bundle) as archive:
             members = archive.infolist()
@@ -114,7 +114,7 @@ def _extract(bundle: Path, folder: Path) -> None:
 
 
 def _member_violation(member: zipfile.ZipInfo) -> str:
-    """Why one member may not be extracted, or ""."""
+    """Return why one member may not be extracted, or ""."""
     # as it stands in the archive: zipfile cuts names at a null byte
     name = member.orig_filename
     parts = name.removesuffix("/").split("/")
@@ -137,7 +137,7 @@ def _member_violation(member: zipfile.ZipInfo) -> str:
 
 
 def _sum_violation(members: list[zipfile.ZipInfo]) -> str:
-    """Why the members together may not be extracted, or ""."""
+    """Return why the members together may not be extracted, or ""."""
     total, packed = (sum(getattr(member, size) for member in members) for size in ("file_size", "compress_size"))
     if total > RATIO_FROM_BYTES and total > RATIO * packed:
         return f"its members are {total} bytes out of {packed} in all, more than {RATIO} times."
@@ -157,6 +157,6 @@ def _sum_violation(members: list[zipfile.ZipInfo]) -> str:
 
 
 def _entered(folder: Path) -> Path:
-    """The single folder at the top of a zip, else the top."""
+    """Return the single folder at the top of a zip, else the top."""
     entries = [entry for entry in folder.iterdir() if entry.name != "__MACOSX"]
     return entries[0] if len(entries) == 1 and entries[0].is_dir() and entries[0].name != "configs" else folder

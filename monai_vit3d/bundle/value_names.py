@@ -76,7 +76,7 @@ def value_names(postprocessing: Postprocessing, classes: int, channel_names: Map
 
 
 def interpolates_labels(before: Sequence[Any], after: Sequence[Any], classes: int) -> bool:
-    """Whether an interpolating Invertd gets labels, and no step behind it rounds the fractions it makes of them.
+    """Return whether an interpolating Invertd gets labels, and no step behind it rounds the fractions it makes of them.
 
     Args:
         before: the steps before it.

@@ -101,7 +101,7 @@ class BundleWeights:
 
     @property
     def sha256(self) -> str:
-        """That of the file; of several, of the lines that ``sha256sum`` prints of them."""
+        """SHA-256 of the file; of several, that of the lines that ``sha256sum`` prints for them."""
         if len(self.all_files) == 1:
             return self.files[0].sha256
         lines = [f"{file.sha256}  {file.path.name}" for file in self.all_files]
@@ -204,7 +204,7 @@ def entries_of(config: Any, name: str, entry: str = "") -> Iterator[str]:
 
 
 def refers_to(parser: ConfigParser, entry: str, target: str) -> bool:
-    """Whether MONAI resolves one entry of a config to build another; descriptions do not count.
+    """Return whether MONAI resolves one entry of a config to build another; descriptions do not count.
 
     Args:
         parser: of the config.

@@ -32,6 +32,6 @@ class SuggestingParser(argparse.ArgumentParser):
 
 
 def _meant(word: str, known: Iterable[str]) -> str:
-    """Ask for the nearest of the known words; "" if none is near."""
+    """Format a question for the nearest of the known words; "" if none is near."""
     near = difflib.get_close_matches(word, list(known), 1)
     return f"(did you mean {near[0]}?)" if near else ""

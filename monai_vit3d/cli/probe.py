@@ -1,4 +1,4 @@
-"""`vit3d probe`: what features tell of a target, cross-validated by subject."""
+"""`vit3d probe`: how well features predict a target, cross-validated by subject."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_verb(verbs: Any) -> None:
     """Add the verb to the command's parser."""
     probe = verbs.add_parser(
         "probe",
-        help="what features tell of a target: linear and neighbour probes",
+        help="how well features predict a target: linear and neighbour probes",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

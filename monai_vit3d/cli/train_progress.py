@@ -44,7 +44,7 @@ class TrainProgress:
         self._stack.close()
 
     def _is_shown(self, record: logging.LogRecord) -> bool:
-        """Whether a note is for the screen; the others are in train.log."""
+        """Return whether a note is for the screen; the others are in train.log."""
         warning = record.levelno >= logging.WARNING and not record.name.startswith(_OF_LOADING)
         return not self.silent and (warning or record.name.startswith(_SHOWN))
 
@@ -93,8 +93,8 @@ class TrainProgress:
         """Say that the training is over, and what is done at the end."""
         self._close()
         if not self.silent:
-            what = "predicting validation cases for the postprocessing, measuring the data for later checks ..."
-            print_error(what, logging.INFO)
+            text = "predicting validation cases for the postprocessing, measuring the data for later checks ..."
+            print_error(text, logging.INFO)
 
     def _close(self) -> None:
         if self.bar is not None:

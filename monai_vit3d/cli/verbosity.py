@@ -43,7 +43,7 @@ command_log.propagate = False
 
 
 def add_verbosity(parser: argparse.ArgumentParser) -> None:
-    """Add the flags to the parser of a verb, or to those of its ways."""
+    """Add the flags to the parser of a verb, or to those of its subcommands."""
     ways = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     for way in ways[0].choices.values() if ways else ():
         add_verbosity(way)
@@ -57,13 +57,13 @@ def add_verbosity(parser: argparse.ArgumentParser) -> None:
 
 
 def is_showing_progress() -> bool:
-    """Whether a bar makes sense: standard error is a terminal, and not to be quiet."""
+    """Return whether a bar makes sense: standard error is a terminal, and -q was not given."""
     return sys.stderr.isatty() and _screen.level <= logging.INFO
 
 
 @contextmanager
 def heeding_verbosity(args: argparse.Namespace) -> Iterator[None]:
-    """Say as much as the flags ask for within the ``with`` block.
+    """Set what is printed and logged by the flags, within the ``with`` block.
 
     Args:
         args: of a verb.

@@ -1,4 +1,4 @@
-"""`vit3d weights`: published models by name; say what weights are, and make those of other projects ours."""
+"""`vit3d weights`: list and fetch published models; describe weights, and convert those of other projects."""
 
 from __future__ import annotations
 

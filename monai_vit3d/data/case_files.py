@@ -78,7 +78,7 @@ def _cases(name: Path, numbered: dict[int, Path], channels: int) -> Iterator[Cas
 
 
 def holds_channels(path: Path, channels: int) -> bool:
-    """Whether a file is a 4D image of so many volumes, by its header; False for one that cannot be read."""
+    """Return whether a file is a 4D image of so many volumes, by its header; False for one that cannot be read."""
     try:
         return channels > 1 and count_volumes(path) == channels
     except ImageError:

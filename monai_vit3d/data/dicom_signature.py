@@ -10,7 +10,7 @@ _FIRST_VRS = (b"UL", b"UI", b"CS", b"DA", b"TM", b"DT", b"SH", b"LO", b"OB", b"S
 
 
 def has_dicom_signature(head: bytes) -> bool:
-    """Whether a file's first bytes are DICOM's: the mark after the preamble, or without one an element of group 2 or 8.
+    """Return whether a file begins as DICOM does: the mark after the preamble, or an element of group 2 or 8.
 
     Args:
         head: the first ``HEAD_BYTES``, fewer of a shorter file.
@@ -19,7 +19,7 @@ def has_dicom_signature(head: bytes) -> bool:
 
 
 def _has_element_signature(head: bytes, order: str) -> bool:
-    """Whether bytes begin with an element of group 2 or 8, explicit or implicit, and a next one after it."""
+    """Return whether bytes begin with an element of group 2 or 8, explicit or implicit, and a next one after it."""
     group, first = struct.unpack(f"{order}HH", head[:4])
     if group not in (0x0002, 0x0008) or first > 0x0080:
         return False

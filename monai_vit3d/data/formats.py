@@ -45,7 +45,7 @@ def unknown_name(path: str | os.PathLike[str]) -> ImageError:
 
 
 def partner(path: str | Path) -> Path | None:
-    """The header of a pair's ``.img``, or the ``.img`` of its header, if it is there; None for all other files."""
+    """Find the header of a pair's ``.img``, or the ``.img`` of its header; None if it is absent, or for other files."""
     path = Path(path)
     ends = {".img": ".hdr", ".hdr": ".img"}
     match = re.search(r"(\.img|\.hdr)(\.gz)?\Z", path.name, re.IGNORECASE)

@@ -21,7 +21,7 @@ _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])")  # lesionMask
 
 
 def is_label_name(stem: str) -> bool:
-    """Whether a file name without suffix is that of labels, of a mask, or of a map made from an image.
+    """Return whether a file name without suffix is that of labels, of a mask, or of a map made from an image.
 
     Args:
         stem: such as ``sub-01_T1w_label-lesion_roi``.
@@ -34,7 +34,7 @@ def is_label_name(stem: str) -> bool:
 
 
 def is_label_folder(names: Sequence[str]) -> bool:
-    """Whether one of these folders is named as those that hold labels.
+    """Return whether one of these folders is named as those that hold labels.
 
     Args:
         names: of the folders that a file lies in, from the input that was given on.

@@ -119,7 +119,7 @@ def count_volumes(path: str | Path) -> int:
 
 
 def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Grid:
-    """Where an image lies, from its header alone; voxels are neither read nor checked.
+    """Return where an image lies, from its header alone; voxels are neither read nor checked.
 
     Args:
         path: as in :func:`read_volume`.
@@ -135,7 +135,7 @@ def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX
 
 
 def _parser(path: str | Path) -> tuple[ParseHeader, tuple[str, ...]]:
-    """How the header of a file is parsed, and which suffixes its name may have."""
+    """Return how the header of a file is parsed, and which suffixes its name may have."""
     reader = reader_for(path)
     if reader is None:
         raise unknown_name(path)

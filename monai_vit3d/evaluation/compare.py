@@ -128,7 +128,7 @@ def _read_run(folder: Path) -> ComparedRun:
 
 
 def _label_map(folder: Path, record: Mapping[str, Any]) -> Path | None:
-    """The case's label file, also in a folder that was moved since; None if there is none."""
+    """Return the case's label file, also in a folder that was moved since; None if there is none."""
     output = Path(record.get("output") or "")
     relative = next(
         (name for name in record.get("outputs") or () if output.parts[-len(Path(name).parts) :] == Path(name).parts),
@@ -155,7 +155,7 @@ def _common_names(first: ComparedRun, second: ComparedRun) -> dict[int, str]:
 
 
 def _image(about: Mapping[str, Any], name: str) -> Path | None:
-    """The input of a case, if it is one file and still there."""
+    """Return the input of a case, if it is one file and still there."""
     source = about["files"][name].get("input")
     return Path(source) if isinstance(source, str) and Path(source).is_file() else None
 
@@ -186,6 +186,6 @@ def _names_by(key: str, records: Mapping[str, Any], without: Collection[str]) ->
 def _alone(
     run: ComparedRun, other: ComparedRun, letter: str, partners: Mapping[str, str]
 ) -> dict[str, tuple[str, str]]:
-    found = [name for name in run.labels if partners.get(name) not in other.labels]
+    names = [name for name in run.labels if partners.get(name) not in other.labels]
     no_such = "the other run has no such case"
-    return {name: (letter, other.lacking.get(partners.get(name, ""), no_such)) for name in found}
+    return {name: (letter, other.lacking.get(partners.get(name, ""), no_such)) for name in names}

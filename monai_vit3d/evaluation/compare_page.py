@@ -87,7 +87,7 @@ def _record(one: ScoredCase, output: Path, drawn: bool) -> dict[str, Any]:
 
 
 def _rows(one: ScoredCase) -> list[dict[str, Any]]:
-    """The labels of a case that either run has, least agreement first."""
+    """Return the labels of a case that either run has, least agreement first."""
     present = sorted((row for row in one.scores if not math.isnan(row.dice)), key=lambda row: row.dice)
     return [
         {

@@ -56,7 +56,7 @@ def trained_folds(bundle: Path, folds: Sequence[int] | None = None) -> list[int]
 
 
 def segments(metadata: Metadata) -> bool:
-    """Whether a bundle gives label maps; a plan of `vit3d init` names other tasks."""
+    """Return whether a bundle gives label maps; a plan of `vit3d init` names other tasks."""
     plan = metadata.content.get("plan")
     return not metadata.classifies and not (isinstance(plan, dict) and plan.get("task"))
 

@@ -143,7 +143,7 @@ def _remove_old_models(newest: Path) -> None:
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether a folder was written by :func:`_save`: users may have files of their own there."""
+    """Return whether a folder was written by :func:`_save`: users may have files of their own there."""
     return re.fullmatch("[0-9a-f]{64}", folder.name) is not None and all(
         path.name in (*_FILES, "sha256", _REFUSED) or path.name.startswith("checked-") for path in folder.iterdir()
     )

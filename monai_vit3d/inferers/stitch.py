@@ -28,7 +28,7 @@ class CannotStitch(UsageError):
 
 
 def can_stitch(inferer: Callable[..., Any]) -> bool:
-    """Whether :func:`stitch_windows` gives the same result as ``inferer``.
+    """Return whether :func:`stitch_windows` gives the same result as ``inferer``.
 
     True for MONAI's ``SlidingWindowInferer`` and ``SlidingWindowInfererAdapt`` without buffering and coordinates, bare,
     in an :class:`AutocastInferer`, a :class:`SpacingInferer` or both. False for subclasses, which may do anything.

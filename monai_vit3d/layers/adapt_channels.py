@@ -9,11 +9,11 @@ from monai_vit3d.data.errors import UsageError
 
 
 def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
-    """A patch kernel for another number of input channels, as timm's ``adapt_input_conv`` does it.
+    """Adapt a patch kernel to another number of input channels, as timm's ``adapt_input_conv`` does.
 
     Args:
         weight: ``(E, C, ...)``.
-        in_chans: the C that is needed. 1 sums the channels: a gray image then gives what it gives as RGB. Others
+        in_chans: the new C. 1 sums the channels: a gray image then gives what it gives as RGB. Others
             repeat them in order and scale by ``C / in_chans``.
 
     Returns:

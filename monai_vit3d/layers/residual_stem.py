@@ -168,7 +168,7 @@ class SkipStem3D(ResidualStem3D):
 
 
 def _extended(widths: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """The first of ``widths``, and if more are needed the last one doubled again and again, up to 1024."""
+    """Return ``count`` channels: the first of ``widths``, then the last of them doubled repeatedly, up to 1024."""
     extended = list(widths[:count])
     while len(extended) < count:
         extended.append(max(extended[-1], min(2 * extended[-1], 1024)))

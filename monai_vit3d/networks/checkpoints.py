@@ -36,7 +36,7 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")  # of Data
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """What ``torch.save`` wrote, as long as it is tensors and plain containers, or the tensors of a safetensors file.
+    """Read the tensors and plain containers that ``torch.save`` wrote, or the tensors of a safetensors file.
 
     The tensors are in memory, once: nothing of the file is mapped, so it may be written anew, cut or deleted after.
 
@@ -53,7 +53,7 @@ def read_checkpoint(path: str | Path) -> Any:
 
 
 def read_with_metadata(path: str | Path) -> tuple[Any, dict[str, str]]:
-    """As :func:`read_checkpoint`, and the metadata of a safetensors file's header; nothing for other files.
+    """Read a file as :func:`read_checkpoint`, and the metadata of a safetensors header (empty for other files).
 
     Args:
         path: the file.
@@ -92,7 +92,7 @@ def write_safetensors(state: Mapping[str, torch.Tensor], metadata: Mapping[str, 
 
 
 def is_ours(metadata: Mapping[str, str]) -> bool:
-    """Whether a file's sums are ours, and so were verified; another project's ``sha256`` may be of anything.
+    """Return whether a file's sums are ours, and so were verified; another project's ``sha256`` may be of anything.
 
     Args:
         metadata: what :func:`read_with_metadata` returned of the file.
@@ -101,7 +101,7 @@ def is_ours(metadata: Mapping[str, str]) -> bool:
 
 
 def key_names(path: str | Path) -> list[str]:
-    """The names of the tensors in a file; of safetensors the header alone is read, and nothing is verified.
+    """List the names of the tensors in a file; of safetensors only the header is read, and nothing is verified.
 
     Args:
         path: as for :func:`read_checkpoint`.
@@ -192,7 +192,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
 
 
 def as_state_dict(state: Any, path: str | Path) -> dict[str, torch.Tensor]:
-    """What was read, if it is a state dict.
+    """Return what was read, after a check that it is a state dict.
 
     Args:
         state: what a file held.
@@ -238,7 +238,7 @@ def load_state(network: nn.Module, state: Any, path: str | Path) -> nn.Module:
 
 
 def without_wrappers(state: dict[str, StateT]) -> dict[str, StateT]:
-    """A state dict without what DataParallel, ``torch.compile`` and FSDP put before all of its names.
+    """Remove the prefix that DataParallel, ``torch.compile`` or FSDP put before all names of a state dict.
 
     Args:
         state: what was read; it comes back as it is where some names lack such a prefix.
@@ -281,7 +281,7 @@ def refuse_differences(
 
 
 def _on_prefix(expected: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
-    """What to do about names that differ by what stands before all of them, on either side."""
+    """Advise on names that differ only by a prefix of all of them, in the file or in the network."""
     for longer, shorter, side in ((tensors, expected, "the file's"), (expected, tensors, "the network's")):
         first = next(iter(shorter), None)
         prefixes = [key[: -len(first)] for key in longer if first and key.endswith(f".{first}")]
@@ -302,7 +302,7 @@ def _differences(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, tor
 
 
 def unlike_kinds(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """What copying would turn into other numbers, in words: whole numbers (of quantised weights) or complex ones.
+    """Name the tensors whose numbers copying would change: integers (of quantised weights) or complex ones.
 
     Args:
         expected: the network's own state dict.

@@ -60,7 +60,7 @@ class FoldEnsemble(nn.Module):
 
 
 def _terms(output: Tensor, average: str) -> Tensor:
-    """What is summed over the members: logs of the probabilities ``(1, B, C, ...)``, or of them and their complements.
+    """Return what is summed over the members: logs of the probabilities, and for sigmoids also of their complements.
 
     Logs, as a probability below 1e-45 is 0 in float32, and its log is lost.
     """

@@ -98,7 +98,7 @@ def _refuse_unnamed(network: nn.Module, args: dict[str, Any]) -> None:
 
 
 def _is_somebodys(page: Path) -> bool:
-    """Whether people wrote a page, or changed what :func:`model_card` wrote."""
+    """Return whether people wrote a page, or changed what :func:`model_card` wrote."""
     if not page.exists():
         return False
     text, _, mark = page.read_bytes().decode(errors="replace").replace("\r\n", "\n").rstrip().rpartition("\n")
@@ -106,7 +106,7 @@ def _is_somebodys(page: Path) -> bool:
 
 
 def _mark(text: str) -> str:
-    """The last line of a page of ours, by which a changed one is known."""
+    """Return the last line of a page of ours: its hash, by which a changed page is recognised."""
     return _MARK.format(hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
@@ -147,7 +147,7 @@ def load_pretrained(
 
 
 def _find(source: str | Path, hub: dict[str, Any]) -> tuple[Path, Path]:
-    """config.json and model.safetensors, fetched if ``source`` is neither a folder nor a file, which is both."""
+    """Return the paths of config.json and of the weights, fetched from the hub unless ``source`` is local."""
     if Path(source).is_file():
         return Path(source), Path(source)
     if Path(source).is_dir():
@@ -164,7 +164,7 @@ def _find(source: str | Path, hub: dict[str, Any]) -> tuple[Path, Path]:
 
 
 def model_card(network: Any, license: str | None = None, tags: Collection[str] = ()) -> ModelCard:
-    """A page for people and the hub's search, from the same source as config.json.
+    """Write the text of a model card, for people and the hub's search, from the arguments in config.json.
 
     Args:
         network: what it is about.

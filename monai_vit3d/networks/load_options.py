@@ -1,4 +1,4 @@
-"""What may be asked for when weights of ours are loaded, refused in words before anything is built."""
+"""Check the options for loading weights of this package, before anything is built."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _dtype(value: Any) -> torch.dtype:
 
 
 def _refuse_patch(options: Mapping[str, Any], args: Mapping[str, Any], name: str) -> None:
-    """Positions that count patches would be as many times further apart as patches are smaller."""
+    """Refuse another patch size for rotary positions that count patches: smaller patches would be further apart."""
     rope = args.get("rope")
     counts = isinstance(rope, Mapping) and rope.get("unit") == "patch" and rope.get("reference") is None
     if not counts or options.get("patch_size") is None:

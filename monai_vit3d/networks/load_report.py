@@ -1,4 +1,4 @@
-"""LoadReport: what became of each tensor of weights that were made for another network."""
+"""LoadReport: which tensors of a checkpoint were loaded, converted, missing or unexpected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each tensor, by key; torch's words for what ``load_state_dict`` reports.
+    """Keys of the tensors that were loaded, converted, missing or unexpected, in ``load_state_dict``'s words.
 
     Attributes:
         loaded: the network's keys whose tensors were copied unchanged.
@@ -42,7 +42,7 @@ class LoadReport:
         return self.unexpected
 
     def __str__(self) -> str:
-        """All of it in one line."""
+        """Format the report as one line."""
         changed = "; ".join(f"{key}: {change}" for key, change in self.converted.items())
         return (
             f"{len(self.loaded)} loaded, {len(self.converted)} converted ({changed}), missing: "
@@ -52,7 +52,7 @@ class LoadReport:
 
     @property
     def summary(self) -> str:
-        """How many tensors became what, in a few words."""
+        """Count the tensors of each kind, in a few words."""
         counts = (("loaded", self.loaded), ("converted", self.converted), ("missing", self.missing))
         text = ", ".join(f"{len(keys)} {name}" for name, keys in (*counts, ("unexpected", self.unexpected)))
         return text + (f", assumed: {', '.join(self.assumed)}" if self.assumed else "")

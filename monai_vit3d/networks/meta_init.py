@@ -1,4 +1,4 @@
-"""Networks without memory until their weights come: built on the meta device, then given the tensors themselves."""
+"""Build networks on the meta device, without memory, and give them the loaded tensors themselves."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def blank_network(make: Callable[..., VisionTransformer3D], **options: Any) -> VisionTransformer3D:
-    """A network on the meta device, which :func:`fill` makes whole.
+    """Build a network on the meta device; :func:`fill` gives it its tensors.
 
-    A layer with a buffer that no state dict has could not be made whole: such a network is built as ever.
+    A network with a buffer that is not in its state dict could not be filled: it is built with memory as usual.
 
     Args:
         make: :class:`VisionTransformer3D`, or what takes its keyword ``device``, too.
@@ -85,7 +85,7 @@ def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _own(value: Tensor, device: torch.device | str, dtype: torch.dtype, owned: bool, seen: set[int]) -> Tensor:
-    """The tensor in memory that nobody shares; a part of a larger one would keep all of that."""
+    """Return the tensor itself where nobody shares its memory, else a copy: a view would keep all of its storage."""
     tensor = value.detach().to(device, dtype)
     place = tensor.untyped_storage().data_ptr()
     ours = owned or place != value.untyped_storage().data_ptr()

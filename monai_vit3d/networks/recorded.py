@@ -1,4 +1,4 @@
-"""Files with our header: what it says verified, and the network built again by it."""
+"""Build networks from files of weights by the constructor arguments in their header, which is verified."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _SIZES, _HEAD, _PLACE = ("img_size", "patch_size"), ("num_classes", "global_pool"), ("device", "dtype")
-# what may be told anew when weights are loaded, besides those
+# options that may change when weights are loaded, besides those
 _FREE = (
     "class",
     "foreign",
@@ -47,7 +47,7 @@ _FETCH = "Fetch the files again, or save the network anew with save_pretrained."
 
 
 def files_in(folder: Path) -> tuple[Path, Path]:
-    """config.json and model.safetensors of a folder.
+    """Return the paths of a folder's config.json and model.safetensors.
 
     Raises:
         WeightsError: one is not there.
@@ -206,7 +206,7 @@ def build_own(
     owned: bool,
     **options: Any,
 ) -> Inflated:
-    """The network that an architecture describes, with its tensors, which keep their type.
+    """Build the network of recorded arguments and give it its tensors, which keep their type.
 
     Args:
         args: what :func:`recorded_args` returned.
@@ -255,7 +255,7 @@ def _blank(
     options: dict[str, Any],
     name: str,
 ) -> VisionTransformer3D:
-    """The network without values, its options those of the architecture but for what may be told anew."""
+    """Build the network without values from its recorded arguments, changed by the options that may change."""
     _refuse_counts(args, state, name)
     try:
         network = blank_network(partial(build_network, args, factory), **options)
@@ -270,7 +270,7 @@ def _blank(
 
 
 def _new_head(network: VisionTransformer3D, num_classes: int | None = None, global_pool: str | None = None) -> None:
-    """Give the network what head and pooling were asked for; a head of as many classes stays."""
+    """Give the network the requested head and pooling; a head of as many classes stays."""
     pool = None if global_pool is None else resolve_pool(global_pool, network.has_class_token)
     classes, head = network.num_classes if num_classes is None else int(num_classes), network.head
     keep = classes == network.num_classes
@@ -280,7 +280,7 @@ def _new_head(network: VisionTransformer3D, num_classes: int | None = None, glob
 
 
 def _report(came: Mapping[str, Tensor], before: Mapping[str, Tensor], network: VisionTransformer3D) -> LoadReport:
-    """What became of the tensors that came, which a new head may have moved (a norm) or left out."""
+    """Report on each tensor of the file: a new head may have moved it (a norm) or left it out."""
     names = {id(value): key for key, value in before.items()}
     loaded, converted, initialised, used = [], {}, [], set()
     for key, value in network.state_dict(keep_vars=True).items():

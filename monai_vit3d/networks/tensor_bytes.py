@@ -22,7 +22,7 @@ _CHUNK = 1 << 20  # bytes that are read, and added to the sum, at a time
 
 
 def tensors_in(file: BufferedReader) -> tuple[dict[str, torch.Tensor], dict[str, str], dict[str, str]]:
-    """The tensors of a safetensors file whose header is sound, its metadata, and the sums of both, from one reading.
+    """Read the tensors and metadata of a safetensors file with a sound header, and hash both in the same pass.
 
     The library maps the file into memory, and a map would show what is written to the file later, or end the process
     if the file is cut; so each tensor gets memory of its own.
@@ -49,7 +49,7 @@ def tensors_in(file: BufferedReader) -> tuple[dict[str, torch.Tensor], dict[str,
 
 
 def header_sha256(entries: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
-    """The sum of all that a header says, but for itself.
+    """Hash a header: the tensors' entries and the metadata, without the hash itself.
 
     Args:
         entries: of the tensors, by name: type, shape and place.

@@ -95,7 +95,7 @@ def _innermost(inferer: Callable[..., Any]) -> Any:
 
 
 def _window_size(inferer: Callable[..., Any]) -> tuple[int, ...] | None:
-    """The size of sliding windows; None where it depends on the image."""
+    """Return the size of sliding windows; None where it depends on the image."""
     window = _innermost(inferer)
     if not isinstance(window, SlidingWindowInferer):
         return None
@@ -104,7 +104,7 @@ def _window_size(inferer: Callable[..., Any]) -> tuple[int, ...] | None:
 
 
 def _precision(bundle: Bundle) -> torch.dtype:
-    """The type that the network computes in; autocast ignores a type that the device does not have."""
+    """Return the type that the network computes in; autocast ignores a type that the device does not have."""
     kind = bundle.device.type
     reduced = [w.dtype for w in inferer_wrappers(bundle.inferer) if isinstance(w, AutocastInferer) and w.enabled]
     with torch.autocast(kind, reduced[-1] if reduced else None, enabled=bool(reduced) or bundle.autocast):
@@ -112,7 +112,7 @@ def _precision(bundle: Bundle) -> torch.dtype:
 
 
 def _is_ready(network: BackendNetwork, shape: tuple[int, ...], precision: torch.dtype) -> bool:
-    """Whether an engine runs the network; False too if the network itself fails, which each case reports."""
+    """Return whether an engine runs the network; False too if the network itself fails, which each case reports."""
     cpu = torch.device("cpu")
     try:
         with torch.no_grad(), torch.autocast("cpu", precision, enabled=precision is torch.bfloat16):

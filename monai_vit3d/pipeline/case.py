@@ -119,7 +119,7 @@ def label_kind(kind: str, label: str) -> str:
 
 
 def _with_description(stem: str) -> str:
-    """``sub-01_acq-x_T1w`` to ``sub-01_acq-x_desc-T1w``; of ``desc-a``, which may be there only once, ``desc-aT1w``."""
+    """Rewrite ``sub-01_acq-x_T1w`` as ``sub-01_acq-x_desc-T1w``; ``desc-a``, allowed only once, as ``desc-aT1w``."""
     *entities, suffix = stem.split("_")
     if not entities or "-" in suffix:
         return stem

@@ -114,7 +114,7 @@ class CaseRunner(ABC):
 
     @abstractmethod
     def infer(self, prepared: Any) -> Any:
-        """Return what the network makes of it."""
+        """Run the network over what :meth:`prepare` returned."""
 
     @abstractmethod
     def finish(self, work: Work) -> dict[str, Any]:
@@ -199,7 +199,7 @@ class CaseRunner(ABC):
         return {name: file_sha256(path) for name, path in zip(relative, paths)}
 
     def _verified(self, case: Case, hashes: list[str]) -> bool:
-        """Tell whether an earlier run made a case's outputs from this input with these weights and options.
+        """Return whether an earlier run made a case's outputs from this input with these weights and options.
 
         Raises:
             ImageError: an output was changed since: somebody's work, not to be overwritten.
@@ -225,7 +225,7 @@ def take_through(
     jobs: int = 1,
     on_case: Callable[[Mapping[str, Any]], None] = lambda record: None,
 ) -> Summary:
-    """Take every case of a plan through the stages, and keep the run's record.
+    """Run every case of a plan through the stages, and keep the run's record.
 
     While the network works on one case, ``jobs`` threads read and preprocess the next ones and as many write the
     last ones. Each case goes through the network alone, so neither order nor ``jobs`` changes a byte of the outputs.

@@ -116,7 +116,7 @@ def _expected_names(bundle: BundleSteps) -> ValueNames:
 
 
 def _labels(names: ValueNames) -> dict[int, str]:
-    """All values but the background's, with a name each."""
+    """List all values but the background's, with a name each."""
     values = {*names.names, *names.followed} - {0}
     return {value: names.names.get(value, f"label {value}") for value in values}
 
@@ -126,7 +126,7 @@ def _key(text: str) -> str:
 
 
 def _with_stems(names: dict[int, str]) -> tuple[ChosenLabel, ...]:
-    """Labels with stems that stay different where letter case and ``_`` do not count."""
+    """Give labels stems that stay different where letter case and ``_`` do not count."""
     labels, taken = [], set[str]()
     for value, name in sorted(names.items()):
         stem = re.sub(r"[\W_]+", "_", name).strip("_")[:_LONGEST_STEM] or f"label_{value}"
@@ -138,7 +138,7 @@ def _with_stems(names: dict[int, str]) -> tuple[ChosenLabel, ...]:
 
 
 def _nearest(key: str, names: Mapping[str, str]) -> list[str]:
-    """Up to three names that are alike a key, or have a word that is; none if the most alike is not."""
+    """List up to three names that are like a key, or have a word that is; none if the nearest is not."""
 
     def likeness(name: str) -> float:
         return max(difflib.SequenceMatcher(None, key, part).ratio() for part in (name, *name.split()))

@@ -165,7 +165,7 @@ class _EmbeddingRunner(CaseRunner):
         return self.place(case, "embedding")
 
     def check_grid(self, work: Work, path: Path, grid: Grid, channels: int) -> None:
-        """Take any grid: the recipe brings it to the network's."""
+        """Accept any grid: the recipe resamples it to the network's."""
 
     def prepare(self, work: Work, volumes: Sequence[Volume]) -> tuple[Volume, Any]:
         """Run the recipe; a case owns its transforms: threads share no state."""
@@ -177,7 +177,7 @@ class _EmbeddingRunner(CaseRunner):
         return volume, self.embedder.run(image, self.keep_tokens)
 
     def finish(self, work: Work) -> dict[str, Any]:
-        """Write the vector, the maps that were asked for, and the picture."""
+        """Write the vector, the chosen maps, and the picture."""
         volume, embedding = work.output
         colours = None if embedding.tokens is None else pca_rgb(embedding.tokens)
         maps: dict[str, Any] = {}

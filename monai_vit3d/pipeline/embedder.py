@@ -1,4 +1,4 @@
-"""Embed one volume: prepared as its model wants it, through the network in windows, pooled to one vector."""
+"""Embed one volume: prepare it by the model's recipe, run the network in windows, pool to one vector."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OVERLAP = 0.25  # of windows, where the recipe states none
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """What a network makes of a volume.
+    """The features of a volume.
 
     Args:
         vector: (F,) float32.

@@ -276,7 +276,7 @@ def _about(
 
 
 def _about_weights(weights: BundleWeights) -> tuple[str, ...]:
-    """A line on the folds that are run; none for a bundle with one file of weights."""
+    """Return a line on the folds that are run; none for a bundle with one file of weights."""
     from monai_vit3d.weights.folds import is_fold_file
 
     if not any(is_fold_file(file.path) for file in weights.files):

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class NetworkOutput:
-    """What the network made of a case, before the steps that need whole volumes.
+    """The network's output for a case, before the steps that need whole volumes.
 
     Args:
         prepared: the case.
@@ -167,11 +167,11 @@ def inverter_for(prepared: Prepared) -> LabelInverter | None:
             logger.info("%s: the bundle's postprocessing is inverted by MONAI, all classes at once", path)
         return None
     image = prepared.data.get(post.inversion.orig_keys[0])
-    way = trace_inverse(image, prepared.preprocessing, prepared.volume.grid.shape)
-    if way is None:
+    mapping = trace_inverse(image, prepared.preprocessing, prepared.volume.grid.shape)
+    if mapping is None:
         logger.info("%s: the bundle's preprocessing is inverted by MONAI, all classes at once", path)
         return None
-    return LabelInverter(way, decide)
+    return LabelInverter(mapping, decide)
 
 
 def check_grid(prepared: Prepared, values: Tensor) -> None:
@@ -189,7 +189,7 @@ def check_grid(prepared: Prepared, values: Tensor) -> None:
 
 
 def _dtype_after(steps: tuple[Any, ...], classes: int) -> torch.dtype:
-    """The type of what voxelwise steps leave."""
+    """Return the type of tensor that voxelwise steps leave."""
     return apply_steps(steps, torch.zeros(classes, 1, 1, 1)).dtype
 
 

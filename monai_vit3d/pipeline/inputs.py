@@ -91,7 +91,7 @@ def find_images(
 
 
 def _place(path: Path) -> str:
-    """Path with its folder's links followed: two ways to one name are one, two links to one file (DataLad) are not."""
+    """Resolve the links of a path's folder: two paths to one name are one, two links to one file (DataLad) are not."""
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 

@@ -34,19 +34,19 @@ def write_label_tables(records: Iterable[Mapping[str, Any]], output: str | Path)
 
 
 def _bids(labels: list[Label]) -> list[str]:
-    """As https://bids-specification.readthedocs.io, "Common image-derived labels", has its lookup tables."""
+    """Format a lookup table of https://bids-specification.readthedocs.io, "Common image-derived labels"."""
     rows = [f"{value}\t{csv_cell(name)}\t#{bytes(colour).hex()}" for value, name, colour in labels]
     return ["index\tname\tcolor", *rows]
 
 
 def _slicer(labels: list[Label]) -> list[str]:
-    """As https://slicer.readthedocs.io, "Color table file format", has it: names without spaces."""
+    """Format a colour table of https://slicer.readthedocs.io, "Color table file format": names without spaces."""
     rows = [f"{value} {'_'.join(name.split())} {_bytes(colour)} 255" for value, name, colour in labels]
     return ["# Color table file", f"# {len(rows) + 1} values", "0 Background 0 0 0 0", *rows]
 
 
 def _itk_snap(labels: list[Label]) -> list[str]:
-    """As ITK-SNAP saves its label descriptions: opacity, visibility of voxels and mesh, and the name in quotes."""
+    """Format label descriptions as ITK-SNAP: opacity, visibility of voxels and mesh, and the name in quotes."""
     quoted = [(value, name.replace('"', "'"), colour) for value, name, colour in labels]
     rows = [f'{value:5} {_bytes(colour)} 1 1 1 "{name}"' for value, name, colour in quoted]
     head = ["# ITK-SNAP Label Description File", "# IDX R G B A VIS MSH LABEL"]
@@ -54,7 +54,7 @@ def _itk_snap(labels: list[Label]) -> list[str]:
 
 
 def _fsleyes(labels: list[Label]) -> list[str]:
-    """As https://open.win.ox.ac.uk/pages/fsl/fsleyes, "Lookup tables", has it: RGB from 0 to 1, values ascend."""
+    """Format a lookup table of https://open.win.ox.ac.uk/pages/fsl/fsleyes: RGB from 0 to 1, values ascend."""
     return [f"{value} {' '.join(f'{part / 255:.5f}' for part in colour)} {name}" for value, name, colour in labels]
 
 

@@ -94,7 +94,7 @@ def _json_case(entry: Any, where: str, folder: Path) -> Case:
 
 
 def _channel(column: str) -> str:
-    """``flair`` of ``image_flair``; empty for a column that only counts, such as ``image2``."""
+    """Return ``flair`` of ``image_flair``; empty for a column that only counts, such as ``image2``."""
     return column.removeprefix("image_") if column.startswith("image_") else ""
 
 

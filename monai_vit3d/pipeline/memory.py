@@ -114,25 +114,25 @@ class _Estimate:
 
     @property
     def peak(self) -> int:
-        """The images in float32, and the stage that needs most."""
+        """Bytes of the images in float32 and of the stage that needs most."""
         stages = (self.read(), self.preprocess(), self.infer(), self.finish())
         return _FLOAT * self.file_voxels * self.channels + max(stages)
 
     def read(self) -> int:
-        """A file's stored voxels, of all channels if it is 4D."""
+        """Count a file's stored voxels, of all channels if it is 4D."""
         return BYTES_PER_STORED_VOXEL * self.file_voxels * self.channels
 
     def preprocess(self) -> int:
-        """The channels on the network's grid, copies of them, and coordinates."""
+        """Sum the channels on the network's grid, copies of them, and coordinates."""
         return self.network_voxels * (BYTES_PER_VOXEL * self.channels + self.coordinates)
 
     def infer(self) -> int:
-        """The input, its labels and maps, windows that are stitched, and labels that go back to the file's grid."""
+        """Sum the input, its labels and maps, windows in stitching, and labels on their way to the file's grid."""
         per_voxel = BYTES_PER_LABELLED_VOXEL + _FLOAT * self.channels + self.maps + self.masks
         return self.network_voxels * per_voxel + self._stitching() + self._inverting()
 
     def finish(self) -> int:
-        """Labels and maps on both grids, and what the bundle's steps make of them."""
+        """Sum labels and maps on both grids, and what the bundle's steps make of them."""
         coordinates = 0 if self.inversion in ("aligned", "rotated") and not self.maps else self.coordinates
         per_file_voxel = BYTES_PER_VOXEL + coordinates + self.maps + self.masks
         per_network_voxel = _FLOAT * (self.channels + 1) + self.maps + self.masks
@@ -143,7 +143,7 @@ class _Estimate:
         return labels + 3 * _FLOAT * self.classes * (self.network_voxels + inverted)  # float64, and float32
 
     def _stitching(self) -> int:
-        """The network's output until it is labels: a band of windows, or the whole of it."""
+        """Count the network's output until it is labels: a band of windows, or all of it."""
         from monai.utils import fall_back_tuple
 
         from monai_vit3d.inferers import can_stitch, unwrap_inferer
@@ -161,7 +161,7 @@ class _Estimate:
         return _FLOAT * (band + WINDOWS * window.sw_batch_size * classes * math.prod(roi))
 
     def _inverting(self) -> int:
-        """Class scores on their way to the file's grid: planes of them, or for rotated grids and MONAI the whole."""
+        """Count class scores on their way to the file's grid: planes of them, or for rotated grids and MONAI all."""
         whole = 2 * _FLOAT * self.classes * self.network_voxels
         if self.inversion in (None, "MONAI"):
             return whole if self.inversion else 0
@@ -172,7 +172,7 @@ class _Estimate:
 
 
 def _inversion_of_scores(bundle: Bundle) -> str | None:
-    """How class scores go to the file's grid: "aligned" or "rotated" by planes, or "MONAI"; None where labels do."""
+    """Return how class scores go to the file's grid: by planes, "aligned" or "rotated", or "MONAI"; None for labels."""
     from monai.transforms import InvertibleTransform, Orientationd, Spacingd
     from monai.transforms.croppad.dictionary import Cropd, Padd
 
@@ -189,7 +189,7 @@ def _inversion_of_scores(bundle: Bundle) -> str | None:
 
 
 def _is_separable(bundle: Bundle) -> bool:
-    """Whether images are resampled one axis after another, without coordinates of each voxel."""
+    """Return whether images are resampled one axis after another, without coordinates of each voxel."""
     from monai.transforms import Spacingd
 
     from monai_vit3d.transforms import SeparableSpacingd
@@ -204,5 +204,5 @@ def _is_separable(bundle: Bundle) -> bool:
 
 
 def _resamples(step: Any, *modes: str) -> bool:
-    """Whether a Spacingd knows only these modes, and takes what is outside from the border."""
+    """Return whether a Spacingd knows only these modes, and takes what is outside from the border."""
     return {*map(str, step.mode)} <= {*modes} and {*map(str, step.padding_mode)} == {"border"}

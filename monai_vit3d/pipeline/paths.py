@@ -21,7 +21,7 @@ def absolute(path: Path) -> Path:
 
 
 def is_dicom(path: Path) -> bool:
-    """Tell whether a file is DICOM, by its first bytes, whatever its name; one that cannot be read, by its name."""
+    """Return whether a file is DICOM by its first bytes, whatever its name; by its name if it cannot be read."""
     if path.name == "DICOMDIR" or not os.path.isfile(path):
         return False
     try:
@@ -32,5 +32,5 @@ def is_dicom(path: Path) -> bool:
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Tell whether DICOM files lie directly in a folder."""
+    """Return whether DICOM files lie directly in a folder."""
     return os.access(folder, os.R_OK) and any(map(is_dicom, folder.iterdir()))

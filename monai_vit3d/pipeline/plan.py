@@ -165,7 +165,10 @@ def plan_cases(
 
 
 def _key(path: str | PurePosixPath) -> str:
-    """A key, equal for paths that are one on some file system: macOS and Windows ignore case, macOS Unicode forms."""
+    """Return a key that is equal for paths that are one file on some file system.
+
+    macOS and Windows ignore letter case, macOS also Unicode forms.
+    """
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", str(path)).casefold())
 
 

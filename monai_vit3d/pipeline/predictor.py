@@ -126,7 +126,7 @@ class Predictor:
         self.bundle, self.options, self.anyway = bundle, options, anyway
 
     def predict(self, image: Any, affine: Any = None) -> Any:
-        """Predict one volume, and give the result in the kind of image that came.
+        """Predict one volume, and return labels in the same kind of image.
 
         Args:
             image: (H, W, D) voxels, or (C, H, W, D) for a bundle of C channels, as array or tensor with ``affine``, or
@@ -149,7 +149,7 @@ class Predictor:
         return labels_like(image, prediction.labels, prediction.volume.grid)
 
     def predict_volumes(self, volumes: Sequence[Volume]) -> Prediction:
-        """Predict one case with all that was asked for: labels, maps, statistics, findings.
+        """Predict one case: labels, the chosen maps, statistics and findings.
 
         Args:
             volumes: one for each channel; see :func:`monai_vit3d.data.read_volume`.
@@ -192,7 +192,7 @@ class Predictor:
         return infer(prepared, self.bundle, self.options)
 
     def finish(self, output: NetworkOutput) -> Prediction:
-        """Run the bundle's steps on whole volumes, take the result to the image's grid, and look at it."""
+        """Run the bundle's steps on whole volumes, take the result to the image's grid, and check it."""
         volume = output.prepared.volume
         maps = {kind: _on_file_grid(output.prepared, values) for kind, values in output.maps.items()}
         if output.labels is None:

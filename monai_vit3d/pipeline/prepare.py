@@ -116,7 +116,7 @@ def _check_size(volumes: Sequence[Volume], limit: int | None) -> None:
 
 
 def _files(volumes: Sequence[Volume], keys: Sequence[str]) -> dict[str, list[str]]:
-    """The input of the bundle's LoadImaged: all images under one key, or one under each."""
+    """Return the input of the bundle's LoadImaged: all images under one key, or one under each."""
     names = _names(volumes)
     if len(keys) == 1:
         return {keys[0]: names}
@@ -126,7 +126,7 @@ def _files(volumes: Sequence[Volume], keys: Sequence[str]) -> dict[str, list[str
 
 
 def _names(volumes: Sequence[Volume]) -> list[str]:
-    """A name for each volume: its path, and for those of one 4D file their number."""
+    """Name each volume by its path, and those of one 4D file by path and number."""
     paths = [str(volume.path) for volume in volumes]
     return paths if len(set(paths)) == len(paths) else [f"{path}[{i}]" for i, path in enumerate(paths)]
 
@@ -177,7 +177,7 @@ def _nothing_left(path: Path, step: str) -> str:
 
 
 def _emptied_by(compose: Compose, files: dict[str, list[str]]) -> str | None:
-    """The first step after which an image has no voxels; None if there is none."""
+    """Find the first step after which an image has no voxels; None if there is none."""
     data: Any = dict(files)
     for step in compose.transforms:
         try:

@@ -89,6 +89,6 @@ def case_sha256(case: Case) -> list[str]:
 
 
 def _states(files: Sequence[Path]) -> list[tuple[int, ...]]:
-    """Properties of files that change when a file is written to or exchanged."""
+    """Return properties of files that change when one is written to or exchanged."""
     states = map(os.stat, files)
     return [(state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for state in states]

@@ -158,14 +158,14 @@ def merge_records(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _complete(parts: list[Path], abouts: list[dict[str, Any]]) -> bool:
-    """Whether all shards of the newest run have ended; one that has not would write its record again."""
+    """Return whether all shards of the newest run have ended; one that has not would write its record again."""
     count = parts[-1].stem.rpartition("-")[2] if parts else ""
     newest = [about for path, about in zip(parts, abouts) if path.name.endswith(f"-of-{count}.json")]
     return bool(parts) and len(newest) == int(count) and all("ended" in about for about in newest)
 
 
 def _other_locks(output: Path, shard: tuple[int, int]) -> list[FileLock]:
-    """Locks of runs that divide the cases in another way, so that two of them could write one file at a time."""
+    """Return locks of runs with another number of shards, which could write the same files at the same time."""
     fellows = re.compile(rf"\.run-\d+-of-{shard[1]}\.lock" if shard[1] > 1 else r"\.run\.lock")
     paths = [path for path in output.glob(".run*.lock") if not fellows.fullmatch(path.name)]
     return [FileLock(path, timeout=0) for path in paths]
@@ -193,7 +193,7 @@ def _whole(about: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> di
 
 
 def _parts(output: Path) -> dict[Path, dict[str, Any]]:
-    """Records of shards, by the start that they hold (copying a folder changes its times), the last at the end."""
+    """List shards' records by the start time in them (copying changes the files' times), the last at the end."""
     names = [name for name in os.listdir(output) if _PART.fullmatch(name)] if output.is_dir() else []
     read = {output / name: _read(output / name) for name in sorted(names)}
     return dict(sorted(read.items(), key=lambda part: str(part[1].get("started", ""))))

@@ -111,7 +111,7 @@ def _cell(value: Any) -> str:
 
 
 def _present(labels: Array) -> Array:
-    """Sorted label values other than 0, as int64; of masks, every channel's."""
+    """Return the sorted label values other than 0, as int64; of masks, every channel's."""
     if labels.ndim == 4:
         return np.arange(1, len(labels) + 1)
     per_slice = [np.unique(part[part != 0]) for part in labels]
@@ -119,7 +119,7 @@ def _present(labels: Array) -> Array:
 
 
 def _slices(labels: Array, voxels: Array, values: Array) -> Iterator[tuple[Array, Array]]:
-    """For each slice, the labelled voxels' places in ``values`` and their float64 intensities."""
+    """Yield, slice by slice, the labelled voxels' places in ``values`` and their float64 intensities."""
     # of the usual labels: looking up is ten times as fast as searching
     table: Array = np.searchsorted(values, np.arange(256))
     for i, plane in enumerate(voxels):

@@ -102,7 +102,7 @@ def invert(step: Invertd, data: Mapping[Any, Any], nearest: bool = False) -> dic
 
 
 def _traced_nearest(image: MetaTensor) -> MetaTensor:
-    """The image with operations whose inverses take the nearest voxels."""
+    """Copy the image with traced operations whose inverses take the nearest voxels."""
     steps = convert_applied_interp_mode(image.applied_operations, mode="nearest", align_corners=None)
     for step in steps:
         if step[TraceKeys.CLASS_NAME] in ("Resize", "Zoom"):
@@ -111,7 +111,7 @@ def _traced_nearest(image: MetaTensor) -> MetaTensor:
 
 
 def _with_metadata(output: NetworkOutput) -> MetaTensor:
-    """The labels as MONAI hands them to the next step, with the metadata of their grid."""
+    """Return the labels as MONAI hands them to the next step, with the metadata of their grid."""
     prepared = output.prepared
     labels = MetaTensor(output.labels).copy_meta_from(prepared.image)
     if output.inverted:

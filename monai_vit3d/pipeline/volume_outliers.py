@@ -43,5 +43,5 @@ def note_volume_outliers(records: Iterable[MutableMapping[str, Any]]) -> None:
 
 
 def _ml(volume: float) -> str:
-    """Three digits, or all before the point."""
+    """Format with three digits, or all before the point."""
     return f"{volume:.3g}" if volume < 1000 else f"{volume:.0f}"

@@ -70,8 +70,8 @@ def require_new_folder(output: Path) -> None:
     if output.is_dir() and not any(output.iterdir()):
         return
     if output.exists() or output.is_symlink():
-        what = "a folder that is not empty" if output.is_dir() else "a file or link"
-        raise UsageError(f"{output}: {what}; a bundle is written into a new folder. Choose another output=.")
+        existing = "a folder that is not empty" if output.is_dir() else "a file or link"
+        raise UsageError(f"{output}: {existing}; a bundle is written into a new folder. Choose another output=.")
 
 
 def bundle_files(

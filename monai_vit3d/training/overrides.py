@@ -53,7 +53,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _as_number(name: str, value: Any, config: Path) -> Any:
-    """The value if it can stand for a number; YAML reads 1e-4, without a point, as a text."""
+    """Return the value if it can stand for a number; YAML reads 1e-4, without a point, as a text."""
     if value is None or _is_number(value) or (isinstance(value, str) and value[:1] in "$@%"):
         return value
     try:

@@ -123,5 +123,5 @@ class TrainingReporter:
 
 
 def _length(engine: Engine) -> tuple[int, int]:
-    """How many epochs a trainer runs, and steps in each."""
+    """Return how many epochs a trainer runs, and steps in each."""
     return engine.state.max_epochs or 0, engine.state.epoch_length or 0

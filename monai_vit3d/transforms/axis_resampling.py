@@ -108,7 +108,7 @@ class GridMapping:
         return interps
 
     def is_identity(self, target_affine: Tensor) -> bool:
-        """Whether MONAI would not resample at all."""
+        """Return whether MONAI would not resample at all."""
         near = torch.allclose(self.source_affine, target_affine, atol=AFFINE_TOL)
         near = near or torch.allclose(self.xform, torch.eye(4, dtype=torch.float64), atol=AFFINE_TOL)
         return near and self.source_shape == self.target_shape

@@ -148,7 +148,7 @@ def _resample(image: Tensor, interps: list[AxisInterp]) -> Tensor:
 
 
 def _can_interpolate(image: MetaTensor, mode: Any) -> bool:
-    """Whether differences of values, where they are taken, are finite; NaN fails, too."""
+    """Return whether differences of values, where they are taken, are finite; NaN fails, too."""
     if mode != "bilinear" or not image.is_floating_point():
         return True
     # axes as they lie in memory: any other order takes 100 times as long

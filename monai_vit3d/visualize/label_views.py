@@ -62,7 +62,7 @@ def paint_label_view(
 
 
 def _first_labels(toward: Array) -> tuple[Array, Array]:
-    """The label that each ray along the first axis meets first, and after how many voxels."""
+    """Return the label that each ray along the first axis meets first, and after how many voxels."""
     seen, first = np.zeros(toward.shape[1:], toward.dtype), np.zeros(toward.shape[1:])
     for i, plane in enumerate(toward):  # numpy's argmax would copy the volume
         new = (plane != 0) & (seen == 0)

@@ -101,7 +101,7 @@ def label_slices(labels: Array, count: int) -> list[list[int]]:
 
 
 def _labelled(labels: Array) -> Array:
-    """Which voxels have a label, or are in a mask, (H, W, D)."""
+    """Return which voxels have a label, or are in a mask, (H, W, D)."""
     return (labels != 0).any(axis=0) if labels.ndim == 4 else labels != 0
 
 

@@ -41,7 +41,7 @@ def mask_surface(mask: Array, affine_mm: Array) -> Mesh | None:
 
 
 def _surface_of_volume(field: Array, voxels: int) -> tuple[Array, Array]:
-    """The level surface that holds so many voxels: (N, 3) float64 vertices in voxels, (M, 3) faces."""
+    """Return the level surface that holds so many voxels: (N, 3) float64 vertices in voxels, (M, 3) faces."""
     from skimage.measure import marching_cubes
 
     low, high = 0.0, float(field.max())

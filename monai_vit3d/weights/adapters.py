@@ -74,7 +74,7 @@ def load_adapter(network: nn.Module, path: str | Path, strict: bool = True) -> n
 
 
 def _split(network: nn.Module, trained: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors that training may change, and all others, by names without peft's additions.
+    """Split a network's tensors into those that training may change and the others, by names without peft's additions.
 
     Buffers are among the first: running statistics follow the data in frozen parts, too.
     """
@@ -89,7 +89,7 @@ def _split(network: nn.Module, trained: tuple[str, ...]) -> tuple[dict[str, Tens
 
 
 def _name(key: str) -> str:
-    """A name in the state dict without what peft adds to it."""
+    """Return a name in the state dict without what peft adds to it."""
     for word in _LORA:
         key = key.replace(f"{word}{ADAPTER}.", word)
     return key.replace(".base_layer.", ".")
@@ -116,7 +116,7 @@ def _settings(metadata: dict[str, str], path: str | Path) -> LoraSettings:
 
 
 def _wanted(network: nn.Module, settings: LoraSettings, path: str | Path) -> dict[str, Tensor]:
-    """The names and shapes that a file with these settings must have for this network."""
+    """Return the names and shapes that a file with these settings must have for this network."""
     expected = _split(network, settings.trained)[0]
     try:
         for name, layer in adapter_layers(network, settings.targets, settings.trained).items():

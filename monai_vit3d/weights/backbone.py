@@ -145,7 +145,7 @@ def load_backbone_state(
 
 
 def embed_layer_of(path: str | Path) -> type[PatchEmbed3D]:
-    """The patch embedding that the backbone in a file was built with, for a network that is to start from it.
+    """Return the patch embedding that the backbone in a file was built with, for a network that is to start from it.
 
     Args:
         path: as for :func:`load_backbone`. Of safetensors the header alone is read; :func:`load_backbone` verifies it.
@@ -216,7 +216,7 @@ def architecture_differences(came: Mapping[str, Any], needed: Mapping[str, Any])
 
 
 def keeps_patch(args: Mapping[str, Any]) -> bool:
-    """Whether a backbone has a stem, whose layers are those of one patch size."""
+    """Return whether a backbone has a stem, whose layers are those of one patch size."""
     return args.get("embed_layer") in {kind.__name__ for _, kind in _STEMS}
 
 
@@ -232,7 +232,7 @@ def _refuse_architecture(came: dict[str, Any], needed: dict[str, Any], path: str
 
 
 def _fit_kernel(state: dict[str, Tensor], backbone: nn.Module) -> tuple[dict[str, Tensor], str]:
-    """The state dict with the first convolution's kernel for the backbone's channels and patch, and what was done."""
+    """Fit the first convolution's kernel to the backbone's channels and patch; also return what was done."""
     fitted, done = dict(state), ""
     embed = getattr(backbone, "patch_embed", None) if isinstance(backbone, VisionTransformer3D) else None
     names = () if embed is None else getattr(embed, "image_kernels", ("proj.weight",))
@@ -251,14 +251,14 @@ def _fit_kernel(state: dict[str, Tensor], backbone: nn.Module) -> tuple[dict[str
 
 
 def learned_from_table(came: Mapping[str, Any], needed: Mapping[str, Any]) -> bool:
-    """Whether the network learns positions where the file's are a sin-cos table, from which they may start."""
+    """Return whether the network learns positions where the file's are a sin-cos table, from which they may start."""
     return came.get("pos_embed") == "sincos" and needed.get("pos_embed") == "learned"
 
 
 def _fit_positions(
     state: dict[str, Tensor], came: dict[str, Any], backbone: nn.Module, needed: dict[str, Any], path: str | Path
 ) -> tuple[dict[str, Tensor], str]:
-    """The state dict with learned positions on the backbone's grid, and what was done to them, for the log."""
+    """Fit learned positions to the backbone's grid; also return what was done, for the log."""
     if not isinstance(backbone, VisionTransformer3D):
         return state, ""
     if learned_from_table(came, needed):
@@ -282,7 +282,7 @@ def _fit_positions(
 
 
 def _advice(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
-    """What to do where nothing differs but the positions, of a file that does not say its grid."""
+    """Advise on a file that does not record its grid, where only the positions differ."""
     rests = [{key: value.shape for key, value in state.items() if key != "pos_embed"} for state in (own, tensors)]
     if rests[0] == rests[1] and "pos_embed" in own and "pos_embed" not in tensors:
         return (

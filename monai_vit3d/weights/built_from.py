@@ -29,7 +29,7 @@ def record_built_from(network: nn.Module, identity: FileIdentity) -> None:
 
 
 def is_built_from(network: nn.Module, identities: Sequence[FileIdentity]) -> bool:
-    """Whether a network's tensors are still those that were read from a file, or a fold ensemble's from several.
+    """Return whether a network's tensors are still those that were read from a file, or a fold ensemble's from several.
 
     Args:
         network: any network; one whose tensors were moved, copied or written to since is not known any more.
@@ -69,6 +69,6 @@ def ensure_weights(network: nn.Module, path: str | Path | Sequence[str | Path], 
 
 
 def _tensors(network: nn.Module) -> list[tuple[int, int]]:
-    """Address and version of each tensor; writing to one raises its version."""
+    """Return address and version of each tensor; writing to one raises its version."""
     tensors = network.state_dict(keep_vars=True).values()
     return [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors]

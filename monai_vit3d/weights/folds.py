@@ -13,7 +13,7 @@ _FOLD = re.compile(r"fold_(0|[1-9][0-9]{0,3})\.pt")
 
 
 def is_fold_file(path: Path) -> bool:
-    """Whether a file is named as the weights of a fold."""
+    """Return whether a file is named as the weights of a fold."""
     return _FOLD.fullmatch(path.name) is not None
 
 
@@ -55,5 +55,5 @@ def _folds(folds: int | Sequence[int]) -> list[int]:
 
 
 def _shown(models: Path) -> str:
-    """The bundle as a command would name it."""
+    """Return the bundle as a command would name it."""
     return str(models.parent)

@@ -19,7 +19,7 @@ INFLATE_POSITIONS = ("repeat", "factored")
 
 
 def inflate_kernel(weight: Tensor, depth: int, mode: str = "mean", axis: int = 2) -> Tensor:
-    """A 2D patch kernel with an axis more; its sum along that axis is the 2D kernel.
+    """Inflate a 2D patch kernel along a third axis; its sum along that axis is the 2D kernel.
 
     So a volume that is constant along the slice axis gives the tokens that its slice gives in 2D.
 
@@ -51,7 +51,7 @@ def inflate_kernel(weight: Tensor, depth: int, mode: str = "mean", axis: int = 2
 
 
 def _shares(depth: int, mode: str) -> Tensor:
-    """What each plane gets of the kernel; they sum to 1."""
+    """Return the share of the kernel that each plane gets; the shares sum to 1."""
     place = torch.arange(depth, dtype=torch.float64)
     if mode == "center":
         return (place == depth // 2).double()
@@ -64,7 +64,7 @@ def _shares(depth: int, mode: str) -> Tensor:
 def fit_kernel(
     weight: Tensor, patch_size: int | Sequence[int], in_chans: int, mode: str = "mean", axis: int = 2
 ) -> Tensor:
-    """A 2D or 3D patch kernel for a 3D patch: channels adapted, inflated if 2D, resized by the pseudo-inverse.
+    """Fit a 2D or 3D patch kernel to a 3D patch: adapt channels, inflate if 2D, resize by the pseudo-inverse.
 
     Args:
         weight: ``(E, C, h, w)``, or ``(E, C, h, w, d)``, which has its slice axis already.
@@ -91,7 +91,7 @@ def fit_kernel(
 def inflate_positions(
     pos: Tensor, grid2d: Sequence[int], grid3d: Sequence[int], prefix: int, mode: str = "repeat", axis: int = 2
 ) -> Tensor:
-    """Learned 2D positions on a 3D grid; prefix tokens stay, and no position is divided by the depth.
+    """Inflate learned 2D positions to a 3D grid; prefix tokens stay, and no position is divided by the depth.
 
     In the plane they are resampled as timm does it: bicubic, antialiased, in float32.
 
@@ -131,7 +131,7 @@ def inflate_positions(
 
 
 def _slice_profile(patches: Tensor, slices: int) -> Tensor:
-    """A term ``(slices, E)`` of mean 0, from the profiles of positions ``(h, w, E)`` along their two axes."""
+    """Return a term ``(slices, E)`` of mean 0, from the profiles of positions ``(h, w, E)`` along their two axes."""
     work = patches.float() if patches.dtype in (torch.float16, torch.bfloat16) else patches
     along = [F.interpolate(work.mean(1 - i).T[None], size=slices, mode="linear")[0].T for i in (0, 1)]
     profile = (along[0] + along[1]) / 2

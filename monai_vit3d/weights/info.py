@@ -24,7 +24,7 @@ _NOT_COMPARED = ("head.", "pos_embed", "mask_token", "register_tokens")
 
 
 def describe_weights(path: str | Path, *, take: str = "teacher", family: str | None = None) -> dict[str, Any]:
-    """What weights are, and what would be loaded of them.
+    """Describe weights: their family, architecture, and what would be loaded of them.
 
     Args:
         path: a file, or a folder of ``save_pretrained``.
@@ -103,7 +103,7 @@ def convert_weights(
 
 
 def _without_head(report: LoadReport) -> LoadReport:
-    """The report of a file that holds the encoder alone: what came of the head is not used."""
+    """Return the report of a file that holds only the encoder, with the head's tensors as unexpected."""
     gone = [key for key in (*report.loaded, *report.converted) if key.startswith("head.")]
     return replace(
         report,
@@ -115,7 +115,7 @@ def _without_head(report: LoadReport) -> LoadReport:
 
 
 def fitting_timm_models(state: Mapping[str, Tensor]) -> list[str]:
-    """The names of timm's 2D Vision Transformers whose keys and shapes are those of a state dict.
+    """List timm's 2D Vision Transformers whose keys and shapes are those of a state dict.
 
     Shapes do not show everything: activations, norm eps and heads may differ between them.
 
@@ -150,7 +150,7 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _plain(value: Any) -> Any:
-    """A value in JSON's types; a layer's constructor by its name."""
+    """Convert a value to JSON's types; a layer's constructor becomes its name."""
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
     if callable(value):
@@ -181,7 +181,7 @@ def _what_would_load(source: Source) -> dict[str, Any]:
 
 
 def _built(source: Source, timm_name: str | None, options: dict[str, Any]) -> Inflated:
-    """The network of weights of any family."""
+    """Build the network of weights of any family."""
     if source.family == "timm2d":
         return _from_timm(source, timm_name, options)
     spare = [key for key in _INFLATE if key in options] + (["timm_name"] if timm_name else [])

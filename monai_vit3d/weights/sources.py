@@ -155,7 +155,7 @@ def backbone_from(
     take: str = "teacher",
     **options: Any,
 ) -> Inflated:
-    """A backbone with the weights of a checkpoint of another project, or of this one.
+    """Build a backbone with the weights of a checkpoint of this or another project.
 
     The weights of a file are in memory once.
 
@@ -263,14 +263,14 @@ def _completed(
     rope = FAMILIES[source.family].rope
     if rope is not None and "rope" not in options:
         keywords["rope"] = rope(source.state, keywords, _trained_grid(keywords, shown, grid))
-    told = {*options, *(["img_size"] if grid is not None else [])}
-    return keywords, trained, tuple(_assumed(key, keywords) for key in assumed if key not in told)
+    given = {*options, *(["img_size"] if grid is not None else [])}
+    return keywords, trained, tuple(_assumed(key, keywords) for key in assumed if key not in given)
 
 
 def _trained_grid(
     keywords: Mapping[str, Any], shown: Mapping[str, Any], grid: tuple[int, int, int] | None
 ) -> tuple[int, int, int]:
-    """The grid that weights were trained on: what was said, what the positions show, or that of the network."""
+    """Return the grid that weights were trained on: the given one, the one their positions show, or the network's."""
     if grid is not None:
         return to_3tuple(grid, "grid")
     size, patch = (shown, shown["patch_size"]) if "img_size" in shown else (keywords, keywords["patch_size"])
@@ -290,7 +290,7 @@ def _refuse_missing(source: Source, keywords: Mapping[str, Any]) -> None:
 
 
 def _assumed(key: str, keywords: Mapping[str, Any]) -> str:
-    """An option that was assumed, in words."""
+    """Format an option that was assumed."""
     if key == "img_size":
         sides = [n // p for n, p in zip(keywords["img_size"], to_3tuple(keywords["patch_size"], "patch_size"))]
         return f"grid {'x'.join(map(str, sides))}"

@@ -50,7 +50,7 @@ def start_network(
     whole: bool = False,
     encoder_options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A network as its training starts: with an encoder's weights, and with adapters, if these are asked for.
+    """Prepare a network for training: load an encoder's weights and add adapters, where these are set.
 
     An encoder of another architecture takes the place of the network's backbone: its width, depth, heads, positions,
     registers and layers come from the file, and the decoder or head is built anew to fit it. Input size, channels and,
@@ -173,7 +173,7 @@ def _content(path: str | Path) -> tuple[Any, dict[str, str]]:
 
 
 def _has_its_names(content: Any, backbone: nn.Module) -> bool:
-    """Whether a file holds a state dict without a record, whose tensors have the names of the backbone's."""
+    """Return whether a file holds a state dict without a record, whose tensors have the names of the backbone's."""
     if not isinstance(content, dict) or args_in_state(content, PREFIX) or args_in_state(content):
         return False
     try:

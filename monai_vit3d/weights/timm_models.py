@@ -45,7 +45,7 @@ def build_for_timm(
     in_chans: int = 1,
     **options: Any,
 ) -> nn.Module:
-    """Build what ``timm.create_model`` was asked for.
+    """Build a network by ``timm.create_model``'s arguments.
 
     timm's builder knows images, so sizes of three numbers are kept from it and described afterwards.
 
@@ -104,7 +104,7 @@ def published_for_timm(
     cache_dir: Any = None,
     **options: Any,
 ) -> nn.Module:
-    """Build the published model that ``timm.create_model`` was asked for.
+    """Build a published model by ``timm.create_model``'s arguments.
 
     Args:
         name: of the entry.
@@ -130,7 +130,7 @@ def published_for_timm(
 
 
 def _fitted(state: Mapping[str, Any], network: VisionTransformer3D) -> dict[str, Tensor]:
-    """The state with the kernel and positions that the network needs, from the size that timm's record names."""
+    """Fit a state dict's kernel and positions to the network, from the input size in timm's record."""
     size, kernel = getattr(network, "pretrained_model_args", {}).get("img_size"), state.get(KERNEL)
     if size is None or kernel is None:
         return checkpoint_filter_fn(state, network)

@@ -107,7 +107,7 @@ def network_from(
 
 
 def _unlike(args: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """The arguments that are not those that were expected, in words."""
+    """Name the arguments that differ from the expected ones."""
     own, unlike = {**args, **(args.get("options") or {})}, []
     for key, value in expected.items():
         came = own.get(key)
@@ -156,7 +156,7 @@ def _beside_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_other_classes(own: dict[str, Tensor], came: dict[str, Tensor]) -> dict[str, tuple[int, int]]:
-    """The tensors that differ in one axis alone (a transposed convolution's outputs are its second), and its lengths.
+    """Find the tensors that differ in the class axis alone (of a transposed convolution the second), and its lengths.
 
     They are of classes only if all differ from the same number to the same.
     """

@@ -54,7 +54,7 @@ def sop_class(header: Dataset) -> tuple[str, str]:
 
 
 def is_cut_image(header: Dataset) -> bool:
-    """Whether a file is cut off: an image without Rows, or a file of unknown class without a SeriesInstanceUID."""
+    """Return whether a file is cut off: an image without Rows, or one of unknown class without a SeriesInstanceUID."""
     if "Rows" in header:
         return False
     _, name = sop_class(header)
@@ -62,7 +62,7 @@ def is_cut_image(header: Dataset) -> bool:
 
 
 def is_survey(headers: Sequence[Dataset]) -> bool:
-    """Whether the orientations of a series are those of a scout or of radial planes.
+    """Return whether the orientations of a series are those of a scout or of radial planes.
 
     A scout has two or three orientations, nearly at right angles, each with about the same small number of slices; in
     radial planes and some scouts each slice has its own.

@@ -42,7 +42,7 @@ class Mosaic:
 
 
 def is_mosaic(header: Dataset) -> bool:
-    """Whether an image is a mosaic, by its ImageType."""
+    """Return whether an image is a mosaic, by its ImageType."""
     kinds = element(header, "ImageType") or ()
     return "MOSAIC" in ([kinds] if isinstance(kinds, str) else list(kinds))
 

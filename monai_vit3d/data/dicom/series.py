@@ -184,7 +184,7 @@ class _Sorting:
                 del self.scans[key]
 
     def _has_damaged(self, uid: str) -> bool:
-        """Whether a damaged file may belong to a series."""
+        """Return whether a damaged file may belong to a series."""
         return any(own == uid or len(self.scans) == 1 for own, _ in self.damaged)
 
     def _pass_over_others(self) -> None:

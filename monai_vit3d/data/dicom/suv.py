@@ -26,7 +26,7 @@ _TIME = re.compile(r"(\d{2})(\d{2})?(\d{2})?(\.\d+)?")
 
 
 def is_pet(header: Dataset) -> bool:
-    """Whether an image is a PET."""
+    """Return whether an image is a PET."""
     return element(header, "Modality") == "PT" or sop_class(header)[0].startswith(_PET)
 
 

@@ -101,7 +101,7 @@ def _is_finite(affine: Array) -> bool:
 
 
 def _is_regular(affine: Array) -> bool:
-    """Whether the three axes are finite and span space, however small or unequal the voxels."""
+    """Return whether the three axes are finite and span space, however small or unequal the voxels."""
     sizes = _sizes(affine)
     if not (_is_finite(affine) and sizes.min() > 1e-6 * sizes.max()):
         return False

@@ -18,7 +18,7 @@ from .writer import label_dtype, labels_header
 
 
 def is_nifti_image(image: object) -> TypeGuard[nib.Nifti1Image]:
-    """Whether something is a NIfTI-1 or NIfTI-2 image of nibabel's."""
+    """Return whether something is a NIfTI-1 or NIfTI-2 image of nibabel's."""
     return isinstance(image, nib.Nifti1Image)
 
 

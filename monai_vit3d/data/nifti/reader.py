@@ -61,7 +61,7 @@ class NiftiReader(ImageReader):
         self._logged: set[tuple[Path, str]] = set()  # later epochs do not repeat the warnings of the first
 
     def verify_suffix(self, filename: Any) -> bool:
-        """Whether all names end with ``.nii`` or ``.nii.gz``."""
+        """Return whether all names end with ``.nii`` or ``.nii.gz``."""
         return is_supported_format(filename, ["nii", "nii.gz"])
 
     def read(self, data: Any, **kwargs: Any) -> tuple[Path, ...]:

@@ -128,8 +128,8 @@ def to_float32(
 def _refuse_repairs(extent: _Range, fit: _Fit | None, path: str | Path) -> None:
     kinds = ", ".join(f"{count} {name}" for name, count in extent.odd.items() if count)
     if kinds or fit:
-        found = f"labels with voxels that are not finite ({kinds})" if kinds else f"labels up to {extent.high:g}"
-        raise refusal(path, f"{found}; expected whole numbers of classes", "Correct the file, or leave it out.")
+        came = f"labels with voxels that are not finite ({kinds})" if kinds else f"labels up to {extent.high:g}"
+        raise refusal(path, f"{came}; expected whole numbers of classes", "Correct the file, or leave it out.")
 
 
 def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:

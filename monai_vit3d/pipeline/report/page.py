@@ -98,7 +98,7 @@ def write_run_page(template: str, records: Iterable[Record], run: Record, output
 
 
 def _script(shown: Sequence[Any]) -> dict[str, Any]:
-    """The filter's script, if there is much to filter, and the hash by which the page's policy knows it."""
+    """Return the filter's script, if there is much to filter, and the hash by which the page's policy knows it."""
     from markupsafe import Markup
 
     script = _read("filter.js") if len(shown) >= _FILTERED else ""
@@ -147,7 +147,7 @@ def _finalized(value: Any) -> Any:
 
 
 def _case(record: Record, i: int) -> dict[str, Any]:
-    """A record as the template takes it, with every key."""
+    """Convert a record to what the template takes, with every key."""
     status = str(record.get("status") or ("failed" if record.get("error") else "done"))
     source = record.get("input") or ""
     source = source if isinstance(source, str) else ", ".join(str(one) for one in source)
@@ -249,7 +249,7 @@ def _shard(shard: Any) -> str:
 
 
 def _counts(cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """A class of CSS and a text for each part of the summary; done, failed and skipped are always there."""
+    """Return a class of CSS and a text for each part of the summary; done, failed and skipped are always there."""
     states = Counter(case["status"] for case in cases)
     warned = sum(bool(case["warnings"]) for case in cases)
     usual = [(state, f"{states[state]} {state}") for state in _STATES if states[state] or state != "pending"]
@@ -267,7 +267,7 @@ def _passed_over_count(run: Record) -> list[tuple[str, str]]:
 
 
 def _passed_over(group: Record) -> dict[str, Any]:
-    """A reason with its number of files, the first of them, and how many more there are."""
+    """Return a reason with its number of files, the first of them, and how many more there are."""
     files = [str(path) for path in group["files"][:_NAMES]]
     return {"reason": group["reason"], "count": group["count"], "files": files, "more": group["count"] - len(files)}
 

@@ -20,7 +20,7 @@ Scan = tuple[str, str, str]  # sub-01, ses-A and run-1, or "" for what the name 
 
 
 def is_bids(path: Path) -> bool:
-    """Whether a folder is a BIDS data set with a derivative of label maps, or such a derivative in one."""
+    """Return whether a folder is a BIDS data set with a derivative of label maps, or such a derivative in one."""
     return path.is_dir() and bool(_derivatives(path))
 
 
@@ -65,7 +65,7 @@ def _derivatives(path: Path) -> list[Path]:
 
 
 def _raw_root(path: Path) -> Path:
-    """The raw data set that a derivative belongs to; the folder itself if it is not in a folder derivatives."""
+    """Return the raw data set that a derivative belongs to; the folder itself if it is not in a folder derivatives."""
     return path.parents[1] if path.parent.name == "derivatives" else path
 
 

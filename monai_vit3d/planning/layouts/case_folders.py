@@ -29,7 +29,7 @@ _TIMEPOINT = re.compile(r"(BraTS-\w+-\d+)-\d{3}")  # a subject's second scan is 
 
 
 def are_case_folders(path: Path) -> bool:
-    """Whether a folder has folders that each hold images and a label map, directly or in groups (HGG, LGG)."""
+    """Return whether a folder has folders that each hold images and a label map, directly or in groups (HGG, LGG)."""
     return path.is_dir() and any(label and images for _, images, label in _cases(path))
 
 

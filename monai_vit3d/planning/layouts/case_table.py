@@ -26,7 +26,7 @@ _SECTIONS = {"": "training", "training": "training", "train": "training", "testi
 
 
 def is_case_table(path: Path) -> bool:
-    """Whether a file is a CSV file, or a folder has one with a column of images."""
+    """Return whether a file is a CSV file, or a folder has one with a column of images."""
     return _table_file(path) is not None
 
 

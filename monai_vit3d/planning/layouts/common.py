@@ -27,7 +27,7 @@ _MODALITIES = {name.lower(): name for name in ("CT", "PET", "MRI", "T1w", "T2w",
 
 
 def is_nifti_name(name: str) -> bool:
-    """Whether a file is NIfTI by its name, and not hidden."""
+    """Return whether a file is NIfTI by its name, and not hidden."""
     return name.lower().endswith(NIFTI) and not name.startswith(".")
 
 

@@ -32,7 +32,7 @@ _LABEL_WORD = re.compile(
 
 
 def are_image_folders(path: Path) -> bool:
-    """Whether a folder has one folder of images and one of labels, by the folders' names."""
+    """Return whether a folder has one folder of images and one of labels, by the folders' names."""
     images, labels, _ = _folders(path)
     return len(images) == len(labels) == 1
 

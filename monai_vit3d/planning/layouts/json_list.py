@@ -27,7 +27,7 @@ _ITEM = '{"image": path or paths, "label": path}'
 
 
 def is_json_list(path: Path) -> bool:
-    """Whether a file is a JSON file with a list of cases, or a folder has one that is."""
+    """Return whether a file is a JSON file with a list of cases, or a folder has one that is."""
     return _list_file(path) is not None
 
 

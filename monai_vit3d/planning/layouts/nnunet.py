@@ -17,7 +17,7 @@ _SHAPE = {"file_ending": str, "dataset": {ANY_KEY: {"images": [str], "label": st
 
 
 def is_nnunet(path: Path) -> bool:
-    """Whether a folder, or the dataset.json in it, is nnU-Net's: its images end with the number of a channel."""
+    """Return whether a folder, or the dataset.json in it, is nnU-Net's: its images end with the number of a channel."""
     root = path.parent if path.name == "dataset.json" else path
     if not (root / "dataset.json").is_file():
         return False

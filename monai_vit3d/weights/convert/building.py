@@ -10,7 +10,7 @@ from monai_vit3d.data.errors import UsageError, Vit3dError
 
 @contextmanager
 def options_checked(name: str) -> Iterator[None]:
-    """Options that a network cannot be built with are the caller's: say of which weights.
+    """Report options that a network cannot be built with as the caller's error, with the weights' name.
 
     Args:
         name: where the weights came from, for messages.

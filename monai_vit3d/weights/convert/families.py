@@ -33,7 +33,7 @@ def _monai(name: str) -> Family:
 
 
 def _timm2d_options(state: State, patch: Patch | None) -> BackboneOptions:
-    """What the kernel and the names of a 2D network show; the rest is in timm's table of models."""
+    """Read the options that the kernel and the names of a 2D network show; timm's table of models has the others."""
     kernel = _kernel(state, "timm2d", 4)
     depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
     shown = {"in_chans": kernel.shape[1], "embed_dim": kernel.shape[0], "depth": depth}
@@ -41,7 +41,7 @@ def _timm2d_options(state: State, patch: Patch | None) -> BackboneOptions:
 
 
 def _nidl_encoder(state: State) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Everything but a mask's token, which is part of the training, as in DINOv2's files."""
+    """Split off a mask's token, which is part of the training, as in DINOv2's files."""
     own = {key: value for key, value in state.items() if key != "mask_token"}
     return own, tuple(key for key in state if key not in own)
 
@@ -97,6 +97,6 @@ OURS = "monai_vit3d"  # the family of our own files, whose header says all
 
 
 def family_of(state: State) -> str:
-    """The family of a state dict; "" for none that is known, or one that cannot be hosted."""
+    """Return the family of a state dict; "" for none that is known, or one that cannot be hosted."""
     name = next((family.name for family in FAMILIES.values() if family.matches(state)), "")
     return "" if name and reason_to_refuse(state) else name

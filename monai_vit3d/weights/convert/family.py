@@ -121,6 +121,6 @@ class KeyLayout:
 
 
 def has_timms_layout(state: State, axes: int) -> bool:
-    """Whether a state dict has timm's names and a patch kernel of so many axes."""
+    """Return whether a state dict has timm's names and a patch kernel of so many axes."""
     kernel = state.get("patch_embed.proj.weight")
     return kernel is not None and kernel.dim() == 2 + axes and "blocks.0.norm1.weight" in state

@@ -38,7 +38,7 @@ def _rename(key: str, forward: bool) -> str:
 
 
 def from_monai_unetr(unetr: UNETR) -> TokenSegmenter:
-    """The TokenSegmenter that computes what a MONAI UNETR computes, with its weights.
+    """Convert a MONAI UNETR to the TokenSegmenter that computes the same, with its weights.
 
     Args:
         unetr: a 3D UNETR with either patch embedding; a linear one becomes the convolution that computes the same.
@@ -83,7 +83,7 @@ def from_monai_unetr(unetr: UNETR) -> TokenSegmenter:
 
 
 def _with_kernel(state: dict[str, Tensor], patch: tuple[int, int, int]) -> dict[str, Tensor]:
-    """The state dict of a UNETR with a linear patch embedding as that of one with a convolution."""
+    """Rewrite the state dict of a UNETR with a linear patch embedding as that of one with a convolution."""
     if f"{_LINEAR}weight" not in state:
         return state
     kernel = linear_to_kernel(state[f"{_LINEAR}weight"], patch)
@@ -100,7 +100,7 @@ def _norm_options(norm: nn.Module) -> tuple[str, dict[str, Any]]:
 
 
 def _decoder_options(image_branch: nn.Module, finest_tap: nn.Module) -> dict[str, Any]:
-    """The options that both projects name alike, read off MONAI's blocks, which both are made of."""
+    """Read the options that both projects name alike off MONAI's blocks, of which both are made."""
     return {
         "norm_name": _norm_options(image_branch.layer.norm1),
         "res_block": isinstance(image_branch.layer, UnetResBlock),
@@ -109,7 +109,7 @@ def _decoder_options(image_branch: nn.Module, finest_tap: nn.Module) -> dict[str
 
 
 def to_monai_unetr(segmenter: TokenSegmenter, proj_type: str = "conv") -> UNETR:
-    """The MONAI UNETR that computes what ``segmenter`` computes, with its weights.
+    """Convert a TokenSegmenter to the MONAI UNETR that computes the same, with its weights.
 
     Args:
         segmenter: a patch of 16, 12 blocks, out_indices 3, 6, 9, no prefix tokens, learned positions, UNETRDecoder.

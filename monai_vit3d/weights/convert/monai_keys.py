@@ -45,7 +45,7 @@ UNETR_DECODER_KEYS = {
 
 
 def linear_to_kernel(weight: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """The convolution's kernel that computes what a linear layer computes on MONAI's flattened patches.
+    """Convert a linear layer's weight on MONAI's flattened patches to the convolution's kernel that computes the same.
 
     MONAI flattens a patch with its channels last: ``(p1 p2 p3 c)``.
 
@@ -68,12 +68,12 @@ def linear_to_kernel(weight: Tensor, patch: tuple[int, int, int]) -> Tensor:
 
 
 def kernel_to_linear(kernel: Tensor) -> Tensor:
-    """The way back of :func:`linear_to_kernel`."""
+    """Convert a convolution's kernel to a linear layer's weight, the inverse of :func:`linear_to_kernel`."""
     return kernel.permute(0, 2, 3, 4, 1).flatten(1)
 
 
 def is_of(state: Mapping[str, Tensor], family: str) -> bool:
-    """Whether these are the keys of one of MONAI's networks.
+    """Return whether these are the keys of one of MONAI's networks.
 
     Args:
         state: a state dict.
@@ -85,7 +85,7 @@ def is_of(state: Mapping[str, Tensor], family: str) -> bool:
 
 
 def split_encoder(state: Mapping[str, Tensor], family: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The keys of the encoder, and those of the decoder and of layers that are never used.
+    """Split keys into the encoder's, and those of the decoder and of layers that are never used.
 
     Keys that are neither stay with the encoder: whoever loads it refuses them.
     """
@@ -96,7 +96,7 @@ def split_encoder(state: Mapping[str, Tensor], family: str) -> tuple[dict[str, T
 def encoder_options(
     state: Mapping[str, Tensor], family: str, patch: tuple[int, int, int] | None = None
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Keywords of VisionTransformer3D, as far as shapes and keys show them, and which of them were assumed.
+    """Read keywords of VisionTransformer3D off shapes and keys; also return which of them were assumed.
 
     Args:
         state: the whole network's, under MONAI's keys.
@@ -141,7 +141,7 @@ def encoder_options(
 def _patch_options(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], family: str, patch: tuple[int, int, int] | None
 ) -> dict[str, Any]:
-    """``patch_size`` and ``in_chans``, if they are known."""
+    """Return ``patch_size`` and ``in_chans``, if they are known."""
     if KERNEL in own:
         kernel = own[KERNEL]
         if kernel.dim() != 5:
@@ -159,7 +159,7 @@ def _patch_options(
 
 
 def to_our_keys(state: Mapping[str, Tensor], patch: tuple[int, int, int]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The encoder under the keys of VisionTransformer3D, and which key each came from.
+    """Rename the encoder's tensors to VisionTransformer3D's keys; also return the key that each came from.
 
     Args:
         state: of the encoder alone, under MONAI's keys; keys that are not known keep their names.
@@ -186,7 +186,7 @@ def _our_name(key: str, depth: int) -> str:
 
 
 def to_monai_key(key: str) -> str:
-    """MONAI's name of one of our keys, those of the class ``ViT``.
+    """Return MONAI's name, in its class ``ViT``, of one of our keys.
 
     Raises:
         WeightsError: it has none.
@@ -198,7 +198,7 @@ def to_monai_key(key: str) -> str:
 
 
 def renamed(key: str, renames: Sequence[tuple[str, str]], forward: bool = True) -> str:
-    """A key under the other project's name; empty if it has none.
+    """Return a key under the other project's name; empty if it has none.
 
     Args:
         key: MONAI's, or ours.

@@ -30,7 +30,7 @@ M = TypeVar("M", bound=nn.Module)
 def from_monai_vit(
     vit: ViT | ViTAutoEnc | MaskedAutoEncoderViT, img_size: int | Sequence[int] | None = None
 ) -> VisionTransformer3D:
-    """The backbone that computes what a MONAI ViT computes, with its weights.
+    """Convert a MONAI ViT to the backbone that computes the same, with its weights.
 
     With ``classification=True`` it returns the logits (a head with Tanh becomes ``Sequential(Linear, Tanh)``), else
     the normed tokens; of the other two networks it is the encoder, the masked one with a class token and unmasked.
@@ -72,13 +72,13 @@ def add_tanh(network: VisionTransformer3D, state: dict[str, Tensor]) -> None:
 
 
 def _patch_of(layer: nn.Module) -> tuple[int, int, int] | None:
-    """The patch that einops' Rearrange before a linear layer was made for."""
+    """Return the patch that einops' Rearrange before a linear layer was made for."""
     lengths = getattr(layer[0], "axes_lengths", {}) if isinstance(layer, nn.Sequential) else {}
     return (lengths["p1"], lengths["p2"], lengths["p3"]) if "p3" in lengths else None
 
 
 def _size(img_size: int | Sequence[int] | None, patch: tuple[int, int, int], patches: int) -> tuple[int, int, int]:
-    """The input size that the patches fill; MONAI leaves out what does not fill one."""
+    """Return the input size that the patches fill; MONAI leaves out what does not fill one."""
     side = even_side(patches)
     if img_size is None and not side:
         raise UsageError(
@@ -104,7 +104,7 @@ def check_proj_type(proj_type: str) -> None:
 
 
 def to_monai_vit(backbone: VisionTransformer3D, proj_type: str = "conv") -> ViT:
-    """The MONAI ViT that computes what ``backbone`` computes, with its weights.
+    """Convert a backbone to the MONAI ViT that computes the same, with its weights.
 
     Its output is a pair: the logits, or the normed tokens, and the blocks' outputs.
 
@@ -151,7 +151,7 @@ def there_and_back(
     back: Callable[[M], nn.Module],
     ignored: str | None = None,
 ) -> M:
-    """MONAI's network in place of ours, if the way back gives the same layers: dropout, norms, activations and all.
+    """Return MONAI's network for ours, after a check that converting it back gives the same layers.
 
     Args:
         network: ours.
@@ -214,7 +214,7 @@ def _build(backbone: VisionTransformer3D, proj_type: str, classifies: bool) -> V
 
 
 def _with_positions(backbone: VisionTransformer3D) -> dict[str, Tensor]:
-    """The state dict with positions for the patches alone, whatever they were; MONAI's class token has none."""
+    """Return the state dict with positions for the patches alone, whatever they were; MONAI's class token has none."""
     state = dict(backbone.state_dict())
     pos = backbone.pos_embed
     if pos is None:

@@ -17,7 +17,7 @@ from .shapes import POS, even_side
 
 
 def nidl_options(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Keywords of VisionTransformer3D, as far as shapes and keys show them, and which of them were assumed.
+    """Read keywords of VisionTransformer3D off shapes and keys; also return which of them were assumed.
 
     Args:
         state: a state dict in timm's layout with a 3D patch kernel.
@@ -52,7 +52,7 @@ def _positions(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple
 
 
 def place_prefix(count: int, prefix: int, img_size: int | Sequence[int], patch_size: Sequence[int]) -> dict[str, Any]:
-    """Whether prefix tokens have positions, as the input size tells it: ``no_embed_class``, if it tells.
+    """Return whether prefix tokens have positions, as the input size tells it: ``no_embed_class``, if it tells.
 
     Args:
         count: positions that there are.
@@ -66,7 +66,7 @@ def place_prefix(count: int, prefix: int, img_size: int | Sequence[int], patch_s
 
 
 def nidl_sincos(grid: tuple[int, int, int], embed_dim: int) -> Tensor:
-    """The fixed positions of nidl's ``pos_embed="sincos"``, which its files do not hold.
+    """Compute the fixed positions of nidl's ``pos_embed="sincos"``, which its files do not hold.
 
     Sines and cosines of the three axes, a sixth of the channels each (rounded up, the last ones cut off). As nidl
     has it, the table is built on a grid of ``(W, H, D)`` and read as one of ``(H, W, D)``: where H and W differ,

@@ -10,12 +10,12 @@ COMBINER_SIGN = "patch_proj.weight"  # of a network over the vectors that anothe
 
 
 def mlp_ratio(width: int, hidden: int) -> float:
-    """The MLP ratio r with ``int(width * r) == hidden``; the quotient itself may round below that."""
+    """Return the MLP ratio r with ``int(width * r) == hidden``; the quotient itself may round below that."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def even_side(count: int, axes: int = 3) -> int:
-    """The side of the cube, or with 2 axes the square, that has ``count`` parts; 0 if there is none."""
+    """Return the side of the cube, or with 2 axes the square, that has ``count`` parts; 0 if there is none."""
     side = round(max(count, 0) ** (1 / axes))
     return side if side**axes == count else 0

@@ -104,7 +104,7 @@ def from_timm2d(
     take: str = "teacher",
     **options: Any,
 ) -> Inflated:
-    """The 3D network that has a timm model's architecture, and its weights inflated.
+    """Build the 3D network of a timm model's architecture, with its weights inflated.
 
     A volume that is constant along the slice axis gives the 2D logits if there is one token along it. With k tokens
     along it too, if there are no prefix tokens: k equal patch tokens outweigh a class or register token in the
@@ -154,7 +154,7 @@ def _inflated(
     how: dict[str, Any],
     options: dict[str, Any],
 ) -> Inflated:
-    """:func:`from_timm2d`; tensors that nobody else has (``owned``) become the network's where they need no change."""
+    """Build the network of :func:`from_timm2d`; ``owned`` tensors become its own where they need no change."""
     how = {"axis": 2, "grid": None, "strict": True, **how}
     state, beside = taken_out(state, name, how.pop("take", "teacher"))
     keywords = timm_options(model, how["axis"])
@@ -189,7 +189,7 @@ def create_timm2d(
     pretrained: bool | Mapping[str, Any] | str | Path | None = False,
     **options: Any,
 ) -> Inflated:
-    """A 3D network from the name of one of timm's 2D Vision Transformers.
+    """Build a 3D network from the name of one of timm's 2D Vision Transformers, with its weights inflated.
 
     Args:
         name: timm's, as ``"vit_base_patch14_reg4_dinov2.lvd142m"``; a leading ``"hf-hub:timm/"`` is left out.
@@ -228,12 +228,12 @@ def create_timm2d(
 
 
 def timms_name(name: str) -> str:
-    """A model's name in timm, of which its name on the Hugging Face hub is one with ``timm/`` before it."""
+    """Return a model's name in timm: its name on the Hugging Face hub without ``timm/``."""
     return name.removeprefix("hf-hub:").removeprefix("hf_hub:").removeprefix("timm/")
 
 
 def _without_weights(name: str) -> nn.Module:
-    """Timm's model on the meta device, for its architecture alone."""
+    """Build timm's model on the meta device, for its architecture only."""
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, device="meta")
     except RuntimeError as error:  # a tag that timm does not know

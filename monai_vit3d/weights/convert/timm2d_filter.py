@@ -30,7 +30,7 @@ def checkpoint_filter_fn(
     axis: int = 2,
     grid: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
-    """A state dict with the patch kernel and the positions that a 3D network needs, as timm's models have one.
+    """Fit a state dict's patch kernel and positions to a 3D network, as timm's functions of this name do in 2D.
 
     Args:
         state_dict: of a timm VisionTransformer, or of a :class:`VisionTransformer3D` with another patch, grid or
@@ -88,7 +88,7 @@ def assumed_grid(
     grid: Sequence[int] | None = None,
     **how: Any,
 ) -> str:
-    """What :func:`checkpoint_filter_fn` assumes of the grid, as ``"grid 4x4x4"``; empty if it assumes nothing.
+    """Return what :func:`checkpoint_filter_fn` assumes of the grid, as ``"grid 4x4x4"``; empty if it assumes nothing.
 
     A grid of the network's own is assumed, too, where a square or cube has as many patches.
     """
@@ -112,7 +112,7 @@ def _at_least_float32(value: Tensor) -> Tensor:
 
 
 def _grid(count: int, axes: int, own: tuple[int, ...], axis: int, grid: Sequence[int] | None) -> tuple[int, ...]:
-    """The grid that ``count`` positions were learned on: what was said, the network's own, or a square or cube."""
+    """Return the grid of ``count`` learned positions: the given one, the network's own, or a square or cube."""
     plane = _plane(own, axes, axis)
     if grid is None and count == prod(plane):
         return plane

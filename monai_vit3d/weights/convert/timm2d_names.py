@@ -42,7 +42,7 @@ _PUBLISHED = (
 
 
 def taken_out(state: Any, name: str, take: str = "teacher") -> tuple[Any, tuple[str, ...]]:
-    """One network's state dict, out of what a trainer wrote around it, and what lay beside it.
+    """Unwrap one network's state dict from a trainer's checkpoint; also return the names of the other entries.
 
     Args:
         state: a state dict, or a checkpoint that has one, as for :func:`~monai_vit3d.weights.identify`.
@@ -83,7 +83,7 @@ class _Traced(Tensor):
 
 
 def _traced(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy whose tensors know their keys; timm's function takes entries out of the dicts that it gets."""
+    """Copy a state dict so that its tensors know their keys; timm's function removes entries from what it gets."""
     copy: dict[str, Any] = {}
     for key, value in state.items():
         copy[key] = _traced(value) if isinstance(value, Mapping) else value
@@ -96,7 +96,7 @@ def _traced(state: Mapping[str, Any]) -> dict[str, Any]:
 def under_timms_names(
     state: Mapping[str, Any], model: nn.Module, name: str, strict: bool = True
 ) -> tuple[dict[str, Tensor], dict[str, str], tuple[str, ...]]:
-    """A state dict under timm's keys, whoever named it.
+    """Rename a state dict's keys to timm's, whichever project's they are.
 
     Args:
         state: under timm's keys, or as its authors published it, in the wrappings that timm knows.
@@ -215,7 +215,7 @@ def _filtered(traced: dict[str, Any], model: nn.Module) -> dict[str, Any]:
 def _as_ours(
     tensors: dict[str, Tensor], origins: dict[str, str], model: nn.Module, dropped: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], dict[str, str], tuple[str, ...]]:
-    """Under the names of timm's VisionTransformer, which are ours."""
+    """Rename to the names of timm's VisionTransformer, which are ours."""
     if isinstance(model, Eva):
         tensors, origins = under_block_names(tensors, origins, model)
     return tensors, origins, dropped

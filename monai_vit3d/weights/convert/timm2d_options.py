@@ -21,7 +21,7 @@ _COMPARED = ("blocks.", "norm", "fc_norm", "attn_pool", "patch_embed.norm")
 
 
 def timm_options(model: nn.Module, axis: int = 2) -> dict[str, Any]:
-    """The options with which VisionTransformer3D computes, in 3D, what a timm model computes.
+    """Read off a timm model the options with which VisionTransformer3D computes the same in 3D.
 
     Args:
         model: timm's VisionTransformer or Eva; one on the meta device will do.
@@ -64,7 +64,7 @@ def timm_options(model: nn.Module, axis: int = 2) -> dict[str, Any]:
 
 
 def _unhostable(model: nn.Module) -> str:
-    """What of a model has no keyword here; nothing if all of it has one."""
+    """List the parts of a model that have no keyword in VisionTransformer3D."""
     kind = f"it is a {type(model).__module__}.{type(model).__name__}"
     if hasattr(model, "head_dist"):
         return f"{kind}: its logits are the mean of two heads, one on a distillation token, and there is no second head"
@@ -80,7 +80,7 @@ def _unhostable(model: nn.Module) -> str:
 
 
 def _block_options(block: nn.Module) -> dict[str, Any]:
-    """What a block was built with, read off its layers; all of timm's kinds of block are known."""
+    """Read a block's options off its layers; all of timm's kinds of block are known."""
     layers = parts_of(block)
     attn, mlp = layers.get("attn"), layers.get("mlp")  # blocks that do both at once have neither
     width = int((layers.get("qkv") or layers.get("q_proj") or layers["in_proj"]).in_features)

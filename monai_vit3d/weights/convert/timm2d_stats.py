@@ -17,7 +17,7 @@ class Normalisation(NamedTuple):
 
 
 def timm_normalisation(name: str, in_chans: int = 1) -> Normalisation:
-    """The mean and std of the images that a timm model's weights were learned on, for other numbers of channels.
+    """Return the mean and std of the images that a timm model's weights were learned on, for other numbers of channels.
 
     For one channel, whose kernel is the sum of the three: the numbers with which the gray channel is the mean of the
     three channels that gray as RGB would give. Where the three have one mean and std (SigLIP, augreg, Perception

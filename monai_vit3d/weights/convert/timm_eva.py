@@ -24,7 +24,7 @@ EVA_LAYERS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
 
 
 def eva_unhostable(model: nn.Module) -> str:
-    """What of an Eva has no keyword in VisionTransformer3D; nothing if all of it has one."""
+    """List the parts of an Eva that have no keyword in VisionTransformer3D."""
     attention, rope = [block.attn for block in model.blocks], model.rope
     if any(attn.gate is not None for attn in attention):
         return "its attention is gated"
@@ -49,7 +49,7 @@ def eva_unhostable(model: nn.Module) -> str:
 
 
 def eva_rope(model: nn.Module, axis: int) -> partial[RotaryPositions3D] | None:
-    """The rotary positions of an Eva in 3D: angles in the plane as in 2D, none along the slice axis.
+    """Build the rotary positions of an Eva in 3D: angles in the plane as in 2D, none along the slice axis.
 
     Args:
         model: timm's Eva, one that :func:`eva_unhostable` has nothing against.
@@ -77,7 +77,7 @@ def eva_rope(model: nn.Module, axis: int) -> partial[RotaryPositions3D] | None:
 def under_block_names(
     state: dict[str, Tensor], origins: dict[str, str], model: nn.Module
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of an Eva under the names of timm's Block: one qkv with all of its bias, LayerScale as a layer.
+    """Rename an Eva's tensors to the names of timm's Block: one qkv with all of its bias, LayerScale as a layer.
 
     Where timm's angles take the columns before the rows, queries and keys change their channels' order instead.
 

@@ -81,7 +81,7 @@ _DINOV3_TABLE = KeyTable(
 
 
 def is_transformers_2d(state: Mapping[str, Any]) -> bool:
-    """Whether these are the names of one of transformers' ViTs, and its patch kernel is in 2D."""
+    """Return whether these are the names of one of transformers' ViTs, and its patch kernel is in 2D."""
     kernel = state.get(_KERNEL, state.get(_DINOV3_KERNEL))
     return isinstance(kernel, Tensor) and kernel.dim() == 4
 

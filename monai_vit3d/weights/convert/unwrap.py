@@ -126,7 +126,7 @@ def unwrap(
 
 
 def holds_known(checkpoint: Any, family: IdentifyFamily) -> bool:
-    """Whether a checkpoint holds a network of a known family, in known wrappings.
+    """Return whether a checkpoint holds a network of a known family, in known wrappings.
 
     Args:
         checkpoint: the content of a file.
@@ -136,7 +136,7 @@ def holds_known(checkpoint: Any, family: IdentifyFamily) -> bool:
 
 
 def _networks(checkpoint: Mapping[Any, Any], family: IdentifyFamily) -> list[Network]:
-    """All networks of known families, the outermost first; parts of one (a UNETR's encoder) are left out."""
+    """List all networks of known families, the outermost first, without parts of one (a UNETR's encoder)."""
     networks: list[Network] = []
     for entries, items in _dicts(checkpoint):
         inside: list[Network] = []
@@ -149,7 +149,7 @@ def _networks(checkpoint: Mapping[Any, Any], family: IdentifyFamily) -> list[Net
 
 
 def _dicts(checkpoint: Mapping[Any, Any]) -> list[tuple[tuple[str, ...], dict[Any, Any]]]:
-    """All dicts in a checkpoint, itself first, with the entries that lead to each."""
+    """List all dicts in a checkpoint, itself first, with the entries that lead to each."""
     collected: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), checkpoint)]
     for entries, content in collected:  # it grows
         inner = content.items() if len(entries) < _DEEPEST else ()
@@ -164,7 +164,7 @@ def _plain(key: Any) -> Any:
 
 
 def _prefixes(items: Mapping[Any, Any]) -> list[str]:
-    """What may stand before all names of a network, shortest first: known words, or what a patch embedding has."""
+    """List possible prefixes of all names of a network, shortest first: known words, or what a patch embedding has."""
     collected = {""}
     for name in _under(items, ""):
         collected.update(name[: start.end()] for start in _PATCH_EMBEDDING.finditer(name))
@@ -176,7 +176,7 @@ def _prefixes(items: Mapping[Any, Any]) -> list[str]:
 
 
 def _is_part(network: Network, outer: Network, family: IdentifyFamily) -> bool:
-    """Whether a network's tensors belong to one with a shorter prefix, which may have averages of itself beside it."""
+    """Return whether a network is part of one with a shorter prefix, which may have averages of itself beside it."""
     if not network.prefix.startswith(outer.prefix):
         return False
     inner = network.prefix[len(outer.prefix) :]
@@ -225,7 +225,7 @@ def _nothing_known(checkpoint: Mapping[Any, Any], networks: list[Network], name:
 
 
 def _beside(checkpoint: Mapping[Any, Any], network: Network) -> list[str]:
-    """The names of everything in a checkpoint but a network's tensors; an entry is named once."""
+    """Name everything in a checkpoint but a network's tensors, each entry once."""
     beside: list[str] = []
     path, content = "", checkpoint
     for entry in network.entries:

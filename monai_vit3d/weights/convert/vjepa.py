@@ -34,7 +34,7 @@ _SWIGLU = ((".mlp.fc1.", ".mlp.fc1_g."), (".mlp.fc2.", ".mlp.fc1_x."), (".mlp.fc
 
 
 def is_vjepa(state: State) -> bool:
-    """Whether a state dict has kernels over 2 frames of RGB with square sides, and no prefix tokens."""
+    """Return whether a state dict has kernels over 2 frames of RGB with square sides, and no prefix tokens."""
     if not has_timms_layout(state, 3) or {"cls_token", "reg_token"} & state.keys():
         return False
     channels, frames, height, width = state[KERNEL].shape[1:]
