@@ -75,7 +75,7 @@ def slurm_bytes(environment: Mapping[str, str]) -> int | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error is a lack of memory; PyTorch's own allocator for CPUs raises a RuntimeError."""
+    """Return whether an error is a lack of memory; PyTorch's own allocator for CPUs raises a RuntimeError."""
     import torch
 
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,11 @@ def run_warm(
         # a process that was killed for another's sake has a negative code
         code = max(one.exitcode for one in started) or min(one.exitcode for one in started)
         return code, "".join(output.read_text(errors="replace") for output in outputs if output.exists())
+
+
+def run_processes(function: Callable[..., None], *arguments: Any, count: int = 2) -> None:
+    """Call ``function(rank, *arguments)`` in forks of the process of :func:`run_warm`; raise what one raises."""
+    torch.multiprocessing.start_processes(function, arguments, nprocs=count, start_method="forkserver")
 
 
 def pairwise(*axes: Collection[Any]) -> list[tuple[Any, ...]]:

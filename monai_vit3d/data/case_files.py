@@ -66,7 +66,7 @@ def group_channels(files: Iterable[Path], channels: int) -> list[CaseFiles]:
 
 
 def _cases(name: Path, numbered: dict[int, Path], channels: int) -> Iterator[CaseFiles]:
-    """One case of numbered files, or one of each where their numbers are no channels."""
+    """Make one case of numbered files, or one of each where their numbers are no channels."""
     if not numbered or min(numbered) >= channels:
         yield from (CaseFiles((path,), path) for path in numbered.values() or (name,))
         return

@@ -15,7 +15,7 @@ _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
 
 @contextmanager
 def reading_only_below(folder: str | Path) -> Iterator[None]:
-    """Within the ``with`` block, let :func:`check_confined` refuse paths outside a folder, in this thread.
+    """Make :func:`check_confined` refuse paths outside a folder within the ``with`` block, in this thread.
 
     Args:
         folder: the bundle's.

@@ -120,5 +120,5 @@ def _listed(value: Any) -> list[str]:
 
 
 def _below(root: Path, value: Any) -> Any:
-    """``./imagesTr/x.nii.gz`` below the task's folder."""
+    """Resolve ``./imagesTr/x.nii.gz`` below the task's folder."""
     return [str(root / path) for path in value] if isinstance(value, list) else str(root / value)

@@ -55,7 +55,7 @@ def medmnist3d_info(dataset_name: str, info_file: str | Path | None = None) -> d
 
 
 def class_names(info: dict[str, Any]) -> list[str]:
-    """Names of a data set's classes, labels or values, in the order of their numbers.
+    """List the names of a data set's classes, labels or values, in the order of their numbers.
 
     Args:
         info: as :func:`medmnist3d_info` gives it.
@@ -171,7 +171,7 @@ class _NpzFile:
             raise DatasetError(f"{self.path}: the download failed ({error}). {self.advice}") from error
 
     def read(self, section: str) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of one section; the others stay on disk."""
+        """Read images and labels of one section; the others stay on disk."""
         keys = (f"{section}_images", f"{section}_labels")
         try:
             with np.load(self.path, allow_pickle=False) as arrays:
@@ -268,7 +268,7 @@ def _label_violation(labels: np.ndarray, task: str, names: list[str]) -> str | N
 
 
 def _items(images: np.ndarray, labels: np.ndarray, task: str, prefix: str) -> list[dict[str, Any]]:
-    """Dictionaries whose images are views, channels first."""
+    """Make dictionaries whose images are views, channels first."""
     images = images[:, None] if images.ndim == 4 else np.moveaxis(images, -1, 1)
     by_class = task in ("multi-class", "ordinal")
     targets = labels[:, 0].astype(int).tolist() if by_class else labels.astype(np.float32)

@@ -48,7 +48,7 @@ def write_mesh(mesh: Mesh, path: str | Path) -> None:
 
 
 def _stl(mesh: Mesh) -> bytes:
-    """Binary STL: normal, corners and two unused bytes of each triangle."""
+    """Encode as binary STL: normal, corners and two unused bytes of each triangle."""
     corners = mesh.vertices[mesh.faces]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     lengths = np.linalg.norm(normals, axis=1, keepdims=True)
@@ -60,7 +60,7 @@ def _stl(mesh: Mesh) -> bytes:
 
 
 def _ply(mesh: Mesh) -> bytes:
-    """Binary PLY: vertices, then faces by the indices of their corners."""
+    """Encode as binary PLY: vertices, then faces by the indices of their corners."""
     faces = np.zeros(len(mesh.faces), [("count", "u1"), ("corners", "<i4", 3)])
     faces["count"], faces["corners"] = 3, mesh.faces
     head = [

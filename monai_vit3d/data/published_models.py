@@ -94,7 +94,7 @@ class PublishedModel:
 
     @property
     def unstated(self) -> list[str]:
-        """What the recipe needs and its authors do not state, by place; of no recipe at all ``["recipe"]``."""
+        """Fields that the recipe needs and its authors do not state, by place; without any recipe ``["recipe"]``."""
         return ["recipe"] if self.recipe is None else [place for _, _, place in empty_fields(self.recipe)]
 
 

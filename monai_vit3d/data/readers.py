@@ -50,7 +50,7 @@ _SUFFIX = re.compile(
 
 
 def without_suffix(name: str) -> str:
-    """``a.b.nii.gz`` to ``a.b``; a name without the suffix of an image as it is."""
+    """Strip an image's suffix, ``a.b.nii.gz`` to ``a.b``; other names stay as they are."""
     return _SUFFIX.sub("", name)
 
 
@@ -119,7 +119,7 @@ def count_volumes(path: str | Path) -> int:
 
 
 def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX_VOXELS) -> Grid:
-    """Return where an image lies, from its header alone; voxels are neither read nor checked.
+    """Read an image's grid from its header alone; voxels are neither read nor checked.
 
     Args:
         path: as in :func:`read_volume`.
@@ -135,7 +135,7 @@ def read_grid(path: str | Path, volume: int | None = None, max_voxels: int = MAX
 
 
 def _parser(path: str | Path) -> tuple[ParseHeader, tuple[str, ...]]:
-    """Return how the header of a file is parsed, and which suffixes its name may have."""
+    """Return the header parser for a file, and the suffixes that its name may have."""
     reader = reader_for(path)
     if reader is None:
         raise unknown_name(path)

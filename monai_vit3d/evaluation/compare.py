@@ -39,7 +39,7 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """What came out; of the scores, the first run is the prediction and the second the reference.
+    """The result of a comparison; in the scores, the first run is the prediction and the second the reference.
 
     Args:
         runs: both.
@@ -128,7 +128,7 @@ def _read_run(folder: Path) -> ComparedRun:
 
 
 def _label_map(folder: Path, record: Mapping[str, Any]) -> Path | None:
-    """Return the case's label file, also in a folder that was moved since; None if there is none."""
+    """Find the case's label file, also in a folder that was moved since; None if there is none."""
     output = Path(record.get("output") or "")
     relative = next(
         (name for name in record.get("outputs") or () if output.parts[-len(Path(name).parts) :] == Path(name).parts),
@@ -155,7 +155,7 @@ def _common_names(first: ComparedRun, second: ComparedRun) -> dict[int, str]:
 
 
 def _image(about: Mapping[str, Any], name: str) -> Path | None:
-    """Return the input of a case, if it is one file and still there."""
+    """Find the input of a case, if it is one file and still there."""
     source = about["files"][name].get("input")
     return Path(source) if isinstance(source, str) and Path(source).is_file() else None
 

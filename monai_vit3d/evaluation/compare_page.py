@@ -28,7 +28,7 @@ def write_comparison(comparison: RunComparison, output: Path) -> None:
     """Write ``comparison.csv`` and ``report.html``.
 
     Args:
-        comparison: what came out.
+        comparison: what is written.
         output: the folder.
     """
     write_csv([list(_HEADER), *_csv_rows(comparison)], output / "comparison.csv")
@@ -87,7 +87,7 @@ def _record(one: ScoredCase, output: Path, drawn: bool) -> dict[str, Any]:
 
 
 def _rows(one: ScoredCase) -> list[dict[str, Any]]:
-    """Return the labels of a case that either run has, least agreement first."""
+    """List the labels of a case that either run has, least agreement first."""
     present = sorted((row for row in one.scores if not math.isnan(row.dice)), key=lambda row: row.dice)
     return [
         {

@@ -46,7 +46,7 @@ class LargestComponent(NamedTuple):
         return self.after > self.before and self.pieces < 2
 
     def __str__(self) -> str:
-        """Say what was chosen, and why."""
+        """Format what was chosen, and why."""
         dice = f"validation Dice {self.before:.4f} with all components, {self.after:.4f} with the largest alone"
         if self.kept:
             return f"{self.name}: only the largest component is kept ({dice})"

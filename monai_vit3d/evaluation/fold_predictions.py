@@ -24,7 +24,7 @@ EVALUATED_SECTIONS = ("validation", "testing")
 
 @dataclass(frozen=True)
 class PredictionRun:
-    """How a run of predictions is made, and who is told of it.
+    """How a run of predictions is made, and which functions are called on the way.
 
     Args:
         device: a torch device; None takes a GPU where there is one.

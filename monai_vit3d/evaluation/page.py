@@ -34,7 +34,7 @@ def write_page(evaluation: Evaluation, output: Path) -> None:
     """Write ``report.html``: one file without scripts that needs nothing from the network.
 
     Args:
-        evaluation: what came out.
+        evaluation: what is written.
         output: the folder.
     """
     scored = sorted((one for one in evaluation.scored if not one.error), key=lambda one: one.suspicion)
@@ -110,7 +110,7 @@ def _comparison(evaluation: Evaluation, metrics: Sequence[MetricRow]) -> list[Ro
 
 
 def _strips(scored: Sequence[ScoredCase]) -> list[Row]:
-    """For each class the dots of a strip: place in percent of the width, offset in pixels, and what they stand for."""
+    """List each class's dots of a strip: place in percent of the width, offset in pixels, and what they stand for."""
     strips = []
     for column in zip(*(one.scores for one in scored)):
         dots = [

@@ -1,4 +1,4 @@
-"""Probe a table of features: what a linear classifier or neighbours read of a target, cross-validated by subject."""
+"""Probe a table of features: predict a target by a linear model or neighbours, cross-validated by subject."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def _by_fold(score: Callable[..., float]) -> FoldScore:
 
 
 def _together(score: Callable[..., float]) -> FoldScore:
-    """Take a score of values over all folds together."""
+    """Compute a score of values over all folds together."""
     return lambda predictions, labels, places: float(score(predictions, labels))
 
 

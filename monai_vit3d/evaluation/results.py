@@ -1,4 +1,4 @@
-"""An evaluation as a whole: score the cases, compare with another evaluation, write what came out."""
+"""Run an evaluation: score the cases, compare with another evaluation, write the results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OnCase = Callable[[ScoredCase], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out.
+    """The result of an evaluation of label maps.
 
     Args:
         title: what was evaluated.

@@ -41,7 +41,7 @@ class ScoredCase:
 
     @property
     def suspicion(self) -> tuple[float, float]:
-        """Order of the page: lowest Dice of a class first, then the largest distance."""
+        """Sort key of the page: lowest Dice of a class first, then the largest distance."""
         dice = [row.dice for row in self.scores if not math.isnan(row.dice)]
         distances = [row.hd95_mm for row in self.scores if not math.isnan(row.hd95_mm)]
         return min(dice, default=math.inf), -max(distances, default=0.0)

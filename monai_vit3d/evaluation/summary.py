@@ -1,4 +1,4 @@
-"""Summarise the scores of all cases by class: mean with its interval, median, and what was missed or made up."""
+"""Summarise the scores of all cases by class: mean with its interval, median, false negatives and positives."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ClassSummary:
         cases: that have the class, in prediction or label.
         absent: cases that have it in neither; they are in no mean.
         missed: cases that have it in the label alone.
-        made_up: cases that have it in the prediction alone.
+        made_up: cases that have it only in the prediction.
         means: by metric.
         medians: by metric.
         detection: components of all cases together.

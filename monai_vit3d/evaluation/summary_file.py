@@ -41,7 +41,7 @@ def read_summary(path: Path, shape: Shape, parse: Callable[[Any], _Parsed]) -> _
     Args:
         path: the file.
         shape: types of what is needed of it, as for :func:`~monai_vit3d.data.json_shape.shape_violation`.
-        parse: makes of its content what is returned; a key that is missing is an error of the file.
+        parse: converts its content to the result; a key that is missing is an error of the file.
 
     Raises:
         UsageError: the file is no such summary.

@@ -35,7 +35,7 @@ def write_tables(evaluation: Evaluation, output: Path) -> None:
     """Write all tables; spreadsheets open no name as a formula.
 
     Args:
-        evaluation: what came out.
+        evaluation: what is written.
         output: the folder.
     """
     write_csv(_case_rows(evaluation.scored), output / "cases.csv")

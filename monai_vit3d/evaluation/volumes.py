@@ -52,14 +52,14 @@ class AnsweredCase:
 
     @property
     def loss(self) -> float:
-        """What is missing to certainty of the true class, or the error of the value: the order of the page."""
+        """One minus the true class's probability, or the error of the value; it orders the page."""
         single = len(self.answer) == 1
         return abs(self.answer[0] - self.label) if single else 1 - self.answer[int(self.label)]
 
 
 @dataclass(frozen=True)
 class VolumeEvaluation:
-    """What came out.
+    """The result of an evaluation of answers to whole volumes.
 
     Args:
         title: what was evaluated.

@@ -76,7 +76,7 @@ class FeatureMonitor:
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
 
     def forget(self, engine: Engine) -> None:
-        """Take the figures out of the metrics: an epoch without a measurement has none to log."""
+        """Remove the figures from the metrics: an epoch without a measurement has none to log."""
         for name in FIGURES:
             engine.state.metrics.pop(name, None)
 

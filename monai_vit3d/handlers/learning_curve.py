@@ -55,12 +55,12 @@ class LearningCurve:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def add_loss(self, engine: Engine) -> None:
-        """Note the loss of an iteration."""
+        """Add the loss of an iteration."""
         output: Any = engine.state.output
         self._losses.append(float((output[0] if isinstance(output, list) else output)["loss"]))
 
     def __call__(self, engine: Engine) -> None:
-        """Note the epoch that ended, and write."""
+        """Add a row for the epoch that ended, and write the curve."""
         epoch = engine.state.epoch
         scores = None if self.validator is None else validation_scores(self.validator, epoch, self.class_names)
         rate = max(float(group["lr"]) for group in self.optimizer.param_groups)

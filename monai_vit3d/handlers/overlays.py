@@ -79,5 +79,5 @@ def _class_numbers(labels: torch.Tensor) -> Array:
 
 
 def _file_stem(name: str) -> str:
-    """Return a file name of a case's name or path."""
+    """Make a file name of a case's name or path."""
     return re.sub(r"[^\w.-]", "_", PurePath(name).name.removesuffix(".gz").removesuffix(".nii"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def computes_in_bfloat16(device: torch.device | str) -> bool:
-    """Tell whether a device has instructions for bfloat16; a CPU without them takes up to 50 times as long in it.
+    """Return whether a device has instructions for bfloat16; a CPU without them takes up to 50 times as long.
 
     Args:
         device: a device, or its name in torch.

@@ -1,4 +1,4 @@
-"""Find the structures of a head, and how it lies, by a coarse network and a template of their centres."""
+"""Locate the structures and the pose of a head by a coarse network and a template of the structures' centres."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class HeadLocalizer(nn.Module):
         network: ``(1, 1, *size)`` brightness from 0 to 1 to logits ``(1, 1 + structures, *size)``.
         template_mm: name and centre of each structure in an upright head, in the order of the network's classes,
             x to the right, y to the front, z up. Structures without a centre (None) do not take part in the fit.
-        size: of the coarse grid.
+        size: voxels along each axis of the coarse grid, which is a cube.
         spacing_mm: of the coarse grid's voxels.
 
     Raises:
-        UsageError: fewer than three centres.
+        UsageError: fewer than three centres, or sides of several lengths.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class HeadLocalizer(nn.Module):
         self.template = {
             name: torch.tensor(list(centre), dtype=torch.float64) for name, centre in template_mm.items() if centre
         }
+        if len(set(self.size)) > 1:
+            raise UsageError(f"size={self.size}; expected one number three times: a head is looked at from all sides.")
         if len(self.template) < 3:
             raise UsageError(f"template_mm has {len(self.template)} centres; expected three or more.")
         self.brightness = ScaleIntensityRangePercentiles(0.5, 99.5, 0.0, 1.0, clip=True)
@@ -90,7 +92,7 @@ class HeadLocalizer(nn.Module):
 
     @torch.no_grad()
     def poses(self, volume: Tensor, spacing_mm: Sequence[float]) -> Iterator[HeadPose]:
-        """Find poses that the head may have, one by one, as far as they are asked for.
+        """Yield poses that the head may have, one by one, each computed when it is requested.
 
         The first is that in which it lies as its header says, if that look is good; then come those from all of the 24
         sides, the best first, at most ``MOST_POSES`` that differ.
@@ -102,19 +104,21 @@ class HeadLocalizer(nn.Module):
         middle = (torch.tensor(volume.shape[1:], dtype=torch.float64) - 1) / 2
         middle = middle * torch.tensor(list(spacing_mm), dtype=torch.float64)
 
-        def look(centre: Tensor, rotation: Tensor) -> HeadPose | None:
-            return self._look(volume, spacing_mm, ObliqueGrid(centre, rotation, self.size, self.spacing_mm))
+        def grid_at(centre: Tensor, rotation: Tensor) -> ObliqueGrid:
+            return ObliqueGrid(centre, rotation, self.size, self.spacing_mm)
 
         def look_upright(pose: HeadPose) -> HeadPose:
             centre = pose.fit(torch.stack(tuple(self.template.values())).mean(0))
-            again = look(centre, pose.fit.rotation)
+            grid = grid_at(centre, pose.fit.rotation)
+            again = self._look(onto_grid(volume, spacing_mm, grid, FINER), grid)
             return pose if again is None else max((pose, again), key=_merit)
 
         turns = right_angle_turns()
-        level = look(middle, turns[0])
+        image = onto_grid(volume, spacing_mm, grid_at(middle, turns[0]), FINER)
+        level = self._look(image, grid_at(middle, turns[0]))
         if level is not None and level.good:
             yield look_upright(level)
-        looks = (level, *(look(middle, turn) for turn in turns[1:]))
+        looks = (level, *(self._look(turned_image(image, turn), grid_at(middle, turn)) for turn in turns[1:]))
         best = sorted((pose for pose in looks if pose is not None), key=_merit, reverse=True)
         chosen: list[HeadPose] = []
         for pose in best:
@@ -123,9 +127,9 @@ class HeadLocalizer(nn.Module):
                 chosen.append(pose)
         yield from sorted(map(look_upright, chosen), key=_merit, reverse=True)
 
-    def _look(self, volume: Tensor, spacing_mm: Sequence[float], grid: ObliqueGrid) -> HeadPose | None:
-        """Label the head on a grid, and fit what is found."""
-        image = torch.as_tensor(self.brightness(onto_grid(volume, spacing_mm, grid, FINER)))
+    def _look(self, image: Tensor, grid: ObliqueGrid) -> HeadPose | None:
+        """Label the head in an image on a grid, and fit the template to the structures that are found."""
+        image = torch.as_tensor(self.brightness(image))
         device = next(self.network.parameters()).device
         probabilities = torch.as_tensor(self.network(image[None].to(device)))[0].softmax(0).cpu()[1:].double()
         centres = soft_centres(probabilities[None])[0]
@@ -163,3 +167,15 @@ def right_angle_turns() -> list[Tensor]:
             if torch.linalg.det(turn) > 0:
                 turns.append(turn)
     return turns
+
+
+def turned_image(image: Tensor, turn: Tensor) -> Tensor:
+    """Return an image on a cube's grid as on the same grid turned about its middle by right angles.
+
+    Args:
+        image: (C, n, n, n), on the grid without rotation.
+        turn: one of :func:`right_angle_turns`, the rotation of the other grid.
+    """
+    rows = turn.abs().argmax(0)
+    flipped = [1 + axis for axis in range(3) if turn[rows[axis], axis] < 0]
+    return image.permute(0, *(1 + rows).tolist()).flip(flipped)

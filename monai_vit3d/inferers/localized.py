@@ -1,4 +1,4 @@
-"""Label structures of a head in boxes around them, which a coarse network finds."""
+"""Label structures of a head in boxes that a coarse network finds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .side_limits import LabelledSide, SideLimits, flat_share, plausible_sides
 logger = logging.getLogger(__name__)
 
 LEAST_PROBABILITY = 1e-6  # logits are logarithms of probabilities of at least this
-# What the box network forgives: a head that is turned less is not interpolated
+# what the box network tolerates: a head that is turned less is not interpolated
 UPRIGHT_DEGREES = 8.0
 
 

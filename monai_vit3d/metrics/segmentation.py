@@ -184,5 +184,5 @@ def _surface_dice(pred: Tensor, ref: Tensor, tolerance: float, spacing: Sequence
 
 
 def _tensor(mask: NDArray) -> Tensor:
-    """Return a mask as MONAI takes it: a batch of one, with one channel."""
+    """Convert a mask to MONAI's shape: a batch of one, with one channel."""
     return torch.from_numpy(np.ascontiguousarray(mask))[None, None]

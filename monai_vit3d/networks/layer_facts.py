@@ -1,4 +1,4 @@
-"""Properties of layers, read off them: kinds, plain attributes, and the options that they were built with."""
+"""Read properties off layers: kinds, plain attributes, and the options that they were built with."""
 
 from __future__ import annotations
 

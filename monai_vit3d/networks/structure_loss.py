@@ -1,4 +1,4 @@
-"""A loss for networks that locate structures: cross-entropy, and how far the structures' centres are off."""
+"""Loss for networks that locate structures: cross-entropy plus the distance of the structures' centres."""
 
 from __future__ import annotations
 

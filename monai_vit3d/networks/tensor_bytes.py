@@ -1,4 +1,4 @@
-"""The bytes of a safetensors file, read once: its tensors, its metadata, and the sums of both."""
+"""Read a safetensors file in one pass: its tensors, its metadata, and the hashes of both."""
 
 from __future__ import annotations
 

@@ -132,12 +132,7 @@ def plan_cases(
     """
     output = Path(output)
     _check_shard(shard)
-    kinds = {kind.partition(":")[0] for kind in outputs}
-    if not outputs or not kinds <= {*KINDS, *LABEL_KINDS} or existing not in _EXISTING:
-        raise UsageError(
-            f"outputs={outputs!r}, existing={existing!r}; expected some of {(*KINDS, *LABEL_KINDS)} and "
-            f"one of {_EXISTING}."
-        )
+    _check_kinds(outputs, existing)
     _check_folder(output)
     inputs_found = find_images(inputs, output, include_labels=include_labels, suffixes=suffixes, channels=channels)
     split, no_volumes = split_series(inputs_found.cases)
@@ -176,6 +171,15 @@ def _check_shard(shard: tuple[int, int]) -> None:
     i, n = shard
     if not 1 <= i <= n:
         raise UsageError(f"shard={i}/{n}; expected 1/{max(n, 1)} to {max(n, 1)}/{max(n, 1)}.")
+
+
+def _check_kinds(outputs: Sequence[str], existing: str) -> None:
+    kinds = {kind.partition(":")[0] for kind in outputs}
+    if not outputs or not kinds <= {*KINDS, *LABEL_KINDS} or existing not in _EXISTING:
+        raise UsageError(
+            f"outputs={outputs!r}, existing={existing!r}; expected some of {(*KINDS, *LABEL_KINDS)} and "
+            f"one of {_EXISTING}."
+        )
 
 
 def _check_folder(output: Path) -> None:

@@ -16,7 +16,7 @@ MAX_THREADS = 4  # each holds one case
 
 
 class Examination(NamedTuple):
-    """What was seen in a data set's files.
+    """Problems and measures of a data set's files.
 
     Args:
         problems: errors first; with one, ``fingerprint`` describes the cases without.

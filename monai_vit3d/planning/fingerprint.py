@@ -25,7 +25,7 @@ WORLD_AXES = ("RL", "AP", "SI")  # of the patient, in the order in which a finge
 
 @dataclass(frozen=True)
 class CaseMeasures:
-    """What is kept of one case.
+    """The measures of one case.
 
     Args:
         spacing_mm: along R, A and S, as nearly as the axes run.
@@ -104,7 +104,7 @@ def _components(labels: Array, values: Sequence[int]) -> dict[int, list[int]]:
 
 
 def summarize_cases(dataset: LabelledDataset, cases: Sequence[CaseMeasures]) -> dict[str, Any]:
-    """Put the measures of training cases together.
+    """Summarise the measures of training cases.
 
     Args:
         dataset: whose names the channels and classes get.
@@ -191,5 +191,5 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _short(value: float) -> float:
-    """Six digits: more are noise, and the file is read by people."""
+    """Round to six digits: more are noise, and the file is read by people."""
     return float(f"{value:.6g}")

@@ -168,7 +168,7 @@ def _unknown(counts: Mapping[Any, int], classes: dict[int, str]) -> str:
 
 
 def _grid_fault(labels: Grid, image: Grid) -> str:
-    """Say how far the grids of labels and image are apart; "" if they are one, up to 0.1 voxel."""
+    """Describe how far the grids of labels and image are apart; "" if they are one, up to 0.1 voxel."""
     advice = "Resample the labels to the image's grid, by nearest neighbour."
     if labels.shape != image.shape:
         return f"labels of shape {labels.shape}, its image has {image.shape}; one grid is expected. {advice}"
@@ -223,7 +223,7 @@ def _fold_problems(dataset: LabelledDataset) -> Iterable[Problem]:
 
 
 def _copies(cases: list[CheckedCase]) -> Iterable[Problem]:
-    """Images of the same bytes: a case that is there twice would be trained on and validated with."""
+    """Find images of the same bytes: a case that is there twice would be trained on and validated with."""
     files: dict[str, list[tuple[Path, LabelledCase]]] = defaultdict(list)
     for checked in cases:
         for path, digest in checked.sha256.items():

@@ -187,7 +187,7 @@ class CollapseAlarm:
         self.best_rank = self.best_variance = 0.0
 
     def update(self, report: CollapseReport) -> None:
-        """Take the report of the next epoch.
+        """Compare the report of the next epoch with those before.
 
         Raises:
             TrainingCollapsed: this is the last bad epoch that ``patience`` allows.

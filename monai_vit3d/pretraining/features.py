@@ -92,7 +92,7 @@ def extract_features(
 
 @contextmanager
 def _frozen(backbone: VisionTransformer3D, device: torch.device | str | None) -> Iterator[VisionTransformer3D]:
-    """Give the backbone on a device in evaluation mode, without gradients; afterwards all is as before."""
+    """Yield the backbone on a device in evaluation mode, without gradients; afterwards all is as before."""
     own_device = next(backbone.parameters()).device
     is_elsewhere = device is not None and torch.empty(0, device=device).device != own_device
     net = copy.deepcopy(backbone).to(device) if is_elsewhere else backbone

@@ -241,5 +241,5 @@ def _index(tokens: Tensor, like: Tensor) -> Tensor:
 
 
 def _take(values: Tensor, tokens: Tensor) -> Tensor:
-    """Take the values ``(B, N, C)`` at token numbers ``(B, n)``."""
+    """Gather the values ``(B, N, C)`` at token numbers ``(B, n)``."""
     return values.gather(1, _index(tokens, values))

@@ -72,7 +72,7 @@ class TrainingConfig:
         return workflow
 
     def _own_values(self, parser: ConfigParser, fold: int | None) -> dict[str, Any]:
-        """Return what the arguments of a training set."""
+        """Return the ids and values that a training's arguments set."""
         if self.strict and "strict" not in parser:
             raise UsageError(f"strict=True: {self.file} has no entry strict. Leave it out.")
         values: dict[str, Any] = {"bundle_root": str(self.root)}

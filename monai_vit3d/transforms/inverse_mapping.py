@@ -66,7 +66,7 @@ class IndexMap:
         return IndexMap(self.source_shape, tuple(self.axes[axis] for axis in order), tuple(indices))
 
     def apply(self, values: Tensor, fill: Tensor | None = None) -> Tensor:
-        """Take the new grid's values out of the old one's.
+        """Select the new grid's values from the old one's.
 
         Args:
             values: (C, *source_shape).

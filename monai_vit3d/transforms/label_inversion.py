@@ -49,7 +49,7 @@ class LabelInverter:
         self._labeller: NoResampling | None = None
 
     def feed(self, planes: Tensor) -> Tensor:
-        """Take the next planes.
+        """Process the next planes.
 
         Args:
             planes: (K, h, w, d); they may change afterwards.

@@ -83,7 +83,7 @@ class RotatedGrid(NoResampling):
         return labels
 
     def _labels_at(self, points: list[Tensor], cells: Tensor, table_rows: Tensor, table: Tensor) -> Tensor:
-        """Labels (C, N) at N points, given by their three coordinates."""
+        """Look up labels (C, N) at N points, given by their three coordinates."""
         shape = cells.shape[1:]
         lower = [p.long() for p in points]
         first_corner = (lower[0] * shape[1] + lower[1]) * shape[2] + lower[2]

@@ -60,7 +60,7 @@ def paint_label_view(
 
 
 def _smooth(values: Array, deviations: Array) -> Array:
-    """Smooth by two box filters, nearly as a Gaussian of these standard deviations; the time does not depend on them."""
+    """Smooth by two box filters, nearly as a Gaussian of these deviations, in a time that does not depend on them."""
     from scipy.ndimage import uniform_filter
 
     widths = [2 * round((np.sqrt(6 * deviation**2 + 1) - 1) / 2) + 1 for deviation in deviations]
@@ -70,7 +70,7 @@ def _smooth(values: Array, deviations: Array) -> Array:
 
 
 def _first_labels(toward: Array) -> tuple[Array, Array]:
-    """Return the label that each ray along the first axis meets first, and after how many voxels."""
+    """Return the first label on each ray along the first axis, and after how many voxels it lies."""
     seen, first = np.zeros(toward.shape[1:], toward.dtype), np.zeros(toward.shape[1:])
     for i, plane in enumerate(toward):  # numpy's argmax would copy the volume
         new = (plane != 0) & (seen == 0)

@@ -106,7 +106,7 @@ def _labelled(labels: Array) -> Array:
 
 
 def _labelled_area(labels: Array) -> list[Array]:
-    """For each axis, how many voxels of each slice are labelled."""
+    """Count the labelled voxels of each slice, for each axis."""
     filled = _labelled(labels)
     return [np.count_nonzero(filled, axis=tuple(i for i in range(3) if i != axis)) for axis in range(3)]
 
@@ -183,7 +183,7 @@ def paint_labels(
 
 
 def _contour(labels: Array) -> Array:
-    """Labelled pixels with a neighbour, of four, that has another label or none; the picture's edge is no border."""
+    """Find labelled pixels with a neighbour, of four, of another label or none; the picture's edge is no border."""
     padded = np.pad(labels, 1, mode="edge")
     near = [padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
     return (labels != 0) & np.any([labels != other for other in near], axis=0)

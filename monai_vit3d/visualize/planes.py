@@ -185,7 +185,7 @@ def _panel(pixels: Array, letters: Sequence[str]) -> Image:
 
 
 def _write(letters: Sequence[str], panel: Image) -> None:
-    """Letters at the left, right, upper and lower edge."""
+    """Write letters at the left, right, upper and lower edge."""
     from PIL import ImageDraw
 
     (width, height), near = panel.size, _MARGIN / 2

@@ -1,4 +1,4 @@
-"""Weights: reading them safely, encoders' own files, and those of other projects made ours."""
+"""Weights: read safely, saved as encoders, converted from other projects, fetched by name."""
 
 from typing import Any
 

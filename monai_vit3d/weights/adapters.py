@@ -1,4 +1,4 @@
-"""Adapters in their own file: what fine-tuning changed, without the weights that it left alone."""
+"""Save and load adapters: what fine-tuning changed, without the frozen weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoders: a backbone's own file, and the way from any file that holds a backbone into a network."""
+"""Save a backbone as an encoder's file, and load one from any file that holds a backbone."""
 
 from __future__ import annotations
 

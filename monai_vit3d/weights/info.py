@@ -1,4 +1,4 @@
-"""Weights described before they are loaded, and made ours: what ``vit3d weights`` runs."""
+"""Describe weights before they are loaded, and convert them: what ``vit3d weights`` runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How published models want a scan prepared: recipes, which are data, made MONAI transforms.
+"""Prepare scans as published models expect: recipes, which are data, become MONAI transforms.
 
 A recipe is a mapping: ``orientation``, the directions that the array's axes run to (``"RAS"``; ``"SAR"`` is the same
 volume as (depth, height, width)); ``steps`` in their order, a row of ``RECIPE_STEPS`` each; and ``overlap``, the part

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects: recognised by their keys, taken out of their wrappings, made backbones of ours."""
+"""Recognise checkpoints of other projects by their keys, unwrap them, and build backbones of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training starts from: a network with the encoder of any file or name that this package can read."""
+"""Start a training from the encoder of any file or name that this package can read."""
 
 from __future__ import annotations
 

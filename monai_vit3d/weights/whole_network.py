@@ -1,4 +1,4 @@
-"""Whole trained networks: built from the file of their weights, or loaded into one with other classes."""
+"""Build whole trained networks from their file of weights, or load one into a network with other classes."""
 
 from __future__ import annotations
 
@@ -78,32 +78,39 @@ def network_from(
         return members[0] if len(members) == 1 else FoldEnsemble(members, average).eval()
     config, weights = files_in(Path(path)) if Path(path).is_dir() else (Path(path), Path(path))
     identity = file_identity(weights)
+    state, args, licence = _read_recorded(config, weights)
+    _refuse_unexpected(args, expected, path)
+    if class_of(args) == VisionTransformer3D.__name__:
+        stated = {key: value for key, value in options.items() if value is not None}
+        network: nn.Module = build_own(args, state, str(path), owned=True, **stated).network
+    elif global_pool is not None or fc_norm is not None:
+        raise UsageError(
+            f"{path}: a {class_of(args)}; global_pool and fc_norm are of a backbone alone. Leave them out."
+        )
+    else:
+        network = build_whole(args, state, str(path), img_size=img_size)
+        if tokens is not None:
+            network.set_tokens(tokens)  # type: ignore[operator]
+    set_weights_licence(network, licence)
+    record_built_from(network, identity)
+    return network
+
+
+def _read_recorded(config: Path, weights: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
+    """Read a network's state dict, its recorded arguments, and the weights' licence if the file names one."""
     content, metadata = read_with_metadata(weights)
     content = next((content[key] for key in _ENTRIES if isinstance(content, Mapping) and key in content), content)
     state = as_state_dict(content, weights)
-    args = recorded_args(state, metadata, config, weights)
+    return state, recorded_args(state, metadata, config, weights), metadata.get(LICENCE_KEY)
+
+
+def _refuse_unexpected(args: Mapping[str, Any], expected: Mapping[str, Any], path: str | Path) -> None:
     unlike = _unlike(args, expected)
     if unlike:
         raise WeightsError(
             f"{path}: weights of another architecture: {'; '.join(unlike)}. Leave these arguments out, or name weights "
             "that have them."
         )
-    if class_of(args) == VisionTransformer3D.__name__:
-        stated = {key: value for key, value in options.items() if value is not None}
-        backbone = build_own(args, state, str(path), owned=True, **stated).network
-        set_weights_licence(backbone, metadata.get(LICENCE_KEY))
-        record_built_from(backbone, identity)
-        return backbone
-    if global_pool is not None or fc_norm is not None:
-        raise UsageError(
-            f"{path}: a {class_of(args)}; global_pool and fc_norm are of a backbone alone. Leave them out."
-        )
-    network = build_whole(args, state, str(path), img_size=img_size)
-    if tokens is not None:
-        network.set_tokens(tokens)  # type: ignore[operator]
-    set_weights_licence(network, metadata.get(LICENCE_KEY))
-    record_built_from(network, identity)
-    return network
 
 
 def _unlike(args: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from torch import nn
 
 from monai_vit3d.data import ScoreError, WeightsError
 from monai_vit3d.handlers import ClassificationMetric, PredictionsCSV, calibrate, save_atomic
+from tests.helpers import run_processes
 
 NAMES = ["left, upper", "right", 'the "third"']
 CASES = 7
@@ -222,7 +223,7 @@ def test_two_processes_are_as_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(evaluate_part, (port, tmp_path), nprocs=2)
+    run_processes(evaluate_part, port, tmp_path)
     cases = make_cases(tmp_path / "data")
     make_evaluator(cases, [PredictionsCSV(tmp_path / "one.csv", NAMES, data_root_dir=tmp_path / "data")]).run()
     expected = one_vs_rest(*reference(cases))

@@ -36,6 +36,7 @@ from monai_vit3d.pretraining import (
     sample_random_masks,
     weight_decay_at,
 )
+from tests.helpers import run_processes
 
 TINY = {"img_size": (16, 16, 16), "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
 NO_HEAD = {"class_token": False, "global_pool": ""}
@@ -341,7 +342,7 @@ def train_as_process(rank, folder):
 
 @pytest.mark.slow
 def test_two_processes_are_as_one_with_the_same_batch(tmp_path):
-    torch.multiprocessing.spawn(train_as_process, (tmp_path,), nprocs=2)
+    run_processes(train_as_process, tmp_path)
     train_part(0, 1, tmp_path)
     for kind in ("ijepa", "mae"):
         parts = [json.loads((tmp_path / f"{kind}_{rank}_of_2.json").read_text()) for rank in (0, 1)]

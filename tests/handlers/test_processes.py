@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from monai_vit3d.handlers import leave_process_group
+from tests.helpers import run_processes
 
 # Gloo's threads come last on the one core that all share: a loaded machine at its worst.
 STARVED = """
@@ -51,5 +52,5 @@ def end_as_process(rank, folder):
 
 @pytest.mark.slow
 def test_no_process_leaves_before_the_last_file(tmp_path):
-    torch.multiprocessing.spawn(end_as_process, (tmp_path,), nprocs=2)
+    run_processes(end_as_process, tmp_path)
     assert (tmp_path / "model.pt").exists()

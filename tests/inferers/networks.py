@@ -8,9 +8,9 @@ from tests.helpers import randn
 SIZE = (16, 16, 16)
 
 
-def backbone(**options):
+def backbone(depth=2, **options):
     torch.manual_seed(0)
-    return VisionTransformer3D(SIZE, 4, embed_dim=48, depth=2, num_heads=4, **options)
+    return VisionTransformer3D(SIZE, 4, embed_dim=48, depth=depth, num_heads=4, **options)
 
 
 def segmenter(**options):
@@ -19,6 +19,11 @@ def segmenter(**options):
 
 def classifier(**options):
     return TokenClassifier(backbone(**options), "attentive", 3, out_indices=(0, 1)).eval()
+
+
+def shallow_classifier():
+    """One block and a linear head: few kernels to compile."""
+    return TokenClassifier(backbone(depth=1), "linear", 3, out_indices=(0,)).eval()
 
 
 def volumes(batch=2, seed=1):

@@ -12,7 +12,7 @@ from torch import nn
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.inferers import BackendNetwork, backends, resolve_backend, stitch_windows
 from monai_vit3d.layers import set_spacing
-from tests.inferers.networks import SIZE, classifier, engines, segmenter, volumes
+from tests.inferers.networks import SIZE, classifier, engines, segmenter, shallow_classifier, volumes
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,9 @@ def no_grad():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("make", "backend"), [(segmenter, "openvino"), (classifier, "auto"), (classifier, "compile")])
+@pytest.mark.parametrize(
+    ("make", "backend"), [(segmenter, "openvino"), (classifier, "auto"), (shallow_classifier, "compile")]
+)
 def test_gives_what_pytorch_gives(make, backend):
     net = make()
     fast = BackendNetwork(net, backend)

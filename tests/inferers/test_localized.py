@@ -12,6 +12,8 @@ from torch.nn.functional import avg_pool3d, max_pool3d
 
 from monai_vit3d.data import UsageError
 from monai_vit3d.inferers import HeadLocalizer, LocalizedInferer
+from monai_vit3d.inferers.head_localizer import right_angle_turns, turned_image
+from monai_vit3d.transforms.oblique_grid import ObliqueGrid, onto_grid
 from monai_vit3d.transforms.similarity import Similarity, turn_degrees
 
 # centres in an upright head in mm, and brightness; the head itself is 1
@@ -125,6 +127,16 @@ def test_the_next_pose_is_tried_where_the_first_shows_no_sides(inferer, monkeypa
     assert any("left part" in doubt for doubt in inferer.doubts)
 
 
+def test_a_look_from_another_side_is_the_volume_on_the_turned_grid():
+    volume = torch.rand(1, 20, 24, 18, generator=torch.Generator().manual_seed(0))
+    middle, spacing_mm = torch.tensor([8.5, 12.0, 9.0]).double(), (1.0, 1.1, 0.9)
+    image, *turned = (
+        onto_grid(volume, spacing_mm, ObliqueGrid(middle, turn, (8, 8, 8), 2.0), 2) for turn in right_angle_turns()
+    )
+    for turn, expected in zip(right_angle_turns()[1:], turned):
+        torch.testing.assert_close(turned_image(image, turn), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_an_image_of_one_value_shows_no_head(localizer):
     coarse = HeadLocalizer(localizer.network, STRUCTURES_MM, (16, 16, 16), 16.0)
     assert coarse(torch.zeros(1, 60, 60, 60), (1.0, 1.0, 1.0)) is None
@@ -175,5 +187,7 @@ def test_what_cannot_be_used_is_refused(localizer, inferer):
         LocalizedInferer(SimpleInferer(), localizer, {"nose": {"classes": [1], "centres_mm": [(0, 0, 0)]}}, (8, 8, 8))
     with pytest.raises(UsageError, match=r"inputs: \(1, 2, 8, 8, 8\); expected volumes of one channel"):
         inferer(torch.zeros(1, 2, 8, 8, 8), Halves())
+    with pytest.raises(UsageError, match=r"size=\(8, 8, 9\); expected one number three times"):
+        HeadLocalizer(nn.Identity(), STRUCTURES_MM, (8, 8, 9))
     with pytest.raises(UsageError, match="template_mm has 2 centres; expected three or more"):
         HeadLocalizer(nn.Identity(), {"a": (0, 0, 0), "b": (1, 0, 0), "c": None})

@@ -6,8 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from monai_vit3d.networks.model_args import model_args
 from monai_vit3d.weights import load_backbone, save_backbone
 from monai_vit3d.weights.convert.timm2d import from_timm2d
 from monai_vit3d.weights.info import describe_weights
+from tests.helpers import run_warm
 from tests.weights.convert.test_timm2d import FAMILIES, flat, sizes
 
 SMALL = {"img_size": (8, 12, 16), "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 2, "num_classes": 3}
@@ -646,5 +645,4 @@ def test_networks_do_not_import_weights():
     # one without a spec only stands for a module that loads on demand
     loaded = "[name for name, m in sys.modules.items() if name.startswith('monai_vit3d.weights') and m.__spec__]"
     code = f"import sys, monai_vit3d.networks; print({loaded})"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
-    assert out.stdout.strip() == "[]"
+    assert run_warm("-c", code) == (0, "[]\n")

@@ -171,5 +171,5 @@ def test_units_suv_is_for_pet_alone(tiny_bundle, tmp_path):
     )
     assert predict(tmp_path / "in", to=tmp_path / "out", bundle=tiny_bundle, options=["--units", "suv"]) == 1
     found = records(tmp_path / "out")
-    assert "SUV cannot be had from its headers" in found["pet"]["error"]
+    assert "SUV cannot be computed from its headers" in found["pet"]["error"]
     assert "units=suv needs a DICOM PET" in found["n"]["error"]

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from monai_vit3d.cli import progress
-from tests.helpers import ROOT, run_python, run_warm, start_python
+from tests.helpers import ROOT, run_warm, start_python
 from tests.pipeline.kill_loop import check_whole
 from tests.pipeline.tiny import arguments, leftovers, predict, products, records, statuses, write_bundle, write_images
 
@@ -21,8 +21,8 @@ KILLS = 8
 
 def kill_loop(*command):
     """What tests/pipeline/kill_loop.py found; its children's complaints are its own."""
-    code, said, err = run_python(ROOT / "tests" / "pipeline" / "kill_loop.py", *command)
-    assert code == 0, err[-3000:]
+    code, said = run_warm(ROOT / "tests" / "pipeline" / "kill_loop.py", *command)
+    assert code == 0, said[-3000:]
     return json.loads(said.splitlines()[-1])
 
 
@@ -125,8 +125,8 @@ def test_torchrun_does_all_files_and_ends_with_1_if_one_failed(tmp_path, cohort,
     assert set(statuses(out).values()) == {"done"}
     assert leftovers(out) == []
     (scans / "case00.nii.gz").write_bytes(b"")  # of the first process, which is the first to end
-    code, _, err = run_python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command)
-    assert code == 1, err
+    code, said = run_warm(*command, processes=2)  # as torchrun does, it ends the other process when one has failed
+    assert code == 1, said
     assert [name for name, status in statuses(out).items() if status != "done"] == ["case00"]
     assert "empty" in records(out)["case00"]["error"]
     assert products(out).keys() == products(clean_run).keys()

@@ -19,7 +19,7 @@ from monai_vit3d.pipeline.predictor import Predictor
 from monai_vit3d.pipeline.record import RunRecord
 from monai_vit3d.pipeline.run_cases import run_cases
 from tests.clinical import CODES, nifti, packed, patched
-from tests.helpers import run_python
+from tests.helpers import run_python, side_by_side
 from tests.pipeline.tiny import leftovers, predict, products, records, statuses, write_bundle, write_images
 
 NAMES = ["case00", "case01", "case03", "case04", "deep/case02", "deep/case05"]
@@ -72,8 +72,7 @@ def test_a_run_leaves_labels_pictures_and_tables(clean_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jobs", [1, 3])
-@pytest.mark.parametrize("given_as", ["folder", "files", "backwards", "list", "twice"])
+@pytest.mark.parametrize(("given_as", "jobs"), side_by_side(["folder", "files", "backwards", "list", "twice"], [3, 1]))
 def test_order_threads_and_the_way_of_naming_inputs_change_no_byte(
     tmp_path, cohort, clean_run, tiny_bundle, jobs, given_as
 ):

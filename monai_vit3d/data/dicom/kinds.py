@@ -1,4 +1,4 @@
-"""Tell DICOM objects that belong to a volume from others, such as reports, scouts and screenshots."""
+"""Separate DICOM objects that belong to a volume from others, such as reports, scouts and screenshots."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def _factors(slices: Sequence[Slice], units: str, where: str) -> tuple[list[floa
         return suv_factors(headers)
     except HeaderError as error:
         raise ImageError(
-            f"{where}: SUV cannot be had from its headers ({error}). Export the original images, or leave out "
+            f"{where}: SUV cannot be computed from its headers ({error}). Export the original images, or leave out "
             "units=suv."
         ) from error
 
@@ -95,7 +95,7 @@ def _planes(slices: Sequence[Slice], factors: Sequence[float]) -> Array:
         except ImageError:
             raise
         except Exception as error:  # each decoder has its own; its text may quote the header
-            raise ImageError(f"{path.name}: its pixels cannot be had ({_why(image, error)}). {_ADVICE}") from error
+            raise ImageError(f"{path.name}: its pixels cannot be decoded ({_why(image, error)}). {_ADVICE}") from error
     return planes
 
 

@@ -51,7 +51,7 @@ class Slice:
 
     @property
     def rescale(self) -> Dataset:
-        """What holds the RescaleSlope and RescaleIntercept."""
+        """The dataset that holds RescaleSlope and RescaleIntercept."""
         return self.macro("PixelValueTransformationSequence")
 
 

@@ -121,7 +121,7 @@ def _raw_fields(head: bytes, path: str | Path, pair: bool) -> tuple[Nifti1Header
 
 
 def _sizes(head: bytes) -> tuple[int, int]:
-    """``sizeof_hdr`` in either byte order."""
+    """Read ``sizeof_hdr`` in either byte order."""
     return int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")
 
 
@@ -169,7 +169,7 @@ def image_shape(nifti: Nifti1Header, path: str | Path) -> tuple[tuple[int, int, 
 
 
 def check_volume_index(volume: int | None, volumes: int, shape: tuple[int, ...], path: str | Path) -> int:
-    """Return which volume of a file to read, from 0.
+    """Return the number of the volume to read, from 0.
 
     Raises:
         ImageError: there are several and none was picked, or there is no such volume.
@@ -206,7 +206,7 @@ def check_pixdim(nifti: Nifti1Header, path: str | Path) -> None:
 
 
 def _offset(nifti: Nifti1Header, head: bytes, path: str | Path, pair: bool) -> tuple[int, list[str]]:
-    """Return where the voxels begin."""
+    """Return the byte at which the voxels begin."""
     least, value = 0 if pair else nifti.single_vox_offset, float(nifti["vox_offset"])
     if value == 0 and not pair and not any(head[least - 4 : least]):
         # unset; nibabel writes such a header with the least offset, though it reads the header itself as voxels

@@ -1,4 +1,4 @@
-"""What all layouts share: files by name, names of cases, channels and classes, and the checks of the result."""
+"""Functions that all layouts share: files by name, names of cases, channels and classes, checks of the result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def is_nifti_name(name: str) -> bool:
 
 
 def stem(path: str | Path) -> str:
-    """Name of a file without ``.nii`` or ``.nii.gz``."""
+    """Return the name of a file without ``.nii`` or ``.nii.gz``."""
     return re.sub(r"\.nii(\.gz)?\Z", "", os.path.basename(path), flags=re.IGNORECASE)
 
 

@@ -90,7 +90,7 @@ def _testing(root: Path, channels: int, ending: str) -> list[LabelledCase]:
 
 
 def _listed_cases(root: Path, listed: dict[str, Any]) -> list[LabelledCase]:
-    """Version 2 may list the files of each case instead of finding them by name."""
+    """List the cases of version 2, which may name each case's files instead of finding them by pattern."""
     return [
         LabelledCase(name, tuple(root / image for image in item["images"]), root / item["label"], name)
         for name, item in listed.items()

@@ -1,4 +1,4 @@
-"""Tell by the labels of a list's cases what is to be learnt from them."""
+"""Infer a list's task from its labels: segmentation, classification or regression."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monai_vit3d.planning.dataset import LabelledCase
 def cases_task(
     cases: Sequence[LabelledCase], where: str, regression: bool = False
 ) -> tuple[str, list[LabelledCase], dict[int, str]]:
-    """Tell the task by the labels: paths are label maps, fractions are values to regress, all else are classes.
+    """Infer the task from the labels: paths are label maps, fractions are values to regress, all else are classes.
 
     Args:
         cases: with labels as the list has them: a path, a number or a text.

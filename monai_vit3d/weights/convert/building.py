@@ -1,4 +1,4 @@
-"""What building a network refuses, in the words of this package."""
+"""Turn the errors of building a network into this package's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kinds of checkpoints, a row each: how one is recognised, what its tensors show, and its names under ours."""
+"""Table of checkpoint kinds: how each is recognised, the options that its tensors show, and its key mapping."""
 
 from __future__ import annotations
 

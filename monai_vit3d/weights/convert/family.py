@@ -1,4 +1,4 @@
-"""Family: a kind of checkpoint, how it is recognised, what its tensors show, and its names under ours."""
+"""Family: a kind of checkpoint, how it is recognised, the options that its tensors show, and its key mapping."""
 
 from __future__ import annotations
 

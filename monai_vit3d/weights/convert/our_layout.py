@@ -1,4 +1,4 @@
-"""What the tensors of a Vision Transformer show under our keys: keywords of VisionTransformer3D."""
+"""Read keywords of VisionTransformer3D off tensors under its keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotary positions of published networks: from what their files hold, and from what their authors say."""
+"""Build rotary positions of published networks, by their files or their authors' descriptions."""
 
 from __future__ import annotations
 

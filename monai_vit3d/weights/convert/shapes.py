@@ -1,4 +1,4 @@
-"""What shapes tell: names and numbers that several families of checkpoints share."""
+"""Names, and options read off shapes, that several families of checkpoints share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""By what a timm model's images were normalised, for volumes with other channels."""
+"""Mean and std by which a timm model's images were normalised, for volumes with other channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one network in a checkpoint: the entries and name prefixes that trainers put around its state dict, removed."""
+"""Unwrap the one network in a checkpoint from the entries and name prefixes that trainers put around it."""
 
 from __future__ import annotations
 

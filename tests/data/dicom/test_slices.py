@@ -342,12 +342,12 @@ FAULTS = {
     "frames": (_set(NumberOfFrames=4), "4 frames without positions"),
     "cut pixels": (
         lambda ds, k: setattr(ds, "PixelData", ds.PixelData[:100]),
-        r"IM\d+: its pixels cannot be had .*cut off",
+        r"IM\d+: its pixels cannot be decoded .*cut off",
     ),
-    "no pixels": (_without("PixelData"), r"its pixels cannot be had"),
-    "no decoder": (_no_decoder, r"its pixels cannot be had .*no decoder is installed.*'dicom' extra.*gdcmconv"),
+    "no pixels": (_without("PixelData"), r"its pixels cannot be decoded"),
+    "no decoder": (_no_decoder, r"its pixels cannot be decoded .*no decoder is installed.*'dicom' extra.*gdcmconv"),
     "overflow": (_set(RescaleSlope="1e38"), "not finite"),
-    "slope": (_set(RescaleSlope="nan"), "its pixels cannot be had"),
+    "slope": (_set(RescaleSlope="nan"), "its pixels cannot be decoded"),
 }
 
 

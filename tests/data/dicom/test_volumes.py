@@ -480,7 +480,7 @@ def test_headers_that_suv_cannot_be_had_from(tmp_path, values, named):
             ds.RadiopharmaceuticalInformationSequence = []
 
     folder = series(tmp_path / "s", sop_class=PET, edit=edit)
-    with pytest.raises(ImageError, match=rf"SUV cannot be had from its headers .*{named}"):
+    with pytest.raises(ImageError, match=rf"SUV cannot be computed from its headers .*{named}"):
         read(folder, units="suv")
 
 
