@@ -23,15 +23,16 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 # one process a core, one thread a process: faster, and the same figures on every machine; modules go to the processes
-# in the order of their names, so that the long ones of tutorials and bundles come first
+# in the order of their names, so that the long ones of tutorials and bundles come first. Bytecode is kept even where the
+# environment forbids it: else each of some hundred processes would compile this package and the tests anew
 PYTEST_OPTIONS := --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 test: lint chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS) --durations=40 --nbmake --nbmake-timeout=600 tutorials tests
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(PYTEST_OPTIONS) --durations=40 --nbmake --nbmake-timeout=600 tutorials tests
 
 # the quick tests; `python -m tests.touched` names modules that they do not touch
 quick: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS) -m "not slow" tests
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(PYTEST_OPTIONS) -m "not slow" tests
 
 # a test opens the page of a run in a browser; where none can be had, pytest's last lines say that it was skipped
 chromium:

@@ -34,7 +34,21 @@ def copied(bundle, tmp_path):
 
 
 def predict(bundle, folder, out, *flags):
-    return main(["predict", str(folder), "-o", str(out), "--bundle", str(bundle), "--device", "cpu", *flags])
+    return main(
+        [
+            "predict",
+            str(folder),
+            "-o",
+            str(out),
+            "--bundle",
+            str(bundle),
+            "--device",
+            "cpu",
+            "--backend",
+            "torch",
+            *flags,
+        ]
+    )
 
 
 def labels_in(out, images):

@@ -215,7 +215,7 @@ def as_nifti(mask, path, codes):
 
 @pytest.mark.data
 def test_shipped_weights_reach_their_scores_from_files(adrenal_mnist, tmp_path):
-    """evaluate.yaml on the npz and `vit3d predict` on NIfTI files, against the labels and metadata.json."""
+    """evaluate.yaml on the npz against metadata.json, `vit3d predict` on a third of it as NIfTI files."""
     published = json.loads((BUNDLE / "configs" / "metadata.json").read_text())["eval_metrics"]
     run_here("inference", "evaluate", dataset_dir=adrenal_mnist, output_dir=tmp_path / "npz")
     found = read_metrics(tmp_path / "npz")
@@ -223,14 +223,18 @@ def test_shipped_weights_reach_their_scores_from_files(adrenal_mnist, tmp_path):
     assert found["accuracy"] == pytest.approx(published["accuracy_test"], abs=6e-4)
 
     with np.load(adrenal_mnist / "adrenalmnist3d_64.npz") as held:
-        masks, labels = held["test_images"], held["test_labels"]
+        masks, labels = held["test_images"][::3], held["test_labels"][::3]
     (tmp_path / "in").mkdir()
     for i, mask in enumerate(masks):
         as_nifti(mask, tmp_path / "in" / f"{i:03d}.nii.gz", ("LPS", "RAS", "SAL")[i % 3])
     summary = predict_folder(tmp_path / "in", tmp_path / "out", "medmnist3d_classification", device="cpu", safe=True)
     assert (summary.done, summary.failed) == (len(masks), 0)
     assert summary.suspicious <= 0.05 * len(masks)
-    rows = read_csv(tmp_path / "out" / "predictions.csv")
-    said = probabilities(rows, ["normal", "hyperplasia"])
-    assert getAUC(labels, said, "binary-class") == pytest.approx(published["auc_test"], abs=0.01)
-    assert getACC(labels, said, "binary-class") == pytest.approx(published["accuracy_test"], abs=0.02)
+    names = ["normal", "hyperplasia"]
+    said = probabilities(read_csv(tmp_path / "out" / "predictions.csv"), names)
+    expected = probabilities(read_csv(tmp_path / "npz" / "predictions.csv"), names)[::3]
+    assert np.abs(said - expected).mean() < 0.03  # a mask in a scan is cut out a part of a voxel elsewhere
+    for score, tolerance in ((getAUC, 0.01), (getACC, 0.02)):
+        assert score(labels, said, "binary-class") == pytest.approx(
+            score(labels, expected, "binary-class"), abs=tolerance
+        )

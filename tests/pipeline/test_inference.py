@@ -92,9 +92,10 @@ def images(tmp_path_factory):
 
 
 def run(bundle, inputs, out, *flags, code=0):
-    """``vit3d predict`` in this process; the records by name."""
+    """``vit3d predict`` in this process, by PyTorch (test_acceleration.py has other engines); the records by name."""
     inputs = [str(path) for path in (inputs if isinstance(inputs, list) else [inputs])]
-    assert main(["predict", *inputs, "-o", str(out), "--bundle", str(bundle), "--device", "cpu", *flags]) == code
+    options = ["-o", str(out), "--bundle", str(bundle), "--device", "cpu", "--backend", "torch"]
+    assert main(["predict", *inputs, *options, *flags]) == code
     return {record["name"]: record for record in json.loads((out / "run.json").read_text())["files"]}
 
 
