@@ -6,7 +6,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import add_device, add_dry_run, add_example, add_inputs, add_tokens, noted, parse_override, parsed
+from .options import (
+    add_device,
+    add_dry_run,
+    add_example,
+    add_existing,
+    add_inputs,
+    add_jobs,
+    add_shard,
+    add_tokens,
+    noted,
+    parse_override,
+    parsed,
+)
 from .progress import Progress, print_plan
 
 _DESCRIPTION = """INPUT is as for `vit3d predict`: files, folders, DICOM series, BIDS data sets, lists. MODEL is a
@@ -14,7 +26,7 @@ name of `vit3d weights list`, whose recipe prepares each scan, or a file of weig
 OUT gets NAME_embedding.npy for each scan, run.json, of all scans features.csv (name, subject,
 windows, then the vector) and features.npz, and report.html to look at.
 
-What the authors of a model do not state about its input is asked for: --state orientation=RAS.
+What the authors of a model do not state about its input must be given, as --state orientation=RAS.
 
 Exit code: 0 all done, 1 some files failed (run.json says why), 2 wrong usage or weights."""
 # what a plan, which reads no image and fetches no weights, is made of
@@ -62,19 +74,16 @@ def add_verb(verbs: Any) -> None:
     accept = "the model's licence was read and is kept; needed unless it may be used commercially"
     add("--accept-licence", action="store_true", help=accept)
     add_device(embed)
-    add("--jobs", type=int, default=1, metavar="N", help="threads that read ahead, and threads that write (1)")
-    existing = embed.add_mutually_exclusive_group()
-    skip, anew = "skip what is verified to be done", "write outputs anew that are there already"
-    existing.add_argument("--resume", dest="existing", action="store_const", const="resume", help=skip)
-    existing.add_argument("--overwrite", dest="existing", action="store_const", const="overwrite", help=anew)
+    add_jobs(embed)
+    add_existing(embed)
     add_dry_run(embed)
-    add("--shard", metavar="I/N", help="do the I-th of N parts; all parts share OUT")
+    add_shard(embed)
     add_example(
         embed,
         "vit3d embed scans -o vectors --model colipri --accept-licence",
         "vit3d embed scans -o vectors --model backbone.safetensors --recipe recipe.yaml --maps",
     )
-    embed.set_defaults(run=_run, parser=embed, existing="refuse")
+    embed.set_defaults(run=_run, parser=embed)
 
 
 def _run(args: argparse.Namespace) -> int:

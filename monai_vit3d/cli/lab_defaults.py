@@ -58,6 +58,7 @@ class _TableParser(argparse.ArgumentParser):
     """Parses the values of a table as the flags that its keys name."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise the message as an error of the file."""
         raise UsageError(f"{self.prog}: {message.removeprefix('argument ')}. Correct the file.")
 
 

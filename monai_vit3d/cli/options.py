@@ -66,6 +66,26 @@ def _tokens(text: str) -> str | float:
         raise argparse.ArgumentTypeError(f"{text!r}; expected all, foreground or a number") from None
 
 
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """Add how many threads read and write beside the network."""
+    threads = "threads that read ahead, and threads that write (1)"
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help=threads)
+
+
+def add_existing(parser: argparse.ArgumentParser) -> None:
+    """Add what is done about outputs that are there already; without a flag they are refused."""
+    existing = parser.add_mutually_exclusive_group()
+    skip, anew = "skip what is verified to be done", "write outputs anew that are there already"
+    existing.add_argument("--resume", dest="existing", action="store_const", const="resume", help=skip)
+    existing.add_argument("--overwrite", dest="existing", action="store_const", const="overwrite", help=anew)
+    parser.set_defaults(existing="refuse")
+
+
+def add_shard(parser: argparse.ArgumentParser) -> None:
+    """Add which part of the cases is done."""
+    parser.add_argument("--shard", metavar="I/N", help="do the I-th of N parts; all parts share OUT")
+
+
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
     """Add whether a run ends with its plan."""
     parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")

@@ -12,8 +12,11 @@ from .options import (
     add_device,
     add_dry_run,
     add_example,
+    add_existing,
     add_inputs,
+    add_jobs,
     add_safe,
+    add_shard,
     add_tokens,
     noted,
     parsed,
@@ -61,12 +64,33 @@ def add_verb(verbs: Any) -> None:
     add("--backend", choices=["torch", "auto", "compile", "openvino"], default="auto", help=backends)
     add("--bf16", action="store_true", help="run the network in bfloat16: faster, labels may differ in a few voxels")
     add_tokens(predict)
-    add("--jobs", type=int, default=1, metavar="N", help="threads that read ahead, and threads that write (1)")
+    add_jobs(predict)
     views = "average over flips along the axes that the bundle was trained with, or these axes of the network's input; "
     views += "full: over the bundle's rotations and scales, too"
     tta = {"dest": "tta", "type": _views, "default": False, "metavar": "flips|full|0,1,2"}
     add("--tta", nargs="?", const="flips", help=views, **tta)
     add("--tta-axes", help=argparse.SUPPRESS, **tta)  # the name that --tta had for axes
+    _add_outputs(predict)
+    add_existing(predict)
+    folds = "which trained folds of the bundle run, as 0,2; their probabilities are averaged (all)"
+    add("--folds", type=_numbers, metavar="0,2", help=folds)
+    add_dry_run(predict)
+    add_safe(predict)
+    add_anyway(predict)
+    strict = "what is unlike the bundle's training, or labels that cannot be true, fails; nothing of it is written"
+    add("--strict", action="store_true", help=strict)
+    add_shard(predict)
+    add_example(
+        predict,
+        "vit3d predict heads -o out --bundle head_hippocampus",
+        "vit3d predict a.nii.gz b.nii.gz -o out --bundle mybundle --only left --mesh stl --resume",
+    )
+    predict.set_defaults(run=_run, parser=predict)
+
+
+def _add_outputs(predict: argparse.ArgumentParser) -> None:
+    """Add what is written for each case beside or in place of all labels."""
+    add = predict.add_argument
     add("--uncertainty", choices=["entropy", "variance"], help="a map of it, too; variance needs --tta")
     add("--probabilities", action="store_true", help="a map for each class, too")
     nifti = "write the labels of DICOM series as NIfTI alone, not as DICOM SEG, too"
@@ -78,24 +102,6 @@ def add_verb(verbs: Any) -> None:
     add("--split", action="store_true", help="each label as a file of 0 and 1, too: NAME_seg-LABEL.nii.gz")
     mesh = "a surface of each label in mm, too: NAME_seg-LABEL.stl or .ply"
     add("--mesh", choices=["stl", "ply"], help=mesh)
-    existing = predict.add_mutually_exclusive_group()
-    skip, anew = "skip what is verified to be done", "write outputs anew that are there already"
-    existing.add_argument("--resume", dest="existing", action="store_const", const="resume", help=skip)
-    existing.add_argument("--overwrite", dest="existing", action="store_const", const="overwrite", help=anew)
-    folds = "which trained folds of the bundle run, as 0,2; their probabilities are averaged (all)"
-    add("--folds", type=_numbers, metavar="0,2", help=folds)
-    add_dry_run(predict)
-    add_safe(predict)
-    add_anyway(predict)
-    strict = "what is unlike the bundle's training, or labels that cannot be true, fails; nothing of it is written"
-    add("--strict", action="store_true", help=strict)
-    add("--shard", metavar="I/N", help="do the I-th of N parts; all parts share OUT")
-    add_example(
-        predict,
-        "vit3d predict heads -o out --bundle head_hippocampus",
-        "vit3d predict a.nii.gz b.nii.gz -o out --bundle mybundle --only left --mesh stl --resume",
-    )
-    predict.set_defaults(run=_run, parser=predict, existing="refuse")
 
 
 def _views(text: str) -> str | tuple[int, ...]:

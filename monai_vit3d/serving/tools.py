@@ -56,16 +56,18 @@ class ServedTool:
 
 
 class _Run:
-    """Collects what a run tells of its cases."""
+    """Collect the records of a run's cases."""
 
     def __init__(self, on_case: OnCase) -> None:
         self.cases: list[dict[str, Any]] = []
         self._on_case, self._total = on_case, 0
 
     def begin(self, plan: Plan) -> None:
+        """Note how many cases there will be."""
         self._total = len(plan.cases)
 
     def add(self, record: Mapping[str, Any]) -> None:
+        """Add a case that has ended, and report it."""
         case = {key: record[key] for key in _OF_CASE if record.get(key)}
         if record.get("stats"):
             case["volumes_ml"] = {row["name"]: row["volume_ml"] for row in record["stats"]}
@@ -73,6 +75,7 @@ class _Run:
         self._on_case(len(self.cases), self._total, f"{record['status']}: {record['name']}")
 
     def answer(self, summary: Summary, output: str | Path) -> dict[str, Any]:
+        """Return the run's summary, its cases and the path of its report."""
         return {**asdict(summary), "cases": self.cases, "report": str(Path(output).absolute() / "report.html")}
 
 
