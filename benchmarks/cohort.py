@@ -48,7 +48,8 @@ for path in sorted(images.glob("*.nii.gz")):
     x = (x - x.mean()) / x.std(correction=0)
     with torch.no_grad():
         labels = sliding_window_inference(x, (32, 48, 32), 4, network, overlap=0.5, mode="gaussian").argmax(1)[0]
-    nib.save(nib.Nifti1Image(labels.numpy().astype(np.uint8), image.affine), out / path.name.replace(".nii", "_seg.nii"))
+    target = out / path.name.replace(".nii", "_seg.nii")
+    nib.save(nib.Nifti1Image(labels.numpy().astype(np.uint8), image.affine), target)
 """
 
 
