@@ -12,8 +12,8 @@ from .options import add_example, parsed
 
 _DESCRIPTION = """FEATURES is features.csv of `vit3d embed`; LABELS a CSV file with a column name or subject, one of
 the target, and perhaps fold. Classes are read by logistic regression and nearest neighbours, values
-(numbers of more than ten different ones) by ridge regression. Scans of one subject, and scans with
-the same features, are in one fold; intervals are of 95 %, over subjects."""
+(numbers of more than ten different ones) by ridge regression and neighbours. Scans of one subject,
+and scans with the same features, are in one fold; intervals are of 95 %, over subjects."""
 
 
 def add_verb(verbs: Any) -> None:

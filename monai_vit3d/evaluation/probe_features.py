@@ -17,13 +17,13 @@ from monai_vit3d.data.volume import Array
 from monai_vit3d.metrics import accuracy, auc, mean_absolute_error, r2
 from monai_vit3d.metrics.bootstrap import STATISTIC_RESAMPLES, bootstrap_statistic
 from monai_vit3d.pretraining.features import Features
-from monai_vit3d.pretraining.probe import ProbeScore, knn_probe, logistic_probe, ridge_probe
+from monai_vit3d.pretraining.probe import ProbeScore, knn_probe, knn_value_probe, logistic_probe, ridge_probe
 from monai_vit3d.visualize.chart import Curve, draw_chart
 
 MOST_CLASSES = 10  # more different numbers are values
 PROBES: dict[str, dict[str, Callable[..., ProbeScore]]] = {
     "class": {"logistic": logistic_probe, "knn": knn_probe},
-    "value": {"ridge": ridge_probe},
+    "value": {"ridge": ridge_probe, "knn": knn_value_probe},
 }
 # a score of predictions and labels, with the fold that each was predicted in
 FoldScore = Callable[[Array, Array, Array], float]

@@ -18,7 +18,7 @@ from .ijepa import IJEPA, IJEPAOutput
 from .mae import MAE, MAEOutput
 from .masking import JEPAMasks, MAEMasks, sample_block_masks, sample_jepa_masks, sample_random_masks
 from .patches import patchify, unpatchify
-from .probe import ProbeScore, knn_probe, logistic_probe, ridge_probe
+from .probe import ProbeScore, knn_probe, knn_value_probe, logistic_probe, ridge_probe
 from .schedules import learning_rate_at, momentum_at, weight_decay_at
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "extract_features",
     "feature_std",
     "knn_probe",
+    "knn_value_probe",
     "learning_rate_at",
     "logistic_probe",
     "momentum_at",

@@ -143,6 +143,36 @@ def ridge_probe(
     return _probe("ridge", "alpha", build, sorted(grid, reverse=True), parts, VALUE_SCORES, "predict")
 
 
+def knn_value_probe(
+    train: Features, validation: Features, test: Features, grid: Sequence[int] = NEIGHBOURS
+) -> ProbeScore:
+    """Predict the mean of the k nearest neighbours by cosine; k is chosen by the validation R², the lowest of equals.
+
+    Weights and features are those of :func:`knn_probe`, scores those of :func:`ridge_probe`.
+
+    Args:
+        train: features with values ``(N,)`` or ``(N, L)``.
+        validation: for choosing k only.
+        test: for the scores ``"r2"`` and ``"mae"`` only.
+        grid: values of k to try; those above the number of training cases are skipped.
+
+    Raises:
+        UsageError: as :func:`ridge_probe`.
+        ScoreError: as :func:`ridge_probe`.
+    """
+    _require_sklearn()
+    from sklearn.neighbors import KNeighborsRegressor
+
+    def build(k: int) -> Any:
+        neighbours = KNeighborsRegressor(k, weights=_votes, metric="cosine", algorithm="brute")
+        return _scaled(neighbours, with_std=False)
+
+    parts = (train, validation, test)
+    _require_same(parts)
+    fitting = sorted(k for k in grid if k <= len(train.values))
+    return _probe("knn", "k", build, fitting, parts, VALUE_SCORES, "predict")
+
+
 def _probe(
     name: str, setting: str, build: Callable[[Any], Any], grid: Sequence[Any], parts: Parts, scores: Scores, method: str
 ) -> ProbeScore:

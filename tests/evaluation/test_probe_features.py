@@ -64,6 +64,17 @@ def test_values_are_read_by_ridge_regression_over_folds_of_subjects(tables, tmp_
     expected = best.predict(values[test])
     came = [float(row["ridge_prediction"]) for row in rows if row["fold"] == "0"]
     np.testing.assert_allclose(came, expected, rtol=1e-4)
+    # the neighbours by numpy: of some k, votes of exp(cosine / 0.07) around the mean of the training part
+    centred = values - values[train].mean(0)
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    cosines = unit[test] @ unit[train].T
+    came = [float(row["knn_prediction"]) for row in rows if row["fold"] == "0"]
+    errors = []
+    for k in range(1, int(train.sum()) + 1):
+        near = np.argsort(-cosines, axis=1)[:, :k]
+        votes = np.exp(np.take_along_axis(cosines, near, 1) / 0.07)
+        errors.append(np.abs((votes * label[train][near]).sum(1) / votes.sum(1) - came).max())
+    assert min(errors) < 1e-3
     assert (tmp_path / "out" / "probe.png").read_bytes()[:4] == b"\x89PNG"
     assert json.loads((tmp_path / "out" / "probe.json").read_text()) == report
 
