@@ -25,6 +25,7 @@ import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -301,6 +302,22 @@ def spectres(dtype: torch.dtype) -> Pairs:
         yield ours_of(theirs, img_size=size), theirs.forward_features, torch.randn(1, chans, *size, dtype=dtype)
 
 
+def combiners(dtype: torch.dtype) -> Pairs:
+    """SPECTRE's network over the vectors of a scan's crops."""
+    from spectre.models import FeatureVisionTransformer as Theirs
+
+    options = {"pos_embed": "rope", "rope_kwargs": {"base": 100.0, "dtype": dtype}, "init_values": 0.1}
+    for grid in ((2, 1, 3), (1, 1, 1)):
+        theirs = noisy(Theirs(None, 48, 0, embed_dim=24, depth=2, num_heads=2, **options), dtype)
+        rows = partial(of_rows, theirs, grid)
+        yield ours_of(theirs, img_size=grid), rows, torch.randn(1, 48, *grid, dtype=dtype)
+
+
+def of_rows(theirs: nn.Module, grid: tuple[int, int, int], x: Tensor) -> Tensor:
+    """Their tokens of a grid of vectors, which they take as rows."""
+    return theirs.forward_features(x.flatten(2).transpose(1, 2), grid)
+
+
 def ours_of(theirs: nn.Module, start: str = "", **options: object) -> Call:
     """Our tokens with a network's weights, whose keys get a start."""
     state = {f"{start}{key}": value for key, value in theirs.state_dict().items()}
@@ -326,6 +343,7 @@ OF_OTHER_PACKAGES = {
     "transformers VideoMAE, V-JEPA 2": transformers_videos,
     "Primus V1, V2, V3": primuses,
     "SPECTRE": spectres,
+    "SPECTRE's combiner": combiners,
 }
 
 
