@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -192,6 +193,30 @@ def test_a_name_that_no_usual_package_has_is_looked_for_in_all_of_monai():
         [None, False],
         True,
     ]
+
+
+OPENED = """
+import json, sys
+from pathlib import Path
+from monai_vit3d.deferred_imports import defer_imports, is_deferred
+defer_imports()
+from monai_vit3d.bundle.load import load_steps
+found = []
+for root in sys.argv[1:]:
+    load_steps(Path(root))
+    found.append(is_deferred("monai"))
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_a_bundle_that_is_code_has_all_of_monai(tmp_path):
+    code = shutil.copytree(HIPPOCAMPUS, tmp_path / "code")
+    config = code / "configs" / "inference.yaml"
+    text = config.read_text()
+    assert "flip_axes: [0] " in text
+    config.write_text(text.replace("flip_axes: [0] ", "flip_axes: $__import__('json').loads('[0]')"))
+    assert answer(OPENED, HIPPOCAMPUS, code) == [True, False]
 
 
 RUN = """
