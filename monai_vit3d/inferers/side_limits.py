@@ -34,8 +34,8 @@ class SideLimits:
     """
 
     volume_ml: tuple[float, float] = (1.0, 7.0)
-    move_mm: float = 25.0
-    probability: float = 0.8
+    move_mm: float = 20.0
+    probability: float = 0.87
     flat: float = 0.1
     certain_move_mm: float = 15.0
     certain_probability: float = 0.9

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.transforms import Compose
 from torch.nn.functional import interpolate
 
 from monai_vit3d.weights import save_backbone
@@ -42,6 +43,35 @@ def test_train_writes_what_a_run_needs(trained):
     last = torch.load(trained / "last.pt", weights_only=True)
     assert (last["epoch"], last["iteration"]) == (2, 8)
     assert set(last) >= {"network", "optimizer", "lr_scheduler", "average"}
+
+
+@pytest.mark.slow
+def test_strong_augmentation_goes_on_from_the_trained_network(trained, phantom_task, tmp_path):
+    data, split = phantom_task
+    options = {"pretrained": trained / "model.pt", "dataset_dir": data, "split_file": split, "output_dir": tmp_path}
+    both = "['configs/train.yaml','configs/strong_augmentation.yaml']"
+    # without a learning rate the end is the start
+    run(command("run", config_file=both, epochs=1, learning_rate=0, **options, **SMALL))
+    start, end = (torch.load(folder / "model.pt", weights_only=True) for folder in (trained, tmp_path))
+    assert all(torch.equal(end[key], start[key]) for key in start)
+
+
+@pytest.mark.slow
+def test_strong_augmentation_interpolates_labels_as_the_image(phantom_task):
+    data, split = phantom_task
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in ("train.yaml", "strong_augmentation.yaml")])
+    parser["dataset_dir"], parser["split_file"], parser["bundle_root"] = str(data), str(split), str(HIPPOCAMPUS)
+    parser["train#dataset"]["data"] = "$[]"  # its cases are read here
+    loading = Compose(parser.get_parsed_content("train#loading"))
+    random = Compose(parser.get_parsed_content("train#random_transforms")).set_random_state(0)
+    case = loading({key: str(data / f"{key}sTr" / "phantom_00.nii.gz") for key in ("image", "label")})
+    drawn = [random(case) for _ in range(8)]
+    for one in drawn:
+        assert one["image"].shape[1:] == one["label"].shape[1:] == (32, 48, 32)
+        assert one["label"].shape[0] == 3
+        torch.testing.assert_close(one["label"].sum(0), torch.ones(32, 48, 32), rtol=0, atol=1e-4)
+    assert any(((one["label"] > 0.1) & (one["label"] < 0.9)).any() for one in drawn)
 
 
 @pytest.fixture(scope="module")
