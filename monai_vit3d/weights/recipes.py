@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import (
+    BorderPad,
     CenterSpatialCrop,
     Compose,
     CropForeground,
@@ -27,6 +28,7 @@ from monai.transforms import (
     ScaleIntensity,
     ScaleIntensityRange,
     ScaleIntensityRangePercentiles,
+    SpatialCrop,
     SpatialPad,
     Transform,
 )
@@ -52,8 +54,22 @@ def _pad(size: Sequence[int], value: float | str) -> Transform:
     return _PadOrCrop(size, value, SpatialPad)
 
 
-def _crop_or_pad(size: Sequence[int], value: float | str) -> Transform:
-    return _PadOrCrop(size, value, ResizeWithPadOrCrop)
+def _crop_or_pad(size: Sequence[int], value: float | str, odd: str = "last") -> Transform:
+    return _PadOrCrop(size, value, {"first": _CropOrPadOddFirst, "last": ResizeWithPadOrCrop}[odd])
+
+
+class _CropOrPadOddFirst(Transform):
+    """Pad and crop around the centre; of an odd number of voxels one more goes first, as TorchIO has it, not last."""
+
+    def __init__(self, size: Sequence[int], **padding: Any) -> None:
+        self.size, self.padding = size, padding
+
+    def __call__(self, image: MetaTensor) -> MetaTensor:
+        missing = [max(size - n, 0) for size, n in zip(self.size, image.shape[1:])]
+        surplus = [max(n - size, 0) for size, n in zip(self.size, image.shape[1:])]
+        image = BorderPad([side for n in missing for side in (n - n // 2, n // 2)], **self.padding)(image)
+        starts = [n - n // 2 for n in surplus]
+        return SpatialCrop(roi_start=starts, roi_end=[a + size for a, size in zip(starts, self.size)])(image)
 
 
 class _PadOrCrop(Transform):

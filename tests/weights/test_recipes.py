@@ -98,6 +98,15 @@ def test_colipris_steps_are_those_of_numpy():
     np.testing.assert_allclose(world, affine @ [0, 0, 0, 1], atol=1e-4)
 
 
+def test_an_odd_voxel_is_cut_or_padded_first_where_torchio_has_it_so():
+    """TorchIO 1.2.1's CropOrPad gives the same places."""
+    values = np.arange(7 * 4 * 9, dtype=np.float32).reshape(7, 4, 9) + 1
+    recipe = {"orientation": "RAS", "steps": [{"crop_or_pad": {"size": [4, 7, 9], "value": 0, "odd": "first"}}]}
+    tensor = recipe_transform(recipe)(nib.Nifti1Image(values, np.eye(4)))
+    np.testing.assert_array_equal(tensor[0].numpy(), np.pad(values[2:6], [(0, 0), (2, 1), (0, 0)]))
+    np.testing.assert_allclose(tensor.affine.numpy()[:3, 3], [2, -2, 0])
+
+
 def test_segvols_foreground_and_brainiacs_z_score_are_those_of_numpy():
     values, affine = phantom(4.0)
     steps = [{"foreground_z_score": {"lower": 0.05, "upper": 99.95}}]
