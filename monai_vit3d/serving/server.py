@@ -15,7 +15,7 @@ from monai_vit3d.bundle.shipped import find_bundle
 from monai_vit3d.data.errors import UsageError, Vit3dError, install_extra
 
 from .arguments import checked_arguments
-from .tools import SERVED_TOOLS, OnCase
+from .tools import SERVED_TOOLS, OnCaseDone
 
 if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
@@ -93,7 +93,7 @@ def call_served(
     name: str,
     given: Mapping[str, Any],
     trust_bundles: bool = False,
-    on_case: OnCase = lambda done, total, text: None,
+    on_case: OnCaseDone = lambda done, total, text: None,
 ) -> tuple[dict[str, Any], bool]:
     """Call a tool: its answer, and whether it, or a case of it, failed; what the verb refuses has the key ``error``.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from monai_vit3d.pipeline.case_runner import Summary
     from monai_vit3d.pipeline.plan import Plan
 
-OnCase = Callable[[int, int, str], None]  # how many are done, of how many, and what became of the last
+OnCaseDone = Callable[[int, int, str], None]  # how many are done, of how many, and what became of the last
 _OF_CASE = ("name", "status", "error", "output", "warnings", "suspicious", "outliers", "prediction")
 
 
@@ -39,7 +39,7 @@ class ServedTool:
 
     description: str
     functions: tuple[Callable[..., Any], ...]
-    run: Callable[[Mapping[str, Any], OnCase], dict[str, Any]]
+    run: Callable[[Mapping[str, Any], OnCaseDone], dict[str, Any]]
     without: tuple[str, ...] = ()
     there: Callable[..., Any] | None = None
     writes: bool = False
@@ -58,7 +58,7 @@ class ServedTool:
 class _Run:
     """Collect the records of a run's cases."""
 
-    def __init__(self, on_case: OnCase) -> None:
+    def __init__(self, on_case: OnCaseDone) -> None:
         self.cases: list[dict[str, Any]] = []
         self._on_case, self._total = on_case, 0
 
@@ -79,12 +79,12 @@ class _Run:
         return {**asdict(summary), "cases": self.cases, "report": str(Path(output).absolute() / "report.html")}
 
 
-def _predict(arguments: Mapping[str, Any], on_case: OnCase) -> dict[str, Any]:
+def _predict(arguments: Mapping[str, Any], on_case: OnCaseDone) -> dict[str, Any]:
     run = _Run(on_case)
     return run.answer(predict_folder(**arguments, on_plan=run.begin, on_case=run.add), arguments["output"])
 
 
-def _embed(arguments: Mapping[str, Any], on_case: OnCase) -> dict[str, Any]:
+def _embed(arguments: Mapping[str, Any], on_case: OnCaseDone) -> dict[str, Any]:
     run = _Run(on_case)
     of_folder = {name: value for name, value in arguments.items() if name in embed_folder.__annotations__}
     embedder = Embedder(**{name: value for name, value in arguments.items() if name not in of_folder})
@@ -92,15 +92,15 @@ def _embed(arguments: Mapping[str, Any], on_case: OnCase) -> dict[str, Any]:
     return run.answer(summary, arguments["output"]) | {"features": str(Path(arguments["output"], "features.csv"))}
 
 
-def _check(arguments: Mapping[str, Any], on_case: OnCase) -> dict[str, Any]:
+def _check(arguments: Mapping[str, Any], on_case: OnCaseDone) -> dict[str, Any]:
     return {"verdicts": check_files(**arguments)}
 
 
-def _info(arguments: Mapping[str, Any], on_case: OnCase) -> dict[str, Any]:
+def _info(arguments: Mapping[str, Any], on_case: OnCaseDone) -> dict[str, Any]:
     return dict(describe_bundle(**arguments))
 
 
-def _bundles(arguments: Mapping[str, Any], on_case: OnCase) -> dict[str, Any]:
+def _bundles(arguments: Mapping[str, Any], on_case: OnCaseDone) -> dict[str, Any]:
     return {"bundles": list_bundles()}
 
 

@@ -16,8 +16,8 @@ from monai_vit3d.weights.info import convert_weights, describe_weights
 
 PREDICT = ["predict", "in", "-o", "out", "--bundle", "b"]
 EMBED = ["embed", "in", "-o", "out", "--model", "m"]
-OF_EMBEDDER = ["model", "weights", "recipe", "stated", "num_heads", "feature", "overlap", "whole", "tokens", "device",
-               "accept_licence", "dry_run"]  # fmt: skip
+OF_EMBEDDER = ["model", "weights", "recipe", "stated", "num_heads", "feature", "combiner", "overlap", "whole", "tokens",
+               "device", "accept_licence", "dry_run"]  # fmt: skip
 # the shortest command line of a verb, what of it the function does not have, and the function
 FUNCTIONS = [
     (PREDICT, ["dry_run"], predict_folder),

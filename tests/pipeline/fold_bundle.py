@@ -47,6 +47,8 @@ METADATA: dict[str, Any] = {
         "spacing_mm": [2.0, 2.0, 3.0],
         "intensity": [{"scheme": "clip_z", "low": -100, "high": 150, "mean": 20, "std": 60}, {"scheme": "z"}],
         "flip_axes": [1],
+        "tta_degrees": [0.0, 0.0, 8.0],
+        "tta_scales": [1.1],
         "keep_largest": [],
         "overlap": 0.25,
     },

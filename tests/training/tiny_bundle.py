@@ -14,7 +14,7 @@ SHAPE = (16, 16, 8)
 CLASS_NAMES = {0: "background", 1: "liver", 2: "lesion"}
 CHOICES = {
     "folds": 2, "modality": ["MR"], "orientation": "RAS", "window": list(SHAPE), "spacing_mm": [1.0, 1.0, 2.0],
-    "flip_axes": [1],
+    "flip_axes": [1], "tta_degrees": [0.0, 0.0, 8.0], "tta_scales": [1.1],
     "intensity": [{"scheme": "z"}], "overlap": 0.5,
     "epochs": 2, "val_interval": 1, "batch_size": 1, "samples_per_case": 2, "repeats": 1, "cached_cases": 4,
     "num_workers": 0, "learning_rate": 0.001, "weight_decay": 0.01, "warmup_epochs": 1, "frozen_epochs": 0,
