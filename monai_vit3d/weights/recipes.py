@@ -67,9 +67,11 @@ class _CropOrPadOddFirst(Transform):
     def __call__(self, image: MetaTensor) -> MetaTensor:
         missing = [max(size - n, 0) for size, n in zip(self.size, image.shape[1:])]
         surplus = [max(n - size, 0) for size, n in zip(self.size, image.shape[1:])]
-        image = BorderPad([side for n in missing for side in (n - n // 2, n // 2)], **self.padding)(image)
+        pad: Transform = BorderPad([side for n in missing for side in (n - n // 2, n // 2)], **self.padding)
         starts = [n - n // 2 for n in surplus]
-        return SpatialCrop(roi_start=starts, roi_end=[a + size for a, size in zip(starts, self.size)])(image)
+        crop: Transform = SpatialCrop(roi_start=starts, roi_end=[a + size for a, size in zip(starts, self.size)])
+        cropped: MetaTensor = crop(pad(image))
+        return cropped
 
 
 class _PadOrCrop(Transform):
