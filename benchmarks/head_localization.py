@@ -93,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("heads", nargs="*", type=Path)
     parser.add_argument("--count", type=int, default=3, help="variations of each kind")
+    parser.add_argument("--seed", type=int, default=0, help="of the variations")
     parser.add_argument("--centres", nargs=6, type=float, help="left x, y, z and right x, y, z in mm; default MNI's")
     parser.add_argument("--localizer", help="weights of another localizer than the bundle's")
     args = parser.parse_args()
@@ -110,7 +111,7 @@ def main() -> None:
     table: dict[str, list[tuple[list[float], list[float], float]]] = {}
     for path in args.heads:
         voxels, centres = upright(path, centres_mm)
-        for name, image, truth in variations(voxels, centres, np.random.default_rng(0), args.count):
+        for name, image, truth in variations(voxels, centres, np.random.default_rng(args.seed), args.count):
             start = time.perf_counter()
             first, second, doubts = errors(image, truth, inferer, bundle.network)
             table.setdefault(name, []).append((first, second, time.perf_counter() - start))
