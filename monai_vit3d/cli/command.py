@@ -19,7 +19,8 @@ from monai_vit3d.deferred_imports import defer_imports
 from . import bundles, check, compare, demo, embed, evaluate, info, init, measure, predict, probe, serve, train, weights
 from .flags import use_flags_of
 from .lab_defaults import use_lab_defaults
-from .parser import SuggestingParser
+from .options import add_example
+from .parser import OneLineParser
 from .progress import print_error
 from .streams import EscapedStream, Terminated, guard_streams, raise_on_signals
 from .verbosity import LineFormatter, add_verbosity, command_log, heeding_verbosity
@@ -29,7 +30,8 @@ VERBS = (init, train, evaluate, predict, compare, embed, probe, check, info, mea
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all verbs."""
-    parser = SuggestingParser(prog="vit3d", description="3D Vision Transformers for NIfTI volumes.")
+    parser = OneLineParser(prog="vit3d", description="3D Vision Transformers for NIfTI volumes.")
+    add_example(parser, "vit3d demo", "vit3d predict heads -o out --bundle head_hippocampus")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for verb in VERBS:

@@ -19,6 +19,8 @@ from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.nearest import did_you_mean
 from monai_vit3d.data.printable import printable
 
+from .parser import with_meaning
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -59,7 +61,7 @@ class _TableParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the message as an error of the file."""
-        raise UsageError(f"{self.prog}: {message.removeprefix('argument ')}. Correct the file.")
+        raise UsageError(f"{self.prog}: {with_meaning(message, self)} Correct the file.")
 
 
 def find_lab_defaults() -> Path | None:

@@ -19,6 +19,7 @@ _TAKE = "which of several networks in a checkpoint: teacher (the averaged one), 
 def add_verb(verbs: Any) -> None:
     """Add the verb and its ways to the command's parser."""
     weights = verbs.add_parser("weights", help="published models; say what weights are, or make them ours")
+    add_example(weights, "vit3d weights list", "vit3d weights info model.pt")
     ways = weights.add_subparsers(required=True, metavar="WAY")
     info = _add_info(ways)
     # what info misses is said in the flags that give it to convert

@@ -84,4 +84,4 @@ def test_words_that_are_no_numbers(folders, capsys):
         with pytest.raises(SystemExit) as ended:
             run(folders, *words)
         assert ended.value.code == 2
-        assert f"argument {words[0]}: invalid" in capsys.readouterr().err
+        assert f"{words[0]}: '{words[1]}' came; expected {words[0]} " in capsys.readouterr().err

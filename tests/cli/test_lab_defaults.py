@@ -73,7 +73,7 @@ def test_it_is_as_if_flags_were_typed(lab, content, line, typed):
         ("[predict]\ninputs = 'x'", "[predict]: no flag --inputs; "),
         ("[train]\nbundle = 'x'", "[train]: no flag --bundle"),
         ("[demo]\nbundle = 'x'", "[demo]: no flag --bundle"),
-        ("[predict]\njobs = 'two'", "[predict]: --jobs: invalid int value: 'two'"),
+        ("[predict]\njobs = 'two'", "[predict]: --jobs: 'two' came; expected --jobs N (threads"),
         ("[predict]\nbackend = 'tensorrt'", "[predict]: --backend: invalid choice: 'tensorrt'"),
         ("[predict]\nsafe = 'yes'", "[predict]: safe = 'yes'; expected true or false."),
         ("[predict]\njobs = true", "[predict]: jobs = True; expected a text, a number or a list of them."),
