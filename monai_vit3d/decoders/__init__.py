@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import Parameter, signature
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -43,6 +43,17 @@ def decoder_class(name: str) -> type[nn.Module]:
             f"decoder={name!r} is unknown; expected one of {', '.join(sorted(DECODERS))}.{did_you_mean(name, DECODERS)}"
         )
     return DECODERS[name]
+
+
+def decoders_for(depth: int, patch_size: Sequence[int]) -> list[str]:
+    """Return the names of the decoders that read no more patch grids than a backbone has blocks.
+
+    Args:
+        depth: the backbone's blocks.
+        patch_size: voxels per token along each axis; none has a decoder where all are 1.
+    """
+    usable = DECODERS.items() if max(patch_size) > 1 else ()
+    return [name for name, build in usable if cast(Any, build).num_maps(patch_size) <= depth]
 
 
 def create_decoder(
@@ -81,4 +92,5 @@ __all__ = [
     "UNETRDecoder",
     "create_decoder",
     "decoder_class",
+    "decoders_for",
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from monai_vit3d.decoders import create_decoder
+from monai_vit3d.decoders import create_decoder, decoders_for
 from monai_vit3d.deprecated import renamed_argument, renamed_attribute
 from monai_vit3d.layers import pad_to_patch
 
@@ -80,7 +80,8 @@ class TokenSegmenter(Pretrained):
             if depth <= needed:
                 raise ValueError(
                     f"the backbone has {depth} blocks; {type(decoder).__name__} with patch_size={tuple(patch_size)} "
-                    f"reads {needed} and the final one: build the backbone with depth={needed + 1} or more."
+                    f"reads {needed} and the final one: build the backbone with depth={needed + 1} or more, or take a "
+                    f"decoder that reads fewer ({', '.join(decoders_for(depth, patch_size))})."
                 )
             out_indices = spread_blocks(depth, needed + 1)[:-1]  # the last part ends in the final tokens
         self.out_indices = resolve_indices(tuple(out_indices), depth)

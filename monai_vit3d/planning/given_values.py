@@ -51,6 +51,16 @@ def _decoders() -> list[str]:
     return sorted(DECODERS)
 
 
+def _check_decoder(value: Any, evidence: Evidence, plan: Mapping[str, Any]) -> str:
+    from monai_vit3d.decoders import decoders_for
+
+    usable = decoders_for(plan["depth"], plan["patch_size"])
+    if value not in _decoders() or not usable:
+        return _one_of(_decoders)(value, evidence, plan)
+    blocks = f"{plan['depth']} blocks and patch_size={plan['patch_size']}"
+    return "" if value in usable else f"it reads more than the network's {blocks} have; expected {', '.join(usable)}"
+
+
 def _embed_layers() -> list[str]:
     from monai_vit3d.layers import EMBED_LAYERS
 
@@ -191,7 +201,7 @@ CHECKS: dict[str, Check] = {
     "depth": _of_encoder(_number(1)),
     "num_heads": _of_encoder(_check_heads),
     "embed_layer": _of_encoder(_one_of(_embed_layers)),
-    "decoder": _one_of(_decoders),
+    "decoder": _check_decoder,
     "feature_size": _number(1),
     "image_levels": _or_none(_number(1)),
     "batch_size": _number(1),

@@ -83,7 +83,12 @@ def decide_embed_layer(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any
 
 
 def decide_decoder(evidence: Evidence, plan: Mapping[str, Any]) -> tuple[Any, str]:
-    """Take UNETR's."""
+    """Take UNETR's; of networks with fewer blocks than it reads, one that reads them."""
+    from monai_vit3d.decoders import decoders_for
+
+    usable = decoders_for(plan["depth"], plan["patch_size"])
+    if usable and "unetr" not in usable:
+        return usable[0], f"the one that reads no more than {plan['depth']} blocks with this patch; unetr reads more"
     return "unetr", "convolutions at all resolutions keep thin and small structures"
 
 

@@ -205,15 +205,21 @@ def test_a_pretrained_encoder_decides_the_network(data, tmp_path, capsys):
     assert network.backbone.embed_dim == 96
 
 
-def test_an_encoder_that_the_network_cannot_take_is_refused_before_anything_is_written(data, tmp_path, capsys):
+@pytest.mark.slow
+def test_an_encoder_of_few_blocks_gets_a_decoder_that_reads_few(data, tmp_path, capsys):
     from monai_vit3d.networks import VisionTransformer3D
     from monai_vit3d.weights import save_backbone
 
     encoder = tmp_path / "encoder.safetensors"
     options = {"embed_dim": 96, "depth": 2, "num_heads": 2, "class_token": True, "global_pool": ""}
     save_backbone(VisionTransformer3D((32, 32, 32), (8, 8, 8), **options), encoder)
-    code, _, err = _init(capsys, data, "-o", tmp_path / "b", "--pretrained", encoder)
-    assert code == 2
-    assert len(err) == 1
-    assert err[0].startswith("vit3d: the planned network: the backbone has 2 blocks; UNETRDecoder ")
+    words = (data, "-o", tmp_path / "b", "--pretrained", encoder)
+    code, _, err = _init(capsys, *words, "--set", "decoder=unetr")
+    needed = "it reads more than the network's 2 blocks and patch_size=[8, 8, 8] have; expected pyramid."
+    assert (code, err) == (2, [f"vit3d: decoder=unetr: {needed}"])
     assert not (tmp_path / "b").exists()
+    code, out, err = _init(capsys, *words)
+    assert (code, err) == (0, [])
+    (line,) = (line for line in out if line.startswith("decoder "))
+    assert line.split(maxsplit=1)[1].startswith("pyramid  (the one that reads no more than 2 blocks")
+    assert "\ndecoder: pyramid\n" in (tmp_path / "b" / "configs" / "train.yaml").read_text()

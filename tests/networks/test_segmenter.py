@@ -13,8 +13,9 @@ from monai.losses import DiceCELoss
 from monai.transforms import AsDiscreted
 from torch import nn
 
-from monai_vit3d.decoders import DECODERS, UNETRDecoder
+from monai_vit3d.decoders import DECODERS, UNETRDecoder, decoders_for
 from monai_vit3d.inferers import AutocastInferer
+from monai_vit3d.layers import to_3tuple
 from monai_vit3d.networks import TokenSegmenter, VisionTransformer3D
 from monai_vit3d.pretraining import IJEPA, IJEPAOutput, JEPAMasks
 from tests.helpers import randn
@@ -103,6 +104,19 @@ def test_taps_in_block_order():
 def test_refusals(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         TokenSegmenter(backbone(), *arguments, **options)
+
+
+@pytest.mark.parametrize("patch", [16, (8, 8, 4), 2])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_a_decoder_that_reads_too_much_is_refused_with_those_that_do_not(depth, patch):
+    usable = decoders_for(depth, to_3tuple(patch, "patch_size"))
+    assert usable
+    for name in DECODERS:
+        if name in usable:
+            TokenSegmenter(backbone(16, patch, depth=depth), name, 2)
+        else:
+            with pytest.raises(ValueError, match=rf"decoder that reads fewer \({', '.join(usable)}\)\.$"):
+                TokenSegmenter(backbone(16, patch, depth=depth), name, 2)
 
 
 def test_norm_behind_the_pooling_refused():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from monai_vit3d.data import UsageError
+from monai_vit3d.decoders import DECODERS
 from monai_vit3d.networks.presets import PRESETS
 from monai_vit3d.planning.folds import assign_folds, own_folds
 from monai_vit3d.planning.memory import build_segmenter, training_bytes
@@ -215,6 +216,21 @@ def test_a_value_that_cannot_be_is_refused_on_one_line(overrides, message):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("depth", "patch"), [(2, [8, 8, 4]), (3, [8, 8, 4]), (1, [2, 2, 2])])
+def test_the_decoder_reads_no_more_blocks_than_there_are(depth, patch):
+    given = {"depth": depth, "patch_size": patch, "embed_dim": 12, "num_heads": 1, "window": [2 * n for n in patch]}
+    chosen = plan(overrides=given)
+    assert chosen["decoder"] == ("unetr" if math.log2(max(patch)) <= depth else "pyramid")
+    for name, decoder in DECODERS.items():
+        if decoder.num_maps(patch) <= depth:
+            assert plan(overrides={**given, "decoder": name})["decoder"] == name
+        else:
+            with pytest.raises(
+                UsageError, match=rf"^decoder={name}: .* expected (\w+, )*{chosen['decoder']}(, \w+)*\.$"
+            ):
+                plan(overrides={**given, "decoder": name})
+
+
 def test_a_given_window_may_not_exceed_the_memory():
     with pytest.raises(
         UsageError, match=r"window=\[128, 128, 128\]: a step needs about .* GB, memory is 0.5 GB; a smaller"
