@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.files import read_text_file
 from monai_vit3d.data.nearest import did_you_mean
 from monai_vit3d.data.printable import printable
 
@@ -115,8 +116,8 @@ def use_lab_defaults(parser: argparse.ArgumentParser, words: Sequence[str]) -> L
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(read_text_file(path))
+    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{printable(path)}: cannot be read as TOML: {error}. Correct the file.") from error
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .errors import DatasetError, Vit3dError
-from .files import write_text_atomic
+from .files import read_text_file, write_text_atomic
 from .printable import printable
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
@@ -48,11 +48,10 @@ def read_csv_lines(table: Path) -> list[tuple[int, list[str]]]:
     """
     if not table.is_file():
         raise DatasetError(f"{table}: no such file. Give a CSV file with a path and a label in each row.")
-    raw = table.read_bytes()
     try:
-        text = raw.decode("utf-8-sig")  # Excel begins its UTF-8 with a byte order mark
+        text = read_text_file(table)  # Excel begins its UTF-8 with a byte order mark
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise DatasetError(f"{table}, line {line}: not UTF-8 ({error}). Save it as 'CSV UTF-8'.") from error
     return parse_csv(text, str(table), DatasetError)
 

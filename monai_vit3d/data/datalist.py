@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import DatasetError
+from .json_files import read_json_file
 from .json_shape import shape_violation
 
 SECTIONS = ("training", "validation", "testing")
@@ -70,12 +70,7 @@ def _folds_in(split: Mapping[str, Any]) -> list[int]:
 
 
 def _read_split(split_file: Path) -> dict[str, Any]:
-    try:
-        split = json.loads(split_file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DatasetError(f"{split_file}: cannot be read ({error.strerror}). Name a bundle's split.json.") from error
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{split_file}: not JSON ({error}); expected a split.json of `vit3d init`.") from error
+    split = read_json_file(split_file, DatasetError, "a split.json of `vit3d init`")
     fault = shape_violation(split, _SPLIT) or _missing_key(split)
     if fault:
         raise DatasetError(f"{split_file}: {fault}; expected a split.json of `vit3d init`.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import DatasetError
+from .json_files import read_json_file
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii")
 
@@ -73,12 +73,7 @@ def decathlon_classes(dataset_json: str | Path) -> int:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror}). Name a JSON file of sections.") from error
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: not JSON ({error}); expected a list of cases for each section.") from error
+    held = read_json_file(path, DatasetError, "a list of cases for each section")
     return held if isinstance(held, dict) else {}
 
 

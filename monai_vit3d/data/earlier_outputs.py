@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from .files import read_regular
+
 _RECORD = re.compile(r"run\.json|\.run-\d+-of-\d+\.json")
 
 
@@ -26,7 +28,7 @@ def written_files(folder: str, names: Iterable[str]) -> set[str]:
 def _records(path: Path) -> list[object]:
     """Read ``files`` of a run's record; empty for another program's run.json, whatever its content."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):
         return []
     files = content.get("files") if isinstance(content, dict) else None

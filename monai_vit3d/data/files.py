@@ -164,6 +164,16 @@ def read_regular(path: str | Path, limit: int | None = None) -> bytes:
     return content
 
 
+def read_text_file(path: str | Path) -> str:
+    """Read a regular file as UTF-8, with or without a byte order mark.
+
+    Raises:
+        OSError: as :func:`read_regular`.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    return read_regular(path).decode("utf-8-sig")
+
+
 def _check_regular(status: os.stat_result, path: str | Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(0, "a pipe, socket, device or folder; a file is expected", str(path))

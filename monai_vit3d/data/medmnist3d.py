@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from monai.data import Dataset
 
 from .confinement import check_confined
 from .errors import DatasetError, install_extra
+from .json_files import read_json_file
 from .task_names import resolve_task
 
 OFFICIAL_3D = (
@@ -213,10 +213,7 @@ def _own_entries(info_file: Path) -> dict[str, Any]:
     check_confined(info_file)
     if not info_file.is_file():
         raise DatasetError(f"{info_file}: no such file. Give a JSON file {{name: entry}} that describes your sets.")
-    try:
-        entries = json.loads(info_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DatasetError(f"{info_file}: not JSON ({error}); expected {{name: entry}}.") from error
+    entries = read_json_file(info_file, DatasetError, "{name: entry}")
     if not isinstance(entries, dict):
         raise DatasetError(f"{info_file}: JSON of a {type(entries).__name__}; expected {{name: entry}}.")
     return entries

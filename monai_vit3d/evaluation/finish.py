@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -149,7 +148,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def _write_keep_largest(bundle: Path, values: Sequence[int]) -> None:
     path = bundle / "configs" / "metadata.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = dict(read_metadata(bundle).content)
     if not isinstance(content.get("plan"), dict):
         raise UsageError(f"{path}: no plan; vit3d init writes one. Give a bundle that it made.")
     content["plan"]["keep_largest"] = list(values)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.files import read_text_file
 from monai_vit3d.data.json_shape import ANY_KEY
 from monai_vit3d.data.printable import printable
 from monai_vit3d.metrics.bootstrap import Interval
@@ -214,7 +215,7 @@ def _answered(items: Iterable[tuple[Mapping[str, Any], Path]], class_names: Sequ
     cases = []
     for item, folder in items:
         if folder not in records:
-            content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            content = json.loads(read_text_file(folder / "run.json"))
             records[folder] = {record["name"]: record for record in content["files"]}
         record = records[folder].get(item["name"], {})
         prediction = record.get("prediction")

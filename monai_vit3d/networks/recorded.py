@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_vit3d.data.errors import UsageError, WeightsError
+from monai_vit3d.data.json_files import read_json_file
 from monai_vit3d.layers.adapt_channels import adapt_channels
 
 from .checkpoints import is_ours, refuse_differences
@@ -135,10 +136,7 @@ def recorded_args(
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        args = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: not JSON ({type(error).__name__}); it may be cut off. {_FETCH}") from error
+    args = read_json_file(path, WeightsError, "the network's arguments, which may be cut off")
     if not isinstance(args, dict):
         raise WeightsError(f"{path}: a JSON {type(args).__name__}; an object is expected. {_FETCH}")
     return args

@@ -18,7 +18,7 @@ from monai_vit3d.bundle.metadata import Metadata, read_metadata
 from monai_vit3d.bundle.shipped import bundle_location
 from monai_vit3d.bundle.unpack import open_bundle
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.data.files import following_no_links, remove_parts, write_text_atomic
+from monai_vit3d.data.files import following_no_links, read_text_file, remove_parts, write_text_atomic
 from monai_vit3d.data.printable import printable
 from monai_vit3d.inferers.window_progress import OnWindow, following_windows
 
@@ -314,4 +314,4 @@ def _describe_derivative(plan: Plan, metadata: Metadata) -> None:
     content = {"Name": metadata.name, "BIDSVersion": "1.9.0", "DatasetType": "derivative", "GeneratedBy": generators}
     write_json(content, plan.output / "dataset_description.json")
     if (table := plan.output / "labels.tsv").is_file():
-        write_text_atomic(table.read_text(encoding="utf-8"), plan.output / "dseg.tsv")
+        write_text_atomic(read_text_file(table), plan.output / "dseg.tsv")

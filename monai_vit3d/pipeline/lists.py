@@ -12,6 +12,7 @@ from typing import Any
 
 from monai_vit3d.data.csv_files import parse_csv
 from monai_vit3d.data.errors import UsageError
+from monai_vit3d.data.files import read_text_file
 from monai_vit3d.data.printable import printable
 from monai_vit3d.data.readers import reader_for
 
@@ -130,7 +131,7 @@ def _with_mask(case: Case, text: str, where: str, folder: Path) -> Case:
 
 def _text(table: Path) -> str:
     try:
-        return table.read_bytes().decode("utf-8-sig")  # Excel begins its UTF-8 with a byte order mark
+        return read_text_file(table)  # Excel begins its UTF-8 with a byte order mark
     except OSError as error:
         raise UsageError(f"{printable(table)}: cannot be read ({error.strerror}). Make it readable.") from error
     except UnicodeDecodeError as error:

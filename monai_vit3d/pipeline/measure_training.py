@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from monai_vit3d.bundle.load import Bundle, load_bundle
+from monai_vit3d.bundle.metadata import read_metadata
 from monai_vit3d.bundle.trained_on import merge_ranges
 from monai_vit3d.data.case_files import read_channels
 from monai_vit3d.data.errors import ImageError, UsageError
 from monai_vit3d.data.files import write_text_atomic
+from monai_vit3d.data.json_files import read_json_file
 from monai_vit3d.data.orientation import axis_letters
+from monai_vit3d.data.printable import printable
 from monai_vit3d.data.readers import read_volume, reader_for, without_suffix
 from monai_vit3d.data.volume import Array, Volume
 
@@ -98,9 +101,10 @@ def find_cases(
     paths = {without_suffix(path.name): path for path in visible if reader_for(path)}
     names = list(paths)
     if split is not None:
-        content = json.loads(Path(split).read_text(encoding="utf-8"))
-        if not isinstance(content.get(section), list):
-            raise UsageError(f"{split}: no list {section!r}; it has {', '.join(content)}. Give section=.")
+        content = read_json_file(split, UsageError, "lists of names, one a section")
+        if not isinstance(content, dict) or not isinstance(content.get(section), list):
+            has = ", ".join(map(printable, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
+            raise UsageError(f"{split}: no list {section!r}; it has {has or 'nothing'}. Give section=.")
         names = sorted(map(str, content[section]))
     files = [paths.get(name, Path(images) / f"{name}.nii.gz") for name in names]
     cases = [{"image": str(path)} for path in files]
@@ -124,7 +128,7 @@ def write_trained_on(trained_on: Mapping[str, Any], bundle: str | Path) -> Path:
     path = Path(bundle) / "configs" / "metadata.json"
     if not path.is_file():
         raise UsageError(f"{path}: no such file. Give the folder of a MONAI bundle with its metadata.")
-    content = json.loads(path.read_text(encoding="utf-8")) | {"trained_on": dict(trained_on)}
+    content = {**read_metadata(Path(bundle)).content, "trained_on": dict(trained_on)}
     write_text_atomic(format_json(content) + "\n", path)
     return path
 

@@ -34,6 +34,7 @@ from monai.transforms import (
 )
 
 from monai_vit3d.data.errors import ImageError, UsageError, Vit3dError
+from monai_vit3d.data.files import read_text_file
 from monai_vit3d.data.in_memory import volumes_from
 from monai_vit3d.data.nifti.reader import as_monai
 from monai_vit3d.data.published_models import PublishedModel, empty_fields, published_model, published_models
@@ -266,9 +267,10 @@ def load_recipe(recipe: str | Path | Recipe) -> Recipe:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"recipe={recipe}: no published model, and no YAML file ({error}).") from error
+        content = yaml.safe_load(read_text_file(Path(recipe)))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())  # YAML's own has several lines
+        raise UsageError(f"recipe={recipe}: no published model, and no YAML file ({reason}).") from error
     if not isinstance(content, dict):
         raise UsageError(f"recipe={recipe}: a {type(content).__name__}; expected a mapping with orientation and steps.")
     return content

@@ -1,15 +1,21 @@
 """The ranges that shipped bundles are compared with: measured, not typed; they pass real cases and no whole head."""
 
 import json
+import os
+from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
+import torch
 from nilearn.datasets import load_mni152_template
+from torch.nn.functional import adaptive_avg_pool3d
 
 from monai_vit3d.data import decathlon_split
 from monai_vit3d.pipeline.check import check_files
 from monai_vit3d.pipeline.folder import predict_folder
 from monai_vit3d.pipeline.measure_training import measure_training
-from tests.helpers import HIPPOCAMPUS
+from tests.helpers import BUNDLES, HIPPOCAMPUS
 
 SPLIT = HIPPOCAMPUS / "configs" / "split.json"
 SHIPPED = json.loads((HIPPOCAMPUS / "configs" / "metadata.json").read_text())["trained_on"]
@@ -28,6 +34,43 @@ def test_ranges_are_those_of_the_training_files(decathlon_hippocampus):
             assert shipped == ranges
         else:
             assert SHIPPED[quantity] == ranges
+
+
+@pytest.mark.slow
+def test_ranges_of_whole_heads_are_those_of_the_label_maps_and_of_the_crops():
+    """A stripped brain, cropped, is the smallest head that was drawn; the grid of the drawn heads is the largest."""
+    maps = sorted(Path(os.environ.get("MONAI_DATA_DIRECTORY", ".")).glob("head_label_maps/*.nii.gz"))
+    if not maps:
+        pytest.skip("MONAI_DATA_DIRECTORY has no head_label_maps")
+    head = json.loads((BUNDLES / "head_hippocampus" / "configs" / "metadata.json").read_text())["trained_on"]
+    extents = []
+    for path in maps[:-4]:  # the last four are for validation
+        image = nib.as_closest_canonical(nib.load(path))
+        values = np.asarray(image.dataobj)
+        brain = (values > 0) & (values < 500) & (values != 24)  # without the skull's inside and what lies outside
+        extents.append([(np.ptp(where) + 1) * mm for where, mm in zip(brain.nonzero(), image.header.get_zooms())])
+    smallest = np.min(extents, axis=0)
+    assert head["field_of_view_mm"] == {
+        axis: [mm, 64 * 4.0] for axis, mm in zip(("left-right", "back-front", "bottom-top"), smallest)
+    }
+    for value, one in head["labels"].items():
+        crop = SHIPPED["labels"]["1" if value in "13" else "2"]
+        assert one == {key: crop[key] for key in ("present", "volume_ml", "pieces")}
+
+
+@pytest.mark.data
+def test_ranges_of_the_masks_are_those_of_the_training_part(adrenal_mnist):
+    """Each averaged to 32 voxels a side, the middle 28 of them from 0 to 2, as the network saw them."""
+    mask = json.loads((BUNDLES / "medmnist3d_classification" / "configs" / "metadata.json").read_text())["trained_on"]
+    with np.load(adrenal_mnist / "adrenalmnist3d_64.npz") as held:
+        volumes = held["train_images"]
+    shares, quantiles = (5, 25, 50, 75, 95), []
+    for volume in volumes:
+        small = adaptive_avg_pool3d(torch.from_numpy(volume)[None].float(), 32)[0, 2:30, 2:30, 2:30]
+        quantiles.append(np.percentile(small.numpy() * 2 / 255, shares))
+    pairs = zip(np.min(quantiles, axis=0), np.max(quantiles, axis=0))
+    assert mask["input"] == {f"{share}%": [low, high] for share, (low, high) in zip(shares, pairs)}
+    assert mask["cases"] == len(volumes)
 
 
 @pytest.mark.slow

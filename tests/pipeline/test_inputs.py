@@ -323,7 +323,7 @@ def test_unreadable_files_are_not_passed_over(tree, out, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert relatives(find_images([root], out)) == ["ct"]  # which the run then fails to read, and says so
     with pytest.raises(UsageError, match=r"/l.csv: cannot be read \(Permission denied\)"):
         find_images([root / "l.csv"], out)

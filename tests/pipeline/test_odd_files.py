@@ -1,8 +1,11 @@
 """Every key of a bundle's files and of run.json with every odd value: it works, or one line says what is wrong."""
 
+import argparse
 import json
 import logging
+import os
 import shutil
+import signal
 import warnings
 
 import pytest
@@ -11,8 +14,16 @@ import yaml
 from monai_vit3d.bundle.info import describe_bundle
 from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.bundle.metadata import read_metadata
+from monai_vit3d.cli.lab_defaults import use_lab_defaults
+from monai_vit3d.data import datalist, decathlon_split, medmnist3d_info
+from monai_vit3d.data.csv_files import read_csv_rows
 from monai_vit3d.data.errors import Vit3dError
+from monai_vit3d.pipeline.inputs import find_images
+from monai_vit3d.pipeline.measure_training import find_cases
 from monai_vit3d.pipeline.record import load_records
+from monai_vit3d.planning.layouts.common import class_names_beside
+from monai_vit3d.planning.layouts.table import read_dataset
+from monai_vit3d.weights.recipes import load_recipe
 from tests.helpers import side_by_side
 from tests.pipeline.tiny import CONFIG, METADATA, fits_the_terminal, predict
 
@@ -148,3 +159,53 @@ def test_a_resumed_run_with_an_odd_record_is_done_or_refused(
     err = capsys.readouterr().err
     assert "Traceback" not in err
     assert code == 0 or len(err.splitlines()) == 1, err
+
+
+# what reads a small file that a user gives, or that lies where a user points to
+READERS_OF_TEXT = {
+    "cases.json": lambda path: find_images([path], path.parent / "out"),
+    "cases.csv": lambda path: find_images([path], path.parent / "out"),
+    "run.json": lambda path: find_images([path.parent], path.parent / "out"),
+    "split.json": lambda path: find_cases(path.parent, split=path),
+    "decathlon.json": lambda path: decathlon_split(path.parent, path, "training"),
+    "folds.json": lambda path: datalist(path.parent, path, "training"),
+    "sets.json": lambda path: medmnist3d_info("own", path),
+    "training.json": read_dataset,
+    "dseg.tsv": lambda path: class_names_beside(path.parent),
+    "table.csv": read_csv_rows,
+    "recipe.yaml": load_recipe,
+    "vit3d.toml": lambda path: use_lab_defaults(argparse.ArgumentParser(), ["check"]),
+}
+
+
+@pytest.fixture
+def text_file(request, tmp_path, monkeypatch):
+    """Where such a file is looked for, beside an image."""
+    monkeypatch.setenv("VIT3D_CONFIG", str(tmp_path / "vit3d.toml"))
+    (tmp_path / "t1.nii.gz").touch()
+    return tmp_path / request.param
+
+
+@pytest.mark.parametrize(
+    ("text_file", "read"), READERS_OF_TEXT.items(), indirect=["text_file"], ids=list(READERS_OF_TEXT)
+)
+def test_files_that_users_give(text_file, read):
+    lists = {name: f'{{"training": {text}}}' for name, text in ODD.items()}
+    sections = {f"{name} test": f'{{"training": [{{"image": "t1.nii.gz"}}], "test": {ODD[name]}}}' for name in ODD}
+    for text in [*ODD.values(), *lists.values(), *sections.values(), "", "{", "\0", b"\xff\xfe"]:
+        text_file.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+        answered(read, text_file)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes as POSIX has them")
+@pytest.mark.parametrize(
+    ("text_file", "read"), READERS_OF_TEXT.items(), indirect=["text_file"], ids=list(READERS_OF_TEXT)
+)
+def test_pipes_in_their_place_are_not_waited_for(text_file, read):
+    os.mkfifo(text_file)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.alarm(20)  # a KeyboardInterrupt: nothing but a reader that waits gets it
+    try:
+        answered(read, text_file)
+    finally:
+        signal.alarm(0)

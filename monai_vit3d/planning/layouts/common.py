@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -15,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from monai_vit3d.data.errors import DatasetError, ImageError
-from monai_vit3d.data.files import read_regular
+from monai_vit3d.data.files import read_text_file
 from monai_vit3d.data.nifti.read import count_nifti_volumes, read_nifti
+from monai_vit3d.data.printable import excerpt
 from monai_vit3d.planning.dataset import LabelledCase, LabelledDataset
 
 logger = logging.getLogger(__name__)
@@ -52,20 +52,6 @@ def nifti_in(folder: Path) -> dict[str, Path]:
             f"{twice}: beside {by_stem[stem(twice)].name}; one of the two is expected. Remove the other."
         )
     return by_stem
-
-
-def read_json_file(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DatasetError: it cannot be read or is not JSON.
-    """
-    try:
-        return json.loads(read_regular(path).decode("utf-8-sig"))
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror}). Check the file's permissions.") from error
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: not JSON ({error}). Correct the file.") from error
 
 
 def numbered_names(value: Any, where: str) -> tuple[str, ...]:
@@ -117,10 +103,13 @@ def class_names_beside(folder: Path) -> dict[int, str]:
     path = next((path for path in sorted(folder.glob("*dseg.tsv")) if path.is_file()), None)
     if path is None:
         return {}
-    lines = [line.split("\t") for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    try:
+        lines = [line.split("\t") for line in read_text_file(path).splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not UTF-8 ({error.reason}). Save it as UTF-8.") from error
     header = [cell.strip() for cell in lines[0]] if lines else []
     if not {"index", "name"} <= set(header):
-        raise DatasetError(f"{path}: columns {header}; index and name are expected, with tabs between.")
+        raise DatasetError(f"{path}: columns {excerpt(header, 80)}; index and name are expected, with tabs between.")
     columns = header.index("index"), header.index("name")
     if any(len(line) <= max(columns) for line in lines):
         raise DatasetError(f"{path}: a line has too few cells; an index and a name are expected in each.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_vit3d.data.errors import DatasetError
+from monai_vit3d.data.json_files import read_json_file
 from monai_vit3d.planning.dataset import LabelledCase, LabelledDataset
 
 from .common import (
@@ -18,12 +19,12 @@ from .common import (
     is_nifti_name,
     names_by_file,
     numbered_names,
-    read_json_file,
 )
 from .targets import cases_task
 
 _SECTIONS = {"training": "training", "validation": "training", "test": "testing", "testing": "testing"}
 _ITEM = '{"image": path or paths, "label": path}'
+_EXPECTED = f'an object with a list "training" of {_ITEM}'
 
 
 def is_json_list(path: Path) -> bool:
@@ -43,11 +44,11 @@ def read_json_list(path: Path) -> LabelledDataset:
     file = _list_file(path)
     if file is None:
         raise DatasetError(f'{path}: no JSON file with a list "training" of {_ITEM}. Write one.')
-    content, root = read_json_file(file), file.parent
+    content, root = read_json_file(file, DatasetError, _EXPECTED), file.parent
     items = [
         (_item(item, f"{file}, {name}[{i}]"), name)
         for name in _SECTIONS
-        for i, item in enumerate(content.get(name) or [])
+        for i, item in enumerate(_section(content, name, file))
     ]
     images = [_images(root, item, f"{file}, {name}") for item, name in items]
     names = names_by_file([files[0] for files in images], root)
@@ -93,8 +94,15 @@ def _list_file(path: Path) -> Path | None:
 def _lists_cases(file: Path) -> bool:
     if not file.is_file():
         return False
-    content = read_json_file(file)
+    content = read_json_file(file, DatasetError, _EXPECTED)
     return isinstance(content, dict) and isinstance(content.get("training"), list) and bool(content["training"])
+
+
+def _section(content: Mapping[str, Any], name: str, file: Path) -> list[Any]:
+    items = content.get(name) or []
+    if not isinstance(items, list):
+        raise DatasetError(f"{file}, {name}: {type(items).__name__}; a list of {_ITEM} is expected.")
+    return items
 
 
 def _item(item: Any, where: str) -> Mapping[str, Any]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from monai_vit3d.data.errors import DatasetError
+from monai_vit3d.data.json_files import read_json_file
 from monai_vit3d.data.json_shape import ANY_KEY, shape_violation
 from monai_vit3d.planning.dataset import LabelledCase, LabelledDataset
 
-from .common import NIFTI, build_dataset, class_names_from, nifti_in, numbered_names, read_json_file
+from .common import NIFTI, build_dataset, class_names_from, nifti_in, numbered_names
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 _SHAPE = {"file_ending": str, "dataset": {ANY_KEY: {"images": [str], "label": str}}}
@@ -55,7 +56,7 @@ def read_nnunet(path: Path) -> LabelledDataset:
 
 
 def _content(root: Path) -> dict[str, Any]:
-    content = read_json_file(root / "dataset.json")
+    content = read_json_file(root / "dataset.json", DatasetError, "nnU-Net's dataset.json")
     if not isinstance(content, dict):
         raise DatasetError(f"{root / 'dataset.json'}: no JSON object; channel_names and labels are expected in one.")
     return content

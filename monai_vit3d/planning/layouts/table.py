@@ -83,8 +83,8 @@ def read_dataset(path: str | Path, layout: str | None = None, channels: Sequence
 
 def _seen(path: Path) -> str:
     """Describe what is in a folder, or what a file is."""
-    if path.is_file():
-        return "a file"
+    if not path.is_dir():
+        return "a file" if path.is_file() else "a pipe, socket or device"
     names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in os.scandir(path))
     if not names:
         return "an empty folder"
