@@ -1,4 +1,4 @@
-"""What the bundle head_hippocampus was trained on: `trained_on` of its metadata.json, beyond what `vit3d measure` can do.
+"""What the bundle head_hippocampus was trained on: `trained_on` of its metadata.json, where `vit3d measure` cannot.
 
 Its localizer was trained on heads that were drawn from label maps. The smallest field of view is that of a file that is
 cropped to a skull-stripped brain, so the smallest extent of a brain in the maps that were trained on; the largest is
