@@ -29,6 +29,9 @@ class Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self._close_windows()
         if self.bar is not None:
             self.bar.close()
@@ -52,11 +55,12 @@ class Progress:
             self.windows = None
 
     def begin(self, plan: Plan) -> None:
-        """Print the plan's notes, and start to count its cases."""
+        """Print the plan's notes, and start to count its cases, anew if others were counted before."""
         from tqdm import tqdm
 
         print_notes(plan)
-        self.total = len(plan.cases)
+        self._close()
+        self.seen, self.total = 0, len(plan.cases)
         if is_showing_progress():
             self.bar = tqdm(total=self.total, unit="file", dynamic_ncols=True, file=raw_terminal())
 

@@ -6,10 +6,13 @@ import select
 import struct
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
 
-from monai_vit3d.pipeline.folder import predict_folder
+from monai_vit3d.cli.progress import Progress
+from monai_vit3d.cli.verbosity import heeding_verbosity
+from monai_vit3d.pipeline.folder import plan_folder, predict_folder
 from tests.helpers import ONE_THREAD, ROOT
 from tests.pipeline.tiny import arguments, write_bundle, write_images
 
@@ -28,6 +31,20 @@ def test_windows_are_told_batch_by_batch(tmp_path):
     (total,) = {total for _, total in told}
     batches = [min(4 * i, total) for i in range(1, -(-total // 4) + 1)]
     assert [done for done, _ in told] == 2 * batches
+
+
+def test_runs_one_after_the_other_are_counted_anew(tmp_path, capsys):
+    """As the folds of a bundle are that ``vit3d evaluate`` predicts."""
+    record = {"status": "done", "name": "a", "seconds": 1.0, "warnings": []}
+    bundle = write_bundle(tmp_path / "bundle")
+    with heeding_verbosity(Namespace(quiet=0, verbose=0, log_file=None)), Progress() as progress:
+        for cases in (2, 3):
+            write_images(tmp_path / str(cases), cases)
+            progress.begin(plan_folder(tmp_path / str(cases), tmp_path / "out", bundle))
+            for _ in range(cases):
+                progress(record)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["1/2", "2/2", "1/3", "2/3", "3/3"]
 
 
 def test_a_terminal_shows_files_and_windows(tmp_path):

@@ -327,6 +327,11 @@ MISTAKES = {
     "nothing there": (lambda r: r / "none", "none: no such file or folder"),
     "empty": (lambda r: r, "an empty folder; none of the expected layouts: nnunet .*json .*bids .*csv .*folders"),
     "other files": (lambda r: save(r / "x.nii.gz") or r, r"a folder with x.nii.gz; none of the"),
+    "above": (
+        lambda r: [nnunet(r / "raw" / name) for name in ("Dataset001_A", "Dataset002_B")]
+        and write(r / "raw/c/l.json", "{") and r / "raw",
+        r"Give one of the data sets in it: \S+/raw/Dataset001_A, \S+/raw/Dataset002_B\.$",
+    ),
     "region": (lambda r: nnunet(r, labels={"background": 0, "tumour": [1, 2]}), r"'tumour' is a region of .*\[1, 2\]"),
     "ignore": (lambda r: nnunet(r, labels={"background": 0, "a": 1, "ignore": 2}), "ignore label"),
     "ending": (lambda r: nnunet(r, file_ending=".nrrd"), "file_ending is '.nrrd'; .nii.gz or .nii"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from .json_list import is_json_list, read_json_list
 from .nnunet import is_nnunet, read_nnunet
 
 MAX_LISTED_NAMES = 6
+MAX_SEARCHED = 50  # folders
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,19 @@ def read_dataset(path: str | Path, layout: str | None = None, channels: Sequence
         if row.matches(path):
             return row.read(path).with_channels(channels)
     expected = "; ".join(f"{name} ({row.files})" for name, row in candidates.items())
-    raise DatasetError(f"{path}: {_seen(path)}; none of the expected layouts: {expected}. Arrange the files as one.")
+    found = _inside(path, candidates)
+    advice = f"Give one of the data sets in it: {', '.join(found)}." if found else "Arrange the files as one."
+    raise DatasetError(f"{path}: {_seen(path)}; none of the expected layouts: {expected}. {advice}")
+
+
+def _inside(path: Path, layouts: Mapping[str, Layout]) -> list[str]:
+    """Return the folders in a folder that a layout matches, as nnU-Net's folder of all data sets has them."""
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+    found = []
+    for one in folders[:MAX_SEARCHED]:
+        with suppress(DatasetError):  # of a file that would have to be read to know
+            found += [str(one)] if any(row.matches(one) for row in layouts.values()) else []
+    return found
 
 
 def _seen(path: Path) -> str:
