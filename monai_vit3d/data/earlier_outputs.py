@@ -25,6 +25,11 @@ def written_files(folder: str, names: Iterable[str]) -> set[str]:
     return {os.path.join(folder, path) for paths in outputs if isinstance(paths, dict) for path in paths}
 
 
+def has_record(folder: str | Path) -> bool:
+    """Return whether a run, or a shard of one, has left its record in a folder."""
+    return any(_RECORD.fullmatch(name) for name in os.listdir(folder))
+
+
 def _records(path: Path) -> list[object]:
     """Read ``files`` of a run's record; empty for another program's run.json, whatever its content."""
     try:

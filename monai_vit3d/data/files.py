@@ -62,10 +62,11 @@ def replacing(path: str | Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
         else:
             os.replace(part, final, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename in (None, part):
-            error.filename, error.filename2 = str(path), None  # a full disk's error does not say which file
         with suppress(OSError):
             os.unlink(part, **in_folder)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, part):
+            # a full disk's does not say which file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         if folder is not None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from monai_vit3d.data.earlier_outputs import has_record
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.passed_over import PassedOver
 from monai_vit3d.data.printable import printable
@@ -142,7 +143,7 @@ def plan_cases(
         raise UsageError(f"no case in the inputs; {head} {'; '.join(reasons)}. Give a folder with some.")
     cases = [replace(case, index=i, seg=seg) for i, case in enumerate(split)]
     _check_clashes(cases, outputs)
-    _check_inputs_stay(cases, outputs, output)
+    _check_inputs_stay(inputs, cases, outputs, output)
     _check_places(cases, outputs, output)
     plan = Plan(
         tuple(cases[shard[0] - 1 :: shard[1]]),
@@ -205,10 +206,17 @@ def _check_clashes(cases: Sequence[Case], outputs: Sequence[str]) -> None:
         )
 
 
-def _check_inputs_stay(cases: Sequence[Case], outputs: Sequence[str], output: Path) -> None:
-    images = {_key(os.path.realpath(image)) for case in cases for image in case.images}
-    planned = (output / path for case in cases for path in case.paths(outputs))
-    over = [printable(path) for path in planned if _key(os.path.realpath(path)) in images]
+def _check_inputs_stay(
+    inputs: str | Path | Sequence[str | Path], cases: Sequence[Case], outputs: Sequence[str], output: Path
+) -> None:
+    """Refuse to write over an image, or over a list of cases that was given."""
+    given = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    read = {_key(os.path.realpath(path)) for path in [*given, *(image for case in cases for image in case.images)]}
+    planned = [
+        *(output / path for case in cases for path in case.paths(outputs)),
+        *(output / name for name in RESERVED),
+    ]
+    over = [printable(path) for path in planned if _key(os.path.realpath(path)) in read]
     if over:
         raise UsageError(f"{some(over)}: both input and output. Inputs are never overwritten: give another OUT.")
 
@@ -230,7 +238,9 @@ def _check_places(cases: Sequence[Case], outputs: Sequence[str], output: Path) -
         raise UsageError(
             f"{names}: a file is or will be there; expected a folder for outputs. Give another OUT or name."
         )
-    blocked = [printable(output / path) for path in paths if os.path.isdir(output / path)]
+    blocked = [
+        printable(output / path) for path in [*paths, *map(PurePosixPath, RESERVED)] if os.path.isdir(output / path)
+    ]
     if blocked:
         raise UsageError(f"{some(blocked)}: a folder lies where an output is to be written. Give another OUT.")
 
@@ -242,4 +252,10 @@ def _check_absent(plan: Plan) -> None:
         raise UsageError(
             f"{len(there)} of {len(planned)} outputs are there already, e.g. {printable(there[0])}. "
             "Give existing='resume' to skip what is verified, existing='overwrite' to write them anew, or another OUT."
+        )
+    theirs = [name for name in RESERVED if os.path.lexists(plan.output / name)]
+    if theirs and not has_record(plan.output):
+        raise UsageError(
+            f"{printable(plan.output)}: {some(theirs)} there, where the run writes its own, and no record of an "
+            "earlier run. Give another OUT, or existing='overwrite'."
         )

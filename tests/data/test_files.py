@@ -90,6 +90,11 @@ def test_an_error_names_the_file_and_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.txt'"), replacing(tmp_path / "a.txt", "w"):
         raise OSError(28, "No space left on device")
     assert os.listdir(tmp_path) == []
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_text_atomic("x", tmp_path / "a.txt")
+    assert str(caught.value) == f"[Errno 21] Is a directory: '{tmp_path / 'a.txt'}'"
+    assert os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):

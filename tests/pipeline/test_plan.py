@@ -196,6 +196,37 @@ def test_a_folder_where_an_output_is_needed(tree, out):
         plan_cases([root], out, existing="overwrite")
 
 
+@pytest.mark.parametrize("name", ["run.json", "stats.csv", "report.html"])
+def test_a_folder_where_a_table_of_the_run_is_needed(tree, out, name):
+    (out / name).mkdir(parents=True)
+    with pytest.raises(UsageError, match=rf"/{name}: a folder lies where"):
+        plan_cases([tree("x.nii")], out, existing="overwrite")
+
+
+def test_a_list_in_out_is_never_overwritten(tree):
+    root = tree("x.nii")
+    listed = root / "volumes.csv"
+    listed.write_text("image\nx.nii\n")
+    for existing in ("refuse", "resume", "overwrite"):
+        with pytest.raises(UsageError, match=r"/volumes.csv: both input and output"):
+            plan_cases([listed], root, existing=existing)
+        with pytest.raises(UsageError, match="both input and output"):
+            plan_cases(listed, root, existing=existing)
+
+
+def test_tables_in_out_that_no_run_has_written(tree, out):
+    root = tree("x.nii")
+    out.mkdir()
+    (out / "stats.csv").write_text("a lifetime's work")
+    (out / "dataset_description.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"out: dataset_description.json, stats.csv there, where the run writes its"):
+        plan_cases([root], out)
+    for existing in ("resume", "overwrite"):
+        assert plan_cases([root], out, existing=existing).total == 1
+    (out / ".run-1-of-2.json").touch()
+    assert plan_cases([root], out).total == 1
+
+
 def test_reserved_names_are_free_for_cases(tmp_path, out):
     names = ["qc/x", "run.json", "report.html", "deep/run.json/x"]
     assert [case.name for case in plan_cases([named(tmp_path, names)], out).cases] == names
