@@ -9,7 +9,10 @@ masked; so a graph whose shapes may not depend on values masks instead, and give
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .patch_embed import covering_grid
 
 
 class KeptTokens(NamedTuple):
@@ -42,22 +45,17 @@ def find_foreground(x: Tensor, patch_size: tuple[int, int, int], background_max:
     Returns:
         ``(B, N)`` bool, D fastest.
     """
-    highest = lowest = x.detach()
-    for axis, voxels in enumerate(patch_size):  # H first: reductions along D, in memory the closest, are the slowest
-        highest = _of_patches(highest, axis + 2, voxels, True)
-        lowest = _of_patches(lowest, axis + 2, voxels, False)
+    h, w, d = patch_size
+    gh, gw, gd = covering_grid(x, patch_size)
+    size = x.shape
+    # a part of a patch is made whole by its last voxels, again and again; the sizes are of the input alone, as an ONNX
+    # exporter takes those of what it has reshaped for constants
+    whole = F.pad(x.detach(), [0, gd * d - size[4], 0, gw * w - size[3], 0, gh * h - size[2]], "replicate")
+    highest = lowest = whole.reshape(size[0], size[1], gh, h, gw, w, gd, d)
+    for axis in (3, 4, 5):  # H first: reductions along D, in memory the closest, are the slowest
+        highest, lowest = highest.amax(axis), lowest.amin(axis)
     is_background = highest == lowest if background_max is None else highest <= background_max
     return ~is_background.all(1).flatten(1)
-
-
-def _of_patches(x: Tensor, axis: int, voxels: int, largest: bool) -> Tensor:
-    """Return the largest or least value of each patch along an axis; the last patch may be a part of one."""
-    before = (x.shape[axis] - 1) // voxels
-    whole = x.narrow(axis, 0, before * voxels).unflatten(axis, [before, voxels])
-    last = x.narrow(axis, before * voxels, x.shape[axis] - before * voxels)
-    if largest:
-        return torch.cat([whole.amax(axis + 1), last.amax(axis, keepdim=True)], axis)
-    return torch.cat([whole.amin(axis + 1), last.amin(axis, keepdim=True)], axis)
 
 
 def keep_foreground(patch_valid: Tensor, num_prefix_tokens: int, fixed_shapes: bool = False) -> KeptTokens:

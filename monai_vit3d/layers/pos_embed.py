@@ -124,5 +124,7 @@ def crop_pos_embed(pos: Tensor, old: tuple[int, int, int], new: tuple[int, int, 
         ``(1, P + N', C)``.
     """
     prefix, patches = pos[:, :num_prefix_tokens], pos[:, num_prefix_tokens:]
-    volume = patches.reshape(1, old[0], old[1], old[2], -1)[:, : new[0], : new[1], : new[2]]
+    volume = patches.reshape(1, old[0], old[1], old[2], -1)
+    for axis in range(3):  # by number: tracers with sizes that may change compare the strides of a slice
+        volume = volume.index_select(axis + 1, torch.arange(new[axis], device=pos.device))
     return torch.cat([prefix, volume.flatten(1, 3)], dim=1)

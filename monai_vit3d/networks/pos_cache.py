@@ -41,10 +41,12 @@ def outlives_the_call(grid: tuple[Any, ...], values: Tensor) -> bool:
     """Return whether sizes are numbers and a tensor has values that are valid after the call.
 
     Neither is so while a tracer runs (proxies, symbolic sizes, fake tensors), nor are the tensors that
-    ``torch.func``'s transforms and forward-mode differentiation hand around.
+    ``torch.func``'s transforms and forward-mode differentiation hand around; on the meta device there are no values.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not all(type(n) is int for n in grid):
         return False
-    if type(values) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(values):
+    if type(values) not in (Tensor, nn.Parameter) or values.is_meta:
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(values):
         return False
     return torch.autograd.forward_ad.unpack_dual(values).tangent is None

@@ -688,6 +688,7 @@ class VisionTransformer3D(Pretrained):
             tokens, rope = self._tokens(x)
         else:
             refuse_masks(attn_mask, is_causal)
+            is_causal = False  # the ONNX exporter made a tensor of it
             tokens, rope = self._tokens(x, kept.ids, kept.is_whole)
             attn_mask = kept.key_mask
         x, taken = self._run_blocks(tokens, take, rope, attn_mask, is_causal, last)

@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from monai.visualize import GradCAM
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from monai_vit3d.layers import PatchConv3d
 from monai_vit3d.networks import TokenClassifier, TokenSegmenter, VisionTransformer3D, create_preset
-from tests.helpers import pairwise
+from tests.helpers import pairwise, run_processes
 
 # patches that fill the input, leave a rest, overlap, leave gaps, are dilated, padded, in groups
 GEOMETRIES = {
@@ -137,8 +140,48 @@ def test_offloaded_weights_of_a_network_that_reads_blocks(kind):
         torch.testing.assert_close(offloaded(volume()), want, atol=0, rtol=0)
 
 
+SHARDED = {
+    "backbone": lambda: backbone(num_classes=3, dynamic_img_size=True),
+    "segmenter": lambda: TokenSegmenter(backbone(), "light", num_classes=3),
+    "classifier": lambda: TokenClassifier(backbone(rope="patch"), "attentive", num_classes=3),
+}
+
+
+def shard(rank, folder):
+    """Shard the stem, the blocks and the whole by FSDP2; compare values, gradients and saved names with the plain."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    for name, build in SHARDED.items():
+        plain = build().eval()
+        sharded, x = copy.deepcopy(plain), volume()
+        inner = sharded if name == "backbone" else sharded.backbone
+        for part in (inner.patch_embed.proj, *inner.blocks, sharded):
+            fully_shard(part, mesh=mesh)
+        for _ in range(2):  # the second time all of it is in pieces again
+            wanted, found = plain(x), sharded(x)
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+        for out in (wanted, found):
+            out.square().mean().backward()
+        gradients = {key: p.grad.full_tensor() for key, p in sharded.named_parameters()}
+        torch.testing.assert_close(gradients, {key: p.grad for key, p in plain.named_parameters()})
+        state = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True))
+        if rank == 0:
+            torch.testing.assert_close(dict(state), dict(plain.state_dict()), atol=0, rtol=0)
+    torch.distributed.destroy_process_group()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"dynamic_img_size": True}, {"rope": "patch", "pos_embed": "sincos"}])
+def test_sharded_by_fsdp2(tmp_path):
+    run_processes(shard, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dynamic_img_size": True}, {"rope": "patch", "pos_embed": "sincos"}, {"tokens": "foreground"}],
+    ids=str,
+)
 def test_forward_on_the_meta_device(options):
     with torch.device("meta"):
         net = create_preset("vit3d_huge", (96, 96, 48), (16, 16, 8), num_classes=3, **options)

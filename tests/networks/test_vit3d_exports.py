@@ -13,24 +13,29 @@ from monai_vit3d.networks import TokenClassifier, TokenSegmenter, VisionTransfor
 # the first is img_size, on whose grid the positions are; the next three have as many tokens
 SIZES = [(16, 16, 8), (8, 16, 16), (16, 8, 16), (32, 8, 8), (20, 24, 12), (8, 8, 8), (8, 16, 32), (24, 8, 20)]
 SIZES += [(12, 28, 8), (28, 12, 8)]
+SMALLER = [(16, 16, 8), (8, 16, 8), (16, 8, 8), (12, 12, 6), (13, 10, 7), (9, 15, 5)]  # what fits into the first
 PADDED = [(13, 10, 7), (9, 22, 11)]  # no multiples of the patch
 pytestmark = pytest.mark.filterwarnings("ignore")  # of exporters, about themselves
 
 
-def backbone(**options):
-    return VisionTransformer3D(SIZES[0], 4, embed_dim=24, depth=2, num_heads=2, dynamic_img_size=True, **options)
+def backbone(dynamic_img_size=True, **options):
+    sizes = {"dynamic_img_size": dynamic_img_size, **options}
+    return VisionTransformer3D(SIZES[0], 4, embed_dim=24, depth=2, num_heads=2, **sizes)
 
 
 NETS = {
     "learned": backbone,
     "sincos": lambda: backbone(pos_embed="sincos"),
     "pad": lambda: backbone(dynamic_img_pad=True),
+    "corner": lambda: backbone(dynamic_img_pad=True, dynamic_img_size=False),
     "patch": lambda: backbone(rope="patch", pos_embed="none"),
     "box": lambda: backbone(rope="box"),
     "mm": lambda: backbone(rope="mm"),
+    "foreground": lambda: backbone(tokens="foreground", num_classes=3),
     "unetr": lambda: TokenSegmenter(backbone(), "unetr", 3, feature_size=2),
     "unetr, pad": lambda: TokenSegmenter(backbone(dynamic_img_pad=True), "unetr", 3, feature_size=2),
     "light": lambda: TokenSegmenter(backbone(), "light", 3, feature_size=2),
+    "light, foreground": lambda: TokenSegmenter(backbone(tokens=0.5), "light", 3, feature_size=2),
     "dpt": lambda: TokenSegmenter(backbone(), "dpt", 3, feature_size=2),
     "pyramid": lambda: TokenSegmenter(backbone(), "pyramid", 3, feature_size=2),
     "attentive": lambda: TokenClassifier(backbone(), "attentive", 3),
@@ -53,12 +58,16 @@ def network(name):
 
 
 def volume(size):
-    return torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(1))
+    x[0, :, : size[0] // 2] = 0  # background
+    return x
 
 
 def exported(net, name, folder):
     # of a padded segmenter no tracer can prove that cropping back is possible, except for whole patches
-    sides = [Dim(axis, min=5, max=64) if name == "pad" else 4 * Dim(axis, min=2, max=16) for axis in "hwd"]
+    most = dict(zip("hwd", SIZES[0])) if name == "corner" else dict.fromkeys("hwd", 64)
+    pads = name in ("pad", "corner")
+    sides = [Dim(axis, min=5, max=most[axis]) if pads else 4 * Dim(axis, min=2, max=16) for axis in "hwd"]
     program = torch.export.export(net, (volume(SIZES[0]),), dynamic_shapes=(dict(enumerate(sides, 2)),))
     return program.module()
 
@@ -84,7 +93,9 @@ def test_exported_at_img_size_right_at_ten_sizes(name, form, tmp_path):
     net = network(name)
     program = form(net, name, tmp_path)
     wants = {}
-    for size in SIZES + (PADDED if name == "pad" or (form is onnx_by_trace and "pad" in name) else []):
+    padded = PADDED if name == "pad" or (form is onnx_by_trace and "pad" in name) else []
+    sizes = SMALLER if name == "corner" else SIZES + padded
+    for size in sizes:
         wants[size] = net(volume(size))
         torch.testing.assert_close(program(volume(size)), wants[size], atol=1e-4, rtol=1e-4)
-    assert (wants[SIZES[0]].mean() - wants[SIZES[4]].mean()).abs() > 1e-5  # sizes do matter
+    assert (wants[sizes[0]].mean() - wants[sizes[4]].mean()).abs() > 1e-5  # sizes do matter
