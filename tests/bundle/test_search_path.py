@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,15 +24,17 @@ def evil(folder, names, marker):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["module", "script"])
+@pytest.mark.parametrize("way", ["module", "torchrun", "script"])
 def test_nothing_is_imported_from_here(tmp_path, bundle, cohort, way):
     """Neither from the current folder nor from the bundle, which is in PYTHONPATH or the current folder itself."""
     here, marker = tmp_path / "here", tmp_path / "ran"
     command = arguments(cohort / "case00.nii.gz", to=tmp_path / "out", bundle=bundle)
-    if way == "module":
+    if way != "script":
+        launcher = [] if way == "module" else [Path(sys.executable).with_name("torchrun"), "--nproc_per_node=1"]
         evil(here, NAMES, marker)
         evil(bundle, OF_OTHERS, marker)
-        code, _, err = run_python("-m", "monai_vit3d.cli", *command, cwd=here, env={"PYTHONPATH": str(bundle)})
+        words = [*launcher, "-m", "monai_vit3d.cli", *command]
+        code, _, err = run_python(*words, cwd=here, env={"PYTHONPATH": str(bundle)})
     else:
         evil(bundle, OF_OTHERS, marker)
         code = "from monai_vit3d.cli import run_process; run_process()"
