@@ -75,6 +75,18 @@ def element_number(header: Dataset, name: str) -> float | None:
     return value if np.isfinite(value) else None
 
 
+def optional_number(header: Dataset, name: str) -> float | None:
+    """Return an attribute's finite number; None if it is missing or blank.
+
+    Raises:
+        HeaderError: it is there, and no finite number.
+    """
+    value = element_number(header, name)
+    if value is None and name in header and header.get_item(name).value not in (None, "", b""):
+        raise HeaderError(f"{name} is not a finite number")
+    return value
+
+
 def element_numbers(header: Dataset, name: str, count: int) -> Array:
     """Return an attribute's numbers, (count,) float64.
 

@@ -12,7 +12,7 @@ from monai_vit3d.data.errors import ImageError, UsageError, install_extra
 from monai_vit3d.data.limits import MAX_VOXELS
 from monai_vit3d.data.volume import Array, Volume
 
-from .headers import HeaderError, hush_pydicom
+from .headers import HeaderError, hush_pydicom, optional_number
 from .series import Series, describe_series
 from .slices import Slice
 from .stack import stack_slices
@@ -103,17 +103,31 @@ def _fill(
     planes: Array, image: Dataset, frames: dict[int, list[int]], slices: Sequence[Slice], factors: Sequence[float]
 ) -> None:
     """Decode frames of a file, and rescale their planes in float64."""
-    from pydicom.pixels import apply_modality_lut, iter_pixels
+    from pydicom.pixels import iter_pixels
 
     order = sorted(frames)
     for frame, stored in zip(order, iter_pixels(image, indices=order), strict=True):
         for k in frames[frame]:
             tile = slices[k].tile
             with np.errstate(over="ignore", invalid="ignore"):
-                values = apply_modality_lut(stored if tile is None else stored[tile], slices[k].rescale)
+                values = _rescaled(stored if tile is None else stored[tile], slices[k].rescale)
                 planes[k] = values if factors[k] == 1.0 else np.asarray(values, np.float64) * factors[k]
             if not np.isfinite(planes[k]).all():
                 raise HeaderError("values that are not finite after rescaling")
+
+
+def _rescaled(stored: Array, header: Dataset) -> Array:
+    """Rescale stored values in float64; a slope or an intercept that is missing or blank is 1 or 0, as GDCM has it."""
+    from pydicom.pixels import apply_modality_lut
+
+    if "ModalityLUTSequence" in header:
+        return np.asarray(apply_modality_lut(stored, header))
+    slope, intercept = (optional_number(header, name) for name in ("RescaleSlope", "RescaleIntercept"))
+    if slope == 0:
+        raise HeaderError("RescaleSlope is 0, so all values would be one")
+    if slope is None and intercept is None:
+        return stored
+    return stored.astype(np.float64) * (1.0 if slope is None else slope) + (intercept or 0.0)
 
 
 def _open(path: Path) -> Dataset:

@@ -99,6 +99,38 @@ def test_each_slice_has_its_own_slope(tmp_path):
     assert np.abs(volume.voxels - phantom(points(volume))).max() <= 1  # half of the largest slope, 2
 
 
+@pytest.mark.parametrize("missing", [("RescaleSlope",), ("RescaleIntercept",), ("RescaleSlope", "RescaleIntercept")])
+@pytest.mark.parametrize("blank", [True, False])
+def test_half_of_a_rescale_is_simpleitks(tmp_path, missing, blank):
+    sitk = pytest.importorskip("SimpleITK")
+
+    def edit(ds, k):
+        fill(ds, slope=2.0)
+        for name in missing:
+            setattr(ds, name, None) if blank else delattr(ds, name)
+
+    folder = series(tmp_path / "s", edit=edit)
+    itk = sitk.ImageSeriesReader()
+    itk.SetFileNames(itk.GetGDCMSeriesFileNames(str(folder)))
+    expected = sitk.GetArrayFromImage(itk.Execute()).T
+    assert len(np.unique(expected)) > 50
+    np.testing.assert_array_equal(read(folder).voxels, expected)
+
+
+@pytest.mark.parametrize(
+    ("slope", "word"), [("0", "RescaleSlope is 0"), ("4,5", "not a finite"), ("NaN", "not a finite")]
+)
+def test_a_slope_that_is_none(tmp_path, slope, word):
+    folder = series(tmp_path / "s")
+    path = next(folder.iterdir())
+    content = path.read_bytes()
+    held = b"(\x00S\x10DS\x04\x001.0 "
+    assert content.count(held) == 1
+    path.write_bytes(content.replace(held, held[:8] + slope.ljust(4).encode()))
+    with pytest.raises(ImageError, match=word):
+        read(folder)
+
+
 def test_without_rescale_values_are_as_stored(tmp_path):
     def edit(ds, k):
         fill(ds, intercept=0.0)
