@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from monai.bundle import run as run_bundle
+from monai.transforms.post import dictionary as post_dictionary
 
 from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.data.nifti import read_nifti_grid
@@ -73,8 +74,20 @@ def test_labels_and_names_are_those_of_monai_bundle_run(images, tmp_path, name):
     assert seen == set(chain.names)
 
 
+# of MONAI's postprocessing: those that make no labels
+NO_LABELS = {
+    "DistanceTransformEDTd", "Ensembled", "GenerateHeatmapd", "ProbNMSd", "SaveClassificationd", "SobelGradientsd",
+}  # fmt: skip
+
+
 def test_the_table_is_wide():
-    assert len(CHAINS) >= 40
+    """Forty chains on each of the four grids; each step of MONAI's postprocessing; both inversions."""
+    assert len([chain for chain in CHAINS.values() if set(chain.grids) == set(GRIDS)]) >= 40
+    used = {one["_target_"] for chain in CHAINS.values() for one in chain.steps}
+    post = {name for name, one in vars(post_dictionary).items() if isinstance(one, type) and name.endswith("d")}
+    own = {name for name in post if vars(post_dictionary)[name].__module__ == post_dictionary.__name__}
+    assert own - used == NO_LABELS
+    assert {one["nearest_interp"] for c in CHAINS.values() for one in c.steps if one["_target_"] == "Invertd"} == {0, 1}
 
 
 @pytest.mark.parametrize("size", [[40, 40, 40], [13, 30, 7]])

@@ -208,6 +208,16 @@ CHAINS = {
             NEAREST,
         ]
     ),
+    "mask of a label": Chain([ARGMAX, NEAREST, step("LabelToMaskd", select_labels=[2])], {1: "white"}),
+    "mask of two masks": Chain(
+        [SIGMOID, LINEAR, HALF, step("LabelToMaskd", select_labels=[0, 2], merge_channels=True)],
+        {1: "tumour core or enhancing tumour"},
+        channels=BRATS,
+    ),
+    "one-hot behind": Chain([ARGMAX, NEAREST, step("AsDiscreted", to_onehot=3)], dict(enumerate(NAMES, 1))),
+    "split": Chain([SIGMOID, LINEAR, HALF, step("SplitDimd", dim=0)], {1: BRATS[1]}, channels=BRATS, saved="pred_1"),
+    "repeated": Chain([ARGMAX, step("RepeatChanneld", repeats=2), step("RemoveRepeatedChanneld", repeats=2), NEAREST]),
+    "above a value": Chain([ARGMAX, NEAREST, step("ThresholdIntensityd", threshold=1.5)], {2: "white"}),
     "deleted": Chain([SOFTMAX, LINEAR, step("DeleteItemsd", "image"), ARGMAX, LARGEST]),
     "with a function behind": Chain([SOFTMAX, invert(False, post_func="$lambda x: x ** 2"), ARGMAX]),
     "steps behind saving": Chain([ARGMAX, NEAREST, save(), function("x * 0")]),
