@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from .safe_expression import expression_violation, import_violation, is_lone_imp
 MAX_SAFE_DEPTH, MAX_SAFE_ITEMS, MAX_SHOWN = 40, 20_000, 5
 _ADVICE = "Read the bundle; if you trust it, run without safe=True."
 _BAD_IN_KEYS = frozenset(":#@%$")  # with them a key could stand for another item's id
+_PERCENTILE = re.compile(r"\d{1,2}(\.\d+)?%", re.ASCII)  # a key of what a bundle was trained on; no macro ends so
 _RENAMED_BY_MONAI = "optional_packages_version"  # MONAI moves its content to another key, at the top of a config
 
 
@@ -128,7 +130,7 @@ def _key_findings(where: str, value: dict[Any, Any]) -> Iterator[SafetyFinding]:
         text = str(key)
         plain = (
             text.isprintable() and text == text.strip() and not text.startswith("+") and not set(text) & _BAD_IN_KEYS
-        )
+        ) or _PERCENTILE.fullmatch(text)
         if not text or not plain or type(key) not in (str, int) or (text == _RENAMED_BY_MONAI and not where):
             yield SafetyFinding(
                 where, key, "a key like this can stand for another id; expected plain names without : # @ % $"

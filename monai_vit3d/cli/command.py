@@ -13,7 +13,14 @@ from typing import NoReturn
 from monai_vit3d import __version__
 from monai_vit3d.bundle.search_path import without_folders
 from monai_vit3d.bundle.shipped import find_bundle
-from monai_vit3d.data.errors import BundleError, DatasetError, UsageError, Vit3dError, WeightsError
+from monai_vit3d.data.errors import (
+    BundleError,
+    DatasetError,
+    UsageError,
+    Vit3dError,
+    WeightsError,
+    explain_missing_module,
+)
 from monai_vit3d.deferred_imports import defer_imports
 
 from . import bundles, check, compare, demo, embed, evaluate, info, init, measure, predict, probe, serve, train, weights
@@ -88,6 +95,11 @@ def _run_verb(args: argparse.Namespace) -> int:
             print_error(line)
         command_log.debug("The error's traceback:", exc_info=True)
         return 2 if isinstance(error, UsageError | BundleError | WeightsError | DatasetError) else 1
+    except ModuleNotFoundError as error:
+        if (text := explain_missing_module(error)) is None:
+            raise
+        print_error(f"vit3d: {text}")
+        return 2
     except KeyboardInterrupt:
         print_error(f"vit3d: interrupted; {go_on}")
         return 130

@@ -56,6 +56,23 @@ class TrainingFailed(Vit3dError, RuntimeError):
     """A training ended by an error of another library, which the message quotes."""
 
 
+# top-level modules that extras of setup.cfg install
+MODULES_OF_EXTRAS = {
+    **dict.fromkeys(("ignite", "fire", "jsonschema", "tensorboard"), "bundle"),
+    **dict.fromkeys(("pydicom", "highdicom", "gdcm"), "dicom"),
+    **dict.fromkeys(("nilearn", "matplotlib"), "viz"),
+    **{"argcomplete": "completion", "mcp": "serve", "medmnist": "medmnist", "openvino": "cpu"},
+    **{"peft": "peft", "sklearn": "ssl"},
+}
+
+
+def explain_missing_module(error: ModuleNotFoundError) -> str | None:
+    """Say which extra has the module that is not installed; None if it is of none."""
+    module = (error.name or "").partition(".")[0]
+    extra = MODULES_OF_EXTRAS.get(module)
+    return extra and f"this needs the package {module}, which is not installed: {install_extra(extra)}."
+
+
 def install_extra(extra: str) -> str:
     """Advise to install this package with an extra of its setup.cfg, as a part of an error's sentence."""
     return f"install this package with its {extra!r} extra"

@@ -16,10 +16,10 @@ from monai_vit3d.data.errors import WeightsError
 from monai_vit3d.data.files import remove_parts, replacing
 from monai_vit3d.data.training_lock import lock_training, unlock_training
 from monai_vit3d.networks.checkpoints import read_checkpoint
+from monai_vit3d.networks.weights_sha256 import weights_sha256
 from monai_vit3d.networks.wrappers import load_plain_state_dict, plain_state_dict, unwrap_network
 
 from .finite import require_finite_weights
-from .weights_sha256 import weights_sha256
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,8 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from monai_vit3d.networks.weights_sha256 import weights_sha256
 from monai_vit3d.networks.wrappers import unwrap_network
-
-from .weights_sha256 import weights_sha256
 
 
 def moving_average(network: nn.Module, decay: float = 0.999) -> AveragedModel:

@@ -16,9 +16,9 @@ from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.files import following_no_links, remove_parts, replacing
 from monai_vit3d.data.nifti import write_map
 from monai_vit3d.data.volume import Grid, Volume
-from monai_vit3d.handlers.weights_sha256 import weights_sha256
 from monai_vit3d.inferers.window_progress import OnWindow, following_windows
 from monai_vit3d.networks.weights_licence import weights_licence
+from monai_vit3d.networks.weights_sha256 import weights_sha256
 from monai_vit3d.visualize.overlay import write_png
 from monai_vit3d.visualize.patch_colours import draw_patch_colours
 

@@ -221,6 +221,8 @@ CONFIGS = {
     "key with the old separator": {"network#transforms": [MKDIR], **under(network=NETWORK)},
     "empty key": {"": {"network": MKDIR}, **under(network=NETWORK)},
     "key with a space": under(network={"_target_": "Compose", "transforms ": [MKDIR], "transforms": []}),
+    "key that is no percentile": under(b={"5%x": 1}, network=NETWORK),
+    "key that ends as a percentile": under(b={"::5%": 1}, network=NETWORK),
     "key that writes to the terminal": under(b={"\x1b[2J": "%"}, network=NETWORK),
     "key that merges": {"+imports": ["$import sys"], **under(network=NETWORK)},
     "number and text as one key": under(b={0: MKDIR, "0": 1}, network="@b::0"),
@@ -393,6 +395,7 @@ HARMLESS = {
     "dtype text": {"_target_": "CastToTyped", "keys": ["a", "b"], "dtype": ["float32", "$torch.uint8"]},
     "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [32, 32, 32]},
     "numbers as keys": {"names": {0: "background", 1: "liver"}},
+    "percentiles as keys": {"input": {"5%": [0, 1], "99.5%": [2, 3]}},
     "device": torch.device("cpu"),
     "path": Path("model.pt"),
 }

@@ -1,11 +1,13 @@
 """train_bundle gives the weights of monai.bundle run, resumes, passes over what is finished, and reports its course."""
 
 import csv
+import json
 import math
 
 import pytest
 import torch
 
+from monai_vit3d.bundle.load import load_bundle
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.training_lock import lock_training, unlock_training
 from monai_vit3d.training import train_bundle
@@ -31,6 +33,8 @@ def test_the_weights_are_those_of_monai_bundle_run(bundle, tmp_path):
     assert trained.model == bundle / "models/fold_0.pt"
     assert same(weights(trained.model), weights(other / "models/fold_0.pt"))
     assert network_from(trained.model, num_classes=3).training is False
+    assert "trained_on" in json.loads((bundle / "configs/metadata.json").read_text())
+    assert load_bundle(bundle, safe=True).network is not None
 
 
 @pytest.mark.slow

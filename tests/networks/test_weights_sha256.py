@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from monai_vit3d.handlers.weights_sha256 import weights_sha256
+from monai_vit3d.networks.weights_sha256 import weights_sha256
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
