@@ -110,13 +110,15 @@ def test_an_error_in_a_page_is_noticed(tmp_path):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 @pytest.mark.parametrize("name", ["index", "docs/explanation", "docs/files", "reference/cli", "tutorials/index"])
 def test_pages_open_in_a_browser(site, name):
-    """No error, all pictures are there, and nothing is wider than a narrow window."""
+    """No error, all pictures are there, and neither the page nor a block of code is wider than a narrow window."""
     path = site[f"{name}.html"]
-    seen = "document.documentElement.scrollWidth, innerWidth, ...[...document.images].map(i => i.naturalWidth)"
+    cut = "[...document.querySelectorAll('pre')].filter(p => p.scrollWidth > p.clientWidth).length"
+    seen = f"document.documentElement.scrollWidth, innerWidth, {cut}, ...[...document.images].map(i => i.naturalWidth)"
     script = f"<script>onload = () => {{ document.title = [{seen}].join() }}</script></body>"
     dom, complaints = browse(path.parent, path.read_text("utf-8").replace("</body>", script))
     assert complaints == []
-    wide, window, *pictures = map(int, re.findall(r"<title>(.*?)</title>", dom)[0].split(","))
+    wide, window, cut_off, *pictures = map(int, re.findall(r"<title>(.*?)</title>", dom)[0].split(","))
     assert wide <= window
+    assert cut_off == 0
     assert all(pictures)
     assert len(pictures) >= {"docs/explanation": 1, "tutorials/index": 9}.get(name, 0)

@@ -74,7 +74,7 @@ def _toctree(pages: Any, options: str) -> str:
 
 def command_page() -> str:
     """Return the page of all verbs, each with the help that the command prints."""
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "90"
     parser = build_parser()
     verbs = next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     parts = ["# The command", f"```text\n{parser.format_help()}```"]

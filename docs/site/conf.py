@@ -9,7 +9,7 @@ release = version = monai_vit3d.__version__
 html_title = f"{project} {release}"
 html_theme = "furo"
 html_static_path = ["_static"]
-html_css_files = ["gallery.css"]
+html_css_files = ["site.css"]
 html_copy_source = False
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
