@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from scipy.ndimage import gaussian_filter
+from scipy.spatial import cKDTree
 
 from monai_vit3d.data import Grid, ImageError, Volume
 from monai_vit3d.pipeline.label_values import MAX_LABEL_VALUES, check_label_values, few_whole_values
@@ -44,6 +46,33 @@ def test_scans_of_few_values_are_warned_of(values):
 @pytest.mark.parametrize("values", [(0,), (7,), (0, 0.5), (0, 1, 2.001), tuple(range(MAX_LABEL_VALUES + 1))])
 def test_scans_are_left_alone(values):
     given_one = of(*values)
+    assert check_label_values(given_one) is given_one
+
+
+def parcels(count, shape=(60, 50, 40)):
+    """Each voxel has the number of the nearest of random points; 0 outside of a ball."""
+    rng = np.random.default_rng(count)
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    _, nearest = cKDTree(rng.uniform(0, shape, (count, 3))).query(index)
+    inside = np.linalg.norm(index - np.array(shape) / 2, axis=-1) < 19
+    return np.where(inside, nearest + 1, 0)
+
+
+@pytest.mark.parametrize("voxels", [parcels(117), 7 * parcels(80), np.repeat(parcels(110), 3, axis=2)])
+def test_parcellations_of_many_values_are_warned_of(voxels):
+    checked = check_label_values(volume(voxels))
+    assert checked.warnings[1].startswith("neighbours have the same whole number: a label file? include_labels=True")
+
+
+def test_smooth_scans_of_8_and_16_bits_are_left_alone():
+    rng, shape = np.random.default_rng(0), (60, 50, 40)
+    smooth = gaussian_filter(rng.normal(size=shape), 3)
+    smooth = (smooth - smooth.min()) / np.ptp(smooth)
+    head = np.where(parcels(3) > 0, smooth, 0)  # in air of one value
+    for values in (255 * smooth, 255 * head, 4000 * head, 255 * head + rng.normal(0, 3, shape).clip(0), 100 * smooth):
+        given_one = volume(np.rint(values))
+        assert check_label_values(given_one) is given_one
+    given_one = volume(parcels(90) + 0.5)
     assert check_label_values(given_one) is given_one
 
 
