@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
 from monai_vit3d.data import UsageError
 from monai_vit3d.planning.init import plan_bundle
 from tests.bundles.helpers import run_here
+from tests.bundles.test_workflow import config_sets, unknown_properties
 from tests.planning.test_write_bundle import SCHEMA
 
 SMALL = {"embed_dim": 48, "num_heads": 1, "depth": 2}
@@ -36,6 +37,7 @@ def planned(request, tmp_path_factory):
 
 def test_monai_verifies_it(planned, tmp_path, monkeypatch):
     bundle = planned[0].bundle
+    assert [found for configs in config_sets(bundle) if (found := unknown_properties(bundle, *configs))] == []
     (tmp_path / "schema.json").write_text(SCHEMA.read_text())
     verify_metadata(meta_file=str(bundle / "configs" / "metadata.json"), filepath=str(tmp_path / "schema.json"))
     monkeypatch.chdir(bundle)

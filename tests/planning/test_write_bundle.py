@@ -17,7 +17,7 @@ from monai_vit3d.planning import read_dataset
 from monai_vit3d.planning.init import plan_bundle
 from monai_vit3d.planning.memory import build_segmenter
 from monai_vit3d.planning.write_bundle import NETWORK_OPTIONS, write_bundle
-from tests.bundles.test_workflow import SECTIONS, Unparsed
+from tests.bundles.test_workflow import SECTIONS, config_sets, unknown_properties
 from tests.planning.evidence import CT, PET, fingerprint, plan
 from tests.planning.toy_data import CHANNELS, CLASSES, TOY_LAYOUTS, write_toy
 
@@ -72,13 +72,11 @@ def test_monai_runs_the_network_as_the_metadata_say(written, monkeypatch):
 
 @pytest.mark.parametrize(("kind", "properties"), [("train", TrainProperties), ("inference", InferProperties)])
 def test_monai_finds_what_it_asks_for(kind, properties, written):
-    configs = written[0] / "configs"
-    options = {"workflow_type": kind, "logging_file": False, "bundle_root": str(written[0])}
-    workflow = Unparsed(str(configs / f"{kind}.yaml"), str(configs / "metadata.json"), **options)
-    workflow.parser.parse()
-    assert workflow.check_properties() == []
+    for configs in config_sets(written[0]):
+        assert unknown_properties(written[0], *configs) == []
+    workflow = _parser(written[0], kind)
     ids = [p["id"].replace("::", "#") for p in properties.values() if p["required"]]
-    assert [name for name in ids if name not in workflow.parser] == []
+    assert [name for name in ids if name not in workflow] == []
 
 
 @pytest.mark.slow
