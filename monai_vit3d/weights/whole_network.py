@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +151,7 @@ def load_network(network: nn.Module, path: str | Path) -> nn.Module:
     name = type(unwrap_network(network)).__name__
     if not came:
         raise WeightsError(f"{path}: a backbone alone; expected the whole of a {name}. Load it with load_backbone.")
-    anew = _of_other_classes(own, came)
+    anew = _of_other_classes(network, own, came)
     came = {key: value for key, value in came.items() if key not in anew}
     refuse_differences({key: own[key] for key in own if key not in anew}, came, path, name)
     load_backbone(network, path)
@@ -162,17 +164,28 @@ def _beside_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.startswith(PREFIX)}
 
 
-def _of_other_classes(own: dict[str, Tensor], came: dict[str, Tensor]) -> dict[str, tuple[int, int]]:
-    """Find the tensors that differ in the class axis alone (of a transposed convolution the second), and its lengths.
+def _of_other_classes(
+    network: nn.Module, own: dict[str, Tensor], came: dict[str, Tensor]
+) -> dict[str, tuple[int, int]]:
+    """Find the tensors that differ in the number of classes alone, and their lengths along that axis, theirs and ours.
 
-    They are of classes only if all differ from the same number to the same.
+    So they do if the network, given as many classes, has the shapes that came.
     """
-    unlike = [key for key in own if key in came and own[key].shape != came[key].shape]
-    counts = {key: [(a, b) for a, b in zip(came[key].shape, own[key].shape) if a != b] for key in unlike}
-    ranks = all(own[key].dim() == came[key].dim() for key in unlike)
-    if not ranks or len({tuple(pairs) for pairs in counts.values()}) != 1 or any(len(p) != 1 for p in counts.values()):
+    unlike = {
+        key: (came[key].shape, own[key].shape) for key in own if key in came and own[key].shape != came[key].shape
+    }
+    pairs = {(a, b) for had, has in unlike.values() if len(had) == len(has) for a, b in zip(had, has) if a != b}
+    if len(pairs) != 1:
         return {}
-    return {key: pairs[0] for key, pairs in counts.items()}
+    had, has = pairs.pop()
+    other: Any = copy.deepcopy(unwrap_network(network))
+    classes = getattr(other, "num_classes", None) or has  # of an ordinal task there is an output less
+    with suppress(AttributeError, ValueError):  # a decoder or head of its own, that cannot be given other classes
+        other.reset_classifier(had + classes - has)
+        given = _beside_backbone(plain_state_dict(other))
+        if all(given[key].shape == came[key].shape for key in unlike):
+            return dict.fromkeys(unlike, (had, has))
+    return {}
 
 
 def _told(anew: dict[str, tuple[int, int]]) -> str:

@@ -10,7 +10,7 @@ medmnist = pytest.importorskip("medmnist")
 
 
 @pytest.mark.parametrize(("dataset", "classes"), [("nodulemnist3d", 2), ("organmnist3d", 11)])
-def test_medmnists_evaluator_takes_it(tmp_path, monkeypatch, capsys, dataset, classes):
+def test_medmnists_evaluator_takes_it(tmp_path, monkeypatch, dataset, classes):
     rng = np.random.default_rng(0)
     scores = rng.dirichlet(np.ones(classes), 40).round(6)
     labels = np.arange(40) % classes
@@ -27,7 +27,6 @@ def test_medmnists_evaluator_takes_it(tmp_path, monkeypatch, capsys, dataset, cl
         assert pytest.approx(auc(scores, labels, "multi-class")) == found.AUC
     else:
         assert pytest.approx(((scores[:, 1] > 0.5) == labels).mean()) == found.ACC
-    assert f"{found.ACC:.3f}" in capsys.readouterr().out or found.ACC > 0
 
 
 @pytest.mark.parametrize("text", ["", "filename,prediction\na,x\n", "filename,probability_a,prediction\n"])

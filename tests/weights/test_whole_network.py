@@ -122,6 +122,30 @@ def test_other_networks_are_refused_and_nothing_changes(make, words, tmp_path):
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ["width of the decoder", "blocks that the head reads"])
+def test_another_number_that_is_not_of_classes_is_refused(kind, tmp_path):
+    # all tensors that differ do so from one number to one other, as those of other classes do
+    if kind == "width of the decoder":
+        old, new = (TokenSegmenter(vit(), "light", 3, feature_size=size) for size in (4, 8))
+    else:
+        old, new = (TokenClassifier(vit(), "linear", 3, out_indices=blocks) for blocks in ((1, 2), (2,)))
+    torch.save(old.state_dict(), tmp_path / "model.pt")
+    before = {key: value.clone() for key, value in new.state_dict().items()}
+    with pytest.raises(WeightsError, match="another architecture"):
+        load_network(new, tmp_path / "model.pt")
+    assert all(torch.equal(value, before[key]) for key, value in new.state_dict().items())
+
+
+@pytest.mark.parametrize("task", ["multi-class", "ordinal", "multi-label"])
+def test_tasks_whose_outputs_are_fewer_than_classes(task, tmp_path):
+    old, new = (TokenClassifier(vit(n), "mlp", classes, task) for n, classes in ((1, 4), (2, 6)))
+    torch.save(old.state_dict(), tmp_path / "model.pt")
+    load_network(new, tmp_path / "model.pt")
+    had, found = old.state_dict(), new.state_dict()
+    assert all(torch.equal(had[key], value) for key, value in found.items() if had[key].shape == value.shape)
+    assert {key for key in had if had[key].shape != found[key].shape} <= {"head.output.weight", "head.output.bias"}
+
+
 def test_a_backbone_alone_is_no_whole_network(tmp_path):
     torch.save({f"backbone.{k}": v for k, v in headless(vit(1)).items()}, tmp_path / "encoder.pt")
     with pytest.raises(WeightsError, match="a backbone alone"):
