@@ -115,6 +115,6 @@ def _weights_and_safety(root: Path, choice: Choice) -> dict[str, str]:
     except BundleError as error:
         shipped = sorted((root / "models").glob("*.pt"))
         weights = ", ".join(f"{path.name}, SHA-256 {file_sha256(path)}" for path in shipped) or "none"
-        return {"--safe": f"refused: {error}", "weights": weights}
+        return {"--safe": f"refused: {' '.join(map(str.strip, error.lines))}", "weights": weights}
     except WeightsError as error:  # of the config alone: it was checked first
         return {"weights": f"cannot be used: {error}", "--safe": "runs, once there are weights"}

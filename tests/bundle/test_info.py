@@ -54,6 +54,7 @@ def test_what_safe_refuses_is_told_and_nothing_of_it_runs(tmp_path):
     lines = describe_bundle(bundle)
     assert lines["--safe"].startswith("refused: ")
     assert "network" in lines["--safe"]
+    assert "\n" not in lines["--safe"]  # a value is a line
     assert not trace.exists()
     digest = hashlib.sha256((bundle / "models" / "model.pt").read_bytes()).hexdigest()
     assert lines["weights"] == f"model.pt, SHA-256 {digest}"
