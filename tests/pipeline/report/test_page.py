@@ -111,6 +111,14 @@ def test_a_run(page, tmp_path):
     assert any("patient's right is on the left" in text for text in found.text("p"))
 
 
+def test_an_argument_that_an_error_names_is_told_as_a_flag(page):
+    """As run.json, the page serves Python and the command."""
+    failed = {"name": "b", "status": "failed", "error": "b.nii: 4D image (4, 4, 4, 9). Pick one with volume=N."}
+    hint = "Arguments are named as in Python: volume=N is --volume N on the command line."
+    assert hint in page([failed]).text("p")
+    assert hint not in page([{**failed, "error": "b.nii: empty"}]).text("p")
+
+
 @pytest.mark.parametrize("files", ["m/model.pt", None, [3], [{"file": "m/fold_0.pt"}, {"file": "m/fold_2.pt", "x": 1}]])
 def test_the_page_names_the_weights_that_ran(page, files):
     named = ["fold_0.pt, fold_2.pt, "] if isinstance(files, list) and files[0] != 3 else [""]
