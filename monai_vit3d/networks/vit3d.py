@@ -35,7 +35,7 @@ from monai_vit3d.layers.foreground import (
     refuse_masks,
     spread_tokens,
 )
-from monai_vit3d.layers.patch_embed import check_divisible, check_volume, covering_grid, refuse_volume
+from monai_vit3d.layers.patch_embed import check_divisible, check_volume, covering_grid, refuse_tokens, refuse_volume
 
 from .backbone_args import describe_backbone
 from .layer_decay import backbone_matcher
@@ -563,6 +563,10 @@ class VisionTransformer3D(Pretrained):
             strict = not self.dynamic_img_size
             x = check_volume(x, self.in_chans, self.img_size, self.patch_size, strict, self.dynamic_img_pad)
         tokens: Tensor = self.patch_embed(x)
+        if not torch.jit.is_scripting():  # noqa: SIM102
+            if self._checks_input and outlives_the_call((), tokens):
+                kind, on_grid = type(self.patch_embed).__name__, self.takes_grid and not self._embeds_flat
+                refuse_tokens(tokens, kind, x, self.patch_size, self.embed_dim, on_grid)
         if self.takes_grid and self._embeds_flat:
             grid = covering_grid(x, self.patch_size)
             tokens = tokens.reshape(tokens.shape[0], grid[0], grid[1], grid[2], tokens.shape[2])

@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import timm
@@ -173,6 +174,43 @@ def test_embedding_of_ones_own(options):
     if not options:
         with pytest.raises(ValueError, match="img_size"):  # as many tokens, elsewhere
             theirs(randn(2, 1, 12, 8, 8))
+
+
+class Gridded(OwnEmbedding):
+    """A grid as a convolution gives it."""
+
+    def forward(self, x):
+        return self.kernel(x)
+
+
+class Sparse(OwnEmbedding):
+    """A token for every other patch."""
+
+    def forward(self, x):
+        return super().forward(x)[:, ::2]
+
+
+class Wide(OwnEmbedding):
+    """Tokens of another width."""
+
+    def forward(self, x):
+        return super().forward(x).repeat(1, 1, 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"dynamic_img_size": True}, {"dynamic_img_pad": True}])
+@pytest.mark.parametrize("layer", [Gridded, Sparse, Wide])
+def test_embedding_of_ones_own_that_breaks_the_contract(layer, options):
+    with pytest.raises(ValueError, match=rf"embed_layer={layer.__name__} made .* expected a token for each patch"):
+        noisy(embed_layer=layer, **options)(randn(2, 1, *TINY["img_size"]))
+
+
+def test_constructors_that_need_what_they_do_not_get():
+    def windowed(img_size, patch_size, embed_dim, window):
+        return OwnEmbedding(img_size, patch_size, embed_dim=embed_dim)
+
+    with pytest.raises(ValueError, match=r"windowed needs window; expected .* in_chans.* functools\.partial"):
+        noisy(embed_layer=windowed)
+    assert isinstance(noisy(embed_layer=partial(windowed, window=3)).patch_embed, OwnEmbedding)
 
 
 @torch.no_grad()
