@@ -48,7 +48,7 @@ def read_trained_on(content: Any) -> TrainedOn:
     if not isinstance(orientations, list) or not all(isinstance(codes, str) for codes in orientations):
         raise ValueError(f"trained_on/orientation: {orientations!r}; a list such as ['RAS'] is expected")
     cases = content.get("cases", 0)
-    if not isinstance(cases, int):
+    if type(cases) is not int or cases < 0:
         raise ValueError(f"trained_on/cases: {cases!r}; a whole number is expected")
     return TrainedOn(cases, {key[1:]: pair for key, pair in ranges.items()}, tuple(orientations))
 

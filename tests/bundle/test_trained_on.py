@@ -37,6 +37,8 @@ def test_read():
         {"orientation": "RAS"},
         {"orientation": [1]},
         {"cases": "many"},
+        {"cases": True},
+        {"cases": -1},
     ],
 )
 def test_malformed_is_one_line_that_names_the_file_and_the_place(tmp_path, content):
