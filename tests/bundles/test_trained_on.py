@@ -93,3 +93,24 @@ def test_a_whole_head_is_refused_before_any_work(tmp_path):
     assert record["error"] == found["error"]
     assert "network" not in record["stages"]
     assert not (tmp_path / "out" / "head_seg.nii.gz").exists()
+
+
+# MNI coordinates in mm: crops as large as those of the training, without a hippocampus
+ELSEWHERE = {"cerebellum": (0, -65, -35), "frontal": (-20, 40, 20), "brainstem": (0, -25, -30), "air": (0, 100, 60)}
+
+
+@pytest.mark.slow
+def test_crops_of_other_places_are_suspicious_for_more_than_one_reason(tmp_path):
+    """Nothing is far before the work: their size, spacing and brightness are those of the training."""
+    head, size = load_mni152_template(resolution=1), np.array([36, 50, 36])
+    (tmp_path / "in").mkdir()
+    for name, place in {**ELSEWHERE, "hippocampus": (26, -22, -14)}.items():
+        middle = nib.affines.apply_affine(np.linalg.inv(head.affine), place).round().astype(int)
+        start = np.clip(middle - size // 2, 0, np.array(head.shape) - size)
+        box = tuple(slice(low, low + n) for low, n in zip(start, size))
+        head.slicer[box].to_filename(tmp_path / "in" / f"{name}.nii.gz")
+    predict_folder(tmp_path / "in", tmp_path / "out", HIPPOCAMPUS, device="cpu", safe=True)
+    records = json.loads((tmp_path / "out" / "run.json").read_text())["files"]
+    kinds = {record["name"]: {one["kind"] for one in record["suspicious"]} for record in records}
+    assert all({"volume", "entropy"} <= kinds[name] for name in ELSEWHERE)
+    assert kinds["hippocampus"] <= {"border"}  # the head of the hippocampus reaches so small a box's side
