@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -161,27 +160,6 @@ def _by_table(
     if layer not in table:
         raise ValueError(f"{argument}={layer!r}; expected one of {', '.join(map(repr, table))}, or a class.")
     return table[layer]
-
-
-def build(constructor: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:
-    """Call ``constructor`` with those keywords that its signature knows.
-
-    Raises:
-        ValueError: it needs others.
-    """
-    parameters = inspect.signature(constructor).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return constructor(**kwargs)
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    needed = [name for name, p in parameters.items() if p.kind in named and p.default is inspect.Parameter.empty]
-    others = [name for name in needed if name not in kwargs]
-    if others:
-        name = getattr(constructor, "__name__", repr(constructor))
-        raise ValueError(
-            f"{name} needs {', '.join(others)}; expected no arguments but those that it gets: {', '.join(kwargs)}. "
-            "Bind the others by functools.partial."
-        )
-    return constructor(**{k: v for k, v in kwargs.items() if k in parameters})
 
 
 def resolve_indices(indices: Indices, depth: int, *, once: bool = True) -> list[int]:

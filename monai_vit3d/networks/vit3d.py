@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from monai_vit3d.deprecated import warn_renamed
 from monai_vit3d.layers import PatchEmbed3D, fit_pos_embed, keep_rows, sincos_pos_embed, to_3tuple
+from monai_vit3d.layers.embed_contract import refuse_tokens
 from monai_vit3d.layers.foreground import (
     KeptTokens,
     find_foreground,
@@ -35,13 +36,13 @@ from monai_vit3d.layers.foreground import (
     refuse_masks,
     spread_tokens,
 )
-from monai_vit3d.layers.patch_embed import check_divisible, check_volume, covering_grid, refuse_tokens, refuse_volume
+from monai_vit3d.layers.patch_embed import check_divisible, check_volume, covering_grid, refuse_volume
 
 from .backbone_args import describe_backbone
+from .build_layer import build
 from .layer_decay import backbone_matcher
 from .options import (
     Indices,
-    build,
     check_ids_keep,
     check_numbers,
     check_weight_init,
