@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 # lines that a test cannot run as they stand, and what does instead
 NOT_RUN = {
-    r"pip install|make (demo|test)": "downloads gigabytes; the job `wheel` of continuous integration",
+    r"pip install|make (demo|test)": "downloads gigabytes; CI runs `make test`",
     r"--model colipri( --maps --resume)?$|--pretrained colipri": "fetches weights; tests/pipeline, tests/planning",
     r"convert IN OUT": "of 350 MB; tests/weights/convert",
     r"OWNER/NAME": "a place for a name; tests/bundle/test_hub_bundle.py",
