@@ -54,9 +54,17 @@ def moved(voxels: np.ndarray, centres: np.ndarray, turn: Rotation, shift: np.nda
     return image, turn.apply(centres - middle) + middle + shift
 
 
+def sampled(voxels: np.ndarray, step: tuple[float, ...]) -> np.ndarray:
+    """Interpolate 1 mm voxels at points of another step in mm, and back."""
+    coarse = zoom(voxels, 1 / np.array(step), order=1, grid_mode=True, mode="nearest")
+    return zoom(coarse, np.array(voxels.shape) / np.array(coarse.shape), order=1, grid_mode=True, mode="nearest")
+
+
 def variations(voxels: np.ndarray, centres: np.ndarray, rng: np.random.Generator, count: int):
-    """Yield name, voxels and centres of the head as it is, and in ``count`` ways of each kind."""
+    """Yield name, voxels and centres of the head as it is, of thick slices, and ``count`` of each other kind."""
     yield "as it is", voxels, centres
+    for step in ((5, 1, 1), (1, 5, 1), (1, 1, 5)):
+        yield "slices of 5 mm along an axis", sampled(voxels, step), centres
     for _ in range(count):
         angles, shift = rng.uniform(-25, 25, 3), rng.uniform(-15, 15, 3)
         yield (
@@ -64,9 +72,7 @@ def variations(voxels: np.ndarray, centres: np.ndarray, rng: np.random.Generator
             *moved(voxels, centres, Rotation.from_euler("xyz", angles, True), shift),
         )
         step = rng.choice([(0.7, 0.7, 0.7), (1.5, 1.5, 1.5), (1, 1, 5), (5, 1, 1)])
-        coarse = zoom(voxels, 1 / np.array(step), order=1, grid_mode=True, mode="nearest")
-        again = zoom(coarse, np.array(voxels.shape) / np.array(coarse.shape), order=1, grid_mode=True, mode="nearest")
-        yield "sampled at 0.7 to 5 mm", again, centres
+        yield "sampled at 0.7 to 5 mm", sampled(voxels, step), centres
         top = np.percentile(voxels[voxels > 0], 99.5)
         yield "inverted", np.where(voxels > 0, np.clip(1.1 * top - voxels, 0, None), 0), centres
         axis, sign = rng.integers(3), rng.choice([1, 2, 3])
