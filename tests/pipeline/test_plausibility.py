@@ -40,7 +40,8 @@ def geometry(shape, spacing=(1, 1, 1), metadata=HIPPOCAMPUS):
     ("shape", "kinds", "far"),
     [
         ((35, 50, 36), [], False),
-        ((48, 64, 48), [], False),  # of `vit3d demo`
+        ((36, 52, 36), [], False),  # the boxes of head_hippocampus
+        ((48, 64, 48), [], False),
         ((100, 120, 100), ["field of view"], False),
         ((52, 75, 54), ["field of view"], False),  # half as much again
         ((20, 30, 20), ["field of view"], False),
