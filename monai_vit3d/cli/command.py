@@ -13,14 +13,7 @@ from typing import NoReturn
 from monai_vit3d import __version__
 from monai_vit3d.bundle.search_path import without_folders
 from monai_vit3d.bundle.shipped import find_bundle
-from monai_vit3d.data.errors import (
-    BundleError,
-    DatasetError,
-    UsageError,
-    Vit3dError,
-    WeightsError,
-    explain_missing_module,
-)
+from monai_vit3d.data.errors import BundleError, UsageError, Vit3dError, WeightsError, explain_missing_module
 from monai_vit3d.deferred_imports import defer_imports
 
 from . import bundles, check, compare, demo, embed, evaluate, info, init, measure, predict, probe, serve, train, weights
@@ -94,7 +87,7 @@ def _run_verb(args: argparse.Namespace) -> int:
         for line in (f"vit3d: {first}", *more):
             print_error(line)
         command_log.debug("The error's traceback:", exc_info=True)
-        return 2 if isinstance(error, UsageError | BundleError | WeightsError | DatasetError) else 1
+        return 2 if isinstance(error, UsageError | BundleError | WeightsError) else 1
     except ModuleNotFoundError as error:
         if (text := explain_missing_module(error)) is None:
             raise

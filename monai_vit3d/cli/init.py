@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from monai_vit3d.data.errors import DatasetError, UsageError
 from monai_vit3d.data.printable import printable
 
 from .options import add_example, parse_override
@@ -63,18 +64,21 @@ def _run(args: argparse.Namespace) -> int:
     if args.accept_licence:
         overrides["encoder_options"] = {**overrides.get("encoder_options", {}), "accept_licence": True}
     with tqdm(unit="case", dynamic_ncols=True, disable=not is_showing_progress(), desc="reading") as bar:
-        report = plan_bundle(
-            args.data,
-            args.output,
-            layout=args.layout,
-            channels=args.channels,
-            memory=args.memory,
-            pretrained=args.pretrained,
-            overrides=overrides,
-            dry_run=args.dry_run,
-            timed=True,
-            on_case=lambda *_: bar.update(),
-        )
+        try:
+            report = plan_bundle(
+                args.data,
+                args.output,
+                layout=args.layout,
+                channels=args.channels,
+                memory=args.memory,
+                pretrained=args.pretrained,
+                overrides=overrides,
+                dry_run=args.dry_run,
+                timed=True,
+                on_case=lambda *_: bar.update(),
+            )
+        except DatasetError as error:  # here the data are what was given, as flags are
+            raise UsageError(str(error)) from error
     cases = f"{len(report.dataset.section('training'))} labelled cases, read as {report.dataset.layout}"
     print(printable(f"{report.dataset.root}: {cases}"))
     for problem in report.problems:

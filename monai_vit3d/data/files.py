@@ -65,8 +65,7 @@ def replacing(path: str | Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
         with suppress(OSError):
             os.unlink(part, **in_folder)
         if isinstance(error, OSError) and error.errno and error.filename in (None, part):
-            # a full disk's does not say which file
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk's does not say which file
         raise
     finally:
         if folder is not None:

@@ -15,7 +15,7 @@ from monai_vit3d.data import ImageError, cut_box, label_volumes_ml
 from .folder import predict_folder
 
 CENTRES_MM = {"left": (-26, -22, -14), "right": (26, -22, -14)}  # of the hippocampi in MNI space
-SIZE_MM = (36, 52, 36)  # of a box around one: as large as the crops that hippocampus_segmentation was trained on
+SIZE_MM = (40, 60, 44)  # of a box around one, which no hippocampus of the templates leaves
 NAME = "mni152"
 
 

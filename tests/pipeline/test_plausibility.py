@@ -41,6 +41,7 @@ def geometry(shape, spacing=(1, 1, 1), metadata=HIPPOCAMPUS):
     [
         ((35, 50, 36), [], False),
         ((36, 52, 36), [], False),  # the boxes of head_hippocampus
+        ((40, 60, 44), [], False),  # those of `cut_hippocampi`
         ((48, 64, 48), [], False),
         ((100, 120, 100), ["field of view"], False),
         ((52, 75, 54), ["field of view"], False),  # half as much again
