@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monai_vit3d.data.errors import DatasetError, UsageError
 from monai_vit3d.data.printable import printable
@@ -12,6 +12,9 @@ from monai_vit3d.data.printable import printable
 from .options import add_example, parse_override
 from .progress import print_error
 from .verbosity import is_showing_progress
+
+if TYPE_CHECKING:
+    from monai_vit3d.planning.init import InitReport
 
 _DESCRIPTION = """DATA is a folder in nnU-Net's, the Medical Segmentation Decathlon's, BIDS's or BraTS's layout,
 two folders of like names, a MONAI data list (JSON) or a CSV with columns image (or image_*) and
@@ -55,7 +58,8 @@ def add_verb(verbs: Any) -> None:
     init.set_defaults(run=_run, parser=init)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _plan(args: argparse.Namespace) -> InitReport:
+    """Read the data, plan, and write the bundle; data that cannot be read are wrong usage, as they were given."""
     from tqdm import tqdm
 
     from monai_vit3d.planning.init import plan_bundle
@@ -65,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
         overrides["encoder_options"] = {**overrides.get("encoder_options", {}), "accept_licence": True}
     with tqdm(unit="case", dynamic_ncols=True, disable=not is_showing_progress(), desc="reading") as bar:
         try:
-            report = plan_bundle(
+            return plan_bundle(
                 args.data,
                 args.output,
                 layout=args.layout,
@@ -77,8 +81,12 @@ def _run(args: argparse.Namespace) -> int:
                 timed=True,
                 on_case=lambda *_: bar.update(),
             )
-        except DatasetError as error:  # here the data are what was given, as flags are
+        except DatasetError as error:
             raise UsageError(str(error)) from error
+
+
+def _run(args: argparse.Namespace) -> int:
+    report = _plan(args)
     cases = f"{len(report.dataset.section('training'))} labelled cases, read as {report.dataset.layout}"
     print(printable(f"{report.dataset.root}: {cases}"))
     for problem in report.problems:
