@@ -87,6 +87,11 @@ def label(voxels: np.ndarray, inferer, network) -> np.ndarray:
         return inferer(image, network)[0].argmax(0).numpy()
 
 
+def of_side(labels: np.ndarray, i: int) -> np.ndarray:
+    """Return the mask of both parts of a side, 0 the left and 1 the right."""
+    return (labels == 1 + 2 * i) | (labels == 2 + 2 * i)
+
+
 def errors(labels: np.ndarray, centres: np.ndarray, inferer) -> tuple[list[float], list[float]]:
     """Compute the errors of the localizer and of the labels in the inferer's last head, NaN where there are none."""
     first, second = [], []
@@ -95,7 +100,7 @@ def errors(labels: np.ndarray, centres: np.ndarray, inferer) -> tuple[list[float
         name = f"{side} hippocampus"
         centre = pose.centres_mm.get(name, pose.fit(inferer.localizer.template[name])).numpy() if pose else np.nan
         first.append(float(np.linalg.norm(centre - centres[i])))
-        inside = (labels == 1 + 2 * i) | (labels == 2 + 2 * i)
+        inside = of_side(labels, i)
         place = np.argwhere(inside).mean(0) if inside.any() else np.nan
         second.append(float(np.linalg.norm(place - centres[i])))
     return first, second
@@ -112,7 +117,7 @@ def beside_true_boxes(voxels: np.ndarray, centres: np.ndarray, labels: np.ndarra
             answer = inferer.inferer(image[None], network)[0].argmax(0, keepdim=True)
         true = np.zeros(voxels.shape, bool)
         true[box] = KeepLargestConnectedComponent(independent=False)(answer)[0].numpy() > 0
-        ours = (labels == 1 + 2 * i) | (labels == 2 + 2 * i)
+        ours = of_side(labels, i)
         rows.append((2 * (true & ours).sum() / (true.sum() + ours.sum()), ours.sum() / true.sum()))
     return rows
 
