@@ -5,6 +5,7 @@ from typing import Any
 from monai_vit3d.deprecated import find_renamed
 
 from .affine_ensemble import AffineEnsemble
+from .atlas import AtlasInferer
 from .autocast import AutocastInferer, computes_in_bfloat16
 from .backends import BackendNetwork
 from .engines import BACKENDS, ENGINES, resolve_backend
@@ -17,6 +18,7 @@ from .slices import SliceNetwork, sliding_over_slices
 from .spacing import SpacingInferer, spacing_of, unwrap_inferer, with_spacing
 from .stitch import CannotStitch, can_stitch, stitch_windows
 from .tta import FlipEnsemble, FlipInferer, FlipSpread, ensemble_variance, predictive_entropy
+from .upright import UprightInferer
 
 __all__ = [
     "BACKENDS",
@@ -24,6 +26,7 @@ __all__ = [
     "OUTPUT_MAPS",
     "OutputMap",
     "AffineEnsemble",
+    "AtlasInferer",
     "AutocastInferer",
     "BackendNetwork",
     "CannotStitch",
@@ -37,6 +40,7 @@ __all__ = [
     "LocalizedInferer",
     "SliceNetwork",
     "SpacingInferer",
+    "UprightInferer",
     "can_stitch",
     "computes_in_bfloat16",
     "ensemble_variance",

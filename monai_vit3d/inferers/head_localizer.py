@@ -22,6 +22,7 @@ GOOD_RESIDUAL_MM = 6.0  # of a head's structures from the template's, as the med
 GOOD_SHARE = 0.7  # of the structures that are found
 GOOD_SCALE = (0.6, 1.5)  # of the head, the template's being 1
 MOST_POSES = 3  # that are offered after the looks from all sides
+ODD_TURN_DEGREES = 50.0  # header and anatomy that differ by more are worth a word
 SAME_TURN_DEGREES = 30.0  # poses that differ by less are one
 
 
@@ -154,6 +155,17 @@ class HeadLocalizer(nn.Module):
 def _merit(pose: HeadPose) -> tuple[bool, float]:
     """Order poses: good ones first, then those of more structures nearer to the template."""
     return (pose.good, len(pose.centres_mm) / (1 + pose.residual_mm / GOOD_RESIDUAL_MM))
+
+
+def turn_doubts(pose: HeadPose) -> list[str]:
+    """Say that a head lies otherwise than its header says; nothing where it does not."""
+    degrees = turn_degrees(pose.fit.rotation)
+    if degrees <= ODD_TURN_DEGREES:
+        return []
+    return [
+        f"the head lies turned by {degrees:.0f} degrees from what the file's header says; labels follow the "
+        "anatomy, but the header's directions may be wrong"
+    ]
 
 
 def right_angle_turns() -> list[Tensor]:

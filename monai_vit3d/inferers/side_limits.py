@@ -11,10 +11,7 @@ from torch.nn.functional import max_pool3d
 from monai_vit3d.transforms.oblique_grid import ObliqueGrid
 from monai_vit3d.transforms.similarity import turn_degrees
 
-from .head_localizer import HeadPose
-
-# Header and anatomy that differ by more than this are worth a word
-ODD_TURN_DEGREES = 50.0
+from .head_localizer import ODD_TURN_DEGREES, HeadPose, turn_doubts
 
 
 @dataclass(frozen=True)
@@ -102,13 +99,7 @@ def plausible_sides(
     Returns:
         the sides that are kept, and what is not certain, a sentence each.
     """
-    doubts = []
-    degrees = turn_degrees(pose.fit.rotation)
-    if degrees > ODD_TURN_DEGREES:
-        doubts.append(
-            f"the head lies turned by {degrees:.0f} degrees from what the file's header says; labels follow the "
-            "anatomy, but the header's directions may be wrong"
-        )
+    degrees, doubts = turn_degrees(pose.fit.rotation), turn_doubts(pose)
     moved_mm = {name: float((side.centre_mm - expected_mm[name]).norm()) for name, side in sides.items()}
     kept = {}
     for name, side in sides.items():

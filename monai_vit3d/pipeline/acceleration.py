@@ -16,9 +16,11 @@ from monai.utils import ensure_tuple_rep
 from monai_vit3d.bundle.load import Bundle
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.inferers import (
+    AtlasInferer,
     AutocastInferer,
     BackendNetwork,
     LocalizedInferer,
+    UprightInferer,
     computes_in_bfloat16,
     resolve_backend,
     unwrap_inferer,
@@ -27,6 +29,8 @@ from monai_vit3d.inferers.backends import TOLERANCE, cache_folder
 from monai_vit3d.inferers.spacing import inferer_wrappers
 
 logger = logging.getLogger(__name__)
+
+AROUND_WINDOWS = (LocalizedInferer, UprightInferer, AtlasInferer)  # inferers whose ``inferer`` runs the network
 
 
 def accelerate(bundle: Bundle, backend: str = "auto", bf16: bool = False) -> Bundle:
@@ -89,9 +93,11 @@ def _obstacle(bundle: Bundle, name: str) -> str:
 
 
 def _innermost(inferer: Callable[..., Any]) -> Any:
-    """Return what runs the bundle's network: inside wrappers, and inside boxes around structures of a head."""
+    """Return what runs the bundle's network: inside wrappers, and inside boxes in a head."""
     inner = unwrap_inferer(inferer)
-    return unwrap_inferer(inner.inferer) if isinstance(inner, LocalizedInferer) else inner
+    while isinstance(inner, AROUND_WINDOWS):
+        inner = unwrap_inferer(inner.inferer)
+    return inner
 
 
 def _window_size(inferer: Callable[..., Any]) -> tuple[int, ...] | None:

@@ -34,8 +34,8 @@ class PlausibilityRow:
     Args:
         kind: what run.json calls it.
         key: path of the measured values; ``"*"`` is any name.
-        text: for each suspicious value, with ``{subject}``, ``{value}``, ``{low}``, ``{high}`` and ``{cases}``.
-        before: put before the texts of all suspicious values.
+        text: for each suspicious value, with ``{subject}``, ``{value}``, ``{low}`` and ``{high}``.
+        before: put before the texts of all suspicious values, with ``{cases}``.
         factor: how many times below the lowest or above the highest of the training is suspicious.
         spreads: further tolerance, as a share of the spread of the training's inputs (5 % to 95 %).
         far_below: how many times below the lowest a case is refused.
@@ -77,7 +77,9 @@ PLAUSIBILITY_ROWS = (
         "labels cover {value:.0%} of the image's foreground",
         always=UP_TO_HALF,
     ),
-    PlausibilityRow("missing", ("labels", "*", "present"), "no {subject}, which each of {cases} training cases has"),
+    PlausibilityRow(
+        "missing", ("labels", "*", "present"), "{subject}", "missing here, and in each of {cases} training cases: "
+    ),
     PlausibilityRow("volume", ("labels", "*", "volume_ml"), "{subject} " + _OF_TRAINING, "volume in ml: ", 1.25),
     PlausibilityRow(
         "border",
@@ -165,10 +167,10 @@ def compare(measured: Values, trained_on: TrainedOn, names: Mapping[str, str] | 
                 continue
             low, high = trained_on.ranges.get(key) or row.always or allowed
             subject = (names or {}).get(key[1], f"label {key[1]}") if key[0] == "labels" else key[-1]
-            texts.append(row.text.format(subject=subject, value=value, low=low, high=high, cases=trained_on.cases))
+            texts.append(row.text.format(subject=subject, value=value, low=low, high=high))
             far = far or value < low / row.far_below or value > high * row.far_above
         if texts:
-            findings.append(Implausibility(row.kind, row.before + ", ".join(texts), far))
+            findings.append(Implausibility(row.kind, row.before.format(cases=trained_on.cases) + ", ".join(texts), far))
     return findings
 
 

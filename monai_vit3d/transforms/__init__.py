@@ -6,12 +6,22 @@ from .label_inversion import LabelInverter
 from .masks import BinaryMaskd, CropAroundMass, CropAroundMassd
 from .normalize_channels import NormalizeChannelsd
 from .spacing import SeparableResample, SeparableSpacing, SeparableSpacingd
-from .synthesis import HEAD_STRUCTURES, RandSyntheticHead, RandSyntheticHeadd, mean_centres
+from .synthesis import (
+    BRAIN_STRUCTURES,
+    HEAD_STRUCTURES,
+    RandSyntheticHead,
+    RandSyntheticHeadd,
+    UprightHeadd,
+    mean_atlas,
+    mean_centres,
+    save_atlas,
+)
 
 __all__ = [
     "BinaryMaskd",
     "CropAroundMass",
     "CropAroundMassd",
+    "BRAIN_STRUCTURES",
     "HEAD_STRUCTURES",
     "InverseMapping",
     "LabelInverter",
@@ -23,7 +33,10 @@ __all__ = [
     "SeparableSpacingd",
     "argmax",
     "argmax_classes",
+    "UprightHeadd",
+    "mean_atlas",
     "mean_centres",
+    "save_atlas",
     "trace_inverse",
     "require_finite_scores",
 ]

@@ -32,7 +32,7 @@ def test_what_lies_under_the_name_comes_first(tmp_path, monkeypatch):
 
 
 def test_another_name_is_refused_and_those_that_are_there_are_named():
-    names = "head_hippocampus, hippocampus_segmentation, "
+    names = "head_hippocampus, head_structures, hippocampus_segmentation, "
     error = pytest.raises(BundleError, match=f"heads: no such file or folder; expected .* one of {names}")
     with error, open_bundle("heads"):
         pass

@@ -32,6 +32,33 @@ HEAD_STRUCTURES: dict[str, tuple[int, ...]] = {
     "head": tuple(range(500, 532)),
 }
 
+# The classes of the bundle head_structures, in the same form: what lies outside of the skull's inside is class 0
+BRAIN_STRUCTURES: dict[str, tuple[int, ...]] = {
+    "left cerebral white matter": (2, 25),
+    "right cerebral white matter": (41, 57),
+    "left cerebral cortex": (3,),
+    "right cerebral cortex": (42,),
+    "left lateral ventricle": (4, 5, 136, 137),
+    "right lateral ventricle": (43, 44, 163, 164),
+    "left cerebellum": (7, 8),
+    "right cerebellum": (46, 47),
+    "left thalamus": (10,),
+    "right thalamus": (49,),
+    "left striatum": (11, 12, 26),
+    "right striatum": (50, 51, 58),
+    "left pallidum": (13,),
+    "right pallidum": (52,),
+    "left hippocampus": (17,),
+    "right hippocampus": (53,),
+    "left amygdala": (18,),
+    "right amygdala": (54,),
+    "left ventral diencephalon": (28,),
+    "right ventral diencephalon": (60,),
+    "brainstem": (16,),
+    "third and fourth ventricle": (14, 15),
+    "cerebrospinal fluid": (24, 72),
+}
+
 # Tissues whose brightness is drawn together: label values and mean in a T1-weighted image, white matter being 1
 BRAIN_TISSUES: tuple[tuple[tuple[int, ...], float], ...] = (
     ((2, 41, 85), 1.0),

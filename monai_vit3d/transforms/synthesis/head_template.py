@@ -31,7 +31,7 @@ def mean_centres(
     Returns:
         name and centre of each structure in mm, x to the right, y to the front, z up; their mean is at 0.
     """
-    heads = torch.stack([_centres(labels, structures) for labels in label_maps])
+    heads = torch.stack([structure_centres(labels, structures) for labels in label_maps])
     heads = heads - heads.mean(1, keepdim=True)
     mean = heads.mean(0)
     for _ in range(ROUNDS):
@@ -42,11 +42,21 @@ def mean_centres(
     return {name: [round(float(x), 2) for x in centre] for name, centre in zip(structures, mean)}
 
 
-def _centres(labels: Tensor, structures: Mapping[str, Sequence[int]]) -> Tensor:
+def structure_centres(labels: Tensor, structures: Mapping[str, Sequence[int]] = HEAD_STRUCTURES) -> Tensor:
+    """Compute the centre of each structure of a label map.
+
+    Args:
+        labels: MetaTensor (1, H, W, D) of label values, in RAS orientation.
+        structures: name and label values.
+
+    Returns:
+        (structures, 3) float64, in mm from the centre of the map's first voxel; NaN where one is not in the map.
+    """
     spacing = torch.as_tensor(np.sqrt((np.asarray(labels.affine)[:3, :3] ** 2).sum(0)))  # type: ignore[attr-defined]
     values = np.asarray(labels)[0]
-    places = [np.argwhere(np.isin(values, tuple(group))).mean(0) for group in structures.values()]
-    return torch.as_tensor(np.array(places)) * spacing
+    places = [np.argwhere(np.isin(values, tuple(group))) for group in structures.values()]
+    centres = [found.mean(0) if len(found) else np.full(3, np.nan) for found in places]
+    return torch.as_tensor(np.array(centres)) * spacing
 
 
 def _symmetric(centres: Tensor, names: Sequence[str]) -> Tensor:

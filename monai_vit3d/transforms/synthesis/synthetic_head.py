@@ -27,6 +27,7 @@ from .head_labels import (
     structure_lookup,
 )
 
+DEFORMATION_KNOTS = 6  # along each axis
 FINE = 2  # the image is drawn on a grid this many times finer, so that its voxels mix tissues as a scanner's do
 
 
@@ -45,6 +46,10 @@ class RandSyntheticHead(Randomizable, Transform):
         shift_mm: the largest shift of the head's centre from that of the grid, along each axis.
         t1_share: how often contrasts are T1's, with some variation; else those of T1 inverted, or any.
         stripped_share: how often what lies outside of the brain is missing.
+        cut_share: how often the field of view cuts a part of the head off.
+        centred: whether heads lie in the middle of their label maps already, as by :class:`UprightHeadd`; else the
+            middle of what is labelled is looked for.
+        inverted_share: how often contrasts are those of T1 inverted; None: a third of those that are not T1's.
 
     Raises:
         UsageError: a label map that is not 3D with one channel, or has values outside of 0 to 531.
@@ -63,10 +68,15 @@ class RandSyntheticHead(Randomizable, Transform):
         shift_mm: float = 25.0,
         t1_share: float = 0.5,
         stripped_share: float = 0.25,
+        cut_share: float = 0.5,
+        centred: bool = False,
+        inverted_share: float | None = None,
     ) -> None:
         self.spatial_size, self.spacing_mm = tuple(spatial_size), float(spacing_mm)
         self.rotate, self.shift_mm = math.radians(rotate_degrees), shift_mm
-        self.t1_share, self.stripped_share = t1_share, stripped_share
+        self.t1_share, self.stripped_share, self.cut_share = t1_share, stripped_share, cut_share
+        self.inverted_share = (1 - t1_share) / 3 if inverted_share is None else inverted_share
+        self.centred = centred
         self.classes = torch.from_numpy(structure_lookup(structures))
         self.mirrored = torch.from_numpy(mirror_lookup())
 
@@ -90,14 +100,14 @@ class RandSyntheticHead(Randomizable, Transform):
         points = self._points(values, np.sqrt((affine[:3, :3] ** 2).sum(0)))
         # an image of RAS voxels that is mirrored has left on the right
         mirror = self.R.rand() < 0.5
-        fine = self._values_at(values, points, mirror)
-        coarse = self._values_at(values, avg_pool3d(points, FINE), mirror)
+        fine = _values_at(values, points, mirror)
+        coarse = _values_at(values, avg_pool3d(points, FINE), mirror)
+        shown = self.mirrored if mirror else torch.arange(len(self.mirrored))
         if self.R.rand() < self.stripped_share:
-            first = FLUID if self.R.rand() < 0.5 else FIRST_OUTSIDE
-            fine, coarse = (_strip(part, first) for part in (fine, coarse))
-        image = self._brightness()[fine.long()]
+            shown = _strip(shown, FLUID if self.R.rand() < 0.5 else FIRST_OUTSIDE)
+        image = _looked_up(self._brightness()[shown.long()], fine)
         image = self._scan(image, noise)
-        classes = self.classes[coarse.long()]
+        classes = _looked_up(self.classes[shown.long()], coarse)
         return self._field_of_view(image, classes)
 
     def _points(self, values: Tensor, spacing: np.ndarray) -> Tensor:
@@ -106,29 +116,19 @@ class RandSyntheticHead(Randomizable, Transform):
         angles, shears = self.R.uniform(-self.rotate, self.rotate, 3), self.R.uniform(-0.05, 0.05, 6)
         scale = math.exp(self.R.normal(0, 0.07)) * np.exp(self.R.normal(0, 0.03, 3))
         turn = create_rotate(3, list(angles)) @ create_shear(3, list(shears)) @ create_scale(3, list(scale))
-        centre = np.array([_middle(values.amax(others)) for others in ((1, 2), (0, 2), (0, 1))])
+        centre = (np.array(values.shape) - 1) / 2
+        if not self.centred:
+            centre = np.array([_middle(values.amax(others)) for others in ((1, 2), (0, 2), (0, 1))])
         shift = self.R.uniform(-self.shift_mm, self.shift_mm, 3)
         matrix = np.diag(1 / spacing) @ turn[:3, :3] * (self.spacing_mm / FINE)
         matrix = torch.from_numpy(matrix).float()
-        lines = [torch.arange(n) - (n - 1) / 2 for n in size]
-        grid = torch.stack(torch.meshgrid(*lines, indexing="ij"))
         offset = torch.from_numpy(centre + turn[:3, :3] @ shift / spacing).float()
-        points = (matrix @ grid.flatten(1) + offset[:, None]).view(3, *size)
-        knots = torch.from_numpy(self.R.normal(0, self.R.uniform(0, 4), (3, 6, 6, 6))).float()
-        return points + _smooth(knots, size) / torch.from_numpy(spacing).float()[:, None, None, None]
-
-    def _values_at(self, values: Tensor, points: Tensor, mirror: bool) -> Tensor:
-        """Sample the label map at points by nearest neighbours; 0 outside."""
-        index = points.round().int()
-        if mirror:
-            index[0] = len(values) - 1 - index[0]
-        inside = torch.ones(index.shape[1:], dtype=torch.bool)
-        place = torch.zeros(index.shape[1:], dtype=torch.int32)
-        for line, n in zip(index, values.shape):
-            inside &= (line >= 0) & (line < n)
-            place = place * n + line
-        sampled = values.flatten()[place.mul_(inside)] * inside
-        return (self.mirrored[sampled.long()] if mirror else sampled)[None]
+        # interpolation between the knots is exact for the pose, and smooth for the deformation
+        lines = [torch.linspace(-(n - 1) / 2, (n - 1) / 2, DEFORMATION_KNOTS) for n in size]
+        grid = torch.stack(torch.meshgrid(*lines, indexing="ij"))
+        knots = torch.from_numpy(self.R.normal(0, self.R.uniform(0, 4), tuple(grid.shape))).float()
+        knots = knots / torch.from_numpy(spacing).float()[:, None, None, None]
+        return _smooth((matrix @ grid.flatten(1) + offset[:, None]).view_as(grid) + knots, size)
 
     def _brightness(self) -> Tensor:
         """Draw the mean of each label value: T1's with variation, T1's inverted, or any."""
@@ -136,7 +136,7 @@ class RandSyntheticHead(Randomizable, Transform):
         kind = self.R.rand()
         for values, t1 in BRAIN_TISSUES:
             mean = t1 + self.R.normal(0, 0.05)
-            if kind > self.t1_share + (1 - self.t1_share) / 3:
+            if kind > self.t1_share + self.inverted_share:
                 mean = self.R.uniform(0, 1)
             elif kind > self.t1_share:
                 mean = 1.15 - mean
@@ -161,8 +161,8 @@ class RandSyntheticHead(Randomizable, Transform):
         return image.clamp(min=0) ** math.exp(self.R.normal(0, 0.2))
 
     def _field_of_view(self, image: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """Empty what lies outside of a field of view that is smaller than the grid, half of the time."""
-        if self.R.rand() < 0.5:
+        """Empty what lies outside of a field of view that is smaller than the grid, as often as ``cut_share``."""
+        if self.R.rand() < self.cut_share:
             inside = torch.zeros_like(classes, dtype=torch.bool)
             low = [self.R.randint(0, 1 + n // 5) for n in self.spatial_size]
             high = [n - self.R.randint(0, 1 + n // 5) for n in self.spatial_size]
@@ -204,6 +204,23 @@ class RandSyntheticHeadd(Randomizable, MapTransform):
         return item
 
 
+def _values_at(values: Tensor, points: Tensor, mirror: bool) -> Tensor:
+    """Sample the label map at points, (3, H, W, D) in its voxels, by nearest neighbours; 0 outside."""
+    padded = pad(values[None], (1, 1, 1, 1, 1, 1))[0]
+    place = torch.zeros(points.shape[1:], dtype=torch.int32)
+    for axis, (line, n) in enumerate(zip(points, values.shape)):
+        index = line.clamp(-1, n).round_().int().add_(1)
+        if mirror and axis == 0:
+            index = n + 1 - index
+        place.mul_(n + 2).add_(index)
+    return _looked_up(padded.flatten(), place)[None]
+
+
+def _looked_up(table: Tensor, index: Tensor) -> Tensor:
+    """Return the values of a table at an index of any shape; eight times faster than ``table[index]``."""
+    return table.index_select(0, index.flatten().int()).view_as(index)
+
+
 def _strip(values: Tensor, first: int) -> Tensor:
     outside = (values >= FIRST_OUTSIDE) | (values == first)
     return torch.where(outside, 0, values)
@@ -216,8 +233,12 @@ def _middle(line: Tensor) -> float:
 
 
 def _smooth(knots: Tensor, size: Sequence[int]) -> Tensor:
-    """Interpolate a coarse field, (C, ...), to a size."""
-    return interpolate(knots[None], tuple(size), mode="trilinear", align_corners=True)[0]
+    """Interpolate a coarse field, (C, ...), to a size, its corners at the corners, axis by axis."""
+    for axis, n in enumerate(size, 1):
+        at_knots = torch.eye(knots.shape[axis])[None]
+        weights = interpolate(at_knots, n, mode="linear", align_corners=True)[0]  # (knots, n)
+        knots = torch.tensordot(knots, weights, dims=([axis], [0])).movedim(-1, axis)
+    return knots.contiguous()
 
 
 def _blur(image: Tensor, sigma: float) -> Tensor:

@@ -1,0 +1,126 @@
+"""Label the structures of a head in one upright box that a coarse network finds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from monai.transforms import ScaleIntensityRangePercentiles
+from monai.utils import convert_to_dst_type
+from torch import Tensor, nn
+
+from monai_vit3d.data.errors import UsageError
+from monai_vit3d.transforms.oblique_grid import ObliqueGrid, from_grid, onto_grid
+
+from .head_localizer import FINER, HeadLocalizer, HeadPose, turn_doubts
+from .localized import LEAST_PROBABILITY
+
+logger = logging.getLogger(__name__)
+
+NO_HEAD = "no head was found for certain in the image, and nothing is labelled"
+
+
+class UprightInferer(Inferer):
+    """Lay a head upright and in a template's size by a :class:`HeadLocalizer`, label it, and take the labels back.
+
+    Outside of the box everything is background. A head that is not found for certain is not labelled, and
+    :attr:`doubts` says so.
+
+    Args:
+        inferer: runs the network on the box, such as an ``AutocastInferer``.
+        localizer: finds the head.
+        num_classes: of the network, background included.
+        box: voxels of the box along each axis.
+        box_spacing_mm: of the box's voxels, in the template's millimetres.
+        spacing_mm: of the input's voxels.
+        centre_mm: the place in the template that is the middle of the box.
+        least_probability: of the structures, each one's the mean over its voxels, the median; below it the box shows no
+            head. Noise can look like a head to a localizer.
+
+    Attributes:
+        doubts: what is not certain about the last input, a sentence each.
+        pose: of the head in the last input; None where none was found.
+    """
+
+    def __init__(
+        self,
+        inferer: Callable[..., Any],
+        localizer: HeadLocalizer,
+        num_classes: int,
+        box: Sequence[int],
+        box_spacing_mm: float,
+        spacing_mm: float,
+        centre_mm: Sequence[float] = (0.0, 0.0, 0.0),
+        least_probability: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.inferer, self.localizer, self.num_classes = inferer, localizer, num_classes
+        self.box, self.box_spacing_mm, self.spacing_mm = (box[0], box[1], box[2]), box_spacing_mm, spacing_mm
+        self.centre_mm = torch.tensor(list(centre_mm), dtype=torch.float64)
+        self.least_probability = least_probability
+        self.doubts: tuple[str, ...] = ()
+        self.pose: HeadPose | None = None
+        self._brightness = ScaleIntensityRangePercentiles(0.5, 99.5, 0.0, 1.0, clip=True)
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        """Label ``inputs`` (B, 1, H, W, D), x to the right, y to the front, z up.
+
+        Returns:
+            Logits (B, K, H, W, D), the logarithms of probabilities.
+
+        Raises:
+            UsageError: more than one channel.
+        """
+        if inputs.dim() != 5 or inputs.shape[1] != 1:
+            raise UsageError(f"inputs: {tuple(inputs.shape)}; expected volumes of one channel, (B, 1, H, W, D).")
+        self.doubts = ()
+        volumes = inputs.as_subclass(Tensor)
+        logits = torch.stack([self._label(volume, network, *args, **kwargs) for volume in volumes])
+        return convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0]
+
+    def _label(self, volume: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """Label one head, (1, H, W, D)."""
+        volume_cpu, spacing = volume.float().cpu(), [self.spacing_mm] * 3
+        self.pose = pose = self.localizer(volume_cpu, spacing)
+        logits = torch.full((self.num_classes, *volume.shape[1:]), LEAST_PROBABILITY)
+        logits[0] = 1
+        if pose is None or not pose.good:
+            self._doubt(f"{NO_HEAD}: its structures do not lie as a head's")
+            return logits.log_()
+        grid = ObliqueGrid(pose.fit(self.centre_mm), pose.fit.rotation, self.box, self.box_spacing_mm * pose.fit.scale)
+        image = torch.as_tensor(self._brightness(onto_grid(volume_cpu, spacing, grid, FINER)))
+        device = next((p.device for p in network.parameters()), torch.device("cpu"))
+        answer = torch.as_tensor(self.inferer(image[None].to(device), network, *args, **kwargs))[0]
+        probabilities = answer.float().softmax(0).cpu()
+        certain = _median_probability(probabilities)
+        if certain < self.least_probability:
+            least = f"expected {self.least_probability} or more"
+            self._doubt(f"{NO_HEAD}: the median of its structures' probabilities is {certain:.2f}; {least}")
+            return logits.log_()
+        for text in turn_doubts(pose):
+            self._doubt(text)
+        box, values = from_grid(probabilities[1:], grid, volume.shape[1:], spacing)
+        for number, probability in enumerate(values, 1):
+            logits[number][box] = probability
+        logits[0][box] -= values.sum(0)
+        return logits.clamp_(LEAST_PROBABILITY, 1).log_()
+
+    def _doubt(self, text: str) -> None:
+        logger.warning("%s", text)
+        self.doubts = (*self.doubts, text)
+
+
+def _median_probability(probabilities: Tensor) -> float:
+    """Average the probability of each structure over the voxels where it is the largest; the median of structures.
+
+    Args:
+        probabilities: (K, H, W, D) of the background and the structures; one that is nowhere has 0.
+    """
+    highest, labels = probabilities.max(0)
+    count = len(probabilities)
+    sums = torch.bincount(labels.flatten(), highest.flatten().double(), minlength=count)
+    voxels = torch.bincount(labels.flatten(), minlength=count)
+    return float((sums / voxels.clamp(min=1))[1:].median())
