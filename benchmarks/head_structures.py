@@ -17,27 +17,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import Compose, LoadImage, Orientation
+from synthetic_localization import held_out
 
 from monai_vit3d.bundle.load import load_bundle
-from monai_vit3d.data import NiftiReader, nifti_files
 from monai_vit3d.transforms import BRAIN_STRUCTURES, RandSyntheticHead
 from monai_vit3d.weights import network_from
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "head_structures"
 CONTRASTS = {"T1": (1.0, 0.0), "T1 inverted": (0.0, 1.0), "any": (0.0, 0.0)}  # shares of T1's, of inverted ones
 SPACING_MM, SIZE = 1.5, (160, 160, 160)
-HELD_OUT = 4  # label maps
 OURS, PEER = "head_structures", "DynUNet"
 
 
 def synthetic_heads(maps: Path, count: int, seed: int) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     """Yield the contrast, the image and the classes of its voxels."""
-    load = Compose(
-        [LoadImage(reader=NiftiReader(labels=True), ensure_channel_first=True), Orientation("RAS", labels=None)]
-    )
-    for path in nifti_files(maps)[-HELD_OUT:]:
-        labels = load(path)
+    for labels in held_out(maps):
         for contrast, (t1, inverted) in CONTRASTS.items():
             draw = RandSyntheticHead(
                 BRAIN_STRUCTURES,

@@ -12,6 +12,7 @@ and 95 % of the sides within 12 mm.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +34,18 @@ LEAST_ML = 1.0  # of a hippocampus that is in view
 HELD_OUT = 4  # label maps
 
 
-def heads(maps: Path, count: int, seed: int):
-    """Yield the contrast, the image and the places in mm of both sides, None of a side that is not in view."""
+def held_out(maps: Path) -> Iterator[torch.Tensor]:
+    """Load the label maps that the head networks were not trained on."""
     load = Compose(
         [LoadImage(reader=NiftiReader(labels=True), ensure_channel_first=True), Orientation("RAS", labels=None)]
     )
+    return map(load, nifti_files(maps)[-HELD_OUT:])
+
+
+def heads(maps: Path, count: int, seed: int):
+    """Yield the contrast, the image and the places in mm of both sides, None of a side that is not in view."""
     numbers = [1 + list(HEAD_STRUCTURES).index(side) for side in SIDES]
-    for path in nifti_files(maps)[-HELD_OUT:]:
-        labels = load(path)
+    for labels in held_out(maps):
         for contrast, share in CONTRASTS.items():
             draw = RandSyntheticHead(
                 spatial_size=SIZE, spacing_mm=SPACING_MM, rotate_degrees=25.0, shift_mm=15.0, t1_share=share

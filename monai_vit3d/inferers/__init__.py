@@ -10,6 +10,7 @@ from .autocast import AutocastInferer, computes_in_bfloat16
 from .backends import BackendNetwork
 from .engines import BACKENDS, ENGINES, resolve_backend
 from .entropy import PredictionEntropy
+from .head_inferer import HeadInferer
 from .head_localizer import HeadLocalizer, HeadPose
 from .label_inferer import LabelInferer
 from .localized import LocalizedInferer
@@ -33,6 +34,7 @@ __all__ = [
     "FlipEnsemble",
     "FlipInferer",
     "FlipSpread",
+    "HeadInferer",
     "HeadLocalizer",
     "HeadPose",
     "PredictionEntropy",

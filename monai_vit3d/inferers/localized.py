@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.inferers import Inferer
 from monai.transforms import KeepLargestConnectedComponent, NormalizeIntensity
-from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
 from monai_vit3d.data.errors import UsageError
 from monai_vit3d.transforms.oblique_grid import ObliqueGrid, from_grid, onto_grid
 from monai_vit3d.transforms.similarity import fit_similarity, turn_degrees
 
+from .head_inferer import LEAST_PROBABILITY, HeadInferer
 from .head_localizer import CENTRE_TOLERANCE_MM, HeadLocalizer, HeadPose
 from .side_limits import LabelledSide, SideLimits, flat_share, plausible_sides
 
-logger = logging.getLogger(__name__)
-
-LEAST_PROBABILITY = 1e-6  # logits are logarithms of probabilities of at least this
 # what the box network tolerates: a head that is turned less is not interpolated
 UPRIGHT_DEGREES = 8.0
 
 
-class LocalizedInferer(Inferer):
+class LocalizedInferer(HeadInferer):
     """Find structures with a :class:`HeadLocalizer`, and label each in an upright box around it.
 
     The box is moved onto what is labelled in it, and labelled again. A structure that is implausible by ``limits`` is
@@ -43,10 +38,6 @@ class LocalizedInferer(Inferer):
         limits: numbers of :class:`SideLimits`; None takes those of the hippocampus.
         moves: how often a box is moved onto its labels.
 
-    Attributes:
-        doubts: what is not certain about the last input, a sentence each.
-        pose: of the head in the last input; None where none was found.
-
     Raises:
         UsageError: structures that the localizer does not know.
     """
@@ -61,35 +52,16 @@ class LocalizedInferer(Inferer):
         limits: Mapping[str, Any] | None = None,
         moves: int = 2,
     ) -> None:
-        super().__init__()
+        super().__init__(inferer, localizer)
         unknown = sorted(set(sides) - set(localizer.template))
         if unknown:
             raise UsageError(f"sides: {', '.join(unknown)}; expected some of {', '.join(localizer.template)}.")
-        self.inferer, self.localizer = inferer, localizer
         self.sides = {name: tuple(side["classes"]) for name, side in sides.items()}
         self.parts_mm = {name: torch.tensor(side["centres_mm"], dtype=torch.float64) for name, side in sides.items()}
         self.box, self.spacing_mm = (box[0], box[1], box[2]), spacing_mm
         self.limits, self.moves = SideLimits(**(limits or {})), moves
-        self.doubts: tuple[str, ...] = ()
-        self.pose: HeadPose | None = None
         self._normalize = NormalizeIntensity()
         self._largest = KeepLargestConnectedComponent(independent=False)
-
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        """Label ``inputs`` (B, 1, H, W, D), x to the right, y to the front, z up.
-
-        Returns:
-            Logits (B, 1 + classes of all sides, H, W, D), the logarithms of probabilities.
-
-        Raises:
-            UsageError: more than one channel.
-        """
-        if inputs.dim() != 5 or inputs.shape[1] != 1:
-            raise UsageError(f"inputs: {tuple(inputs.shape)}; expected volumes of one channel, (B, 1, H, W, D).")
-        self.doubts = ()
-        volumes = inputs.as_subclass(Tensor)
-        logits = torch.stack([self._label(volume, network, *args, **kwargs) for volume in volumes])
-        return convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0]
 
     def _label(self, volume: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Label one head, (1, H, W, D)."""
@@ -123,8 +95,7 @@ class LocalizedInferer(Inferer):
                 plausible = sides
                 break
         for text in doubts:
-            logger.warning("%s", text)
-        self.doubts = (*self.doubts, *doubts)
+            self._doubt(text)
         return plausible
 
     def _sides_at(

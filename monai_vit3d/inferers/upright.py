@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.inferers import Inferer
 from monai.transforms import ScaleIntensityRangePercentiles
-from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
-from monai_vit3d.data.errors import UsageError
 from monai_vit3d.transforms.oblique_grid import ObliqueGrid, from_grid, onto_grid
 
-from .head_localizer import FINER, HeadLocalizer, HeadPose, turn_doubts
-from .localized import LEAST_PROBABILITY
-
-logger = logging.getLogger(__name__)
+from .head_inferer import LEAST_PROBABILITY, HeadInferer
+from .head_localizer import FINER, HeadLocalizer, turn_doubts
 
 NO_HEAD = "no head was found for certain in the image, and nothing is labelled"
 
 
-class UprightInferer(Inferer):
+class UprightInferer(HeadInferer):
     """Lay a head upright and in a template's size by a :class:`HeadLocalizer`, label it, and take the labels back.
 
     Outside of the box everything is background. A head that is not found for certain is not labelled, and
@@ -39,10 +33,6 @@ class UprightInferer(Inferer):
         centre_mm: the place in the template that is the middle of the box.
         least_probability: of the structures, each one's the mean over its voxels, the median; below it the box shows no
             head. Noise can look like a head to a localizer.
-
-    Attributes:
-        doubts: what is not certain about the last input, a sentence each.
-        pose: of the head in the last input; None where none was found.
     """
 
     def __init__(
@@ -56,30 +46,12 @@ class UprightInferer(Inferer):
         centre_mm: Sequence[float] = (0.0, 0.0, 0.0),
         least_probability: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.inferer, self.localizer, self.num_classes = inferer, localizer, num_classes
+        super().__init__(inferer, localizer)
+        self.num_classes = num_classes
         self.box, self.box_spacing_mm, self.spacing_mm = (box[0], box[1], box[2]), box_spacing_mm, spacing_mm
         self.centre_mm = torch.tensor(list(centre_mm), dtype=torch.float64)
         self.least_probability = least_probability
-        self.doubts: tuple[str, ...] = ()
-        self.pose: HeadPose | None = None
         self._brightness = ScaleIntensityRangePercentiles(0.5, 99.5, 0.0, 1.0, clip=True)
-
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        """Label ``inputs`` (B, 1, H, W, D), x to the right, y to the front, z up.
-
-        Returns:
-            Logits (B, K, H, W, D), the logarithms of probabilities.
-
-        Raises:
-            UsageError: more than one channel.
-        """
-        if inputs.dim() != 5 or inputs.shape[1] != 1:
-            raise UsageError(f"inputs: {tuple(inputs.shape)}; expected volumes of one channel, (B, 1, H, W, D).")
-        self.doubts = ()
-        volumes = inputs.as_subclass(Tensor)
-        logits = torch.stack([self._label(volume, network, *args, **kwargs) for volume in volumes])
-        return convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0]
 
     def _label(self, volume: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Label one head, (1, H, W, D)."""
@@ -107,10 +79,6 @@ class UprightInferer(Inferer):
             logits[number][box] = probability
         logits[0][box] -= values.sum(0)
         return logits.clamp_(LEAST_PROBABILITY, 1).log_()
-
-    def _doubt(self, text: str) -> None:
-        logger.warning("%s", text)
-        self.doubts = (*self.doubts, text)
 
 
 def _median_probability(probabilities: Tensor) -> float:

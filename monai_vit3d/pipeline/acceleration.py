@@ -19,8 +19,7 @@ from monai_vit3d.inferers import (
     AtlasInferer,
     AutocastInferer,
     BackendNetwork,
-    LocalizedInferer,
-    UprightInferer,
+    HeadInferer,
     computes_in_bfloat16,
     resolve_backend,
     unwrap_inferer,
@@ -30,7 +29,7 @@ from monai_vit3d.inferers.spacing import inferer_wrappers
 
 logger = logging.getLogger(__name__)
 
-AROUND_WINDOWS = (LocalizedInferer, UprightInferer, AtlasInferer)  # inferers whose ``inferer`` runs the network
+AROUND_WINDOWS = (HeadInferer, AtlasInferer)  # inferers whose ``inferer`` runs the network
 
 
 def accelerate(bundle: Bundle, backend: str = "auto", bf16: bool = False) -> Bundle:

@@ -115,7 +115,7 @@ def _infer(prepared: Prepared, bundle: Bundle, options: Options) -> NetworkOutpu
     precision: Any = torch.autocast(bundle.device.type) if bundle.autocast else contextlib.nullcontext()
     with torch.no_grad(), precision:
         reduced = _run(prepared, network, bundle, reduction)
-    doubts = tuple(getattr(unwrap_inferer(bundle.inferer), "doubts", ()))  # of a LocalizedInferer
+    doubts = tuple(getattr(unwrap_inferer(bundle.inferer), "doubts", ()))  # of a HeadInferer
     if reduced.dim() == 2:
         scores = require_finite_scores(apply_steps(post.own_steps, reduced[0]))
         return NetworkOutput(prepared, scores=scores.double().flatten().tolist(), doubts=doubts)

@@ -53,7 +53,9 @@ def sample_at(volume: Tensor, voxels: Tensor, mode: str = "bilinear") -> Tensor:
     return grid_sample(volume[None], unit[None], mode, "zeros", align_corners=False)[0]
 
 
-def onto_grid(volume: Tensor, spacing_mm: Sequence[float], grid: ObliqueGrid, finer: int = 1) -> Tensor:
+def onto_grid(
+    volume: Tensor, spacing_mm: Sequence[float], grid: ObliqueGrid, finer: int = 1, mode: str = "bilinear"
+) -> Tensor:
     """Interpolate a volume on a grid.
 
     Args:
@@ -61,12 +63,13 @@ def onto_grid(volume: Tensor, spacing_mm: Sequence[float], grid: ObliqueGrid, fi
         spacing_mm: of its voxels.
         grid: where to.
         finer: so many points along each axis are averaged for a voxel, which keeps a coarse grid from aliasing.
+        mode: ``"bilinear"``, or ``"nearest"`` for labels.
 
     Returns:
         (C, *grid.size); 0 outside of the volume.
     """
     points = grid.points_mm(finer) / torch.tensor(list(spacing_mm), dtype=torch.float64)
-    sampled = sample_at(volume, points)
+    sampled = sample_at(volume, points, mode)
     return avg_pool3d(sampled, finer) if finer > 1 else sampled
 
 

@@ -1,10 +1,12 @@
-"""The balls as MedMNIST3D-like data sets."""
+"""The balls as MedMNIST3D-like data sets, and a whole head with the labels of a module's bundle ``HEAD``."""
 
 import json
 
 import numpy as np
 import pytest
+from nilearn.datasets import load_mni152_template
 
+from monai_vit3d.pipeline.predictor import Predictor
 from tests.bundles.balls import NAMES, SECTIONS, SIZE, ball
 
 
@@ -32,3 +34,18 @@ def balls(tmp_path_factory):
         np.savez(root / f"{name}_{SIZE}.npz", **images, **rows)
     (root / "sets.json").write_text(json.dumps({name: entry for name, (entry, _) in sets.items()}))
     return root
+
+
+@pytest.fixture(scope="module")
+def head():
+    return load_mni152_template(resolution=1)
+
+
+@pytest.fixture(scope="module")
+def predictor(request):
+    return Predictor(request.module.HEAD, safe=True)
+
+
+@pytest.fixture(scope="module")
+def labels(head, predictor):
+    return np.asarray(predictor.predict(head).dataobj)

@@ -4,6 +4,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from monai.bundle import ConfigWorkflow
 
@@ -74,3 +76,11 @@ def failure_here(bundle, *configs, **options):
     with pytest.raises(Exception) as caught:  # noqa: PT011 - the caller looks at the words
         run_here(bundle, *configs, **options)
     return "".join(traceback.format_exception(caught.value))
+
+
+def labels_by_monai(bundle, image, folder):
+    """The labels of a NIfTI image by ``monai.bundle run`` of a bundle's inference configuration."""
+    image.to_filename(folder / "head.nii.gz")
+    options = {"dataset_dir": folder, "output_dir": folder / "out"}
+    run(command("run", config_file="configs/inference.yaml", **options), bundle=bundle)
+    return np.asarray(nib.load(folder / "out" / "head_seg.nii.gz").dataobj)

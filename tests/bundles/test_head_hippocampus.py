@@ -9,31 +9,15 @@ import torch
 from monai.transforms import Compose
 from nilearn.datasets import load_mni152_template
 
+from monai_vit3d.data.in_memory import volumes_from
 from monai_vit3d.pipeline.demo import CENTRES_MM
 from monai_vit3d.pipeline.folder import predict_folder
-from monai_vit3d.pipeline.predictor import Predictor
 from tests.bundles import helpers
-from tests.bundles.helpers import command
 from tests.helpers import BUNDLES
 
 HEAD = BUNDLES / "head_hippocampus"
 VALUES = {"left": (1, 2), "right": (3, 4)}  # anterior, posterior
 CODES = ["".join(c) for axes in itertools.permutations(("RL", "AP", "SI")) for c in itertools.product(*axes)]
-
-
-@pytest.fixture(scope="module")
-def head():
-    return load_mni152_template(resolution=1)
-
-
-@pytest.fixture(scope="module")
-def predictor():
-    return Predictor(HEAD, safe=True)
-
-
-@pytest.fixture(scope="module")
-def labels(head, predictor):
-    return np.asarray(predictor.predict(head).dataobj)
 
 
 def stored_as(image, codes):
@@ -101,10 +85,7 @@ def test_the_networks_see_the_same_head_in_all_48_storages(predictor, tmp_path):
 
 @pytest.mark.slow
 def test_monais_run_gives_the_same_labels(head, labels, tmp_path):
-    head.to_filename(tmp_path / "head.nii.gz")
-    options = {"dataset_dir": tmp_path, "output_dir": tmp_path / "out"}
-    helpers.run(command("run", config_file="configs/inference.yaml", **options), bundle=HEAD)
-    assert np.array_equal(np.asarray(nib.load(tmp_path / "out" / "head_seg.nii.gz").dataobj), labels)
+    assert np.array_equal(helpers.labels_by_monai(HEAD, head, tmp_path), labels)
 
 
 @pytest.mark.slow
@@ -112,7 +93,7 @@ def test_a_head_that_lies_otherwise_than_its_header_says(head, predictor):
     """Quarter turns of the header about each axis: the labels follow the anatomy, and it is said."""
     quarter = np.array([[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], float)  # front to the left
     wrong = nib.Nifti1Image(np.asarray(head.dataobj), quarter @ head.affine)
-    (volume,) = predictor_volumes(predictor, wrong)
+    (volume,) = volumes_from(wrong, None, 1)
     prediction = predictor.predict_volumes([volume])
     assert any("turned by" in finding.text for finding in prediction.findings)
     assert_both_sides(prediction.labels, head.affine, tolerance_mm=6.0)
@@ -124,7 +105,7 @@ def test_a_missing_side_is_left_out_and_said(head, labels, predictor):
     affine = head.affine
     place = np.round(nib.affines.apply_affine(np.linalg.inv(affine), CENTRES_MM["left"])).astype(int)
     voxels[: place[0] + 22] = 0  # without the left hemisphere
-    (volume,) = predictor_volumes(predictor, nib.Nifti1Image(voxels, affine))
+    (volume,) = volumes_from(nib.Nifti1Image(voxels, affine), None, 1)
     prediction = predictor.predict_volumes([volume])
     assert any("left hippocampus" in finding.text for finding in prediction.findings)
     assert not np.isin(prediction.labels, VALUES["left"]).any()
@@ -133,13 +114,7 @@ def test_a_missing_side_is_left_out_and_said(head, labels, predictor):
 @pytest.mark.slow
 def test_an_image_without_a_head(predictor):
     noise = np.random.default_rng(0).uniform(0, 100, (180, 200, 180)).astype(np.float32)
-    (volume,) = predictor_volumes(predictor, nib.Nifti1Image(noise, np.eye(4)))
+    (volume,) = volumes_from(nib.Nifti1Image(noise, np.eye(4)), None, 1)
     prediction = predictor.predict_volumes([volume])
     assert not prediction.labels.any()
     assert any(finding.kind == "localization" for finding in prediction.findings)
-
-
-def predictor_volumes(predictor, image):
-    from monai_vit3d.data.in_memory import volumes_from
-
-    return volumes_from(image, None, predictor.bundle.images_per_case)

@@ -6,11 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
+from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
 from scipy.ndimage import gaussian_filter
 
 from monai_vit3d.data.in_memory import volumes_from
-from monai_vit3d.pipeline.predictor import Predictor
 from monai_vit3d.transforms import BRAIN_STRUCTURES
 from monai_vit3d.weights import network_from
 from tests.bundles import helpers
@@ -21,21 +20,6 @@ from tests.transforms.synthesis.head_phantom import head_phantom
 HEAD = BUNDLES / "head_structures"
 VALUE = {name: value for value, name in enumerate(BRAIN_STRUCTURES, 1)}
 PAIRS = [name.removeprefix("left ") for name in BRAIN_STRUCTURES if name.startswith("left ")]
-
-
-@pytest.fixture(scope="module")
-def head():
-    return load_mni152_template(resolution=1)
-
-
-@pytest.fixture(scope="module")
-def predictor():
-    return Predictor(HEAD, safe=True)
-
-
-@pytest.fixture(scope="module")
-def labels(head, predictor):
-    return np.asarray(predictor.predict(head).dataobj)
 
 
 def dice(one, other):
@@ -76,10 +60,7 @@ def test_tissues_are_the_templates(labels):
 
 @pytest.mark.slow
 def test_monais_run_gives_the_same_labels(head, labels, tmp_path):
-    head.to_filename(tmp_path / "head.nii.gz")
-    options = {"dataset_dir": tmp_path, "output_dir": tmp_path / "out"}
-    helpers.run(command("run", config_file="configs/inference.yaml", **options), bundle=HEAD)
-    assert np.array_equal(np.asarray(nib.load(tmp_path / "out" / "head_seg.nii.gz").dataobj), labels)
+    assert np.array_equal(helpers.labels_by_monai(HEAD, head, tmp_path), labels)
 
 
 @pytest.mark.slow

@@ -102,12 +102,12 @@ class RandSyntheticHead(Randomizable, Transform):
         mirror = self.R.rand() < 0.5
         fine = _values_at(values, points, mirror)
         coarse = _values_at(values, avg_pool3d(points, FINE), mirror)
-        shown = self.mirrored if mirror else torch.arange(len(self.mirrored))
+        shown = self.mirrored.long() if mirror else torch.arange(len(self.mirrored))
         if self.R.rand() < self.stripped_share:
             shown = _strip(shown, FLUID if self.R.rand() < 0.5 else FIRST_OUTSIDE)
-        image = _looked_up(self._brightness()[shown.long()], fine)
+        image = _looked_up(self._brightness()[shown], fine)
         image = self._scan(image, noise)
-        classes = _looked_up(self.classes[shown.long()], coarse)
+        classes = _looked_up(self.classes[shown], coarse)
         return self._field_of_view(image, classes)
 
     def _points(self, values: Tensor, spacing: np.ndarray) -> Tensor:
@@ -116,8 +116,9 @@ class RandSyntheticHead(Randomizable, Transform):
         angles, shears = self.R.uniform(-self.rotate, self.rotate, 3), self.R.uniform(-0.05, 0.05, 6)
         scale = math.exp(self.R.normal(0, 0.07)) * np.exp(self.R.normal(0, 0.03, 3))
         turn = create_rotate(3, list(angles)) @ create_shear(3, list(shears)) @ create_scale(3, list(scale))
-        centre = (np.array(values.shape) - 1) / 2
-        if not self.centred:
+        if self.centred:
+            centre = (np.array(values.shape) - 1) / 2
+        else:
             centre = np.array([_middle(values.amax(others)) for others in ((1, 2), (0, 2), (0, 1))])
         shift = self.R.uniform(-self.shift_mm, self.shift_mm, 3)
         matrix = np.diag(1 / spacing) @ turn[:3, :3] * (self.spacing_mm / FINE)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from monai_vit3d.data.errors import UsageError
-from monai_vit3d.transforms.oblique_grid import ObliqueGrid, sample_at
+from monai_vit3d.transforms.oblique_grid import ObliqueGrid, onto_grid
 from monai_vit3d.transforms.similarity import fit_similarity
 
 from .head_labels import HEAD_STRUCTURES
@@ -69,8 +68,7 @@ class UprightHeadd(MapTransform):
             )
         fit, _ = fit_similarity(self.template[found], centres[found], FIT_TOLERANCE_MM)
         grid = ObliqueGrid(fit(self.centre_mm), fit.rotation, self.spatial_size, self.spacing_mm * fit.scale)
-        spacing = torch.as_tensor(np.sqrt((np.asarray(labels.affine)[:3, :3] ** 2).sum(0)))
-        values = sample_at(labels.as_tensor().float(), grid.points_mm() / spacing, "nearest")
+        values = onto_grid(labels.as_tensor().float(), labels.pixdim.tolist(), grid, mode="nearest")
         affine = torch.eye(4, dtype=torch.float64) * self.spacing_mm
         affine[3, 3] = 1
         return MetaTensor(values.to(labels.dtype), affine)
