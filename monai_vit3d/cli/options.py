@@ -68,8 +68,8 @@ def _tokens(text: str) -> str | float:
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
     """Add how many threads read and write beside the network."""
-    threads = "threads that read ahead, and threads that write (1)"
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help=threads)
+    threads = "threads that read ahead, and threads that write (as many as the network waits for)"
+    parser.add_argument("--jobs", type=int, metavar="N", help=threads)
 
 
 def add_existing(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,7 @@ from monai_vit3d.data.volume import Grid, Volume
 from monai_vit3d.memory_limits import out_of_memory
 
 from .case import Case
+from .jobs import Jobs
 from .options import Options
 from .plan import Plan
 from .reading import case_sha256, mask_volume_ml, read_case
@@ -222,19 +223,19 @@ def take_through(
     runner: CaseRunner,
     plan: Plan,
     record: RunRecord,
-    jobs: int = 1,
+    jobs: int | None = None,
     on_case: Callable[[Mapping[str, Any]], None] = lambda record: None,
 ) -> Summary:
     """Run every case of a plan through the stages, and keep the run's record.
 
-    While the network works on one case, ``jobs`` threads read and preprocess the next ones and as many write the
-    last ones. Each case goes through the network alone, so neither order nor ``jobs`` changes a byte of the outputs.
+    While the network works on one case, threads read and preprocess the next ones and as many write the last ones.
+    Each case goes through the network alone, so neither order nor ``jobs`` changes a byte of the outputs.
 
     Args:
         runner: the stages.
         plan: which cases, and where their outputs go.
         record: of this run.
-        jobs: threads that read ahead, and threads that write behind.
+        jobs: threads that read ahead, and threads that write behind; None adds them as the network waits for them.
         on_case: is given the record of each case as soon as it has ended.
     """
     earlier = load_records(plan.output)
@@ -244,13 +245,16 @@ def take_through(
     # (a fifth of its time), and sums would be rounded by the number of cores
     threads: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
     before = torch.get_num_threads()
-    with ThreadPoolExecutor(jobs, **threads) as readers, ThreadPoolExecutor(jobs, **threads) as writers:
+    chosen = Jobs(jobs)
+    with ThreadPoolExecutor(chosen.most, **threads) as readers, ThreadPoolExecutor(chosen.most, **threads) as writers:
         writing: deque[Future[dict[str, Any]]] = deque()
         try:
-            for work in _ahead(readers, runner.read, plan.cases, jobs):
+            for work in _ahead(readers, runner.read, plan.cases, chosen):
                 runner.run(work)
                 writing.append(writers.submit(runner.write, work))
-                while writing and (len(writing) > jobs or writing[0].done()):
+                while writing and (len(writing) > chosen.count or writing[0].done()):
+                    if not writing[0].done():
+                        chosen.network_waited()
                     runner.end(writing.popleft().result(), on_case)
             while writing:
                 runner.end(writing.popleft().result(), on_case)
@@ -262,13 +266,17 @@ def take_through(
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Case], Work], cases: tuple[Case, ...], count: int
+    pool: ThreadPoolExecutor, function: Callable[[Case], Work], cases: tuple[Case, ...], jobs: Jobs
 ) -> Iterator[Work]:
-    """Yield results in order, while ``count`` further ones are under way."""
+    """Yield results in order, while ``jobs`` further ones are under way."""
     waiting: deque[Future[Work]] = deque()
+    first = True
     for case in cases:
         waiting.append(pool.submit(function, case))
-        if len(waiting) > count:
+        if len(waiting) > jobs.count:
+            if not (first or waiting[0].done()):  # nothing could be read ahead of the first
+                jobs.network_waited()
+            first = False
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()

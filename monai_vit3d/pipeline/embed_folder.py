@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from monai_vit3d.data.errors import UsageError
 from monai_vit3d.data.files import following_no_links, remove_parts, replacing
 from monai_vit3d.data.nifti import write_map
 from monai_vit3d.data.volume import Grid, Volume
@@ -27,6 +26,7 @@ from .case_runner import CaseRunner, Summary, Work, take_through
 from .embedder import Embedder, Embedding
 from .features import draw_features, read_features, write_features
 from .folder import versions
+from .jobs import check_jobs
 from .options import Options
 from .passed_over_summary import recorded
 from .plan import RESERVED, Plan, plan_cases
@@ -83,7 +83,7 @@ def embed_folder(
     suffixes: Sequence[str] = (),
     units: str = "stored",
     resample_channels: bool = False,
-    jobs: int = 1,
+    jobs: int | None = None,
     noted: Mapping[str, Any] | None = None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_case: Callable[[Mapping[str, Any]], None] = lambda record: None,
@@ -123,8 +123,7 @@ def embed_folder(
     Raises:
         UsageError: arguments that contradict each other, a plan that clashes, or another run at work in OUT.
     """
-    if jobs < 1:
-        raise UsageError(f"jobs={jobs}; expected 1 or more.")
+    check_jobs(jobs)
     chosen: dict[str, Any] = {"include_labels": include_labels, "suffixes": suffixes}
     chosen |= {"maps": maps, "similar": similar, "shard": shard, "existing": existing}
     plan = plan_embedding(inputs, output, int(embedder.network.in_chans), **chosen)

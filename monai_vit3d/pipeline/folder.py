@@ -23,6 +23,7 @@ from monai_vit3d.data.printable import printable
 from monai_vit3d.inferers.window_progress import OnWindow, following_windows
 
 from .chosen_labels import ChosenLabel, choose_labels
+from .jobs import check_jobs
 from .label_files import label_outputs
 from .options import Options, choose_views, output_kinds
 from .passed_over_summary import recorded
@@ -100,7 +101,7 @@ def predict_folder(
     device: str | None = None,
     backend: str = "auto",
     bf16: bool = False,
-    jobs: int = 1,
+    jobs: int | None = None,
     safe: bool = False,
     anyway: bool = False,
     strict: bool = False,
@@ -151,7 +152,8 @@ def predict_folder(
             else PyTorch; ``"torch"``, whose numbers are those of ``monai.bundle run``; ``"compile"``; ``"openvino"``.
             They differ by rounding; run.json says which it was, and why.
         bf16: whether the network computes in bfloat16, whatever the bundle says.
-        jobs: threads that read ahead of the network, and threads that write behind it.
+        jobs: threads that read ahead of the network, and threads that write behind it; None begins with 1 and adds one
+            each time that the network had to wait, while cores and memory allow.
         safe: whether to refuse a bundle whose config is more than settings.
         anyway: whether to run images, too, that are far from what the bundle was trained on; they fail otherwise.
         strict: whether a case fails, with nothing of it written, that is unlike the bundle's training or whose labels
@@ -175,8 +177,7 @@ def predict_folder(
         BundleError: a bundle that cannot be used, or is not safe.
         WeightsError: weights that are missing, damaged or of another network.
     """
-    if jobs < 1:
-        raise UsageError(f"jobs={jobs}; expected 1 or more.")
+    check_jobs(jobs)
     choice = choice_of(config, overrides, folds, tokens)
     from monai_vit3d.data.dicom import VOXEL_UNITS
 

@@ -35,7 +35,7 @@ def run_cases(
     plan: Plan,
     predictor: Predictor,
     record: RunRecord,
-    jobs: int = 1,
+    jobs: int | None = None,
     resume: bool = False,
     strict: bool = False,
     on_case: Callable[[Mapping[str, Any]], None] = lambda record: None,
@@ -46,7 +46,7 @@ def run_cases(
         plan: which cases, and where their outputs go.
         predictor: what to run on each.
         record: of this run.
-        jobs: threads that read ahead, and threads that write behind.
+        jobs: threads that read ahead, and threads that write behind; None adds them as the network waits for them.
         resume: whether to skip cases whose outputs are verified: input, weights, options and outputs have the SHA-256
             that an earlier run wrote down.
         strict: whether a case fails, with nothing of it written, that is unlike the bundle's training or whose labels

@@ -102,7 +102,7 @@ def test_the_variable_names_the_file_or_none(lab, tmp_path, monkeypatch, capsys)
     assert (args.jobs, args.lab_defaults) == (7, tmp_path / "other.toml")
     monkeypatch.setenv("VIT3D_CONFIG", "")
     args = lab("[predict]\njobs = 3\n", PREDICT)
-    assert (args.jobs, args.lab_defaults) == (1, None)
+    assert (args.jobs, args.lab_defaults) == (None, None)
     monkeypatch.setenv("VIT3D_CONFIG", "nowhere.toml")
     assert main(["bundles"]) == 2
     said = "vit3d: VIT3D_CONFIG=nowhere.toml: no such file; expected a vit3d.toml. Correct it.\n"

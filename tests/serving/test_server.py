@@ -93,7 +93,8 @@ def test_a_schema_names_types_and_meanings_of_the_functions_arguments(talk):
             assert ":func:" not in argument["description"]
     schema = talk["tools"]["predict"].input_schema
     assert schema["required"] == ["inputs", "output", "bundle"]
-    assert schema["properties"]["jobs"] | {"description": ""} == {"type": "integer", "default": 1, "description": ""}
+    number = {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": None, "description": ""}
+    assert schema["properties"]["jobs"] | {"description": ""} == number
     assert not {"safe", "on_case", "on_plan"} & {*schema["properties"]}
     assert talk["tools"]["check"].annotations.read_only_hint
     assert not talk["tools"]["embed"].annotations.read_only_hint
