@@ -1,13 +1,17 @@
-"""Volumes per second of a folder of small crops, imports counted: `vit3d predict` against `monai.bundle run`.
+"""Folders end to end, imports counted: `vit3d predict` against `monai.bundle run` and a loop written by hand.
 
-    MONAI_DATA_DIRECTORY=DATA python benchmarks/cohort.py --volumes 12 --rounds 3
+    MONAI_DATA_DIRECTORY=DATA python benchmarks/cohort.py --volumes 60 --rounds 2    # crops of the hippocampus
+    python benchmarks/cohort.py --whole --volumes 8 --rounds 1                       # CT-like volumes, UNETR 96^3
 
-DATA holds the Decathlon's Task04_Hippocampus. All run the shipped hippocampus bundle, a process each, in turn, after
-one round of ours that is not counted: it exports the network. MONAI's bundle has MONAI's own reader
-and Spacingd. The loop is what one writes by hand: nibabel, PyTorch, MONAI's `sliding_window_inference`, an argmax,
-nibabel; it has no components, no report and no checks. Seconds are of wall clock and, as others may use the machine, of
-CPU; the ratio is MONAI's CPU seconds over this one's, the median of the pairs. The limit is the network alone: what
-run.json has under "network". Labels are compared with MONAI's voxel by voxel.
+DATA holds the Decathlon's Task04_Hippocampus, labelled by the shipped bundle. Whole volumes are of 512x512x100 voxels
+(`--shape`), resampled to 1.5x1.5x2 mm, 14 classes by random weights (made_up_bundle.py). A process each, in turn,
+after one round, which is not counted, of those that export the network. MONAI's bundle has MONAI's own reader and
+Spacingd, and of the UNETR MONAI's own network; cohort_loop.py is the loop.
+
+Seconds are of wall clock and, as others may use the machine, of CPU; the ratios are MONAI's seconds over this row's,
+the median of the rounds. The limit is the network alone: what run.json has under "network". Labels are compared with
+MONAI's voxel by voxel. `torchrun` starts two processes of one thread; beside it the same two shards by hand, a thread
+each: torchrun is to have 95 % of their throughput. `--jobs 1` holds the threads that read and write at one each.
 """
 
 from __future__ import annotations
@@ -21,64 +25,91 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+import reading
 from in_turn import command_line
-from made_up_bundle import SHIPPED, with_monai_parts
+from made_up_bundle import SHIPPED, with_monai_parts, write_unetr_bundle
 
 from monai_vit3d.inferers import computes_in_bfloat16
 
 ROOT = Path(__file__).resolve().parents[1]
-PEER = "monai.bundle run"
-LOOP = """
-import sys
-from pathlib import Path
-import nibabel as nib, numpy as np, torch
-from monai.inferers import sliding_window_inference
-from monai_vit3d.weights import network_from
-weights, images, out = map(Path, sys.argv[1:])
-network = network_from(weights).eval()
-out.mkdir(exist_ok=True)
-for path in sorted(images.glob("*.nii.gz")):
-    image = nib.as_closest_canonical(nib.load(path))
-    x = torch.from_numpy(image.get_fdata(dtype=np.float32))[None, None]
-    x = (x - x.mean()) / x.std(correction=0)
-    with torch.no_grad():
-        labels = sliding_window_inference(x, (32, 48, 32), 4, network, overlap=0.5, mode="gaussian").argmax(1)[0]
-    made = nib.Nifti1Image(labels.numpy().astype(np.uint8), image.affine)
-    nib.save(made, out / path.name.replace(".nii", "_seg.nii"))
-"""
+PEER, LOOP, TORCHRUN, SHARDS = "monai.bundle run", "nibabel + torch", "torchrun x 2", "two shards x 1"
+EXPORTING = ("vit3d predict", "--bf16")
 
 
-def commands(images: Path, folder: Path) -> dict[str, tuple[Path, list[str]]]:
-    """Of each row the folder to start in and the words after Python; outputs go to a folder of the row's name."""
-    predict = ["-m", "monai_vit3d", "predict", str(images), "--bundle", str(SHIPPED), "--device", "cpu", "--overwrite"]
-    options: dict[str, list[str]] = {
-        "vit3d predict": [],
-        "--jobs 2": ["--jobs", "2"],
-        "--backend torch": ["--backend", "torch"],
-    }
+class Row(NamedTuple):
+    """Commands that run side by side, each the words after Python, in a folder, with so many threads each."""
+
+    commands: list[list[str]]
+    where: Path = ROOT
+    threads: int | None = None
+
+
+def rows_of(images: Path, folder: Path, whole: bool) -> dict[str, Row]:
+    """All rows by name; outputs go to a folder of the row's name."""
+    mine, peer = bundles(folder, whole)
+    verb = ["-m", "monai_vit3d", "predict", str(images), "--bundle", str(mine), "--device", "cpu", "--overwrite"]
+
+    def predict(name: str, *options: str) -> list[str]:
+        return [*verb, "-o", str(folder / name), *options]
+
+    rows = {"vit3d predict": Row([predict("vit3d predict")])}
+    options = {"--jobs 1": ["--jobs", "1"], "--backend torch": ["--backend", "torch"]}
     if computes_in_bfloat16("cpu"):
         options["--bf16"] = ["--bf16"]
-    rows = {name: (ROOT, [*predict, "-o", str(folder / name), *more]) for name, more in options.items()}
+    rows |= {name: Row([predict(name, *words)]) for name, words in options.items()}
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *predict(TORCHRUN)]
+    rows[TORCHRUN] = Row([two], threads=1)
+    rows[SHARDS] = Row([predict(SHARDS, "--shard", f"{i}/2") for i in (1, 2)], threads=1)
     run = ["-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml", "--dataset_dir", str(images)]
     run += ["--output_dir", str(folder / PEER), "--device", "$torch.device('cpu')"]
-    rows[PEER] = (with_monai_parts(Path(shutil.copytree(SHIPPED, folder / "peer"))), run)
-    loop = [str(SHIPPED / "models" / "model.pt"), str(images), str(folder / "nibabel + torch")]
-    rows["nibabel + torch"] = (ROOT, ["-c", LOOP, *loop])
+    rows[PEER] = Row([run], peer)
+    loop = [str(ROOT / "benchmarks" / "cohort_loop.py"), "ct" if whole else "crops"]
+    rows[LOOP] = Row([[*loop, str(mine), str(images), str(folder / LOOP)]])
     return rows
 
 
-def measured(where: Path, words: Sequence[str], env: Mapping[str, str]) -> tuple[float, float]:
-    """Seconds of wall clock and of CPU that a process takes."""
+def bundles(folder: Path, whole: bool) -> tuple[Path, Path]:
+    """Our bundle, and the same with MONAI's parts."""
+    if whole:
+        peer = write_unetr_bundle(folder / "peer", monai=True)
+        return write_unetr_bundle(folder / "ours"), with_monai_parts(peer)
+    return SHIPPED, with_monai_parts(Path(shutil.copytree(SHIPPED, folder / "peer")))
+
+
+def write_images(images: Path, whole: bool, count: int, shape: tuple[int, int, int]) -> None:
+    """So many images: crops of the Decathlon's, or one CT-like volume again and again."""
+    images.mkdir()
+    if whole:
+        reading.SHAPE = shape
+        reading.write_ct(images / "ct_0.nii.gz")
+        for i in range(1, count):
+            shutil.copyfile(images / "ct_0.nii.gz", images / f"ct_{i}.nii.gz")
+        return
+    data = Path(os.environ["MONAI_DATA_DIRECTORY"]) / "Task04_Hippocampus" / "imagesTr"
+    for path in sorted(data.glob("hippocampus_*.nii.gz"))[:count]:
+        shutil.copyfile(path, images / path.name)
+
+
+def measured(row: Row, env: Mapping[str, str]) -> tuple[float, float]:
+    """Seconds of wall clock and of CPU that a row's processes take."""
+    env = {**env, "OMP_NUM_THREADS": str(row.threads)} if row.threads else dict(env)
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run([sys.executable, "-W", "ignore", *words], cwd=where, env=env, capture_output=True, text=True)
+    piped = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    started = [
+        subprocess.Popen([sys.executable, "-W", "ignore", *words], cwd=row.where, env=env, **piped)
+        for words in row.commands
+    ]
+    for process in started:
+        _, said = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"{process.args}\n{said}")
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise SystemExit(f"{words}\n{done.stderr}")
     return wall, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
@@ -90,45 +121,41 @@ def labels(folder: Path) -> np.ndarray:
 
 def show(folder: Path, times: Mapping[str, list[tuple[float, float]]], volumes: int) -> None:
     """A line for each row."""
-    print(
-        f"{'':>18s} {'wall s':>7s} {'CPU s':>7s} {'volumes / CPU s':>16s} {'ratio':>6s} {'limit':>6s}"
-        f" {'labels equal':>13s}"
-    )
+    print(f"{'':>18s} {'wall s':>7s} {'CPU s':>7s} {'volumes / s':>12s} {'ratio':>6s} ", end="")
+    print(f"{'of CPU':>6s} {'limit':>7s} {'labels equal':>14s}")
     theirs = labels(folder / PEER)
     for name, pairs in times.items():
         wall, cpu = (statistics.median(column) for column in zip(*pairs))
-        ratio = statistics.median(peer[1] / mine[1] for peer, mine in zip(times[PEER], pairs))
+        ratios = [statistics.median(peer[i] / mine[i] for peer, mine in zip(times[PEER], pairs)) for i in (0, 1)]
         run = folder / name / "run.json"
-        limit = f"{json.loads(run.read_text())['stages']['network']:6.2f}" if run.is_file() else ""
+        limit = f"{json.loads(run.read_text())['stages']['network']:7.2f}" if run.is_file() else ""
         same = 100 * float((labels(folder / name) == theirs).mean())
-        print(
-            f"{name:>18s} {wall:7.2f} {cpu:7.2f} {volumes / cpu:16.2f} {ratio:6.2f} {limit:>6s} {same:11.4f} %",
-            flush=True,
-        )
+        print(f"{name:>18s} {wall:7.2f} {cpu:7.2f} {volumes / wall:12.3f} {ratios[0]:6.2f} ", end="")
+        print(f"{ratios[1]:6.2f} {limit:>7s} {same:12.4f} %", flush=True)
+    share = statistics.median(two[0] / one[0] for two, one in zip(times[SHARDS], times[TORCHRUN]))
+    print(f"throughput by torchrun: {share:.0%} of two shards' by hand (limit 95 %)")
 
 
 def main() -> None:
     """Measure and print."""
     parser = command_line(__doc__)
     parser.add_argument("--volumes", type=int, default=12)
+    parser.add_argument("--whole", action="store_true", help="CT-like volumes instead of crops")
+    parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 100), help="of whole volumes")
     args = parser.parse_args()
-    data = Path(os.environ["MONAI_DATA_DIRECTORY"]) / "Task04_Hippocampus" / "imagesTr"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         images = folder / "images"
-        images.mkdir()
-        for path in sorted(data.glob("hippocampus_*.nii.gz"))[: args.volumes]:
-            shutil.copyfile(path, images / path.name)
+        write_images(images, args.whole, args.volumes, tuple(args.shape))
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(args.threads)}
         env |= {"XDG_CACHE_HOME": str(folder / "cache")}
-        rows = commands(images, folder)
+        rows = rows_of(images, folder, args.whole)
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
         for i in range(args.rounds + 1):
-            for name, (where, words) in rows.items():
-                if not i and name in (PEER, "nibabel + torch"):
-                    continue  # they export nothing
-                found = measured(where, words, env)
-                times[name] += [found] if i else []
+            for name, row in rows.items():
+                if i or name in EXPORTING:
+                    found = measured(row, env)
+                    times[name] += [found] if i else []
         print(f"{args.volumes} volumes, {args.threads} threads, medians of {args.rounds} rounds")
         show(folder, times, args.volumes)
 
