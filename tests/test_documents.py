@@ -75,3 +75,9 @@ def test_what_is_in_the_files_is_documented(tmp_path):
     measured = {key for one in ranges for key in one}
     measured |= {key for one in ranges for label in one.get("labels", {}).values() for key in label}
     assert measured - documented == set()
+
+
+def test_the_table_of_bundles_has_all_of_them():
+    table = [line for line in (ROOT / "docs" / "bundles.md").read_text().splitlines() if line.startswith("| [")]
+    weights = {line.split("[")[1].split("]")[0]: line.endswith("| yes |") for line in table}
+    assert weights == {path.name: (path / "models").is_dir() for path in (ROOT / "bundles").iterdir() if path.is_dir()}
