@@ -22,6 +22,13 @@ UNETR |= {"num_heads": 6, "qkv_bias": True}
 PEERS = {"monai_vit3d.transforms.SeparableSpacingd": "Spacingd", "monai_vit3d.data.NiftiReader": "NibabelReader"}
 
 
+def shrink() -> None:
+    """Make the UNETR of this file narrow and its window small, to see whether a benchmark runs through."""
+    WINDOW[:] = [32] * 3
+    BACKBONE.update(embed_dim=48, num_heads=3)
+    UNETR.update(hidden_size=48, mlp_dim=192, num_heads=3)
+
+
 def segmenter() -> TokenSegmenter:
     """A UNETR of 12 blocks for 14 classes, in evaluation; its weights are the same every time."""
     torch.manual_seed(0)

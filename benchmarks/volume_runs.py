@@ -90,12 +90,12 @@ def ours(bundle: Bundle, images: list[Path], out: Path) -> list[dict]:
     return records
 
 
-def by_monai(root: Path, image: Path, out: Path) -> tuple[Callable[[], None], Clock]:
+def by_monai(root: Path, image: Path, out: Path, device: str = "cpu") -> tuple[Callable[[], None], Clock]:
     """MONAI's components of the bundle's config, one after another, and the clock of its network."""
     parser = ConfigParser()
     parser.read_config(str(root / "configs" / "inference.yaml"))
     parser["bundle_root"], parser["dataset_dir"], parser["output_dir"] = str(root), str(image.parent), str(out)
-    parser["device"] = "$torch.device('cpu')"
+    parser["device"] = f"$torch.device('{device}')"
     parser.get_parsed_content("imports")
     parts = [parser.get_parsed_content(name) for name in ("network", "preprocessing", "inferer", "postprocessing")]
     network, preprocessing, inferer, postprocessing = parts
@@ -104,7 +104,7 @@ def by_monai(root: Path, image: Path, out: Path) -> tuple[Callable[[], None], Cl
     def run() -> None:
         data = preprocessing({"image": str(image)})
         with torch.no_grad():
-            data["pred"] = inferer(data["image"][None], clock)[0]
+            data["pred"] = inferer(data["image"][None].to(device), clock)[0]
         postprocessing(data)
 
     return run, clock
