@@ -236,8 +236,27 @@ def grouped(network: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     return lambda: network(x)
 
 
+def up_by_product(module: nn.ConvTranspose3d, x: Tensor) -> Tensor:
+    """A transposed convolution whose stride is its kernel: a product over channels, and the voxels put into place."""
+    batch, _, height, width, depth = x.shape
+    a, b, c = module.kernel_size
+    found = module.weight.flatten(1).t() @ x.flatten(2)
+    found = found.view(batch, -1, a, b, c, height, width, depth).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    found = found.reshape(batch, -1, height * a, width * b, depth * c)
+    return found if module.bias is None else found + module.bias.view(-1, 1, 1, 1)
+
+
+def products(network: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """The row before, and transposed convolutions by :func:`up_by_product`."""
+    for module in network.modules():
+        if isinstance(module, nn.ConvTranspose3d) and module.stride == module.kernel_size:
+            module.forward = partial(up_by_product, module)  # type: ignore[method-assign]
+    return grouped(network, x)
+
+
 WAYS: dict[str, Callable[[nn.Module, Tensor], Callable[[], Tensor]]] = {
     "instance norms as group norms": grouped,
+    "and transposed convolutions as products": products,
     "channels last": channels_last,
     "torch.jit, frozen": frozen,
     "torch.utils.mkldnn.to_mkldnn": packed,
