@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --small     # small networks and images, on a CPU, too; taken by itself without CUDA
 
 Each row prints ours, its peer, the ratio (the peer's over ours, the median of the pairs) and a limit, in ms unless
-said, as soon as it is measured. A row that fails prints its error, one that would begin after --minutes is left out: on a
-busy CPU the last two, which compile for some minutes (`--only compiled graph`).
+said, as soon as it is measured. A row that fails prints its error, one that would begin after --minutes is left out:
+on a busy CPU the last two, which compile for some minutes (`--only compiled graph`).
 
 - file: a CT-like volume (512x512x100) through a UNETR of 14 classes to a label file, warm, all that `vit3d predict`
   does for a case, against MONAI's components with the same weights in float32; the limit is the stage "network". Peak
