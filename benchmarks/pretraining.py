@@ -90,6 +90,7 @@ JOBS = {
     "linear, frozen": Job("linear", 150, 500, frozen=True),
     **{f"{kind}, {n} cases": Job(kind, n, steps) for kind, steps in (("linear", 500), ("unetr", 600)) for n in CASES},
     "light, 10 cases": Job("light", 10, 300, patch=4, looks=3, rates=(("mae", 0.002),)),
+    "light, 10 cases, longer": Job("light", 10, 500, patch=4, looks=5, rates=(("scratch", 0.003), ("mae", 0.002))),
 }
 
 
