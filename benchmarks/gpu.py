@@ -105,11 +105,10 @@ def _append(found: list, call: Callable[[], object]) -> None:
 
 def compiled_files(folder: Path, small: bool, rounds: int) -> None:
     """`--backend compile` against the plain network, both ours, in bfloat16."""
-    root = folder / "unetr-ours"
-    (image,) = (folder / "unetr" / "images").iterdir()
-    plain, fast = (accelerate(load_bundle(root, DEVICE), backend, True) for backend in ("torch", "compile"))
-    calls = {"ours": partial(ours, fast, [image], folder / "compiled")}
-    calls["peer"] = partial(ours, plain, [image], folder / "plain")
+    case = next(cases(folder / "compiled", False, "unetr"))
+    plain, fast = (accelerate(load_bundle(case.bundle, DEVICE), backend, True) for backend in ("torch", "compile"))
+    calls = {"ours": partial(ours, fast, [case.image], folder / "fast")}
+    calls["peer"] = partial(ours, plain, [case.image], folder / "plain")
     times = timed(calls, rounds)
     show("file, --backend compile / torch", times, calls["ours"]()[0]["stages"]["network"])
 
