@@ -21,7 +21,8 @@ class UprightInferer(HeadInferer):
     """Lay a head upright and in a template's size by a :class:`HeadLocalizer`, label it, and take the labels back.
 
     Outside of the box everything is background. A head that is not found for certain is not labelled, and
-    :attr:`doubts` says so.
+    :attr:`doubts` says so. :attr:`certain` is the figure that ``least_probability`` is compared with, of the last
+    head; None where the localizer found no head.
 
     Args:
         inferer: runs the network on the box, such as an ``AutocastInferer``.
@@ -51,11 +52,12 @@ class UprightInferer(HeadInferer):
         self.box, self.box_spacing_mm, self.spacing_mm = (box[0], box[1], box[2]), box_spacing_mm, spacing_mm
         self.centre_mm = torch.tensor(list(centre_mm), dtype=torch.float64)
         self.least_probability = least_probability
+        self.certain: float | None = None
         self._brightness = ScaleIntensityRangePercentiles(0.5, 99.5, 0.0, 1.0, clip=True)
 
     def _label(self, volume: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Label one head, (1, H, W, D)."""
-        volume_cpu, spacing = volume.float().cpu(), [self.spacing_mm] * 3
+        volume_cpu, spacing, self.certain = volume.float().cpu(), [self.spacing_mm] * 3, None
         self.pose = pose = self.localizer(volume_cpu, spacing)
         logits = torch.full((self.num_classes, *volume.shape[1:]), LEAST_PROBABILITY)
         logits[0] = 1
@@ -67,10 +69,10 @@ class UprightInferer(HeadInferer):
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
         answer = torch.as_tensor(self.inferer(image[None].to(device), network, *args, **kwargs))[0]
         probabilities = answer.float().softmax(0).cpu()
-        certain = _median_probability(probabilities)
-        if certain < self.least_probability:
+        self.certain = _median_probability(probabilities)
+        if self.certain < self.least_probability:
             least = f"expected {self.least_probability} or more"
-            self._doubt(f"{NO_HEAD}: the median of its structures' probabilities is {certain:.2f}; {least}")
+            self._doubt(f"{NO_HEAD}: the median of its structures' probabilities is {self.certain:.2f}; {least}")
             return logits.log_()
         for text in turn_doubts(pose):
             self._doubt(text)
