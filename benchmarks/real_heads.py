@@ -12,6 +12,7 @@ The limits: 30 s a head, and the bundle's least median, which all heads are to r
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,10 +43,8 @@ def images(paths: list[Path]) -> Iterator[tuple[str, nib.Nifti1Image]]:
     for number, smoothing in enumerate([0, 0, 0, 1, 2, 3, 5, 8, 12, 20]):
         noise = np.random.default_rng(number).normal(size=NOISE_SHAPE)
         smooth = gaussian_filter(noise, smoothing) if smoothing else noise
-        yield (
-            f"noise, smoothed by {smoothing}",
-            nib.Nifti1Image((100 + 20 * smooth / smooth.std()).astype("f4"), np.eye(4)),
-        )
+        voxels = (100 + 20 * smooth / smooth.std()).astype(np.float32)
+        yield f"noise, smoothed by {smoothing}", nib.Nifti1Image(voxels, np.eye(4))
 
 
 def dice(one: np.ndarray, other: np.ndarray) -> float:
@@ -54,7 +53,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def print_tissues(labels: np.ndarray) -> None:
-    """Compare the brain, the cerebral white matter and the cortex with the maps, the two within the labelled cerebrum."""
+    """Compare the brain with the maps and, within the labelled cerebrum, its white matter and cortex."""
     maps = (load_mni152_wm_template(resolution=1), load_mni152_gm_template(resolution=1))
     white, grey = (np.asarray(one.dataobj) for one in maps)
     brain = [value for name, value in VALUE.items() if not any(word in name for word in NO_BRAIN)]
@@ -73,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("heads", nargs="*", type=Path, help="further heads")
     args = parser.parse_args()
+    logging.disable(logging.WARNING)  # the doubts stand in the lines
     predictor = Predictor(BUNDLE, device="cpu", anyway=True)
     inferer, template_labels = predictor.bundle.inferer, None
     print(f"least median {inferer.least_probability}\n{'':40s} {'s':>5s} {'median':>7s} {'ml':>6s}")
