@@ -93,8 +93,10 @@ def test_a_schema_names_types_and_meanings_of_the_functions_arguments(talk):
             assert ":func:" not in argument["description"]
     schema = talk["tools"]["predict"].input_schema
     assert schema["required"] == ["inputs", "output", "bundle"]
-    number = {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": None, "description": ""}
-    assert schema["properties"]["jobs"] | {"description": ""} == number
+    assert schema["properties"]["jobs"] | {"description": ""} == {"type": "integer", "description": ""}
+    assert schema["properties"]["strict"] | {"description": ""} == {
+        "type": "boolean", "default": False, "description": ""
+    }  # fmt: skip
     assert not {"safe", "on_case", "on_plan"} & {*schema["properties"]}
     assert talk["tools"]["check"].annotations.read_only_hint
     assert not talk["tools"]["embed"].annotations.read_only_hint

@@ -34,6 +34,7 @@ from monai_vit3d.weights import (
 from monai_vit3d.weights.convert.families import FAMILIES
 from tests.helpers import run_python, run_warm
 from tests.hub_cache import COMMIT, cached_file, use_offline
+from tests.weights.convert import published_forwards as forwards
 from tests.weights.convert.test_published import OWN, primus_v1, spectre, spectre_combiner
 
 # of an entry: the layout that was given, and its heads
@@ -143,14 +144,15 @@ def test_the_hubs_own_warnings_of_each_try_are_not_shown(cache, monkeypatch):
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_licence_is_accepted_and_travels_with_the_weights(cache, tmp_path):
-    state, x, tokens, options = spectre()
+    state, x, _, options = spectre()
+    tokens = forwards.box_vit(state, x, 4, eps=1e-5)  # as the recipe of this model has it
     entry = published_model("spectre_large")
     torch.save(state, cached_file(cache, entry.repository, entry.file))
     sizes = {**options, "num_heads": 4}
     with pytest.raises(UsageError, match=r"cc-by-nc-sa-4\.0, not for commercial use.*accept_licence=True"):
         create_model("spectre_large", pretrained=True, **sizes)
     net = create_model("spectre_large", pretrained=True, accept_licence=True, **sizes)
-    assert (net.forward_features(x) - tokens).abs().max() <= 1e-5 * tokens.abs().max()
+    assert (net.forward_features(x) - tokens).abs().max() <= 1e-6 * tokens.abs().max()
 
     save_backbone(net, tmp_path / "backbone.safetensors")
     with safe_open(tmp_path / "backbone.safetensors", "pt") as file:
