@@ -39,11 +39,11 @@ import torch
 from in_turn import added_bytes, timed
 from made_up_bundle import WINDOW, segmenter, shrink
 from monai.networks.nets import ViT
-from torch import Tensor, nn
+from network import Tokens
+from torch import Tensor
 from volume_runs import Case, by_monai, cases, ours
 
 from monai_vit3d.bundle.load import load_bundle
-from monai_vit3d.networks import VisionTransformer3D
 from monai_vit3d.pipeline.acceleration import accelerate
 from monai_vit3d.weights.convert import from_monai_vit
 
@@ -126,18 +126,6 @@ def in_bfloat16(network: Callable[[Tensor], Any], x: Tensor) -> Tensor:
     return found[0] if isinstance(found, tuple) else found
 
 
-class _Tokens(nn.Module):
-    """A backbone as a network of one tensor."""
-
-    def __init__(self, backbone: VisionTransformer3D) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normed tokens."""
-        return self.backbone.forward_features(x)
-
-
 @torch.inference_mode()
 def encoder(folder: Path, small: bool, rounds: int) -> None:
     """Plain and compiled, against MONAI's."""
@@ -160,7 +148,7 @@ def encoder(folder: Path, small: bool, rounds: int) -> None:
         x = torch.randn(1, 1, side, side, side, device=DEVICE)
         work = depth * (24 * tokens * width**2 + 4 * tokens**2 * width) + 2 * tokens * 16**3 * width
         peer = partial(in_bfloat16, theirs.to(DEVICE), x)
-        for name, network in (("", _Tokens(backbone)), (", compiled", torch.compile(_Tokens(backbone)))):
+        for name, network in (("", Tokens(backbone)), (", compiled", torch.compile(Tokens(backbone)))):
             times = timed({"ours": partial(in_bfloat16, network, x), "peer": peer}, rounds, warm=2)
             show(f"encoder, {tokens} tokens{name}", times, work / rate)
             reached = work / statistics.median(times["ours"]) / rate

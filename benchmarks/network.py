@@ -102,11 +102,11 @@ def tokens_of(name: str, depth: int) -> Callable[[Tensor], Tensor]:
     """A volume to normed tokens."""
     theirs, ours = vits(depth)
     if name == "openvino":
-        return BackendNetwork(_Tokens(ours).eval())
+        return BackendNetwork(Tokens(ours).eval())
     return (lambda x: theirs(x)[0]) if name == "MONAI" else ours.forward_features
 
 
-class _Tokens(nn.Module):
+class Tokens(nn.Module):
     """A backbone as a network of one tensor."""
 
     def __init__(self, backbone: VisionTransformer3D) -> None:
@@ -151,7 +151,7 @@ def encoder(rounds: int, rate: float) -> None:
             (side,) * 3, patch, embed_dim=width, num_heads=width // 64, depth=4, class_token=False, global_pool=""
         ).eval()
         x = torch.randn(1, 1, side, side, side)
-        networks = {kind: BackendNetwork(_Tokens(ours).eval(), kind) for kind in ("compile", "openvino")}
+        networks = {kind: BackendNetwork(Tokens(ours).eval(), kind) for kind in ("compile", "openvino")}
         calls = {"PyTorch": partial(ours.forward_features, x), **{k: partial(net, x) for k, net in networks.items()}}
         calls["MONAI"] = partial(Blocks(ours).eval(), x)
         compare(f"4 blocks, {(side // patch) ** 3} tokens (peer: timm)", calls, max(rounds, 5), rate)
@@ -177,7 +177,7 @@ def half(rounds: int, rate: float) -> None:
     for side in (96, 128):
         torch.manual_seed(0)
         options = {"embed_dim": 384, "num_heads": 6, "depth": 4, "class_token": False, "global_pool": ""}
-        fused = _Tokens(VisionTransformer3D((side,) * 3, 8, **options)).eval()
+        fused = Tokens(VisionTransformer3D((side,) * 3, 8, **options)).eval()
         unfused = copy.deepcopy(fused)
         for block in unfused.backbone.blocks:
             block.attn.fused_attn = False
